@@ -1,0 +1,64 @@
+# Every target works on a machine that has Python >= 3.11 and make; the rest is fetched into .venv and .orderstream.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUNDLE := $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem))
+BASE_URL ?= http://127.0.0.1:3000
+ORDER_PATH ?= /orders
+ID_FIELD ?= orderId
+K6_ENV = --env BASE_URL=$(BASE_URL) --env ORDER_PATH=$(ORDER_PATH) --env ID_FIELD=$(ID_FIELD)
+
+ifneq ($(BUNDLE),)
+export REQUESTS_CA_BUNDLE ?= $(BUNDLE)
+export SSL_CERT_FILE ?= $(BUNDLE)
+export PIP_CERT ?= $(BUNDLE)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help up down test check k6 k6-quick bench-smoke lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: $(READY) ## start everything on this machine; Ctrl-C stops it
+	@exec $(BIN)/orderstream up
+
+down: $(READY) ## stop what `up` started
+	@$(BIN)/orderstream down
+
+test: $(READY) ## run every test on real parts, on ports and state of their own
+	@$(BIN)/pytest
+
+check: $(READY) ## lint, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+k6: $(READY) ## load the running system: 5 -> 40 orders/s over 3.5 minutes
+	@$(BIN)/k6 run k6/orderstream.js $(K6_ENV)
+
+k6-quick: $(READY) ## load the running system: 5 users for 30 s
+	@$(BIN)/k6 run k6/orderstream.js --vus 5 --duration 30s $(K6_ENV)
+
+bench-smoke: $(READY) ## measure settled orders/s, settle time and memory on a system of its own
+	@$(BIN)/python -m bench.smoke
+
+lock: $(READY) ## pin the newest versions of all requirements, with hashes
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade pyproject.toml -o requirements/runtime.txt
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade --all-extras pyproject.toml -o requirements/dev.txt
+
+clean: ## remove the virtual environment and every cache (state stays: see `orderstream reset`)
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip fetches the one pinned installer; it fetches the rest in seconds and checks every hash.
+$(READY): pyproject.toml requirements/uv.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "OrderStream needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@[ -x $(BIN)/pip ] || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the pinned requirements"
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --system-certs --compile-bytecode --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --offline --no-build-isolation --no-deps -e .
+	@touch $@
