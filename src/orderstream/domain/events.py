@@ -1,0 +1,183 @@
+"""The events of OrderStream: their payloads, their topics, and the one builder of each.
+
+An event is a fact about one order. Ids are derived from order and type, and `occurredAt` is the recorded time of the
+decision, so whoever repeats an event repeats it exactly (P7).
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Generic, TypeVar
+from uuid import UUID, uuid5
+
+from msgspec import Struct
+
+from orderstream.domain.order import FailureReason, PaymentState, Status, StockState
+
+NAMESPACE = UUID("6f1d1c0e-5a55-5d0b-9d6e-0d7a3b1f4c21")
+"""Namespace of the name-based event ids; changing it changes the id of every event."""
+
+VERSION = 1
+
+
+class Payload(Struct, frozen=True, kw_only=True, rename="camel"):
+    """The domain fields of an event; names are camelCase in JSON, money is a decimal string."""
+
+    order_id: str
+
+
+P_co = TypeVar("P_co", bound=Payload, covariant=True)
+
+
+class Event(Struct, Generic[P_co], frozen=True, kw_only=True, rename="camel"):
+    """The envelope around every payload. `correlationId` is the order id, which is also the key in Kafka."""
+
+    type: str
+    version: int
+    id: UUID
+    occurred_at: datetime
+    correlation_id: str
+    payload: P_co
+
+
+class Item(Struct, frozen=True, kw_only=True):
+    """One line of an order: `qty` units of a SKU at `price` each, in the order's currency."""
+
+    sku: str
+    qty: int
+    price: Decimal
+
+
+class StockLine(Struct, frozen=True, kw_only=True):
+    """One line of a reservation."""
+
+    sku: str
+    qty: int
+
+
+class OrderCreated(Payload, frozen=True, kw_only=True, rename="camel"):
+    """An order was accepted; `amount` is what to charge, which need not be the sum of the lines."""
+
+    user_id: str
+    items: tuple[Item, ...]
+    amount: Decimal
+    currency: str
+
+
+class OrderAborted(Payload, frozen=True, kw_only=True, rename="camel"):
+    """Undo whatever was done for this order; the one compensation command."""
+
+    status: Status
+    reason: FailureReason | None = None
+
+
+class PaymentAuthorized(Payload, frozen=True, kw_only=True, rename="camel"):
+    """The provider holds the amount for us."""
+
+    items: tuple[Item, ...]
+    amount: Decimal
+    currency: str
+
+
+class PaymentFailed(Payload, frozen=True, kw_only=True, rename="camel"):
+    """No money was taken, and none will be."""
+
+    reason: FailureReason
+
+
+class PaymentVoided(Payload, frozen=True, kw_only=True, rename="camel"):
+    """Whatever was held was given back, and nothing can be taken any more; `reason` is the abort's."""
+
+    reason: FailureReason | None = None
+
+
+class InventoryReserved(Payload, frozen=True, kw_only=True, rename="camel"):
+    """All lines of the order are held."""
+
+    items: tuple[StockLine, ...]
+
+
+class InventoryFailed(Payload, frozen=True, kw_only=True, rename="camel"):
+    """No line is held; `skus` were unknown or short."""
+
+    reason: FailureReason
+    skus: tuple[str, ...]
+
+
+class InventoryReleased(Payload, frozen=True, kw_only=True, rename="camel"):
+    """Nothing is held any more, and nothing will be; `items` were given back, `reason` is the abort's."""
+
+    items: tuple[StockLine, ...]
+    reason: FailureReason | None = None
+
+
+class Decided(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A fact and the time at which it was decided."""
+
+    state: PaymentState | StockState
+    decided_at: datetime | None = None
+
+
+class OrderUpdated(Payload, frozen=True, kw_only=True, rename="camel"):
+    """The order's row as it stands; versions may have gaps, readers keep the highest."""
+
+    user_id: str
+    amount: Decimal
+    currency: str
+    status: Status
+    failure_reason: FailureReason | None
+    payment: Decided
+    stock: Decided
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+PAYLOADS: dict[str, type[Payload]] = {
+    "order.created": OrderCreated,
+    "order.aborted": OrderAborted,
+    "order.updated": OrderUpdated,
+    "payment.authorized": PaymentAuthorized,
+    "payment.failed": PaymentFailed,
+    "payment.voided": PaymentVoided,
+    "inventory.reserved": InventoryReserved,
+    "inventory.failed": InventoryFailed,
+    "inventory.released": InventoryReleased,
+}
+"""Event type -> payload. An event travels in the topic `<type>.v<version>`."""
+
+_TYPES = {payload: name for name, payload in PAYLOADS.items()}
+
+
+def topic(event_type: str) -> str:
+    """Return the topic of an event type."""
+    return f"{event_type}.v{VERSION}"
+
+
+TOPICS: tuple[str, ...] = tuple(topic(name) for name in PAYLOADS)
+
+
+def build(payload: Payload, occurred_at: datetime) -> Event[Payload]:
+    """Put a payload into its envelope. `occurred_at` is the recorded time of the decision, never the time of sending."""
+    event_type = _TYPES[type(payload)]
+    name = f"{payload.order_id}:{event_type}"
+    if isinstance(payload, OrderUpdated):
+        name += f":{payload.version}"
+    return Event(
+        type=event_type,
+        version=VERSION,
+        id=uuid5(NAMESPACE, name),
+        occurred_at=occurred_at,
+        correlation_id=payload.order_id,
+        payload=payload,
+    )
+
+
+def stock_lines(lines: dict[str, int]) -> tuple[StockLine, ...]:
+    """Turn SKU -> quantity into the lines of an event, in the order of the SKUs."""
+    return tuple(StockLine(sku=sku, qty=qty) for sku, qty in sorted(lines.items()))
+
+
+def wanted(items: Sequence[Item]) -> dict[str, int]:
+    """Turn the items of an order into SKU -> quantity."""
+    return {item.sku: item.qty for item in items}

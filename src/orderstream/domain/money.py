@@ -1,0 +1,57 @@
+"""Money: exact decimals, with as many digits after the point as the currency has. Nothing is ever rounded."""
+
+import re
+from decimal import Decimal
+
+MAX_INTEGER_DIGITS = 12
+_PLAIN = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
+_NUMBER = re.compile(r"([0-9]+)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
+
+# ISO 4217: the active currencies by the number of digits after the point.
+_DIGITS: dict[int, str] = {
+    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
+    2: "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF CHW"
+    " CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR"
+    " ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV"
+    " MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD"
+    " SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD USN UYU UZS VED VES WST XCD XCG YER ZAR ZMW ZWG",
+    3: "BHD IQD JOD KWD LYD OMR TND",
+    4: "CLF UYW",
+}
+MINOR_DIGITS: dict[str, int] = {code: digits for digits, codes in _DIGITS.items() for code in codes.split()}
+
+
+class MoneyError(ValueError):
+    """The text is not an acceptable amount of money; the message says why, in words for the client."""
+
+
+def parse(text: str, *, quoted: bool) -> Decimal:
+    """Read an amount exactly as written.
+
+    `quoted` says that it stood in a JSON string, where only plain decimal notation is accepted; a bare JSON number may
+    have an exponent. Raises MoneyError for anything that is not a positive amount of at most 12 integer digits.
+    """
+    pattern = _PLAIN if quoted else _NUMBER
+    if len(text) > 64 or not pattern.fullmatch(text):
+        raise MoneyError("must be a decimal number such as 129.00")
+    amount = Decimal(text)
+    if amount <= 0:
+        raise MoneyError("must be greater than 0")
+    if amount.adjusted() >= MAX_INTEGER_DIGITS:
+        raise MoneyError(f"must have at most {MAX_INTEGER_DIGITS} digits before the point")
+    return amount
+
+
+def in_currency(amount: Decimal, currency: str) -> Decimal:
+    """Write a parsed amount with exactly the digits of a known currency: 129 USD becomes 129.00.
+
+    Raises MoneyError when the amount has more digits than the currency, trailing zeros aside.
+    """
+    digits = MINOR_DIGITS[currency]
+    exponent = amount.as_tuple().exponent
+    if exponent == -digits:
+        return amount
+    exact = amount.quantize(Decimal(1).scaleb(-digits))
+    if exact != amount:
+        raise MoneyError(f"must have at most {digits} digits after the point in {currency}")
+    return exact

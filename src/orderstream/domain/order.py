@@ -1,0 +1,134 @@
+"""What an order's events add up to: facts merge by maximum, and the status is derived from the facts (P4, P6, P7).
+
+Merging is commutative, associative and idempotent, so duplicates and reordering never change where an order ends.
+"""
+
+from datetime import datetime
+from typing import Literal, assert_never
+
+from msgspec import Struct
+
+Status = Literal["PROCESSING", "PAID", "CONFIRMED", "FAILED", "CANCELLED"]
+PaymentState = Literal["none", "authorized", "failed", "voided"]
+StockState = Literal["none", "reserved", "failed", "released"]
+FailureReason = Literal["PAYMENT_DECLINED", "PROVIDER_UNAVAILABLE", "OUT_OF_STOCK", "UNKNOWN_SKU", "TIMED_OUT"]
+
+PAYMENT_RANK: dict[PaymentState, int] = {"none": 0, "authorized": 1, "failed": 2, "voided": 3}
+STOCK_RANK: dict[StockState, int] = {"none": 0, "reserved": 1, "failed": 2, "released": 3}
+
+
+class Facts(Struct, frozen=True):
+    """What is known of an order's payment and stock, each with the time at which it was decided."""
+
+    payment: PaymentState = "none"
+    stock: StockState = "none"
+    payment_at: datetime | None = None
+    stock_at: datetime | None = None
+
+
+class News(Struct, frozen=True):
+    """What one event, or several folded into one, says: facts, and why the order fails if it does."""
+
+    facts: Facts
+    payment_reason: FailureReason | None = None
+    stock_reason: FailureReason | None = None
+
+    @property
+    def reason(self) -> FailureReason | None:
+        """The reason that an order failed by this news is given; stock's comes first, as it is decided last."""
+        return self.stock_reason or self.payment_reason
+
+
+class OrderState(Struct, frozen=True):
+    """The part of an order that events change."""
+
+    status: Status
+    facts: Facts
+    failure_reason: FailureReason | None = None
+    version: int = 1
+
+
+def settled(status: Status) -> bool:
+    """Say whether an order in this status is at its end; only an accepted cancel moves a CONFIRMED one further."""
+    return status not in ("PROCESSING", "PAID")
+
+
+def merge(left: Facts, right: Facts) -> Facts:
+    """Return the stronger of each fact, with its time; of equal facts the earlier time, an undated one last."""
+    payment, payment_at = left.payment, left.payment_at
+    if _stronger(PAYMENT_RANK[right.payment], right.payment_at, PAYMENT_RANK[payment], payment_at):
+        payment, payment_at = right.payment, right.payment_at
+    stock, stock_at = left.stock, left.stock_at
+    if _stronger(STOCK_RANK[right.stock], right.stock_at, STOCK_RANK[stock], stock_at):
+        stock, stock_at = right.stock, right.stock_at
+    return Facts(payment, stock, payment_at, stock_at)
+
+
+def _stronger(rank: int, at: datetime | None, other_rank: int, other_at: datetime | None) -> bool:
+    if rank != other_rank:
+        return rank > other_rank
+    return at is not None and (other_at is None or at < other_at)
+
+
+def fold(left: News, right: News) -> News:
+    """Fold two pieces of news of one order into one. The reason that goes with the stronger fact is kept."""
+    facts = merge(left.facts, right.facts)
+    return News(
+        facts,
+        _reason(facts.payment, (left.facts.payment, left.payment_reason), (right.facts.payment, right.payment_reason)),
+        _reason(facts.stock, (left.facts.stock, left.stock_reason), (right.facts.stock, right.stock_reason)),
+    )
+
+
+def _reason(winner: str, *stated: tuple[str, FailureReason | None]) -> FailureReason | None:
+    """Return the reason stated with the winning fact; should several be stated, always the same one of them."""
+    return max((reason for state, reason in stated if state == winner and reason), default=None)
+
+
+def derive(payment: PaymentState, stock: StockState) -> Status:
+    """Return the status of an order that nobody cancelled or timed out: the table of promise P4."""
+    if payment in ("failed", "voided") or stock in ("failed", "released"):
+        return "FAILED"
+    match payment:
+        case "none":
+            return "PROCESSING"
+        case "authorized":
+            return "CONFIRMED" if stock == "reserved" else "PAID"
+        case _:
+            assert_never(payment)
+
+
+def apply(order: OrderState, news: News) -> OrderState:
+    """Return the order after the news: facts always merge, a settled status stays.
+
+    The version grows by one when status, failure reason or a fact changes; otherwise `order` itself comes back.
+    """
+    facts = merge(order.facts, news.facts)
+    status, reason = order.status, order.failure_reason
+    if not settled(status):
+        status = derive(facts.payment, facts.stock)
+        if status == "FAILED":
+            reason = news.reason
+    if status == order.status and facts == order.facts:
+        return order
+    return OrderState(status, facts, reason, order.version + 1)
+
+
+def compensated(facts: Facts) -> bool:
+    """Say whether nothing is left to undo for an order that ended FAILED or CANCELLED (P5)."""
+    return facts.payment in ("failed", "voided") and facts.stock != "reserved"
+
+
+def aborts(before: OrderState, after: OrderState, news: News) -> bool:
+    """Say whether `order.aborted` must be emitted after `news` turned `before` into `after`.
+
+    Yes when this batch set FAILED and there may be something to undo, and again when an event of a step that was still
+    under way meets an aborted order which is not compensated. Never in answer to voided, released or payment.failed,
+    which are themselves answers to an abort: so the event graph has no cycle.
+    """
+    if after.status not in ("FAILED", "CANCELLED"):
+        return False
+    if before.status != after.status:
+        return after.facts.payment != "failed" or after.facts.stock != "none"
+    step_under_way = news.facts.payment == "authorized" or news.facts.stock in ("reserved", "failed")
+    return step_under_way and not compensated(after.facts)

@@ -1,0 +1,69 @@
+"""How every process connects to Postgres: with timeouts, in UTC, and with plans that hold on an empty table."""
+
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+
+Connection = psycopg.Connection[TupleRow]
+AsyncConnection = psycopg.AsyncConnection[TupleRow]
+
+CONNECT_TIMEOUT_SECONDS = 3
+STATEMENT_TIMEOUT_SECONDS = 10
+LOCK_TIMEOUT_SECONDS = 5
+IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 45
+"""Longer than the relay waits for Kafka's acknowledgements while it holds its rows."""
+
+TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")
+TRANSIENT_STATES = ("55P03", "25006", "25P03", "25P04")
+FATAL_CLASSES = ("42", "3D", "3F", "28")
+
+
+def options(name: str) -> dict[str, Any]:
+    """Return the keyword arguments that every connection of process `name` is made with.
+
+    Sequential scans are off: a plan prepared while a table is empty would else scan it until autovacuum comes by.
+    """
+    limits = {
+        "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
+        "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
+        "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s",
+        "timezone": "UTC",
+        "enable_seqscan": "off",
+        "jit": "off",
+    }
+    return {
+        "application_name": name,
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "options": " ".join(f"-c {key}={value}" for key, value in limits.items()),
+        "prepare_threshold": 0,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+    }
+
+
+def connect(url: str, name: str) -> Connection:
+    """Open a connection in autocommit mode. Raises psycopg.OperationalError when Postgres cannot be reached."""
+    return psycopg.connect(url, autocommit=True, **options(name))
+
+
+async def connect_async(url: str, name: str) -> AsyncConnection:
+    """Open an asyncio connection in autocommit mode. Raises as `connect` does."""
+    return await psycopg.AsyncConnection.connect(url, autocommit=True, **options(name))
+
+
+def is_transient(error: Exception) -> bool:
+    """Say whether the same statements may succeed later: a lost connection, a deadlock, a full or stopping server."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    state = error.sqlstate
+    if state is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return state.startswith(TRANSIENT_CLASSES) or state in TRANSIENT_STATES
+
+
+def is_fatal(error: Exception) -> bool:
+    """Say whether no retry and no other record can help: a missing table or column, a wrong password."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(FATAL_CLASSES)

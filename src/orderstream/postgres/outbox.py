@@ -1,0 +1,43 @@
+"""The outbox: events decided by HTTP or a clock, committed with their decision, published by the relay (P1, P5)."""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+
+from orderstream.domain.events import Event, Payload, topic
+from orderstream.postgres.connect import Connection
+from orderstream.postgres.sql import load
+
+CHANNEL = "orderstream_outbox"
+"""NOTIFY channel that wakes the relay."""
+
+SQL = load("orderstream.postgres")
+_encode = msgspec.json.Encoder().encode
+
+
+class OutboxRow(Struct, frozen=True):
+    """An event to publish, with the W3C trace context of whoever decided it."""
+
+    event: Event[Payload]
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+def parameters(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
+    """Return the arrays that the block `append_to_outbox` takes, one element a row."""
+    return {
+        "topics": [topic(row.event.type) for row in rows],
+        "order_ids": [row.event.correlation_id for row in rows],
+        "event_ids": [row.event.id for row in rows],
+        "values": [_encode(row.event).decode() for row in rows],
+        "traceparents": [row.traceparent for row in rows],
+        "tracestates": [row.tracestate for row in rows],
+    }
+
+
+def append(tx: Connection, rows: Sequence[OutboxRow]) -> None:
+    """Add events to the outbox within the caller's transaction, and wake the relay when it commits."""
+    if rows:
+        tx.execute(SQL["append_to_outbox"], parameters(rows))
+        tx.execute(SQL["wake_relay"])

@@ -1,0 +1,28 @@
+"""Named SQL: each room keeps its statements in a `queries.sql`, in blocks that begin with `-- name: <name>`."""
+
+import re
+from importlib import resources
+from typing import LiteralString, cast
+
+_NAME = re.compile(r"^-- name: *([a-z_]+) *$", re.MULTILINE)
+
+
+def load(package: str, file: str = "queries.sql") -> dict[str, LiteralString]:
+    """Read the blocks of `file` in `package`: name -> statement, comments stripped.
+
+    Raises ValueError when two blocks share a name, or text stands before the first one.
+    """
+    text = resources.files(package).joinpath(file).read_text(encoding="utf-8")
+    preamble, *rest = _NAME.split(text)
+    if _strip(preamble):
+        raise ValueError(f"{package}/{file}: a statement stands before the first '-- name:'")
+    names, bodies = rest[::2], rest[1::2]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{package}/{file}: two blocks share a name")
+    # The statements come from files of this package, so they are as literal as source code is.
+    return {name: cast("LiteralString", _strip(body)) for name, body in zip(names, bodies, strict=True)}
+
+
+def _strip(body: str) -> str:
+    lines = (line for line in body.splitlines() if not line.lstrip().startswith("--"))
+    return "\n".join(lines).strip().rstrip(";")
