@@ -1,0 +1,98 @@
+"""Every metric of OrderStream, in one typed registry: its name, kind, labels and meaning stand together, once.
+
+Bind a metric to its labels when a process starts (`CONSUMED.labels(service, topic)`) and touch it once a batch, so that
+it costs an order nothing. Times are in seconds, sizes in what the name ends in.
+"""
+
+import prometheus_client
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
+"""Media type of `exposition`."""
+
+REGISTRY = CollectorRegistry()
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+ProcessCollector(registry=REGISTRY)
+
+
+class Description(Struct, frozen=True):
+    """What the documentation says of one metric."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+CATALOGUE: list[Description] = []
+"""One description of every metric below, in this order."""
+
+_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    CATALOGUE.append(Description(name, "counter", labels, meaning))
+    return Counter(name, meaning, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    CATALOGUE.append(Description(name, "gauge", labels, meaning))
+    return Gauge(name, meaning, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    CATALOGUE.append(Description(name, "histogram", labels, meaning))
+    return Histogram(name, meaning, labels, buckets=buckets, registry=REGISTRY)
+
+
+CONSUMED = _counter("orderstream_records_consumed_total", "Records taken from Kafka.", "service", "topic")
+DECIDED = _counter(
+    "orderstream_records_decided_total", "Records whose decision is committed in Postgres.", "service", "topic"
+)
+PRODUCED = _counter("orderstream_events_produced_total", "Events that Kafka acknowledged.", "service", "topic")
+DEAD_LETTERED = _counter(
+    "orderstream_records_dead_lettered_total", "Records put into the dead-letter topic.", "service", "topic"
+)
+RETRIED = _counter(
+    "orderstream_records_retried_total", "Records whose batch failed and was tried again.", "service", "topic"
+)
+BATCH_RECORDS = _histogram("orderstream_batch_records", "Records in one batch of a worker.", _COUNTS, "service")
+BATCH_SECONDS = _histogram(
+    "orderstream_batch_seconds", "Time from a batch's poll to the commit of its offsets.", _SECONDS, "service"
+)
+LAG = _gauge(
+    "orderstream_lag_records",
+    "Records in a partition that the service has yet to take.",
+    "service",
+    "topic",
+    "partition",
+)
+
+OUTBOX_ROWS = _gauge("orderstream_outbox_rows", "Events in the outbox that are not published yet.")
+OUTBOX_OLDEST_SECONDS = _gauge(
+    "orderstream_outbox_oldest_seconds", "Age of the oldest event in the outbox; 0 when it is empty."
+)
+UNCOMPENSATED_OLDEST_SECONDS = _gauge(
+    "orderstream_uncompensated_oldest_seconds",
+    "Time since the oldest abort that payment and stock have not both answered; 0 when there is none.",
+)
+
+HTTP_REQUESTS = _counter(
+    "orderstream_http_requests_total", "HTTP requests answered; route is method and path.", "route", "status"
+)
+HTTP_SECONDS = _histogram(
+    "orderstream_http_request_seconds", "Time from the first byte of a request to its answer.", _SECONDS, "route"
+)
+CACHE_READS = _counter(
+    "orderstream_cache_reads_total", "Reads of an order; outcome is hit, miss, or bypass (Redis not usable).", "outcome"
+)
+QUEUED_ORDERS = _gauge("orderstream_queued_orders", "Orders that wait for a group commit.")
+COMMITTED_ORDERS = _histogram("orderstream_group_commit_orders", "Orders committed together.", _COUNTS)
+
+
+def exposition() -> bytes:
+    """Return the values of all metrics in the Prometheus text format, `CONTENT_TYPE`."""
+    return generate_latest(REGISTRY)

@@ -1,0 +1,86 @@
+"""Takes recorded spans to a collector by OTLP over HTTP, in the background; the only module that loads OpenTelemetry.
+
+A dead, hung or slow collector costs an order nothing: the queue is bounded and drops, one thread waits for the
+collector, and the end of the process waits for it two seconds at most.
+"""
+
+import threading
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+
+from orderstream.telemetry.tracing import Context, RecordedSpan
+
+QUEUE_MAX_SPANS = 4_096
+BATCH_MAX_SPANS = 512
+SEND_EVERY_SECONDS = 1.0
+EXPORT_TIMEOUT_SECONDS = 3.0
+SHUTDOWN_SECONDS = 2.0
+
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_SCOPE = InstrumentationScope("orderstream")
+
+
+class OtlpSink:
+    """Sends the spans of one service to the collector whose base URL is `endpoint`; `/v1/traces` is appended."""
+
+    def __init__(self, service: str, endpoint: str) -> None:
+        self._resource = Resource.create({SERVICE_NAME: service})
+        self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_TIMEOUT_SECONDS)
+        self._processor = BatchSpanProcessor(
+            self._exporter,
+            max_queue_size=QUEUE_MAX_SPANS,
+            schedule_delay_millis=SEND_EVERY_SECONDS * 1_000,
+            max_export_batch_size=BATCH_MAX_SPANS,
+        )
+
+    def record(self, span: RecordedSpan) -> None:
+        """Queue a span; the oldest one is dropped when the queue is full. Never blocks, never raises."""
+        self._processor.on_end(
+            ReadableSpan(
+                span.name,
+                context=_own_context(span),
+                parent=_parent_context(span.parent),
+                resource=self._resource,
+                attributes=span.attributes,
+                links=[Link(_own_context(linked)) for linked in span.links],
+                kind=SpanKind[span.kind],
+                status=Status(StatusCode.ERROR, span.error) if span.error is not None else Status(),
+                start_time=span.started_ns,
+                end_time=span.ended_ns,
+                instrumentation_scope=_SCOPE,
+            )
+        )
+
+    def shutdown(self) -> None:
+        """Send what is queued, for two seconds at most.
+
+        The SDK waits 30 s for its own thread, which may be hanging in a request; so it is left waiting alone, and the
+        exporter is told to give up its retries. Both threads are daemons and end with the process.
+        """
+        waiter = threading.Thread(target=self._processor.shutdown, name="otlp-shutdown", daemon=True)
+        waiter.start()
+        waiter.join(SHUTDOWN_SECONDS)
+        if waiter.is_alive():
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _own_context(span: RecordedSpan) -> SpanContext:
+    state = span.parent.tracestate if span.parent else None
+    return SpanContext(int(span.trace_id, 16), int(span.span_id, 16), False, _SAMPLED, _trace_state(state))
+
+
+def _parent_context(context: Context | None) -> SpanContext | None:
+    if context is None:
+        return None
+    return SpanContext(
+        int(context.trace_id, 16), int(context.span_id, 16), True, _SAMPLED, _trace_state(context.tracestate)
+    )
+
+
+def _trace_state(tracestate: str | None) -> TraceState | None:
+    return TraceState.from_header([tracestate]) if tracestate else None

@@ -1,0 +1,238 @@
+"""Every span of OrderStream is made here, by hand: one trace per order, from the HTTP request to the last worker.
+
+A span is recorded only where its trace is sampled; the gateway decides that once, everyone after it follows the flag
+in `traceparent`. Without a collector, or unsampled, a request still has a trace id, and nothing else is paid for.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from orderstream.settings import Settings
+
+Carrier = tuple[str | None, str | None]
+"""`traceparent` and `tracestate` of the W3C, as they travel in HTTP headers, outbox rows and Kafka headers."""
+
+Value = str | int | float | bool
+Kind = Literal["SERVER", "PRODUCER", "CONSUMER", "INTERNAL"]
+
+TRACESTATE_MAX_CHARACTERS = 512
+BUCKETS_MAX = 64
+"""Span names that are limited apart from each other; routes are few, and any beyond these share one bucket."""
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_random_bits = random.Random().getrandbits  # noqa: S311 - an id, not a secret; seeded by the operating system
+
+
+class Context(NamedTuple):
+    """Where in which trace a caller was."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+    tracestate: str | None
+
+
+class Span:
+    """A span that is not recorded: all it has is the context that callers see and pass on."""
+
+    __slots__ = ("carrier", "trace_id")
+
+    def __init__(self, trace_id: str, carrier: Carrier) -> None:
+        self.trace_id = trace_id
+        self.carrier = carrier
+
+    def set(self, attributes: Mapping[str, Value] | None = None, /, **named: Value) -> None:
+        """Add attributes, from a mapping (for names with dots) or by name."""
+
+    def end(self, error: str | None = None) -> None:
+        """Finish the span, as failed if `error` says why. Later calls do nothing. Never blocks, never raises."""
+
+
+class RecordedSpan(Span):
+    """A span that goes to the collector when it ends."""
+
+    __slots__ = ("_sink", "attributes", "ended_ns", "error", "kind", "links", "name", "parent", "span_id", "started_ns")
+
+    def __init__(self, sink: "Sink", name: str, kind: Kind, parent: Context | None, started_ns: int | None = None):
+        trace_id = parent.trace_id if parent else f"{_random_bits(128):032x}"
+        self.span_id = f"{_random_bits(64):016x}"
+        super().__init__(trace_id, (f"00-{trace_id}-{self.span_id}-01", parent.tracestate if parent else None))
+        self.name = name
+        self.kind = kind
+        self.parent = parent
+        self.attributes: dict[str, Value] = {}
+        self.links: Sequence[RecordedSpan] = ()
+        self.started_ns = started_ns or time.time_ns()
+        self.ended_ns = 0
+        self.error: str | None = None
+        self._sink = sink
+
+    def set(self, attributes: Mapping[str, Value] | None = None, /, **named: Value) -> None:
+        """Add attributes; what is set after the end is lost."""
+        self.attributes.update(attributes or {}, **named)
+
+    def end(self, error: str | None = None) -> None:
+        """Finish the span and queue it for the collector."""
+        if not self.ended_ns:
+            self.ended_ns = time.time_ns()
+            self.error = error
+            self._sink.record(self)
+
+
+class Sink(Protocol):
+    """Takes finished spans to the collector, in the background."""
+
+    def record(self, span: RecordedSpan) -> None:
+        """Queue a span; dropped when the queue is full. Never blocks, never raises."""
+
+    def shutdown(self) -> None:
+        """Send what is queued, for two seconds at most."""
+
+
+class TokenBucket:
+    """Allows `per_second` events a second, and as many at once after a pause."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._capacity = max(per_second, 1.0) if per_second else 0.0
+        self._tokens = self._capacity
+        self._clock = clock
+        self._filled_at = clock()
+
+    def take(self) -> bool:
+        """Take one token if there is one."""
+        now = self._clock()
+        self._tokens = min(self._capacity, self._tokens + (now - self._filled_at) * self._per_second)
+        self._filled_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Tracer:
+    """Makes the spans of one process. Without a sink it makes none, and `server` still hands out trace ids."""
+
+    def __init__(
+        self, sink: Sink | None, samples_per_second: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._sink = sink
+        self._samples_per_second = samples_per_second
+        self._clock = clock
+        self._buckets: dict[str, TokenBucket] = {}
+
+    def server(self, name: str, parent: Carrier) -> Span:
+        """Begin the span of one HTTP request: the root of its trace, or a child of the client's `traceparent`.
+
+        `name` is method and route, `POST /orders`. Each name is sampled on its own, so that polling clients do not use
+        up the samples of new orders; a client that did not sample its own trace is followed.
+        """
+        context = parse(parent)
+        if self._sink is not None and (context is None or context.sampled) and self._sampled(name):
+            span = RecordedSpan(self._sink, name, "SERVER", context)
+            method, _, route = name.partition(" ")
+            span.attributes = {"http.request.method": method, "http.route": route}
+            return span
+        trace_id = context.trace_id if context else f"{_random_bits(128):032x}"
+        return Span(trace_id, (f"00-{trace_id}-{_random_bits(64):016x}-00", context.tracestate if context else None))
+
+    def process(  # noqa: PLR0917 - a record has that many coordinates
+        self, topic: str, event_type: str, order_id: str, parent: Carrier, group: str, partition: int, offset: int
+    ) -> Span | None:
+        """Begin the span of one record that `group` works on; None where its trace is not recorded."""
+        span = self._child(f"process {topic}", "CONSUMER", parent)
+        if span is not None:
+            span.attributes = _messaging("process", topic, event_type, order_id) | {
+                "messaging.consumer.group.name": group,
+                "messaging.destination.partition.id": str(partition),
+                "messaging.kafka.offset": offset,
+            }
+        return span
+
+    def publish(self, topic: str, event_type: str, order_id: str, parent: Carrier) -> Span | None:
+        """Begin the span of one event on its way to Kafka; its carrier goes into the event's headers."""
+        span = self._child(f"send {topic}", "PRODUCER", parent)
+        if span is not None:
+            span.attributes = _messaging("send", topic, event_type, order_id)
+        return span
+
+    def internal(self, name: str, parent: Carrier, order_id: str) -> Span | None:
+        """Begin the span of a step inside a process, such as a call to the payment provider."""
+        span = self._child(name, "INTERNAL", parent)
+        if span is not None:
+            span.attributes = {"order.id": order_id}
+        return span
+
+    def batch(self, name: str, started_ns: int, spans: Sequence[Span]) -> None:
+        """Record a batch that began at `started_ns` (Unix time) and ends now, linked to each of `spans`.
+
+        It belongs to many orders, so it is a trace of its own. Nothing is recorded when no span of it was.
+        """
+        links = [span for span in spans if isinstance(span, RecordedSpan)]
+        if self._sink is None or not links:
+            return
+        span = RecordedSpan(self._sink, name, "INTERNAL", None, started_ns)
+        span.links = links
+        span.attributes = {"messaging.system": "kafka", "messaging.batch.message_count": len(links)}
+        span.end()
+
+    def shutdown(self) -> None:
+        """Send what is queued, for two seconds at most, however the collector behaves."""
+        if self._sink is not None:
+            self._sink.shutdown()
+
+    def _child(self, name: str, kind: Kind, parent: Carrier) -> RecordedSpan | None:
+        if self._sink is None or parent[0] is None or parent[0].endswith("00"):
+            return None
+        context = parse(parent)
+        return RecordedSpan(self._sink, name, kind, context) if context and context.sampled else None
+
+    def _sampled(self, name: str) -> bool:
+        key = name if name in self._buckets or len(self._buckets) < BUCKETS_MAX else ""
+        if key not in self._buckets:
+            self._buckets[key] = TokenBucket(self._samples_per_second, self._clock)
+        return self._buckets[key].take()
+
+
+def start(service: str, settings: Settings) -> Tracer:
+    """Return the tracer of a process; the OpenTelemetry SDK is loaded only if there is a collector to send to."""
+    if settings.otel_exporter_otlp_endpoint is None:
+        return Tracer(None, 0)
+    from orderstream.telemetry.otlp import OtlpSink  # noqa: PLC0415 - 20 MB that a process without it keeps
+
+    sink = OtlpSink(settings.otel_service_name or service, settings.otel_exporter_otlp_endpoint)
+    return Tracer(sink, settings.trace_samples_per_second)
+
+
+def parse(carrier: Carrier) -> Context | None:
+    """Read a carrier; None if its `traceparent` is missing or malformed. A malformed `tracestate` is left out."""
+    traceparent, tracestate = carrier
+    match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, more = match.groups()
+    if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(span_id, 16):
+        return None
+    if tracestate and not (len(tracestate) <= TRACESTATE_MAX_CHARACTERS and _is_visible(tracestate)):
+        tracestate = None
+    return Context(trace_id, span_id, bool(int(flags, 16) & 1), tracestate or None)
+
+
+def _is_visible(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _messaging(operation: str, topic: str, event_type: str, order_id: str) -> dict[str, Value]:
+    return {
+        "order.id": order_id,
+        "event.type": event_type,
+        "kafka.topic": topic,
+        "messaging.system": "kafka",
+        "messaging.destination.name": topic,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+        "messaging.kafka.message.key": order_id,
+    }
