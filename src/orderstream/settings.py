@@ -52,7 +52,11 @@ class Settings(BaseSettings):
     )
     otel_service_name: str | None = Field(None, description="Service name on spans; the service's own by default.")
     trace_samples_per_second: float = Field(
-        100, ge=0, le=100_000, allow_inf_nan=False, description="New traces recorded per second by one gateway."
+        100,
+        ge=0,
+        le=100_000,
+        allow_inf_nan=False,
+        description="Traces recorded per second by one gateway, for each route.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["auto", "json", "console"] = Field(
@@ -60,7 +64,9 @@ class Settings(BaseSettings):
     )
 
     payment_success_rate: Rate = Field(1.0, description="Share of orders that the simulated provider authorizes.")
-    payment_throw_rate: Rate = Field(0.0, description="Share of attempts to which the simulated provider gives no answer.")
+    payment_throw_rate: Rate = Field(
+        0.0, description="Share of attempts to which the simulated provider gives no answer."
+    )
     payment_max_attempts: int = Field(8, ge=1, le=100, description="Attempts before an unanswered payment is given up.")
     payment_retry_base_seconds: Seconds = Field(0.2, description="Wait before the second attempt; it doubles.")
     payment_retry_max_seconds: Seconds = Field(30, description="Longest wait between two attempts.")
@@ -73,7 +79,9 @@ class Settings(BaseSettings):
     cache_budget_seconds: Seconds = Field(0.05, description="Time that Redis has to answer before Postgres is asked.")
     relay_poll_seconds: Seconds = Field(0.5, description="How often the outbox is read when no notice arrives.")
 
-    orderstream_state: str | None = Field(None, description="State directory of `orderstream up`; .orderstream by default.")
+    orderstream_state: str | None = Field(
+        None, description="State directory of `orderstream up`; .orderstream by default."
+    )
     restarts_per_minute: int = Field(5, ge=0, le=1_000, description="Restarts of one child before `up` gives up.")
     replicas_api_gateway: Replicas = Field(1, description="Processes of api-gateway that `up` starts, on one port.")
     replicas_outbox_relay: Replicas = Field(1, description="Processes of outbox-relay that `up` starts.")
