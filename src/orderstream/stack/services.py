@@ -1,0 +1,129 @@
+"""What the stack starts: the protocol that every part keeps, and OrderStream's own five services.
+
+PostgreSQL, Valkey and Kafka are in the modules of their names.
+"""
+
+import http.client
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from orderstream.stack.ports import LOOPBACK
+from orderstream.stack.process import Child, ChildError, Command, Roster, StoppingError, how_it_ended
+from orderstream.stack.state import StateDir
+
+# Stopped in this order: whoever takes orders in, whoever works on them, whoever keeps them.
+GATEWAY_WAVE, WORKER_WAVE, STORE_WAVE = 0, 1, 2
+_HEALTH_SECONDS = 1.0
+READY_SECONDS = 60.0
+_READY_POLL_SECONDS = 0.03
+# A service has its own drain budget; this is for the time that leaving takes beyond it.
+_EXIT_GRACE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a part may use while it is made ready to start."""
+
+    state: StateDir
+    roster: Roster
+    report: Callable[[str], None]
+    cancelled: threading.Event
+
+    def run(self, name: str, command: Command, seconds: float) -> None:
+        """Run a short command, its output in the log `name`. Raises ChildError unless it exits 0 in time."""
+        Child(name, self.state.log(name), self.roster).run(command, seconds)
+
+
+class Service(Protocol):
+    """One process of the stack. `needs` names the steps that must be done before it starts."""
+
+    name: str
+    needs: tuple[str, ...]
+
+    def install(self, workshop: Workshop) -> None:
+        """Make ready to start: files, directories. Idempotent, and offline when everything is there."""
+        ...
+
+    def command(self) -> Command:
+        """How to start it."""
+        ...
+
+    def ready(self, child: Child) -> bool:
+        """Tell whether it serves now; takes about a second at most and never raises."""
+        ...
+
+
+@dataclass(frozen=True)
+class OrderStreamService:
+    """A replica of orderstream.settings.SERVICES. It is healthy when /readyz says 200."""
+
+    name: str
+    service: str
+    needs: tuple[str, ...]
+    health_url: str
+    settings_env: Mapping[str, str]
+    drain_seconds: float
+
+    def install(self, workshop: Workshop) -> None:
+        """Nothing: it is this very program."""
+
+    def command(self) -> Command:
+        """`orderstream <service>`, with where the parts are in its environment."""
+        return Command(
+            argv=[sys.executable, "-m", "orderstream.cli", self.service],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **self.settings_env},
+            cwd=Path.cwd(),
+            stop_seconds=self.drain_seconds + _EXIT_GRACE_SECONDS,
+            wave=GATEWAY_WAVE if self.service == "api-gateway" else WORKER_WAVE,
+            health_url=self.health_url,
+        )
+
+    def ready(self, child: Child) -> bool:
+        """Ask /readyz, once this very process listens: replicas of the gateway share a port."""
+        port = urlsplit(self.health_url).port
+        return port is not None and _listens(child.pid, port) and healthy(self.health_url)
+
+
+def launch(service: Service, child: Child, workshop: Workshop) -> None:
+    """Install, start, and wait until it serves. Raises ChildError, FetchError, OSError; StoppingError when cancelled."""
+    service.install(workshop)
+    workshop.report("starting")
+    child.start(service.command())
+    deadline = time.monotonic() + READY_SECONDS
+    while not service.ready(child):
+        if workshop.cancelled.wait(_READY_POLL_SECONDS):
+            raise StoppingError
+        if (code := child.exit_code()) is not None:
+            raise ChildError(f"{service.name} {how_it_ended(code)}", child.last_lines())
+        if time.monotonic() > deadline:
+            raise ChildError(f"{service.name} was not ready after {READY_SECONDS:.0f} s", child.last_lines())
+
+
+def healthy(url: str) -> bool:
+    """Tell whether GET `url` answers 200 within a second."""
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or LOOPBACK, address.port, timeout=_HEALTH_SECONDS)
+    try:
+        connection.request("GET", address.path)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _listens(pid: int, port: int) -> bool:
+    import psutil  # noqa: PLC0415 - slow to load, and a service process never needs it
+
+    try:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)

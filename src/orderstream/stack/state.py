@@ -1,0 +1,134 @@
+"""What a stack keeps on disk: its directory, the ports it picked once, and which processes are its own.
+
+Only the holder of the lock writes. Readers (`status`, `env`, a second `up`) see whole files: each is replaced at once.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+Phase = Literal["starting", "up", "stopping"]
+
+
+class ChildRecord(msgspec.Struct, frozen=True):
+    """A process we started. `birth` tells it from a later process with the same pid; `wave` is when it is stopped."""
+
+    name: str
+    pid: int
+    birth: str
+    stop_signal: int
+    wave: int
+    log: str
+    health_url: str | None = None
+
+
+class Run(msgspec.Struct):
+    """The running `up`: who it is, how far it is, where its parts are, and what it started."""
+
+    pid: int
+    birth: str
+    phase: Phase = "starting"
+    urls: dict[str, str] = {}
+    children: list[ChildRecord] = []
+
+
+class Record(msgspec.Struct):
+    """`stack.json`: ports outlive a run, so that a later one has the same addresses."""
+
+    ports: dict[str, int] = {}
+    run: Run | None = None
+
+
+class BusyError(Exception):
+    """Another process holds the lock of this state directory."""
+
+
+class StateDir:
+    """One stack's directory. Making the object touches nothing; `open` makes the directories."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.logs = self.root / "logs"
+        self._file = self.root / "stack.json"
+        self._lock = self.root / "lock"
+
+    @property
+    def key(self) -> str:
+        """A short name for this directory that is the same on every run and safe in a file name."""
+        return fingerprint(self.root)
+
+    def log(self, name: str) -> Path:
+        """Where the output of the child `name` goes."""
+        return self.logs / f"{name}.log"
+
+    def open(self) -> None:
+        """Make the directories. Raises OSError, for instance when they belong to another user."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+
+    def read(self) -> Record:
+        """Return what was last written; an empty record where nothing (readable) is."""
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=Record)
+        except (OSError, msgspec.DecodeError):
+            return Record()
+
+    def write(self, record: Record) -> None:
+        """Replace the record at once, so that a reader never sees half of it."""
+        fresh = self._file.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        fresh.replace(self._file)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold this directory for one process; the kernel lets go when the process dies. Raises BusyError."""
+        self.open()
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def locked(self) -> bool:
+        """Tell whether some process holds this directory now."""
+        if not self._lock.exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except BusyError:
+            return True
+
+    def running(self) -> Run | None:
+        """Return the record of the `up` that holds this directory, or None."""
+        return self.read().run if self.locked() else None
+
+
+def checkout() -> Path:
+    """The directory that the sources were cloned to; the current one where the package is installed otherwise."""
+    root = Path(__file__).resolve().parents[3]
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+def default_state_dir(given: str | None) -> StateDir:
+    """Where `up` keeps its state: `given` (ORDERSTREAM_STATE), else .orderstream of the checkout."""
+    return StateDir(Path(given) if given else checkout() / ".orderstream")
+
+
+def shared_cache() -> Path:
+    """Where fetched files go that every stack of this checkout shares, a test's as well."""
+    return checkout() / ".orderstream" / "cache"
+
+
+def fingerprint(path: Path) -> str:
+    """Ten hexadecimal digits that stand for the resolved `path`."""
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:10]
