@@ -1,0 +1,6 @@
+"""Hypothesis without its database: a run leaves nothing behind; a failure prints how to repeat it."""
+
+from hypothesis import settings
+
+settings.register_profile("orderstream", database=None, deadline=None, print_blob=True)
+settings.load_profile("orderstream")
