@@ -105,7 +105,7 @@ class SettingsError(Exception):
 def load() -> Settings:
     """Read the environment. Raises SettingsError naming every wrong variable."""
     try:
-        return Settings()
+        return Settings.model_validate({})
     except ValidationError as error:
         problems = [f"{str(one['loc'][0]).upper()}: {one['msg']} (is {one['input']!r})" for one in error.errors()]
         raise SettingsError(problems) from None
