@@ -16,7 +16,7 @@ export PIP_CERT ?= $(BUNDLE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test check k6 k6-quick bench-smoke lock clean
+.PHONY: help up down test check k6 k6-quick bench-smoke contracts lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ k6-quick: $(READY) ## load the running system: 5 users for 30 s
 
 bench-smoke: $(READY) ## measure settled orders/s, settle time and memory on a system of its own
 	@$(BIN)/python -m bench.smoke
+
+contracts: $(READY) ## write contracts/events/ anew from the types
+	@$(BIN)/python contracts/generate.py
 
 lock: $(READY) ## pin the newest versions of all requirements, with hashes
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade pyproject.toml -o requirements/runtime.txt

@@ -7,10 +7,10 @@ decision, so whoever repeats an event repeats it exactly (P7).
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 from uuid import UUID, uuid5
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from orderstream.domain.order import FailureReason, PaymentState, Status, StockState
 
@@ -18,6 +18,13 @@ NAMESPACE = UUID("6f1d1c0e-5a55-5d0b-9d6e-0d7a3b1f4c21")
 """Namespace of the name-based event ids; changing it changes the id of every event."""
 
 VERSION = 1
+
+Quantity = Annotated[int, Meta(ge=1)]
+"""Units of a SKU."""
+Money = Annotated[Decimal, Meta(extra_json_schema={"pattern": "^[0-9]+(\\.[0-9]+)?$"})]
+"""A positive amount, in JSON a string of plain digits."""
+Time = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "Z$"})]
+"""An instant, in JSON RFC 3339 in UTC."""
 
 
 class Payload(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -35,7 +42,7 @@ class Event(Struct, Generic[P_co], frozen=True, kw_only=True, rename="camel"):
     type: str
     version: int
     id: UUID
-    occurred_at: datetime
+    occurred_at: Time
     correlation_id: str
     payload: P_co
 
@@ -44,15 +51,15 @@ class Item(Struct, frozen=True, kw_only=True):
     """One line of an order: `qty` units of a SKU at `price` each, in the order's currency."""
 
     sku: str
-    qty: int
-    price: Decimal
+    qty: Quantity
+    price: Money
 
 
 class StockLine(Struct, frozen=True, kw_only=True):
     """One line of a reservation."""
 
     sku: str
-    qty: int
+    qty: Quantity
 
 
 class OrderCreated(Payload, frozen=True, kw_only=True, rename="camel"):
@@ -60,7 +67,7 @@ class OrderCreated(Payload, frozen=True, kw_only=True, rename="camel"):
 
     user_id: str
     items: tuple[Item, ...]
-    amount: Decimal
+    amount: Money
     currency: str
 
 
@@ -75,7 +82,7 @@ class PaymentAuthorized(Payload, frozen=True, kw_only=True, rename="camel"):
     """The provider holds the amount for us."""
 
     items: tuple[Item, ...]
-    amount: Decimal
+    amount: Money
     currency: str
 
 
@@ -115,22 +122,22 @@ class Decided(Struct, frozen=True, kw_only=True, rename="camel"):
     """A fact and the time at which it was decided."""
 
     state: PaymentState | StockState
-    decided_at: datetime | None = None
+    decided_at: Time | None = None
 
 
 class OrderUpdated(Payload, frozen=True, kw_only=True, rename="camel"):
     """The order's row as it stands; versions may have gaps, readers keep the highest."""
 
     user_id: str
-    amount: Decimal
+    amount: Money
     currency: str
     status: Status
     failure_reason: FailureReason | None
     payment: Decided
     stock: Decided
     version: int
-    created_at: datetime
-    updated_at: datetime
+    created_at: Time
+    updated_at: Time
 
 
 PAYLOADS: dict[str, type[Payload]] = {
@@ -158,7 +165,7 @@ TOPICS: tuple[str, ...] = tuple(topic(name) for name in PAYLOADS)
 
 
 def build(payload: Payload, occurred_at: datetime) -> Event[Payload]:
-    """Put a payload into its envelope. `occurred_at` is the recorded time of the decision, never the time of sending."""
+    """Put a payload into its envelope. `occurred_at` is the recorded time of the decision, not of sending."""
     event_type = _TYPES[type(payload)]
     name = f"{payload.order_id}:{event_type}"
     if isinstance(payload, OrderUpdated):

@@ -1,0 +1,39 @@
+"""The published contract of every event: a JSON Schema, made from the very type that is written and read.
+
+A schema is strict about what an event says and silent about what it may say more: readers ignore unknown fields.
+"""
+
+from typing import Any
+
+import msgspec
+
+from orderstream.domain.events import PAYLOADS, VERSION, Event, Payload, topic
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schema (2020-12) of the events of each topic: topic -> schema."""
+    return {topic(name): _schema(name, payload) for name, payload in PAYLOADS.items()}
+
+
+def _schema(event_type: str, payload: type[Payload]) -> dict[str, Any]:
+    (reference,), definitions = msgspec.json.schema_components(
+        [Event[payload]],  # type: ignore[valid-type]
+        ref_template="#/$defs/{name}",
+    )
+    envelope = definitions.pop(reference["$ref"].rpartition("/")[2])
+    fields = envelope["properties"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:orderstream:event:{topic(event_type)}",
+        "title": f"{event_type}, version {VERSION}",
+        "description": envelope["description"],
+        "type": "object",
+        "properties": fields
+        | {
+            "type": {"const": event_type},
+            "version": {"const": VERSION},
+            "correlationId": {"type": "string", "minLength": 1},
+        },
+        "required": envelope["required"],
+        "$defs": definitions,
+    }

@@ -1,0 +1,113 @@
+"""The environment is read once, in one place, and everything that is wrong with it is said at once."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from orderstream import settings
+from orderstream.settings import SERVICES, Settings, SettingsError, load
+
+SOURCES = Path(settings.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    given = load()
+    assert given.port == 3000
+    assert given.host == "127.0.0.1"
+    assert given.payment_success_rate == 1.0
+    assert given.payment_throw_rate == 0.0
+    assert given.otel_exporter_otlp_endpoint is None
+    assert given.kafka_options == {}
+    assert given.kafka_partitions == 4
+    assert [given.replicas(service) for service in SERVICES] == [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        ("PORT", "3001", "port", 3001),
+        ("POSTGRES_URL", "postgresql://u@h/d", "postgres_url", "postgresql://u@h/d"),
+        ("REDIS_URL", "redis://h:1/2", "redis_url", "redis://h:1/2"),
+        ("KAFKA_BROKERS", "a:1,b:2", "kafka_brokers", "a:1,b:2"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://jaeger:4318", "otel_exporter_otlp_endpoint", "http://jaeger:4318"),
+        ("OTEL_SERVICE_NAME", "shop", "otel_service_name", "shop"),
+        ("PAYMENT_SUCCESS_RATE", "0.7", "payment_success_rate", 0.7),
+        ("PAYMENT_THROW_RATE", "1", "payment_throw_rate", 1.0),
+        ("LOG_FORMAT", "console", "log_format", "console"),
+        ("ORDERSTREAM_STATE", "/srv/state", "orderstream_state", "/srv/state"),
+        ("REPLICAS_PAYMENT_WORKER", "2", "replicas_payment_worker", 2),
+        ("PORT", "", "port", 3000),
+    ],
+)
+def test_a_variable_is_named_as_its_field_in_capitals(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, field: str, expected: object
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert getattr(load(), field) == expected
+
+
+def test_every_service_has_its_number_of_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, service in enumerate(SERVICES):
+        monkeypatch.setenv("REPLICAS_" + service.upper().replace("-", "_"), str(number))
+    given = load()
+    assert [given.replicas(service) for service in SERVICES] == [0, 1, 2, 3, 4]
+
+
+def test_options_of_kafka_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_OPTIONS", "security.protocol=SASL_SSL, sasl.password=a=b,")
+    assert load().kafka_options == {"security.protocol": "SASL_SSL", "sasl.password": "a=b"}
+
+
+def test_every_wrong_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {
+        "PORT": "70000",
+        "PAYMENT_SUCCESS_RATE": "1.1",
+        "PAYMENT_THROW_RATE": "nan",
+        "DRAIN_TIMEOUT_SECONDS": "0",
+        "KAFKA_PARTITIONS": "many",
+        "KAFKA_OPTIONS": "debug",
+        "LOG_LEVEL": "loud",
+        "REPLICAS_ORDER_SERVICE": "-1",
+        "TRACE_SAMPLES_PER_SECOND": "inf",
+    }
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load()
+    problems = {problem.partition(":")[0]: problem for problem in caught.value.problems}
+    assert problems.keys() == wrong.keys()
+    assert all(repr(value) in problems[name] for name, value in wrong.items())
+    assert str(caught.value).splitlines() == caught.value.problems
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+        assert not field.is_required(), name
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().port = 1  # type: ignore[misc]
+
+
+def _reads_environment(source: Path) -> bool:
+    attributes = {
+        node.attr
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
+    }
+    return not attributes.isdisjoint({"getenv", "getenvb"})
+
+
+def test_nobody_else_asks_the_environment_for_a_setting() -> None:
+    assert [str(path) for path in SOURCES.rglob("*.py") if _reads_environment(path)] == []
