@@ -87,13 +87,15 @@ def _reason(winner: str, *stated: tuple[str, FailureReason | None]) -> FailureRe
 
 def derive(payment: PaymentState, stock: StockState) -> Status:
     """Return the status of an order that nobody cancelled or timed out: the table of promise P4."""
-    if payment in ("failed", "voided") or stock in ("failed", "released"):
+    if stock in ("failed", "released"):
         return "FAILED"
     match payment:
         case "none":
             return "PROCESSING"
         case "authorized":
             return "CONFIRMED" if stock == "reserved" else "PAID"
+        case "failed" | "voided":
+            return "FAILED"
         case _:
             assert_never(payment)
 

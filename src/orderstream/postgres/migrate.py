@@ -43,7 +43,7 @@ def migrate(postgres_url: str) -> list[str]:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
         connection.execute(_JOURNAL)
         rows = connection.execute("SELECT name, sha256 FROM schema_migrations").fetchall()
-        done = {name: digest for name, digest in rows}
+        done: dict[str, str] = dict(rows)
         files = migrations()
         _check(done, files)
         missing = [(name, text) for name, text in files if name not in done]

@@ -2,12 +2,11 @@
 
 import re
 from importlib import resources
-from typing import LiteralString, cast
 
 _NAME = re.compile(r"^-- name: *([a-z_]+) *$", re.MULTILINE)
 
 
-def load(package: str, file: str = "queries.sql") -> dict[str, LiteralString]:
+def load(package: str, file: str = "queries.sql") -> dict[str, str]:
     """Read the blocks of `file` in `package`: name -> statement, comments stripped.
 
     Raises ValueError when two blocks share a name, or text stands before the first one.
@@ -19,8 +18,7 @@ def load(package: str, file: str = "queries.sql") -> dict[str, LiteralString]:
     names, bodies = rest[::2], rest[1::2]
     if len(set(names)) != len(names):
         raise ValueError(f"{package}/{file}: two blocks share a name")
-    # The statements come from files of this package, so they are as literal as source code is.
-    return {name: cast("LiteralString", _strip(body)) for name, body in zip(names, bodies, strict=True)}
+    return {name: _strip(body) for name, body in zip(names, bodies, strict=True)}
 
 
 def _strip(body: str) -> str:

@@ -1,0 +1,12 @@
+"""The wiring of the inventory worker."""
+
+from orderstream.inventory_worker.handler import InventoryHandler
+from orderstream.settings import Settings
+from orderstream.worker.process import run_process
+from orderstream.worker.runner import Runner
+
+
+def run(settings: Settings) -> int:
+    """Run the service until it is told to stop; return its exit code."""
+    handler = InventoryHandler()
+    return run_process(handler.group, settings, lambda tracer, stop: Runner(handler, settings, tracer, stop))

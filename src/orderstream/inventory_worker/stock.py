@@ -1,0 +1,31 @@
+"""The stock commands: how units come into `inventory` beside the worker's own moves."""
+
+from orderstream.inventory_worker.handler import SQL
+from orderstream.postgres.connect import connect
+
+NAME = "stock"
+
+
+def set_available(postgres_url: str, sku: str, available: int) -> None:
+    """Set how many units of a SKU can be reserved from now on; what is reserved already stays.
+
+    Raises psycopg.errors.CheckViolation below zero.
+    """
+    with connect(postgres_url, NAME) as connection:
+        connection.execute(SQL["set_available"], {"sku": sku, "units": available})
+
+
+def add_available(postgres_url: str, sku: str, quantity: int) -> None:
+    """Add units to a SKU, or take them away with a negative quantity.
+
+    Raises psycopg.errors.CheckViolation when fewer than none would be left.
+    """
+    with connect(postgres_url, NAME) as connection:
+        connection.execute(SQL["add_available"], {"sku": sku, "units": quantity})
+
+
+def listing(postgres_url: str) -> list[tuple[str, int, int]]:
+    """Return every SKU with its available and its reserved units, in the order of the SKUs."""
+    with connect(postgres_url, NAME) as connection:
+        rows = connection.execute(SQL["list_stock"]).fetchall()
+    return [(sku, available, reserved) for sku, available, reserved in rows]

@@ -1,0 +1,194 @@
+"""Kafka clients with the settings that the promises rest on, and the one way to publish: all, or an error."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient
+from msgspec import Struct
+
+from orderstream.settings import Settings
+
+DELIVERY_TIMEOUT_SECONDS = 30
+FLUSH_TIMEOUT_SECONDS = DELIVERY_TIMEOUT_SECONDS + 5
+MAX_MESSAGE_BYTES = 2_097_152
+"""Largest record a producer sends: a dead letter carries the original and some more."""
+
+TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError._INVALID_ARG)
+UNKNOWN_TOPIC = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+)
+FENCED = (
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError._ASSIGNMENT_LOST,
+    KafkaError._STATE,
+)
+"""A commit refused with one of these: the partitions belong to somebody else by now."""
+
+log = structlog.get_logger()
+
+
+class Publication(Struct, frozen=True):
+    """One record to publish."""
+
+    topic: str
+    key: str | bytes | None
+    value: bytes | str | None
+    headers: list[tuple[str, str | bytes | None]]
+
+
+class PublishError(Exception):
+    """Not every record was acknowledged; `code` is librdkafka's of the first failure."""
+
+    def __init__(self, error: KafkaError, failed: int) -> None:
+        super().__init__(f"{failed} records were not acknowledged: {error.str()}")
+        self.code = error.code()
+        self.fatal = error.fatal()
+
+    @property
+    def poisonous(self) -> bool:
+        """Say whether a record itself is at fault, so that a retry of the same records cannot succeed."""
+        return self.code in TOO_LARGE
+
+
+def _common(settings: Settings, name: str) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": settings.kafka_brokers,
+        "client.id": name,
+        "topic.metadata.refresh.interval.ms": 5_000,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1_000,
+        "socket.keepalive.enable": True,
+        "broker.address.family": "v4",
+        "logger": _Bridge(name),
+    }
+
+
+class _Bridge:
+    """Takes librdkafka's log lines to ours; it wants an object with `log` and no more."""
+
+    def __init__(self, name: str) -> None:
+        self._log = log.bind(client=name)
+
+    def log(self, level: int, _format: str, *arguments: object) -> None:
+        del level
+        self._log.debug("kafka_client", detail=" ".join(str(one) for one in arguments)[:500])
+
+
+def admin(settings: Settings, name: str) -> AdminClient:
+    """Return an AdminClient; keep it in a variable as long as a result of it is awaited."""
+    return AdminClient(_common(settings, name) | settings.kafka_options)
+
+
+def consumer(settings: Settings, group: str) -> Consumer:
+    """Return a consumer of `group` that commits nothing by itself and starts a new group at the beginning."""
+    return Consumer(
+        _common(settings, group)
+        | {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "partition.assignment.strategy": "range",
+            "group.protocol": "classic",
+            "session.timeout.ms": 10_000,
+            "heartbeat.interval.ms": 2_000,
+            "max.poll.interval.ms": 180_000,
+            "fetch.wait.max.ms": 100,
+            "fetch.queue.backoff.ms": 5,
+            "queued.min.messages": 1_000,
+            "queued.max.messages.kbytes": 8_192,
+            "enable.partition.eof": False,
+            "allow.auto.create.topics": False,
+        }
+        | settings.kafka_options
+    )
+
+
+class Publisher:
+    """An idempotent producer with acks=all. Used by one thread."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._config = (
+            _common(settings, name)
+            | {
+                "acks": "all",
+                "enable.idempotence": True,
+                "max.in.flight.requests.per.connection": 5,
+                "delivery.timeout.ms": DELIVERY_TIMEOUT_SECONDS * 1_000,
+                "linger.ms": 1,
+                "message.max.bytes": MAX_MESSAGE_BYTES,
+                "queue.buffering.max.messages": 20_000,
+                "queue.buffering.max.kbytes": 65_536,
+                "partitioner": "murmur2_random",
+            }
+            | settings.kafka_options
+        )
+        self._producer = Producer(self._config)
+
+    def publish(self, records: Sequence[Publication]) -> None:
+        """Send the records and wait until Kafka has acknowledged every one; at most 35 s.
+
+        Raises PublishError when one was not. Some of the others may then be in their topics: publishing is at least
+        once, and readers know events by their id.
+        """
+        if not records:
+            return
+        report = _Report(len(records))
+        for one in records:
+            self._enqueue(one, report)
+        self._producer.flush(FLUSH_TIMEOUT_SECONDS)
+        if failure := report.failure():
+            if failure.fatal:
+                self._producer = Producer(self._config)
+            raise failure
+
+    def _enqueue(self, one: Publication, report: "_Report") -> None:
+        for _ in range(10):
+            try:
+                self._producer.produce(one.topic, one.value, one.key, on_delivery=report, headers=one.headers)
+            except BufferError:
+                self._producer.flush(1)
+            except KafkaException as error:
+                report.refused(error.args[0])
+                return
+            else:
+                return
+        report.refused(KafkaError(KafkaError._QUEUE_FULL))
+
+
+class _Report:
+    """Counts the delivery reports of one publish; an outstanding one is a failure too."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
+        self._delivered = 0
+        self._failed = 0
+        self._first: KafkaError | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, error: KafkaError | None, _message: Message) -> None:
+        if error is None:
+            self._delivered += 1
+        else:
+            self.refused(error)
+
+    def refused(self, error: KafkaError) -> None:
+        """Note a failure; a poisonous record's weighs more than that of its neighbours."""
+        with self._lock:
+            self._failed += 1
+            if self._first is None or error.code() in TOO_LARGE or error.fatal():
+                self._first = error
+
+    def failure(self) -> PublishError | None:
+        """Return what went wrong, if anything did."""
+        if self._delivered == self._expected:
+            return None
+        return PublishError(self._first or KafkaError(KafkaError._TIMED_OUT), self._expected - self._delivered)

@@ -1,0 +1,140 @@
+"""Between bytes in Kafka and events of the domain. What cannot be read becomes an `Undecodable` with a reason (P9)."""
+
+from typing import Literal
+
+import msgspec
+from confluent_kafka import Message
+from msgspec import Struct
+
+from orderstream.domain.events import PAYLOADS, VERSION, Event, Payload, topic
+
+Reason = Literal[
+    "NO_KEY",
+    "NO_VALUE",
+    "NOT_JSON",
+    "UNKNOWN_TYPE",
+    "UNKNOWN_VERSION",
+    "BAD_PAYLOAD",
+    "KEY_MISMATCH",
+    "UNKNOWN_ORDER",
+    "FAILED",
+]
+"""Why a record is a dead letter: the decoder's reasons, then the handlers'."""
+
+Headers = list[tuple[str, bytes | None]]
+Carrier = tuple[str | None, str | None]
+"""W3C trace context: traceparent, tracestate."""
+
+_encode = msgspec.json.Encoder().encode
+_decoders = {
+    topic(name): (name, msgspec.json.Decoder(Event[payload]))  # type: ignore[valid-type]
+    for name, payload in PAYLOADS.items()
+}
+
+
+class Undecodable(Exception):  # noqa: N818 - the field says what a record is
+    """A record that no retry can make readable."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+class Record(Struct, frozen=True):
+    """A record as it was polled, before anyone has tried to read it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    @classmethod
+    def of(cls, message: Message) -> "Record":
+        """Copy what is needed out of a message without error()."""
+        headers = message.headers() or []
+        return cls(
+            message.topic() or "",
+            message.partition() or 0,
+            message.offset() or 0,
+            message.key(),
+            message.value(),
+            headers,  # type: ignore[arg-type]
+        )
+
+    def carrier(self) -> Carrier:
+        """Return the trace context that the headers carry."""
+        traceparent = tracestate = None
+        for name, value in self.headers:
+            if name == "traceparent" and value is not None:
+                traceparent = value.decode("ascii", "replace")
+            elif name == "tracestate" and value is not None:
+                tracestate = value.decode("ascii", "replace")
+        return traceparent, tracestate
+
+
+class Received(Struct, frozen=True):
+    """A record and the event that it carries."""
+
+    record: Record
+    event: Event[Payload]
+
+    @property
+    def order_id(self) -> str:
+        """The order that the event is about."""
+        return self.event.correlation_id
+
+
+def encode(event: Event[Payload]) -> bytes:
+    """Write an event as the value of a record."""
+    return _encode(event)
+
+
+def decode(topic_name: str, key: bytes | None, value: bytes | None) -> Event[Payload]:
+    """Read the event of a record. Raises Undecodable, and nothing else, whatever the bytes are."""
+    if not key:
+        raise Undecodable("NO_KEY", "the record has no key")
+    if not value:
+        raise Undecodable("NO_VALUE", "the record has no value")
+    if topic_name not in _decoders:
+        raise Undecodable("UNKNOWN_TYPE", f"nothing is known of topic {topic_name}")
+    expected, decoder = _decoders[topic_name]
+    try:
+        event: Event[Payload] = decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ArithmeticError) as error:
+        raise _explain(value, expected, error) from error
+    if event.type != expected or event.version != VERSION:
+        raise _mislabelled(event.type, event.version, expected)
+    if event.correlation_id.encode("utf-8", "surrogatepass") != key or event.payload.order_id != event.correlation_id:
+        raise Undecodable("KEY_MISMATCH", "key, correlationId and orderId are not the same")
+    return event
+
+
+def event_headers(event_type: str, event_id: str, carrier: Carrier) -> list[tuple[str, str | bytes | None]]:
+    """Return the headers of an event's record."""
+    traceparent, tracestate = carrier
+    headers: list[tuple[str, str | bytes | None]] = [("event-type", event_type), ("event-id", event_id)]
+    if traceparent:
+        headers.append(("traceparent", traceparent))
+    if tracestate:
+        headers.append(("tracestate", tracestate))
+    return headers
+
+
+def _explain(value: bytes, expected: str, error: Exception) -> Undecodable:
+    """Find out which of the reasons it was; only records that failed come here."""
+    try:
+        body = msgspec.json.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ArithmeticError) as unreadable:
+        return Undecodable("NOT_JSON", str(unreadable))
+    if isinstance(body, dict) and (body.get("type") != expected or body.get("version") != VERSION):
+        return _mislabelled(body.get("type"), body.get("version"), expected)
+    return Undecodable("BAD_PAYLOAD", str(error))
+
+
+def _mislabelled(event_type: object, version: object, expected: str) -> Undecodable:
+    if event_type != expected:
+        return Undecodable("UNKNOWN_TYPE", f"type is {event_type!r:.200}, expected {expected}")
+    return Undecodable("UNKNOWN_VERSION", f"version is {version!r:.200}, expected {VERSION}")

@@ -1,0 +1,18 @@
+-- The relay's statements. Every service appends to `outbox`; only the relay takes rows out.
+
+-- name: claim
+-- Takes the oldest rows that no other relay holds; they are gone when the transaction commits, and back when it does
+-- not. Parameter: rows at most. Index: outbox_pkey, for the order and, by the array, for the delete on an empty table
+-- too. Skips locked rows: never "id greater than the last", which would pass over a row that commits late.
+DELETE FROM outbox
+WHERE id = ANY(ARRAY(SELECT id FROM outbox ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING id, topic, order_id, event_id, value, traceparent, tracestate;
+
+-- name: depth
+-- How many rows wait, counted up to a limit, and for how many seconds the oldest has. Index: outbox_pkey.
+SELECT (SELECT count(*) FROM (SELECT FROM outbox ORDER BY id LIMIT 100000) AS counted),
+       coalesce((SELECT extract(epoch FROM now() - created_at) FROM outbox ORDER BY id LIMIT 1), 0)::float8;
+
+-- name: listen
+-- Has this connection woken by wake_relay.
+LISTEN orderstream_outbox;

@@ -1,0 +1,19 @@
+"""The wiring of the payment worker; a real provider takes the simulated one's place here."""
+
+from orderstream.payment_worker.attempts import Attempts, Backoff
+from orderstream.payment_worker.handler import PaymentHandler
+from orderstream.payment_worker.provider import Desk, SimulatedProvider
+from orderstream.settings import Settings
+from orderstream.worker.process import run_process
+from orderstream.worker.runner import Runner
+
+
+def run(settings: Settings) -> int:
+    """Run the service until it is told to stop; return its exit code."""
+    provider = SimulatedProvider(settings.payment_success_rate, settings.payment_throw_rate)
+    desk = Desk(settings.payment_concurrency, settings.payment_batch_budget_seconds)
+    backoff = Backoff(
+        settings.payment_max_attempts, settings.payment_retry_base_seconds, settings.payment_retry_max_seconds
+    )
+    handler = PaymentHandler(provider, desk, Attempts(provider, desk, backoff))
+    return run_process(handler.group, settings, lambda tracer, stop: Runner(handler, settings, tracer, stop))

@@ -1,0 +1,172 @@
+"""The payments that one attempt did not finish: asked again, or voided, when their time has come (P2, P5).
+
+Attempts are rows claimed on the database's clock, not sleeps; their events go through the outbox, as nothing in Kafka
+would repeat them.
+"""
+
+import random
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import assert_never
+
+import msgspec
+from msgspec import Struct
+
+from orderstream.domain.events import Item, Payload, PaymentAuthorized, PaymentFailed, PaymentVoided, build
+from orderstream.domain.order import FailureReason
+from orderstream.domain.payment import (
+    Authorized,
+    Charge,
+    Declined,
+    NothingToVoid,
+    Outcome,
+    Pending,
+    State,
+    Unanswered,
+    Voided,
+)
+from orderstream.payment_worker.provider import Desk, PaymentProvider
+from orderstream.postgres.connect import Connection
+from orderstream.postgres.outbox import OutboxRow, append
+from orderstream.postgres.sql import load
+
+CLAIM_ROWS = 200
+CLAIM_SECONDS = 30.0
+"""How long a claimed attempt stays ours; longer than the desk's budget, so that nobody else asks meanwhile."""
+
+SQL = load("orderstream.payment_worker")
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
+class Backoff(Struct, frozen=True):
+    """When to ask again: the wait doubles from `base_seconds` to `max_seconds`, with jitter; `max_attempts` in all."""
+
+    max_attempts: int
+    base_seconds: float
+    max_seconds: float
+
+    def delay_seconds(self, attempts: int) -> float:
+        """Return the wait after so many attempts: between half and all of the doubled time."""
+        longest: float = min(self.max_seconds, self.base_seconds * 2 ** min(attempts - 1, 30))
+        return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
+
+
+class _Claim(Struct, frozen=True):
+    """A payment whose attempt is due; the columns of `claim_due`."""
+
+    order_id: str
+    state: State
+    reason: FailureReason | None
+    attempts: int
+    amount: Decimal
+    currency: str
+    created_at: datetime
+    traceparent: str | None
+    tracestate: str | None
+
+
+class _Attempt(Struct, frozen=True):
+    """What an attempt came to; `delay` is the seconds until the next, None for a final state."""
+
+    order_id: str
+    began: State
+    state: State
+    reason: FailureReason | None
+    attempts: int
+    amount: Decimal | None = None
+    delay: float | None = None
+
+
+class Attempts:
+    """The timer of the payment worker."""
+
+    def __init__(self, provider: PaymentProvider, desk: Desk, backoff: Backoff) -> None:
+        self._provider = provider
+        self._desk = desk
+        self._backoff = backoff
+
+    def run(self, connection: Connection) -> bool:
+        """Make the attempts that are due, at most CLAIM_ROWS; return whether there may be more."""
+        parameters = {"push_seconds": CLAIM_SECONDS, "limit": CLAIM_ROWS}
+        claims = {row[0]: _Claim(*row) for row in connection.execute(SQL["claim_due"], parameters)}
+        if not claims:
+            return False
+        answers = self._desk.ask(claims.items(), self._call)
+        attempts = [self._attempt(claim, answers[order_id]) for order_id, claim in sorted(claims.items())]
+        with connection.transaction():
+            self._finish(connection, claims, attempts)
+        return len(claims) == CLAIM_ROWS
+
+    def delay_seconds(self, attempts: int) -> float:
+        """Return the wait after so many attempts at one payment."""
+        return self._backoff.delay_seconds(attempts)
+
+    def _call(self, claim: _Claim, timeout_seconds: float) -> Outcome | Voided | NothingToVoid:
+        if claim.state == "VOIDING":
+            return self._provider.void(claim.order_id, timeout_seconds)
+        charge = Charge(claim.order_id, claim.amount, claim.currency, claim.created_at)
+        return self._provider.authorize(charge, timeout_seconds)
+
+    def _attempt(self, claim: _Claim, answer: Outcome | Voided | NothingToVoid) -> _Attempt:
+        number = claim.attempts + 1
+        match answer:
+            case Authorized():
+                return _Attempt(claim.order_id, claim.state, "AUTHORIZED", None, number, claim.amount)
+            case Declined():
+                return _Attempt(claim.order_id, claim.state, "FAILED", "PAYMENT_DECLINED", number, claim.amount)
+            case Voided() | NothingToVoid():
+                state: State = "FAILED" if claim.reason == "PROVIDER_UNAVAILABLE" else "VOIDED"
+                return _Attempt(claim.order_id, claim.state, state, claim.reason, number)
+            case Pending() | Unanswered():
+                if claim.state == "PENDING" and number >= self._backoff.max_attempts:
+                    return _Attempt(claim.order_id, claim.state, "VOIDING", "PROVIDER_UNAVAILABLE", 0, delay=0)
+                delay = self.delay_seconds(number)
+                return _Attempt(claim.order_id, claim.state, claim.state, claim.reason, number, delay=delay)
+            case other:
+                assert_never(other)
+
+    def _finish(self, tx: Connection, claims: dict[str, _Claim], attempts: Sequence[_Attempt]) -> None:
+        """Record the attempts whose payment stayed as it was, and have late authorizations of the others voided."""
+        rows = tx.execute(SQL["finish_attempts"], {"attempts": _encode(attempts).decode()}).fetchall()
+        recorded = {order_id for order_id, *_ in rows}
+        late = [one.order_id for one in attempts if one.state == "AUTHORIZED" and one.order_id not in recorded]
+        if late:
+            tx.execute(SQL["void_late_authorizations"], {"ids": late})
+        authorized = [order_id for order_id, state, *_ in rows if state == "AUTHORIZED"]
+        items = self._items(tx, authorized) if authorized else {}
+        append(
+            tx,
+            [
+                OutboxRow(build(event, decided_at), traceparent, tracestate)
+                for order_id, state, reason, decided_at, traceparent, tracestate in rows
+                if (event := _event(claims[order_id], state, reason, items))
+            ],
+        )
+
+    @staticmethod
+    def _items(tx: Connection, ids: list[str]) -> dict[str, tuple[Item, ...]]:
+        items: dict[str, tuple[Item, ...]] = {}
+        for order_id, sku, qty, price in tx.execute(SQL["items_of"], {"ids": ids}):
+            items[order_id] = (*items.get(order_id, ()), Item(sku=sku, qty=qty, price=price))
+        return items
+
+
+def _event(
+    claim: _Claim, state: State, reason: FailureReason | None, items: dict[str, tuple[Item, ...]]
+) -> Payload | None:
+    """Return the event that a recorded attempt leads to; None while the outcome is open."""
+    match state:
+        case "AUTHORIZED":
+            return PaymentAuthorized(
+                order_id=claim.order_id,
+                items=items[claim.order_id],
+                amount=claim.amount,
+                currency=claim.currency,
+            )
+        case "FAILED":
+            return PaymentFailed(order_id=claim.order_id, reason=reason or "PAYMENT_DECLINED")
+        case "VOIDED":
+            return PaymentVoided(order_id=claim.order_id, reason=reason)
+        case _:
+            return None

@@ -1,0 +1,186 @@
+"""Authorizes the payment of new orders and has those of aborted ones voided: at most one charge an order (P2).
+
+One row in `payments` is the decision for an order; whatever comes again is answered from it (P7). What takes more than
+one attempt is left to the timer (attempts.py).
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import assert_never
+
+import msgspec
+from msgspec import Struct
+
+from orderstream.domain.events import (
+    OrderAborted,
+    OrderCreated,
+    Payload,
+    PaymentAuthorized,
+    PaymentFailed,
+    PaymentVoided,
+    build,
+    topic,
+)
+from orderstream.domain.order import FailureReason
+from orderstream.domain.payment import Authorized, Charge, Declined, Outcome, Pending, State, Unanswered
+from orderstream.kafka.envelope import Received
+from orderstream.payment_worker.attempts import Attempts
+from orderstream.payment_worker.provider import Desk, PaymentProvider
+from orderstream.postgres.connect import Connection
+from orderstream.postgres.sql import load
+from orderstream.worker.handler import Decision, Outgoing, Timer
+
+SQL = load("orderstream.payment_worker")
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
+class _New(Struct, frozen=True):
+    """A row about to be inserted; `delay` is the seconds until the timer takes it up, None for a final state."""
+
+    order_id: str
+    state: State
+    amount: Decimal | None = None
+    reason: FailureReason | None = None
+    attempts: int = 0
+    delay: float | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+class _Row(Struct, frozen=True):
+    """A row of `payments`."""
+
+    state: State
+    reason: FailureReason | None
+    decided_at: datetime
+
+
+Answers = dict[str, Outcome]
+"""What the provider said, by order id, of the orders that had no payment yet."""
+
+
+class PaymentHandler:
+    """Decides payments for batches of order.created and order.aborted."""
+
+    group = "payment-worker"
+    topics: tuple[str, ...] = (topic("order.created"), topic("order.aborted"))
+    emits: tuple[str, ...] = ("payment.authorized", "payment.failed", "payment.voided")
+
+    def __init__(self, provider: PaymentProvider, desk: Desk, attempts: Attempts) -> None:
+        self._provider = provider
+        self._desk = desk
+        self._attempts = attempts
+        self.timers = (Timer("attempts", 0.2, attempts.run),)
+
+    def prepare(self, connection: Connection, batch: Sequence[Received], /) -> Answers:
+        """Ask the provider about the orders of the batch that are new and not aborted, within the desk's budget."""
+        created, aborted = _sort(batch)
+        ids = [order_id for order_id in created if order_id not in aborted]
+        known = {order_id for (order_id,) in connection.execute(SQL["payments_known"], {"ids": ids})}
+        charges = [
+            (order_id, Charge(order_id, one.payload.amount, one.payload.currency, one.occurred_at))
+            for order_id, one in ((key, created[key].event) for key in ids if key not in known)
+            if isinstance(one.payload, OrderCreated)
+        ]
+        return self._desk.ask(charges, self._provider.authorize)
+
+    def decide(self, tx: Connection, batch: Sequence[Received], prepared: Answers, /) -> Decision:
+        """Record what is new, and answer every record from what is then recorded.
+
+        An authorization that finds its payment ended meanwhile is voided.
+        """
+        created, aborted = _sort(batch)
+        new = [self._first(created[order_id], answer) for order_id, answer in prepared.items()]
+        new += [_tombstone(received) for received in aborted.values()]
+        rows = self._insert(tx, new)
+        if aborted:
+            self._begin_voids(tx, [one for order_id, one in aborted.items() if order_id not in rows], OPEN)
+        late = [key for key, answer in prepared.items() if isinstance(answer, Authorized) and key not in rows]
+        if late:
+            self._begin_voids(tx, [created[order_id] for order_id in late], ENDED)
+        missing = [order_id for order_id in (*created, *aborted) if order_id not in rows]
+        if missing:
+            found = tx.execute(SQL["payments_of"], {"ids": missing}).fetchall()
+            rows |= {order_id: _Row(state, reason, at) for order_id, state, reason, at in found}
+        answers = ((one, _answer(one, rows[one.order_id])) for one in batch if one.order_id in rows)
+        return Decision(
+            [Outgoing(build(answer, rows[one.order_id].decided_at), one) for one, answer in answers if answer]
+        )
+
+    def _first(self, received: Received, answer: Outcome) -> _New:
+        amount = received.event.payload.amount if isinstance(received.event.payload, OrderCreated) else None
+        match answer:
+            case Authorized():
+                return _New(received.order_id, "AUTHORIZED", amount, attempts=1)
+            case Declined():
+                return _New(received.order_id, "FAILED", amount, "PAYMENT_DECLINED", attempts=1)
+            case Pending() | Unanswered():
+                delay = self._attempts.delay_seconds(1)
+                return _New(received.order_id, "PENDING", amount, None, 1, delay, *received.record.carrier())
+            case other:
+                assert_never(other)
+
+    @staticmethod
+    def _insert(tx: Connection, new: list[_New]) -> dict[str, _Row]:
+        if not new:
+            return {}
+        new.sort(key=lambda one: one.order_id)
+        inserted = tx.execute(SQL["insert_payments"], {"payments": _encode(new).decode()}).fetchall()
+        return {order_id: _Row(state, reason, at) for order_id, state, reason, at in inserted}
+
+    @staticmethod
+    def _begin_voids(tx: Connection, causes: Sequence[Received], from_states: list[State]) -> None:
+        causes = sorted(causes, key=lambda one: one.order_id)
+        carriers = [one.record.carrier() for one in causes]
+        payloads = [one.event.payload for one in causes]
+        tx.execute(
+            SQL["begin_voids"],
+            {
+                "ids": [one.order_id for one in causes],
+                "reasons": [payload.reason if isinstance(payload, OrderAborted) else None for payload in payloads],
+                "traceparents": [traceparent for traceparent, _ in carriers],
+                "tracestates": [tracestate for _, tracestate in carriers],
+                "from_states": from_states,
+            },
+        )
+
+
+OPEN: list[State] = ["PENDING", "AUTHORIZED"]
+ENDED: list[State] = ["VOIDED", "FAILED"]
+
+
+def _sort(batch: Sequence[Received]) -> tuple[dict[str, Received], dict[str, Received]]:
+    """Part a batch into orders created and orders aborted, one record each."""
+    created: dict[str, Received] = {}
+    aborted: dict[str, Received] = {}
+    for received in batch:
+        kind = aborted if isinstance(received.event.payload, OrderAborted) else created
+        kind[received.order_id] = received
+    return created, aborted
+
+
+def _tombstone(received: Received) -> _New:
+    """Return the row of an order that was aborted before its payment was asked for: it may be under way elsewhere."""
+    payload = received.event.payload
+    reason = payload.reason if isinstance(payload, OrderAborted) else None
+    return _New(received.order_id, "VOIDING", None, reason, 0, 0.0, *received.record.carrier())
+
+
+def _answer(received: Received, row: _Row) -> Payload | None:
+    """Return the event that a record is answered with; None while the outcome is open.
+
+    An abort is never answered with payment.authorized: the row cannot say so after one.
+    """
+    payload = received.event.payload
+    match row.state:
+        case "AUTHORIZED" if isinstance(payload, OrderCreated):
+            return PaymentAuthorized(
+                order_id=received.order_id, items=payload.items, amount=payload.amount, currency=payload.currency
+            )
+        case "FAILED":
+            return PaymentFailed(order_id=received.order_id, reason=row.reason or "PAYMENT_DECLINED")
+        case "VOIDED":
+            return PaymentVoided(order_id=received.order_id, reason=row.reason)
+        case _:
+            return None

@@ -1,0 +1,64 @@
+"""Dead letters: what cannot be processed is kept, whole, with its reason, and never blocks its partition (P9)."""
+
+from collections import deque
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from orderstream.kafka.client import Publication
+from orderstream.kafka.envelope import Reason, Record
+from orderstream.kafka.topics import dead_letter_topic
+
+WINDOW_SECONDS = 300
+MIN_FAILURES = 20
+MAX_FAILED_SHARE = 0.10
+
+
+class DeadLetter(Struct, frozen=True):
+    """A record that was given up, and why; `attempts` counts how often it was handed to the handler."""
+
+    record: Record
+    reason: Reason
+    detail: str
+    attempts: int
+
+
+class TooManyFailuresError(Exception):
+    """So many records fail that a defect is likelier than bad records: stop before the topic is drained."""
+
+
+def publication(group: str, letter: DeadLetter) -> Publication:
+    """Return the dead letter as a record: key, value and headers as they were, and headers that say what happened."""
+    record = letter.record
+    notes = {
+        "dlq-topic": record.topic,
+        "dlq-partition": str(record.partition),
+        "dlq-offset": str(record.offset),
+        "dlq-reason": letter.reason,
+        "dlq-error": letter.detail[:1_000],
+        "dlq-attempts": str(letter.attempts),
+    }
+    headers: list[tuple[str, str | bytes | None]] = [*record.headers, *notes.items()]
+    return Publication(dead_letter_topic(group), record.key, record.value, headers)
+
+
+class FailureLimit:
+    """Stops a process when more than max(20, 10 %) of the last five minutes' records failed in the handler.
+
+    Undecodable records and unknown orders are bad input, not failures, and do not count.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._batches: deque[tuple[float, int, int]] = deque()
+
+    def note(self, records: int, failures: int) -> None:
+        """Count a batch. Raises TooManyFailuresError when the limit is passed."""
+        now = self._clock()
+        self._batches.append((now, records, failures))
+        while self._batches[0][0] < now - WINDOW_SECONDS:
+            self._batches.popleft()
+        total = sum(count for _, count, _ in self._batches)
+        failed = sum(count for _, _, count in self._batches)
+        if failed > max(MIN_FAILURES, MAX_FAILED_SHARE * total):
+            raise TooManyFailuresError(f"{failed} of {total} records failed within {WINDOW_SECONDS} s")

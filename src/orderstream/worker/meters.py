@@ -1,0 +1,53 @@
+"""The metrics of one worker, bound to its name once, so that a batch costs a few additions."""
+
+from collections import Counter as Tally
+from collections.abc import Iterable
+
+from prometheus_client import Counter
+
+from orderstream.telemetry import metrics
+
+
+class WorkerMeters:
+    """What a worker counts. Iterables of topics have one element a record."""
+
+    def __init__(self, service: str, topics: Iterable[str]) -> None:
+        self._service = service
+        self._batch_records = metrics.BATCH_RECORDS.labels(service)
+        self._batch_seconds = metrics.BATCH_SECONDS.labels(service)
+        for topic in topics:
+            for metric in (metrics.CONSUMED, metrics.DECIDED, metrics.DEAD_LETTERED, metrics.RETRIED):
+                metric.labels(service, topic)
+
+    def consumed(self, topics: Iterable[str]) -> None:
+        """Count records taken from Kafka."""
+        self._count(metrics.CONSUMED, topics)
+
+    def decided(self, topics: Iterable[str]) -> None:
+        """Count records whose decision is committed and published."""
+        self._count(metrics.DECIDED, topics)
+
+    def produced(self, topics: Iterable[str]) -> None:
+        """Count events that Kafka acknowledged."""
+        self._count(metrics.PRODUCED, topics)
+
+    def dead_lettered(self, topics: Iterable[str]) -> None:
+        """Count records that were given up."""
+        self._count(metrics.DEAD_LETTERED, topics)
+
+    def retried(self, topics: Iterable[str]) -> None:
+        """Count records whose batch is tried again."""
+        self._count(metrics.RETRIED, topics)
+
+    def batch(self, records: int, seconds: float) -> None:
+        """Note a finished batch."""
+        self._batch_records.observe(records)
+        self._batch_seconds.observe(seconds)
+
+    def lag(self, topic: str, partition: int, records: int) -> None:
+        """Note how many records of a partition are still to be taken."""
+        metrics.LAG.labels(self._service, topic, str(partition)).set(max(0, records))
+
+    def _count(self, metric: Counter, topics: Iterable[str]) -> None:
+        for topic, number in Tally(topics).items():
+            metric.labels(self._service, topic).inc(number)

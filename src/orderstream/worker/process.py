@@ -1,0 +1,116 @@
+"""How a service runs as a process: signals, a bounded drain, the pages for health and metrics, and the exit code."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event as StopSignal
+from typing import Protocol
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from orderstream.settings import Settings
+from orderstream.telemetry import logs, metrics
+from orderstream.telemetry.tracing import Tracer, start
+from orderstream.worker.dead_letters import TooManyFailuresError
+
+EXIT_STOPPED = 0
+EXIT_FAILED = 1
+BEAT_LIMIT_SECONDS = 180.0
+"""A loop that has not come round for so long is stuck; its longest wait, a batch's retries, is shorter."""
+
+log = logs.get()
+
+
+class Loop(Protocol):
+    """The work of a service: `run` returns when its stop signal is set."""
+
+    beat: float
+    """Monotonic time at which the loop last came round."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has reached all that it needs."""
+        ...
+
+    def run(self) -> None:
+        """Work until the stop signal is set."""
+        ...
+
+
+def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopSignal], Loop]) -> int:
+    """Run a service in the foreground until SIGTERM or SIGINT, and return its exit code.
+
+    From the signal on it has `drain_timeout_seconds`; beyond that the process ends with code 1, which loses nothing.
+    """
+    logs.configure(service, settings)
+    stop = StopSignal()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if not stop.is_set():
+            log.info("draining", signal=signal.Signals(number).name)
+            _limit_drain(settings.drain_timeout_seconds)
+            stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    tracer = start(service, settings)
+    try:
+        loop = build(tracer, stop)
+        pages = _serve_pages(settings, loop)
+        log.info("started", port=pages.server_port)
+        loop.run()
+    except (psycopg.Error, KafkaException, TooManyFailuresError):
+        log.exception("stopped_by_failure")
+        return EXIT_FAILED
+    finally:
+        tracer.shutdown()
+    log.info("stopped")
+    return EXIT_STOPPED
+
+
+def _limit_drain(seconds: float) -> None:
+    def give_up() -> None:
+        log.error("drain_timeout", seconds=seconds)
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+
+
+def _serve_pages(settings: Settings, loop: Loop) -> ThreadingHTTPServer:
+    """Serve /livez, /readyz and /metrics from a thread of their own."""
+
+    class Pages(BaseHTTPRequestHandler):
+        timeout = 5
+
+        def do_GET(self) -> None:
+            match self.path:
+                case "/livez":
+                    alive = time.monotonic() - loop.beat < BEAT_LIMIT_SECONDS
+                    self._answer(200 if alive else 503, b"ok\n" if alive else b"stuck\n")
+                case "/readyz":
+                    self._answer(200 if loop.ready else 503, b"ok\n" if loop.ready else b"starting\n")
+                case "/metrics":
+                    self._answer(200, metrics.exposition(), metrics.CONTENT_TYPE)
+                case _:
+                    self._answer(404, b"not found\n")
+
+        def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
+            del format, args
+
+    server = ThreadingHTTPServer((settings.host, settings.metrics_port), Pages)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="pages", daemon=True).start()
+    return server

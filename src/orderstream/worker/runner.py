@@ -1,0 +1,297 @@
+"""The one loop that every worker runs: poll, decide in one transaction, publish, and only then move the offsets.
+
+A decision is durable before its events leave (P5), a failing record is found and set aside (P9), and a failing
+dependency is waited for: the batch is repeated, and after a minute given back to Kafka.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from threading import Event as StopSignal
+from typing import Any, Generic, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from msgspec import Struct
+
+from orderstream.domain.events import topic
+from orderstream.kafka.client import FENCED, UNKNOWN_TOPIC, Publisher, PublishError, consumer
+from orderstream.kafka.envelope import Received, Record, Undecodable, decode, encode
+from orderstream.kafka.topics import ensure_topics
+from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient
+from orderstream.settings import Settings
+from orderstream.telemetry import logs
+from orderstream.telemetry.tracing import Tracer
+from orderstream.worker.dead_letters import DeadLetter, FailureLimit, publication
+from orderstream.worker.handler import Decision, Handler, RepeatBatchError
+from orderstream.worker.meters import WorkerMeters
+from orderstream.worker.traces import BatchTrace
+
+BATCH_RECORDS = 500
+POLL_SECONDS = 0.1
+GATHER_SECONDS = 0.03
+GATHER_FROM = 20
+"""A batch this large says that there is a queue: only then is it worth waiting for more."""
+RETRY_SECONDS = 60
+BACKOFF_FIRST_SECONDS = 0.1
+BACKOFF_MAX_SECONDS = 5.0
+COMMIT_ATTEMPTS = 3
+TIMER_ROUNDS = 20
+"""Runs of one timer between two batches, however much is due."""
+
+P = TypeVar("P")
+log = logs.get()
+
+
+class _Batch(Struct):
+    """The records of one poll, and what has become of them."""
+
+    received: list[Received]
+    letters: list[DeadLetter]
+    first: dict[tuple[str, int], int]
+    following: dict[tuple[str, int], int]
+
+
+class Runner(Generic[P]):
+    """Runs a handler until `stop` is set. One thread; the consumer, the producer and the connection are its own."""
+
+    def __init__(self, handler: Handler[P], settings: Settings, tracer: Tracer, stop: StopSignal) -> None:
+        self._handler = handler
+        self._settings = settings
+        self._tracer = tracer
+        self._stop = stop
+        self._meters = WorkerMeters(handler.group, handler.topics)
+        self._limit = FailureLimit(time.monotonic)
+        self._publisher = Publisher(settings, handler.group)
+        self._consumer: Consumer = consumer(settings, handler.group)
+        self._connection: Connection | None = None
+        self._due = dict.fromkeys((timer.name for timer in handler.timers), 0.0)
+        self._last_size = 0
+        self._joined = False
+        self.beat = time.monotonic()
+
+    @property
+    def ready(self) -> bool:
+        """Whether Postgres was reached and the group has given us our partitions."""
+        return self._joined and self._connection is not None and not self._connection.broken
+
+    def run(self) -> None:
+        """Consume until `stop` is set, then finish the batch, commit its offsets and leave the group.
+
+        Raises what no retry can help: a missing table or a wrong password, or too many failing records.
+        """
+        self._consumer.subscribe(list(self._handler.topics), on_assign=self._assigned)
+        try:
+            while not self._stop.is_set():
+                self.beat = time.monotonic()
+                self._run_timers()
+                records = self._poll()
+                if records:
+                    self._process(records)
+        finally:
+            self._consumer.close()
+            if self._connection is not None:
+                self._connection.close()
+
+    def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._joined = True
+        log.info("partitions_assigned", partitions=sorted(f"{one.topic}/{one.partition}" for one in partitions))
+
+    def _poll(self) -> list[Record]:
+        """Wait for a record and take what else is here, at most BATCH_RECORDS; in a queue, wait for more."""
+        message = self._consumer.poll(POLL_SECONDS)
+        if message is None:
+            self._last_size = 0
+            return []
+        messages = [message, *self._consumer.consume(BATCH_RECORDS - 1, 0)]
+        if self._last_size >= GATHER_FROM and len(messages) < BATCH_RECORDS:
+            messages += self._consumer.consume(BATCH_RECORDS - len(messages), GATHER_SECONDS)
+        records = []
+        for one in messages:
+            error = one.error()
+            if error is None:
+                records.append(Record.of(one))
+            else:
+                self._client_error(error)
+        self._last_size = len(records)
+        return records
+
+    def _client_error(self, error: KafkaError) -> None:
+        """React to what the client reports in place of a record: it says nothing about any record."""
+        log.warning("consumer_error", code=error.name(), detail=error.str())
+        if error.fatal():
+            raise KafkaException(error)
+        if error.code() in UNKNOWN_TOPIC:
+            self._ensure_topics()
+
+    def _process(self, records: list[Record]) -> None:
+        """Bring a batch to its end: decided, published, offsets committed; or given back to Kafka after a minute."""
+        started = time.monotonic()
+        wait = BACKOFF_FIRST_SECONDS
+        self._meters.consumed(record.topic for record in records)
+        while True:
+            try:
+                batch = self._decode(records)
+                self._settle_all(batch)
+            except Exception as error:
+                if is_fatal(error) or not self._transient(error):
+                    raise
+                self._meters.retried(record.topic for record in records)
+                log.warning("batch_retry", error=str(error)[:500], records=len(records))
+                if time.monotonic() - started > RETRY_SECONDS:
+                    self._seek_back(records)
+                    return
+                self._recover(error)
+                if self._stop.wait(wait):
+                    return
+                wait = min(2 * wait, BACKOFF_MAX_SECONDS)
+            else:
+                self._commit(batch)
+                self._meters.batch(len(records), time.monotonic() - started)
+                self._measure_lag(batch)
+                return
+
+    def _decode(self, records: list[Record]) -> _Batch:
+        batch = _Batch([], [], {}, {})
+        for record in records:
+            place = (record.topic, record.partition)
+            batch.first.setdefault(place, record.offset)
+            batch.following[place] = record.offset + 1
+            try:
+                batch.received.append(Received(record, decode(record.topic, record.key, record.value)))
+            except Undecodable as error:
+                batch.letters.append(DeadLetter(record, error.reason, error.detail, 0))
+        return batch
+
+    def _settle_all(self, batch: _Batch) -> None:
+        trace = BatchTrace(self._tracer, self._handler.group, batch.received)
+        failures: list[DeadLetter] = []
+        try:
+            if batch.received:
+                self._settle(batch.received, trace, batch.letters, failures, attempts=1)
+            self._limit.note(len(batch.received), len(failures))
+            self._bury(batch.letters + failures)
+        except Exception as error:
+            trace.end(error)
+            raise
+        trace.end(None)
+        self._meters.decided(received.record.topic for received in batch.received)
+
+    def _settle(
+        self,
+        part: Sequence[Received],
+        trace: BatchTrace,
+        letters: list[DeadLetter],
+        failures: list[DeadLetter],
+        attempts: int,
+    ) -> None:
+        """Decide and publish `part`; when a record in it is at fault, halve it until that record stands alone."""
+        try:
+            decision = self._decide(part)
+            self._publish(decision, trace)
+        except Exception as error:
+            if is_fatal(error) or self._transient(error):
+                raise
+            if len(part) == 1:
+                failures.append(DeadLetter(part[0].record, "FAILED", f"{type(error).__name__}: {error}", attempts))
+                return
+            middle = len(part) // 2
+            for half in (part[:middle], part[middle:]):
+                self._settle(half, trace, letters, failures, attempts + 1)
+        else:
+            letters += [DeadLetter(one.received.record, one.reason, one.detail, attempts) for one in decision.reject]
+
+    def _decide(self, part: Sequence[Received]) -> Decision:
+        connection = self._connected()
+        prepared = self._handler.prepare(connection, part)
+        with connection.transaction():
+            decision = self._handler.decide(connection, part, prepared)
+        decision.after_commit()
+        return decision
+
+    def _publish(self, decision: Decision, trace: BatchTrace) -> None:
+        if not decision.emit:
+            return
+        self._publisher.publish([trace.publication(outgoing, encode(outgoing.event)) for outgoing in decision.emit])
+        trace.acknowledged()
+        self._meters.produced(topic(outgoing.event.type) for outgoing in decision.emit)
+
+    def _bury(self, letters: list[DeadLetter]) -> None:
+        self._publisher.publish([publication(self._handler.group, letter) for letter in letters])
+        for letter in letters:
+            record = letter.record
+            place = f"{record.topic}/{record.partition}@{record.offset}"
+            log.error("dead_letter", reason=letter.reason, detail=letter.detail[:500], record=place)
+        self._meters.dead_lettered(letter.record.topic for letter in letters)
+
+    def _commit(self, batch: _Batch) -> None:
+        """Move the offsets past the batch. When that fails its records come again, which changes nothing (P7)."""
+        offsets = [TopicPartition(name, partition, offset) for (name, partition), offset in batch.following.items()]
+        for _ in range(COMMIT_ATTEMPTS):
+            try:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+            except KafkaException as error:
+                code = error.args[0].code()
+                log.warning("offset_commit_failed", detail=str(error)[:300])
+                if code in FENCED:
+                    return
+            else:
+                return
+
+    def _measure_lag(self, batch: _Batch) -> None:
+        for (name, partition), offset in batch.following.items():
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(name, partition), cached=True)
+            self._meters.lag(name, partition, end - offset)
+
+    def _seek_back(self, records: list[Record]) -> None:
+        """Have the records polled again, so that polling, and with it the group membership, goes on meanwhile."""
+        for (name, partition), offset in self._decode(records).first.items():
+            try:
+                self._consumer.seek(TopicPartition(name, partition, offset))
+            except KafkaException as error:
+                log.warning("seek_back_refused", topic=name, partition=partition, detail=str(error)[:300])
+
+    def _recover(self, error: Exception) -> None:
+        if isinstance(error, PublishError) and error.code in UNKNOWN_TOPIC:
+            self._ensure_topics()
+        if self._connection is not None and self._connection.broken:
+            self._connection = None
+
+    def _ensure_topics(self) -> None:
+        try:
+            created = ensure_topics(self._settings)
+        except KafkaException as error:
+            log.warning("ensure_topics_failed", detail=str(error)[:300])
+        else:
+            log.warning("topics_created", topics=created)
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(self._settings.postgres_url, self._handler.group)
+        return self._connection
+
+    def _run_timers(self) -> None:
+        """Run every timer whose time has come. A transient failure is left for its next time."""
+        for timer in self._handler.timers:
+            if time.monotonic() < self._due[timer.name]:
+                continue
+            try:
+                self._run_timer(timer.run)
+            except Exception as error:
+                if is_fatal(error) or not self._transient(error):
+                    raise
+                log.warning("timer_retry", timer=timer.name, error=str(error)[:500])
+                self._recover(error)
+            self._due[timer.name] = time.monotonic() + timer.every_seconds
+
+    def _run_timer(self, run: Callable[[Connection], bool]) -> None:
+        for _ in range(TIMER_ROUNDS):
+            if not run(self._connected()):
+                return
+
+    @staticmethod
+    def _transient(error: Exception) -> bool:
+        if isinstance(error, PublishError):
+            return not error.poisonous
+        return isinstance(error, RepeatBatchError) or is_transient(error)
+
+
+AnyRunner = Runner[Any]

@@ -1,0 +1,64 @@
+"""The spans of one batch: a consumer span a record, a producer span an event, and one for the batch, linked to them.
+
+Records whose trace is not sampled get no span; their trace context is passed on as it came.
+"""
+
+import time
+from collections.abc import Sequence
+
+from orderstream.domain.events import topic
+from orderstream.kafka.client import Publication
+from orderstream.kafka.envelope import Received, event_headers
+from orderstream.telemetry.tracing import Span, Tracer
+from orderstream.worker.handler import Outgoing
+
+
+class BatchTrace:
+    """Opened when a batch begins; `end` must be called once."""
+
+    def __init__(self, tracer: Tracer, group: str, batch: Sequence[Received]) -> None:
+        self._tracer = tracer
+        self._group = group
+        self._started_ns = time.time_ns()
+        self._consumer_spans: dict[tuple[str, int, int], Span] = {}
+        self._producer_spans: list[Span] = []
+        for received in batch:
+            record = received.record
+            span = tracer.process(
+                record.topic,
+                received.event.type,
+                received.order_id,
+                record.carrier(),
+                group,
+                record.partition,
+                record.offset,
+            )
+            if span is not None:
+                self._consumer_spans[record.topic, record.partition, record.offset] = span
+
+    def publication(self, outgoing: Outgoing, value: bytes) -> Publication:
+        """Return the record for an event, which carries the trace of the record that caused it."""
+        event = outgoing.event
+        record = outgoing.cause.record
+        carrier = record.carrier()
+        if parent := self._consumer_spans.get((record.topic, record.partition, record.offset)):
+            carrier = parent.carrier
+        name = topic(event.type)
+        span = self._tracer.publish(name, event.type, event.correlation_id, carrier)
+        if span is not None:
+            self._producer_spans.append(span)
+            carrier = span.carrier
+        return Publication(name, event.correlation_id, value, event_headers(event.type, str(event.id), carrier))
+
+    def acknowledged(self) -> None:
+        """End the producer spans: Kafka has their events."""
+        for span in self._producer_spans:
+            span.end()
+        self._producer_spans.clear()
+
+    def end(self, error: Exception | None) -> None:
+        """End every span that is still open, and record the batch."""
+        reason = None if error is None else str(error)
+        for span in (*self._producer_spans, *self._consumer_spans.values()):
+            span.end(reason)
+        self._tracer.batch(f"{self._group} batch", self._started_ns, list(self._consumer_spans.values()))
