@@ -97,7 +97,7 @@ def test_every_setting_says_what_it_is_for() -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load().port = 1  # type: ignore[misc]
+        load().port = 1
 
 
 def _reads_environment(source: Path) -> bool:

@@ -28,7 +28,7 @@ class Clock:
 class Broken(io.StringIO):
     """A pipe whose reader is gone."""
 
-    def write(self, text: str) -> int:
+    def write(self, _text: str) -> int:
         raise BrokenPipeError
 
 
@@ -44,25 +44,18 @@ def _as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture
-def stderr(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
-
-
 def configure(**settings: str) -> None:
     logs.configure("order-service", Settings.model_validate({"log_format": "json"} | settings))
 
 
-def lines(stream: io.StringIO) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in stream.getvalue().splitlines()]
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_a_line_is_one_json_object_with_time_level_service_and_event_first(stderr: io.StringIO) -> None:
+def test_a_line_is_one_json_object_with_time_level_service_and_event_first(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     logs.get().bind(order_id="o-1").info("order_settled", trace_id="t-1", text="two\nlines \ud800", exact=1.5)
-    (line,) = lines(stderr)
+    (line,) = lines(capsys)
     assert list(line)[:4] == ["timestamp", "level", "service", "event"]
     assert line["timestamp"].endswith("Z")
     assert abs((datetime.now(UTC) - datetime.fromisoformat(line["timestamp"])).total_seconds()) < 60
@@ -78,61 +71,61 @@ def test_a_line_is_one_json_object_with_time_level_service_and_event_first(stder
     }
 
 
-def test_order_and_trace_can_be_bound_to_a_whole_piece_of_work(stderr: io.StringIO) -> None:
+def test_order_and_trace_can_be_bound_to_a_whole_piece_of_work(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     with structlog.contextvars.bound_contextvars(order_id="o-1", trace_id="t-1"):
         logs.get().info("inside")
     logs.get().info("outside")
-    inside, outside = lines(stderr)
+    inside, outside = lines(capsys)
     assert (inside["order_id"], inside["trace_id"]) == ("o-1", "t-1")
     assert "order_id" not in outside
 
 
-def test_what_is_less_severe_than_asked_for_is_not_written(stderr: io.StringIO) -> None:
+def test_what_is_less_severe_than_asked_for_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
     configure(log_level="warning")
     logs.get().info("quiet")
     logging.getLogger("uvicorn.error").info("quiet")
     logs.get().warning("loud")
-    assert [line["event"] for line in lines(stderr)] == ["loud"]
+    assert [line["event"] for line in lines(capsys)] == ["loud"]
 
 
-def test_an_exception_is_one_field_of_one_line(stderr: io.StringIO) -> None:
+def test_an_exception_is_one_field_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     try:
         raise LookupError("o-1")
     except LookupError:
         logs.get().exception("batch_failed")
-    (line,) = lines(stderr)
+    (line,) = lines(capsys)
     assert line["level"] == "error"
     assert line["exception"].startswith("Traceback")
     assert line["exception"].endswith("LookupError: o-1")
 
 
-def test_libraries_come_out_in_the_same_form(stderr: io.StringIO) -> None:
+def test_libraries_come_out_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     logging.getLogger("uvicorn.error").warning("port %d is taken", 3000)
     logging.getLogger("odd").log(35, "between the levels")
     logging.getLogger("wrong").error("%d", "not a number")
-    assert [(line["event"], line["level"], line["message"]) for line in lines(stderr)] == [
+    assert [(line["event"], line["level"], line["message"]) for line in lines(capsys)] == [
         ("uvicorn.error", "warning", "port 3000 is taken"),
         ("odd", "warning", "between the levels"),
         ("wrong", "error", "%d ('not a number',)"),
     ]
 
 
-def test_warnings_of_python_are_logged(stderr: io.StringIO) -> None:
+def test_warnings_of_python_are_logged(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(capture=False)
         logging.captureWarnings(capture=True)
         warnings.warn("old", DeprecationWarning, stacklevel=1)
-    (line,) = lines(stderr)
+    (line,) = lines(capsys)
     assert line["event"] == "py.warnings"
     assert "DeprecationWarning: old" in line["message"]
 
 
-def test_an_exception_that_nobody_caught_is_logged(stderr: io.StringIO) -> None:
+def test_an_exception_that_nobody_caught_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
 
     def fail() -> None:
@@ -144,7 +137,7 @@ def test_an_exception_that_nobody_caught_is_logged(stderr: io.StringIO) -> None:
     error = ValueError("top")
     sys.excepthook(ValueError, error, None)
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
-    in_thread, on_top = lines(stderr)
+    in_thread, on_top = lines(capsys)
     assert (in_thread["event"], on_top["event"]) == ("crashed", "crashed")
     assert in_thread["exception"].endswith("LookupError: o-1")
     assert on_top["exception"].endswith("ValueError: top")
@@ -157,18 +150,19 @@ def test_a_line_that_cannot_be_written_stops_nobody(monkeypatch: pytest.MonkeyPa
     logging.getLogger("uvicorn.error").error("into the void")
 
 
-def test_text_for_people(stderr: io.StringIO) -> None:
+def test_text_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     configure(log_format="console")
     logs.get().info("order_settled", order_id="o-1")
-    assert "order_settled" in stderr.getvalue()
-    assert "order_id=o-1" in stderr.getvalue()
-    assert "\x1b" not in stderr.getvalue()
+    written = capsys.readouterr().err
+    assert "order_settled" in written
+    assert "order_id=o-1" in written
+    assert "\x1b" not in written
 
 
-def test_auto_is_json_where_nobody_watches(stderr: io.StringIO) -> None:
+def test_auto_is_json_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
     configure(log_format="auto")
     logs.get().info("order_settled")
-    assert lines(stderr)[0]["event"] == "order_settled"
+    assert lines(capsys)[0]["event"] == "order_settled"
 
 
 def kept(repeats: logs.Repeats, times: int, **line: str) -> list[dict[str, Any]]:
