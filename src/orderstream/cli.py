@@ -1,2 +1,256 @@
+"""The one executable, `orderstream`: each service, the local stack, and the operator's commands.
+
+Every command imports what it runs only when it runs, so a service loads no more than it uses and `--help` is instant.
+"""
+# ruff: noqa: PLC0415
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from orderstream.settings import Settings
+    from orderstream.stack.state import Run, StateDir
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+_BAD_CONFIGURATION = 2
+
+
+@click.group(context_settings=_HELP)
+@click.version_option(package_name="orderstream")
 def main() -> None:
-    print("orderstream")
+    """Event-driven order processing: accepted over HTTP, completed over Kafka, lost never.
+
+    `orderstream up` starts everything on this machine. Settings are environment variables; the README lists them.
+    """
+
+
+def _settings() -> "Settings":
+    """Read the settings; name every wrong variable and exit 2."""
+    from orderstream.settings import SettingsError, load
+
+    try:
+        return load()
+    except SettingsError as error:
+        click.echo("Wrong settings (environment variables):", err=True)
+        for problem in error.problems:
+            click.echo(f"  {problem}", err=True)
+        sys.exit(_BAD_CONFIGURATION)
+
+
+def _located() -> "Settings":
+    """The settings, with the addresses of this checkout's running stack where none were given."""
+    settings = _settings()
+    fields = {"postgres_url", "redis_url", "kafka_brokers"} - settings.model_fields_set
+    if not fields:
+        return settings
+    from orderstream.stack.state import default_state_dir
+
+    run = default_state_dir(settings.orderstream_state).running()
+    found = {field: run.urls[field.upper()] for field in fields} if run and run.urls else {}
+    return settings.model_copy(update=found)
+
+
+def _state() -> "StateDir":
+    from orderstream.stack.state import default_state_dir
+
+    return default_state_dir(_settings().orderstream_state)
+
+
+def _running(state: "StateDir") -> "Run":
+    """The record of the running stack; without one, say so and exit 1."""
+    run = state.running()
+    if run is None:
+        raise click.ClickException("nothing is running; start it with: orderstream up")
+    return run
+
+
+@contextlib.contextmanager
+def _plain_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn the errors that a person can do something about into one line and exit 1."""
+    try:
+        yield
+    except kinds as error:
+        raise click.ClickException(str(error).strip()) from error
+
+
+# The local stack
+
+
+@main.command()
+@click.option("-d", "--detach", is_flag=True, help="Return once everything serves, and leave it running.")
+def up(detach: bool) -> None:
+    """Start everything on this machine; Ctrl-C stops it."""
+    from orderstream.stack.stopping import Stop
+    from orderstream.stack.terminal import Terminal
+
+    terminal = Terminal()
+    stop = Stop(terminal)
+    settings, state = _settings(), _state()
+    with _plain_errors(OSError, ModuleNotFoundError):
+        if detach:
+            from orderstream.stack.control import start_detached
+
+            sys.exit(start_detached(state, stop))
+        from orderstream.stack.up import up as run
+
+        sys.exit(run(settings, state, terminal, stop))
+
+
+@main.command()
+def down() -> None:
+    """Stop what `up` started, and wait until it has ended."""
+    from orderstream.stack import control
+    from orderstream.stack.terminal import Terminal
+
+    sys.exit(control.down(_state(), Terminal()))
+
+
+@main.command()
+def status() -> None:
+    """Show each process of the running stack."""
+    from orderstream.stack import control
+
+    for line in control.status(_running(_state())):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("service", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
+def logs(service: str | None, follow: bool) -> None:
+    """Show the last lines of every log, or of SERVICE's (a service, postgres, valkey or kafka)."""
+    from orderstream.stack import control
+
+    state = _state()
+    files = control.logs(state, service)
+    if not files:
+        names = ", ".join(one.stem for one in control.logs(state, None))
+        raise click.ClickException(f"there is no such log; there are: {names or 'none yet'}")
+    control.show_logs(files, click.echo)
+    if follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            control.follow_logs(lambda: control.logs(state, service), click.echo)
+
+
+@main.command()
+def env() -> None:
+    """Print the addresses of the running stack as `export` lines: eval "$(orderstream env)"."""
+    from orderstream.stack.banner import exports
+
+    click.echo(exports(_running(_state()).urls))
+
+
+@main.command()
+def reset() -> None:
+    """Remove all data of the stopped stack: orders, stock, topics, logs."""
+    from orderstream.stack import control
+    from orderstream.stack.state import BusyError
+    from orderstream.stack.terminal import Terminal
+
+    try:
+        control.reset(_state(), Terminal())
+    except BusyError:
+        raise click.ClickException("the stack is running; stop it first: orderstream down") from None
+
+
+# The services
+
+
+def _service(name: str, summary: str) -> None:
+    """Add the command that runs the service `name` in the foreground."""
+
+    def run() -> None:
+        app = importlib.import_module(f"orderstream.{name.replace('-', '_')}.app")
+        sys.exit(app.run(_located()))
+
+    main.command(name, help=summary)(run)
+
+
+_service("api-gateway", "Run the HTTP API on HOST:PORT.")
+_service("outbox-relay", "Run the relay, which publishes what the outbox holds.")
+_service("payment-worker", "Run the worker that authorizes and voids payments.")
+_service("inventory-worker", "Run the worker that reserves and releases stock.")
+_service("order-service", "Run the service that merges results into orders.")
+
+
+# The operator's commands
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database to the schema of this version."""
+    import psycopg
+
+    from orderstream.postgres import migrate as migration
+
+    with _plain_errors(psycopg.Error, migration.MigrationError):
+        applied = migration.migrate(_located().postgres_url)
+    click.echo("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")
+
+
+@main.command()
+def topics() -> None:
+    """Create the Kafka topics that are missing."""
+    from confluent_kafka import KafkaException
+
+    from orderstream.kafka.topics import ensure_topics
+
+    with _plain_errors(KafkaException):
+        created = ensure_topics(_located())
+    click.echo("\n".join(f"created {name}" for name in created) or "every topic is there")
+
+
+@main.group(context_settings=_HELP)
+def stock() -> None:
+    """Look at the stock, and change it."""
+
+
+@stock.command("set")
+@click.argument("sku")
+@click.argument("available", type=click.IntRange(min=0))
+def stock_set(sku: str, available: int) -> None:
+    """Make AVAILABLE units of SKU available; what is reserved stays reserved."""
+    import psycopg
+
+    from orderstream.inventory_worker.stock import set_available
+
+    with _plain_errors(psycopg.Error):
+        set_available(_located().postgres_url, sku, available)
+    click.echo(f"{sku}: {available} available")
+
+
+@stock.command("add", context_settings={"ignore_unknown_options": True})
+@click.argument("sku")
+@click.argument("quantity", type=int)
+def stock_add(sku: str, quantity: int) -> None:
+    """Add QUANTITY units to what is available of SKU; a negative QUANTITY takes them away."""
+    import psycopg
+
+    from orderstream.inventory_worker.stock import add_available
+
+    with _plain_errors(psycopg.Error):
+        add_available(_located().postgres_url, sku, quantity)
+    click.echo(f"{sku}: {quantity} added")
+
+
+@stock.command("list")
+def stock_list() -> None:
+    """List each SKU with what is available and what is reserved."""
+    import psycopg
+
+    from orderstream.inventory_worker.stock import listing
+
+    with _plain_errors(psycopg.Error):
+        rows = listing(_located().postgres_url)
+    click.echo(f"{'sku':<40} {'available':>10} {'reserved':>10}")
+    for sku, available, reserved in rows:
+        click.echo(f"{sku:<40} {available:>10} {reserved:>10}")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,8 @@ from pathlib import Path
 from orderstream.stack import ports, postgres, steps
 from orderstream.stack.kafka import Kafka
 from orderstream.stack.postgres import Postgres
-from orderstream.stack.process import Child, Roster, birth, end_leftovers
-from orderstream.stack.services import Service, Workshop, launch
+from orderstream.stack.process import Child, ChildError, Roster, birth, end_leftovers, how_it_ended
+from orderstream.stack.services import Service, Workshop, await_ready
 from orderstream.stack.state import Record, Run, StateDir, shared_cache
 from orderstream.stack.terminal import Terminal
 from orderstream.stack.valkey import Valkey
@@ -38,7 +38,10 @@ class Part:
 
     def start(self) -> None:
         """Start it and wait until it serves, on the port and the data it had. Raises ChildError."""
-        launch(self._service, self._child, self._workshop)
+        self._service.install(self._workshop)
+        self._child.start(self._service.command())
+        if not await_ready(self._service, self._child, self._workshop.cancelled):
+            raise ChildError(f"{self.name} {how_it_ended(self._child.exit_code() or 0)}", self._child.last_lines())
 
     def step(self, report: Callable[[str], None]) -> None:
         """`start`, as a step of the common start."""

@@ -91,6 +91,7 @@ class Roster:
         self._lock = threading.Lock()
         self._children: dict[str, Child] = {}
         self._closed = False
+        state.write(record)
 
     @property
     def children(self) -> list["Child"]:

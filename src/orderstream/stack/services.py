@@ -15,7 +15,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from orderstream.stack.ports import LOOPBACK
-from orderstream.stack.process import Child, ChildError, Command, Roster, StoppingError, how_it_ended
+from orderstream.stack.process import Child, ChildError, Command, Roster, StoppingError
 from orderstream.stack.state import StateDir
 
 # Stopped in this order: whoever takes orders in, whoever works on them, whoever keeps them.
@@ -42,10 +42,17 @@ class Workshop:
 
 
 class Service(Protocol):
-    """One process of the stack. `needs` names the steps that must be done before it starts."""
+    """One process of the stack."""
 
-    name: str
-    needs: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """Its name in logs, in the record and on the terminal."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The steps that must be done before it starts."""
+        ...
 
     def install(self, workshop: Workshop) -> None:
         """Make ready to start: files, directories. Idempotent, and offline when everything is there."""
@@ -91,19 +98,18 @@ class OrderStreamService:
         return port is not None and _listens(child.pid, port) and healthy(self.health_url)
 
 
-def launch(service: Service, child: Child, workshop: Workshop) -> None:
-    """Install, start, and wait until it serves. Raises ChildError, FetchError, OSError; StoppingError when cancelled."""
-    service.install(workshop)
-    workshop.report("starting")
-    child.start(service.command())
+def await_ready(service: Service, child: Child, cancelled: threading.Event) -> bool:
+    """Return True once it serves, False when it has ended. Raises ChildError when it lives and does not serve in time,
+    StoppingError when `cancelled` is set."""
     deadline = time.monotonic() + READY_SECONDS
     while not service.ready(child):
-        if workshop.cancelled.wait(_READY_POLL_SECONDS):
+        if cancelled.wait(_READY_POLL_SECONDS):
             raise StoppingError
-        if (code := child.exit_code()) is not None:
-            raise ChildError(f"{service.name} {how_it_ended(code)}", child.last_lines())
+        if not child.alive():
+            return False
         if time.monotonic() > deadline:
             raise ChildError(f"{service.name} was not ready after {READY_SECONDS:.0f} s", child.last_lines())
+    return True
 
 
 def healthy(url: str) -> bool:

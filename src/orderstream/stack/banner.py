@@ -1,0 +1,41 @@
+"""What `up` prints when everything serves: where things are, and lines to paste."""
+
+from collections.abc import Mapping
+
+from orderstream.stack.state import StateDir
+
+# The example order of the README; a test holds the two against each other.
+_EXAMPLE = """\
+# Create an order
+order=$(curl -s -X POST {base_url}/orders \\
+  -H 'content-type: application/json' \\
+  -d '{{"userId":"u-1","items":[{{"sku":"SKU-1","qty":1,"price":129.0}}],
+       "amount":129.0,"currency":"USD"}}'); echo "$order"
+
+# Read it back
+curl -s {base_url}/orders/$(echo "$order" | cut -d '"' -f 4); echo"""
+
+
+def curl_lines(base_url: str) -> str:
+    """Shell lines that create an order and read it back."""
+    return _EXAMPLE.format(base_url=base_url)
+
+
+def banner(urls: Mapping[str, str], state: StateDir) -> str:
+    """The whole banner; `urls` are those of `exports`."""
+    base_url = urls["BASE_URL"]
+    rows = {
+        "API": f"{base_url}  (docs: {base_url}/docs)",
+        "PostgreSQL": urls["POSTGRES_URL"],
+        "Valkey": urls["REDIS_URL"],
+        "Kafka": urls["KAFKA_BROKERS"],
+        "Logs": f"{state.logs}  (or: orderstream logs -f)",
+        "State": f"{state.root}  (orderstream reset removes it)",
+    }
+    table = "\n".join(f"  {name:<11} {value}" for name, value in rows.items())
+    return f"\nOrderStream is up. Ctrl-C (or: orderstream down) stops it.\n\n{table}\n\n{curl_lines(base_url)}\n"
+
+
+def exports(urls: Mapping[str, str]) -> str:
+    """Lines for `eval`, one variable each."""
+    return "\n".join(f"export {name}='{value}'" for name, value in urls.items())

@@ -1,0 +1,141 @@
+"""Keeps the started children alive: one that dies is restarted, one that keeps dying ends the stack, and all are
+stopped in the order in which they depend on each other."""
+
+import collections
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from orderstream.stack.process import Child, ChildError, Roster, StoppingError, bound, how_it_ended
+from orderstream.stack.services import Service, Workshop, await_ready
+from orderstream.stack.state import StateDir
+from orderstream.stack.stopping import Stop
+from orderstream.stack.terminal import Terminal
+
+_WATCH_SECONDS = 0.2
+_LOG_CHECK_SECONDS = 10.0
+_RESTART_WINDOW_SECONDS = 60.0
+# A short rest, so that what a dead process held (a port, shared memory) is free again.
+_RESTART_PAUSE_SECONDS = 0.3
+_WAITS = {
+    0: "waiting for requests under way",
+    1: "waiting for the work in hand",
+    2: "waiting until all is on disk",
+}
+
+
+class GaveUpError(Exception):
+    """A child died more often than it may."""
+
+
+class Supervisor:
+    """Starts, restarts and stops children. `bring_up` is called from several threads, the rest from the main one."""
+
+    def __init__(
+        self, state: StateDir, roster: Roster, terminal: Terminal, stop: Stop, restarts_per_minute: int
+    ) -> None:
+        self._state = state
+        self._roster = roster
+        self._terminal = terminal
+        self._stop = stop
+        self._restarts_per_minute = restarts_per_minute
+        self._services: dict[str, Service] = {}
+        self._deaths: dict[str, collections.deque[float]] = collections.defaultdict(collections.deque)
+        self._starting: set[str] = set()
+        self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
+
+    def bring_up(self, service: Service, report: Callable[[str], None]) -> None:
+        """Install, start and wait until it serves, starting again what dies on the way.
+
+        Raises GaveUpError when it dies too often, ChildError when it lives but never serves, StoppingError.
+        """
+        self._services[service.name] = service
+        self._starting.add(service.name)
+        service.install(Workshop(self._state, self._roster, report, self._stop.requested))
+        report("starting")
+        child = Child(service.name, self._state.log(service.name), self._roster)
+        while True:
+            child.start(service.command())
+            if await_ready(service, child, self._stop.requested):
+                break
+            self._count_death(child)
+            if self._stop.requested.wait(_RESTART_PAUSE_SECONDS):
+                raise StoppingError
+        self._starting.discard(service.name)
+
+    def watch(self) -> None:
+        """Restart what dies until a stop is asked for. Raises GaveUpError, or what a restart raised."""
+        checked = time.monotonic()
+        while not self._stop.requested.wait(_WATCH_SECONDS):
+            if not self._failures.empty():
+                raise self._failures.get()
+            for child in self._roster.children:
+                watched = child.name in self._services and child.name not in self._starting
+                if watched and not child.alive():
+                    self._restart(child)
+            if time.monotonic() - checked > _LOG_CHECK_SECONDS:
+                checked = time.monotonic()
+                for child in self._roster.children:
+                    bound(child.log)
+
+    def stop_all(self) -> None:
+        """Stop every child, wave after wave, within the budget of each; at once when a stop is asked for again."""
+        self._roster.close()
+        for wave, reason in sorted(_WAITS.items()):
+            self._stop_wave([one for one in self._roster.children if one.command.wave == wave], reason)
+        for child in self._roster.children:
+            child.kill()
+
+    def _restart(self, child: Child) -> None:
+        self._count_death(child)
+        service = self._services[child.name]
+        self._starting.add(child.name)
+
+        def work() -> None:
+            try:
+                self.bring_up(service, lambda _: None)
+                self._terminal.say(f"{service.name} is back")
+            except StoppingError:
+                return
+            except Exception as error:  # noqa: BLE001 - the watching thread raises it
+                self._failures.put(error)
+
+        threading.Thread(target=work, name=f"restart {child.name}", daemon=True).start()
+
+    def _count_death(self, child: Child) -> None:
+        """Say that it died and what it said last. Raises GaveUpError when that was once too often."""
+        if self._stop.requested.is_set():
+            raise StoppingError
+        self._roster.forget(child)
+        deaths = self._deaths[child.name]
+        now = time.monotonic()
+        while deaths and now - deaths[0] > _RESTART_WINDOW_SECONDS:
+            deaths.popleft()
+        died = ChildError(f"{child.name} {how_it_ended(child.exit_code() or 0)}", child.last_lines())
+        if len(deaths) >= self._restarts_per_minute:
+            raise GaveUpError(f"{died}\n{child.name} died {len(deaths) + 1} times within a minute; giving up")
+        deaths.append(now)
+        self._terminal.say(f"{died}\nRestarting {child.name} ({len(deaths)} of {self._restarts_per_minute} a minute)")
+
+    def _stop_wave(self, children: Sequence[Child], reason: str) -> None:
+        if not children:
+            return
+        names = ", ".join(one.name for one in children)
+        self._terminal.say(f"Stopping {names}: {reason}")
+        began = time.monotonic()
+        for one in children:
+            one.ask_to_stop()
+        left = list(children)
+        while left:
+            for one in list(left):
+                overdue = time.monotonic() - began > one.command.stop_seconds
+                if one.alive() and (overdue or self._stop.forced.is_set()):
+                    self._terminal.say(
+                        f"{one.name} did not stop in time: killing it" if overdue else f"Killing {one.name}"
+                    )
+                    one.kill()
+                if not one.alive():
+                    self._roster.forget(one)
+                    left.remove(one)
+            self._stop.forced.wait(_WATCH_SECONDS / 10)
