@@ -140,7 +140,7 @@ class Child:
         self._roster = roster
         self._process: subprocess.Popen[bytes] | None = None
         self._command: Command | None = None
-        self.started_at = 0.0
+        self._log_begins = 0
 
     @property
     def pid(self) -> int:
@@ -165,6 +165,7 @@ class Child:
         account = command.run_as
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
+            self._log_begins = output.tell()
             self._process = subprocess.Popen(
                 list(command.argv),
                 env=dict(command.env),
@@ -177,7 +178,6 @@ class Child:
                 group=account.gid if account else None,
                 extra_groups=[] if account else None,
             )
-        self.started_at = time.monotonic()
         pid = self._process.pid
         stop_signal = int(command.stop_signal)
         return ChildRecord(
@@ -232,8 +232,8 @@ class Child:
         signal_family(self.pid, signal.SIGCONT)
 
     def last_lines(self, count: int = LAST_LINES) -> list[str]:
-        """The last lines of its log."""
-        return last_lines(self.log, count)
+        """The last lines that it logged since its last start."""
+        return last_lines(self.log, count, self._log_begins)
 
     def run(self, command: Command, seconds: float) -> None:
         """Run a short command to its end. Raises ChildError unless it exits 0 within `seconds`."""
@@ -304,11 +304,12 @@ def how_it_ended(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def last_lines(log: Path, count: int) -> list[str]:
-    """The last `count` lines of a log, from its last 16 KiB; nothing where there is no log."""
+def last_lines(log: Path, count: int, begin: int = 0) -> list[str]:
+    """The last `count` lines of a log, from its last 16 KiB and not before `begin`; nothing where there is no log."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - _TAIL_BYTES, begin if begin <= end else 0))
             return file.read().decode(errors="replace").splitlines()[-count:]
     except OSError:
         return []

@@ -48,11 +48,8 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
     record = state.read()
     if record.run is not None and (ended := end_leftovers(record.run.children)):
         terminal.say(f"Ended what an earlier run left behind: {', '.join(ended)}")
-    if not ports.is_free(settings.host, settings.port):
-        terminal.say(
-            f"Port {settings.port} is taken by {ports.holder(settings.port)}.\n"
-            f"Stop that, or choose another port: PORT={settings.port + 1} orderstream up"
-        )
+    if problem := _problem_with_port(settings):
+        terminal.say(problem)
         return 1
     todo = plan(settings, state, record.ports)
     run = Run(os.getpid(), birth(os.getpid()) or "", urls=dict(todo.urls))
@@ -75,6 +72,20 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
             terminal.say(f"{error}\nLogs are in {state.logs}")
             return 1
     return 130 if stop.forced.is_set() else 0
+
+
+def _problem_with_port(settings: Settings) -> str | None:
+    """Say why the API could not listen on its port, or return None."""
+    try:
+        free = ports.is_free(settings.host, settings.port)
+    except OSError as error:
+        return f"The API cannot listen on {settings.host} port {settings.port}: {error.strerror}"
+    if free:
+        return None
+    return (
+        f"Port {settings.port} is taken by {ports.holder(settings.port)}.\n"
+        "Stop that, or choose another port for the API, for instance: PORT=3001 make up"
+    )
 
 
 @contextlib.contextmanager
