@@ -77,6 +77,7 @@ def test_every_wrong_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) 
         "LOG_LEVEL": "loud",
         "REPLICAS_ORDER_SERVICE": "-1",
         "TRACE_SAMPLES_PER_SECOND": "inf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "jaeger:4318",
     }
     for name, value in wrong.items():
         monkeypatch.setenv(name, value)

@@ -39,7 +39,7 @@ class Repeats:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may log while its own thread does
         self._written: dict[str, tuple[float, int]] = {}
 
     def __call__(self, _logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
@@ -97,13 +97,16 @@ def configure(service: str, settings: Settings) -> None:
 
 
 class _Lines:
-    """Writes finished lines. One that cannot be written is lost: a full disk or a closed pipe stops no order."""
+    """Writes finished lines. One that cannot be written is lost: a full disk or a closed pipe stops no order.
+
+    RuntimeError is what Python says when a signal handler writes into the middle of a line.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def msg(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             self._stream.write(text + "\n")
             self._stream.flush()
 

@@ -19,6 +19,7 @@ Value = str | int | float | bool
 Kind = Literal["SERVER", "PRODUCER", "CONSUMER", "INTERNAL"]
 
 TRACESTATE_MAX_CHARACTERS = 512
+ERROR_MAX_CHARACTERS = 500
 BUCKETS_MAX = 64
 """Span names that are limited apart from each other; routes are few, and any beyond these share one bucket."""
 
@@ -78,7 +79,7 @@ class RecordedSpan(Span):
         """Finish the span and queue it for the collector."""
         if not self.ended_ns:
             self.ended_ns = time.time_ns()
-            self.error = error
+            self.error = error and error[:ERROR_MAX_CHARACTERS]
             self._sink.record(self)
 
 
@@ -176,7 +177,7 @@ class Tracer:
             return
         span = RecordedSpan(self._sink, name, "INTERNAL", None, started_ns)
         span.links = links
-        span.attributes = {"messaging.system": "kafka", "messaging.batch.message_count": len(links)}
+        span.attributes = {"messaging.system": "kafka"}
         span.end()
 
     def shutdown(self) -> None:

@@ -7,7 +7,17 @@ import sys
 import pytest
 
 from orderstream.settings import load
-from orderstream.telemetry.tracing import BUCKETS_MAX, Carrier, RecordedSpan, Span, TokenBucket, Tracer, parse, start
+from orderstream.telemetry.tracing import (
+    BUCKETS_MAX,
+    ERROR_MAX_CHARACTERS,
+    Carrier,
+    RecordedSpan,
+    Span,
+    TokenBucket,
+    Tracer,
+    parse,
+    start,
+)
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -215,8 +225,10 @@ def test_a_batch_without_a_recorded_span_is_not_recorded(tracer: Tracer, kept: K
 
 def test_an_error_is_kept_with_its_span(tracer: Tracer) -> None:
     span = recorded(tracer.internal("authorize", SAMPLED, "o-1"))
-    span.end(error="ProviderUnavailable")
-    assert span.error == "ProviderUnavailable"
+    span.end(error="ProviderUnavailable " + "x" * 10_000)
+    assert span.error is not None
+    assert span.error.startswith("ProviderUnavailable")
+    assert len(span.error) == ERROR_MAX_CHARACTERS
 
 
 def test_traces_are_limited_a_second_and_a_route(kept: Kept) -> None:
