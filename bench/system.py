@@ -1,0 +1,67 @@
+"""A whole OrderStream of the benchmark's own, started by the real executable, on a port and with state of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orderstream.stack.state import ChildRecord, Run, StateDir, checkout
+
+PROGRAM = str(Path(sys.executable).with_name("orderstream"))
+LIMIT_SECONDS = 300
+_LOCATIONS = ("POSTGRES_URL", "REDIS_URL", "KAFKA_BROKERS", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class System:
+    """The running system: where it is, and which processes it consists of."""
+
+    def __init__(self, state: StateDir, environment: dict[str, str]) -> None:
+        self._state = state
+        self._environment = environment
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """POSTGRES_URL, REDIS_URL, KAFKA_BROKERS and BASE_URL."""
+        return self._run().urls
+
+    def children(self) -> list[ChildRecord]:
+        """Every process that the stack started and keeps alive."""
+        return self._run().children
+
+    def _run(self) -> Run:
+        run = self._state.running()
+        if run is None:
+            raise RuntimeError("the system under test is not running any more")
+        return run
+
+    def command(self, *arguments: str) -> None:
+        """Run `orderstream <arguments>` against this system. Raises subprocess.SubprocessError when it fails."""
+        subprocess.run(
+            [PROGRAM, *arguments], check=True, env=self._environment, timeout=LIMIT_SECONDS, stdout=subprocess.DEVNULL
+        )
+
+
+@contextmanager
+def running() -> Iterator[System]:
+    """Start a fresh system, and remove it with all of its data afterwards."""
+    state = StateDir(checkout() / ".orderstream" / "bench")
+    environment = {name: value for name, value in os.environ.items() if name not in _LOCATIONS}
+    environment |= {"ORDERSTREAM_STATE": str(state.root), "PORT": str(_free_port())}
+    system = System(state, environment)
+    system.command("down")
+    system.command("reset")
+    try:
+        system.command("up", "--detach")
+        yield system
+    finally:
+        system.command("down")
+        system.command("reset")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
