@@ -1,5 +1,6 @@
 """How every process connects to Postgres: with timeouts, in UTC, and with plans that hold on an empty table."""
 
+import re
 from typing import Any
 
 import psycopg
@@ -17,6 +18,10 @@ IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 45
 TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")
 TRANSIENT_STATES = ("55P03", "25006", "25P03", "25P04")
 FATAL_CLASSES = ("42", "3D", "3F", "28")
+# libpq keeps no SQLSTATE of a connection that was refused, so the server's words for classes 28 and 3D must do.
+_REFUSED_FOR_GOOD = re.compile(
+    r"FATAL: .*(authentication failed|no pg_hba\.conf entry|(role|database) .* does not exist|not permitted to log in)"
+)
 
 
 def options(name: str) -> dict[str, Any]:
@@ -56,7 +61,7 @@ async def connect_async(url: str, name: str) -> AsyncConnection:
 
 def is_transient(error: Exception) -> bool:
     """Say whether the same statements may succeed later: a lost connection, a deadlock, a full or stopping server."""
-    if not isinstance(error, psycopg.Error):
+    if not isinstance(error, psycopg.Error) or is_fatal(error):
         return False
     state = error.sqlstate
     if state is None:
@@ -66,4 +71,8 @@ def is_transient(error: Exception) -> bool:
 
 def is_fatal(error: Exception) -> bool:
     """Say whether no retry and no other record can help: a missing table or column, a wrong password."""
-    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(FATAL_CLASSES)
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate is None:
+        return _REFUSED_FOR_GOOD.search(str(error)) is not None
+    return error.sqlstate.startswith(FATAL_CLASSES)

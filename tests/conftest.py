@@ -1,0 +1,98 @@
+"""What every test may ask for: real PostgreSQL, Valkey and Kafka, started once a run, and a place of its own in each.
+
+A run has ports and state of its own, takes nothing from the environment, and leaves nothing behind unless it fails:
+then the logs of the parts stay under .orderstream/test-<n>.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import redis
+
+from orderstream.kafka.topics import ensure_topics
+from orderstream.postgres.connect import Connection, connect
+from orderstream.settings import Settings
+from orderstream.stack.parts import Parts
+from orderstream.stack.parts import parts as start_parts
+from orderstream.stack.state import BusyError, checkout
+from tests.databases import Databases
+
+_COSTS = ("unit", "property", "integration", "e2e")
+_RUNS_AT_ONCE = 8
+
+for _name in Settings.model_fields:
+    os.environ.pop(_name.upper(), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what is cheap first."""
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: _COSTS.index(item.path.relative_to(tests).parts[0]))
+
+
+@pytest.fixture(scope="session")
+def parts(request: pytest.FixtureRequest) -> Iterator[Parts]:
+    """The real parts of this run. A test that stops or pauses one starts or resumes it before it ends."""
+    with ExitStack() as stack:
+        running, folder = _start_parts(stack)
+        yield running
+    if not request.session.testsfailed:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_parts(stack: ExitStack) -> tuple[Parts, Path]:
+    """Start the parts in the first state directory that no other run is using."""
+    for number in range(_RUNS_AT_ONCE):
+        folder = checkout() / ".orderstream" / f"test-{number}"
+        try:
+            return stack.enter_context(start_parts(folder)), folder
+        except BusyError:
+            continue
+    raise RuntimeError(f"{_RUNS_AT_ONCE} runs of the tests are under way already")
+
+
+@pytest.fixture(scope="session")
+def databases(parts: Parts) -> Databases:
+    """Makes further databases, empty or migrated."""
+    return Databases(parts.postgres_url)
+
+
+@pytest.fixture
+def postgres_url(databases: Databases) -> Iterator[str]:
+    """A database of this test's own, migrated and without rows."""
+    with databases.migrated() as url:
+        yield url
+
+
+@pytest.fixture
+def connection(postgres_url: str) -> Iterator[Connection]:
+    """A connection to the test's database, in autocommit mode, made as a service makes it."""
+    with connect(postgres_url, "test") as opened:
+        yield opened
+
+
+@pytest.fixture
+def redis_url(parts: Parts) -> str:
+    """Valkey, emptied for this test."""
+    with redis.Redis.from_url(parts.redis_url) as client:
+        client.flushall()
+    return parts.redis_url
+
+
+@pytest.fixture(scope="session")
+def kafka_brokers(parts: Parts) -> str:
+    """Kafka with every topic. Topics are shared by the whole run: `tests.topics` gives a test its own view of them."""
+    ensure_topics(Settings.model_validate({"kafka_brokers": parts.kafka_brokers}))
+    return parts.kafka_brokers
+
+
+@pytest.fixture
+def settings(postgres_url: str, redis_url: str, kafka_brokers: str) -> Settings:
+    """Settings that lead to this test's parts, all others being the defaults."""
+    return Settings.model_validate(
+        {"postgres_url": postgres_url, "redis_url": redis_url, "kafka_brokers": kafka_brokers}
+    )

@@ -1,0 +1,49 @@
+"""Databases for tests: each its own, copied from one that was migrated once a run."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from orderstream.postgres.migrate import migrate
+
+_TEMPLATE = "template_orders"
+
+
+class Databases:
+    """Makes and drops databases on the server of `postgres_url`."""
+
+    def __init__(self, postgres_url: str) -> None:
+        self._server = postgres_url.rpartition("/")[0]
+        self._numbers = itertools.count(1)
+        self._run(f"CREATE DATABASE {_TEMPLATE}")
+        migrate(self._url(_TEMPLATE))
+
+    @contextmanager
+    def migrated(self) -> Iterator[str]:
+        """Yield the URL of a fresh database with the schema of this version and no rows."""
+        with self._database(_TEMPLATE) as url:
+            yield url
+
+    @contextmanager
+    def empty(self) -> Iterator[str]:
+        """Yield the URL of a fresh database without any table."""
+        with self._database("template0") as url:
+            yield url
+
+    @contextmanager
+    def _database(self, template: str) -> Iterator[str]:
+        name = f"test_{next(self._numbers)}"
+        self._run(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self._url(name)
+        finally:
+            self._run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def _url(self, name: str) -> str:
+        return f"{self._server}/{name}"
+
+    def _run(self, statement: str) -> None:
+        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
+            connection.execute(statement.encode())

@@ -1,0 +1,124 @@
+"""What Postgres itself refuses, whoever asks: the promises that are CHECKs (P3, P4, P10)."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import get_args
+
+import psycopg
+import pytest
+
+from orderstream.domain.order import FailureReason, PaymentState, Status, StockState
+from orderstream.domain.payment import State
+from orderstream.postgres.connect import Connection, connect
+from tests.databases import Databases
+
+
+@pytest.fixture(scope="module")
+def shared(databases: Databases) -> Iterator[Connection]:
+    """One database for all tests of this module, none of which commits."""
+    with databases.migrated() as url, connect(url, "test") as opened:
+        yield opened
+
+
+@pytest.fixture
+def connection(shared: Connection) -> Iterator[Connection]:
+    """A transaction that is rolled back."""
+    with shared.transaction(force_rollback=True):
+        yield shared
+
+
+def _order(connection: Connection, **columns: object) -> None:
+    values = {"id": "o-1", "user_id": "u-1", "amount": 1, "currency": "USD"} | columns
+    names = ", ".join(values)
+    places = ", ".join(f"%({name})s" for name in values)
+    connection.execute(f"INSERT INTO orders ({names}) VALUES ({places})".encode(), values)  # noqa: S608
+
+
+@pytest.mark.parametrize(("payment", "stock"), [*product(get_args(PaymentState), get_args(StockState))])
+def test_confirmed_needs_payment_and_stock(connection: Connection, payment: str, stock: str) -> None:
+    facts = {"status": "CONFIRMED", "payment": payment, "stock": stock}
+    if (payment, stock) == ("authorized", "reserved"):
+        _order(connection, **facts)
+        return
+    with pytest.raises(psycopg.errors.CheckViolation, match="confirmed_is_authorized_and_reserved"):
+        _order(connection, **facts)
+
+
+@pytest.mark.parametrize("status", get_args(Status))
+@pytest.mark.parametrize("reason", get_args(FailureReason))
+def test_only_a_failed_order_has_a_reason(connection: Connection, status: Status, reason: FailureReason) -> None:
+    columns = {"status": status, "failure_reason": reason, "payment": "authorized", "stock": "reserved"}
+    if status == "FAILED":
+        _order(connection, **columns)
+        return
+    with pytest.raises(psycopg.errors.CheckViolation, match="only_failed_has_a_reason"):
+        _order(connection, **columns)
+
+
+@pytest.mark.parametrize("status", get_args(Status))
+def test_every_status_is_known(connection: Connection, status: Status) -> None:
+    _order(connection, status=status, payment="authorized", stock="reserved")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"status": "SHIPPED"},
+        {"status": "confirmed"},
+        {"status": "FAILED", "failure_reason": "BAD_LUCK"},
+        {"payment": "refunded"},
+        {"stock": "lost"},
+        {"amount": 0},
+        {"amount": -1},
+    ],
+    ids=str,
+)
+def test_sets_are_closed_and_amounts_positive(connection: Connection, columns: dict[str, object]) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation):
+        _order(connection, **columns)
+
+
+@pytest.mark.parametrize(("available", "reserved"), [(-1, 0), (0, -1)])
+def test_stock_is_never_negative(connection: Connection, available: int, reserved: int) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match="not_negative"):
+        connection.execute("INSERT INTO inventory VALUES ('A', %s, %s)", (available, reserved))
+
+
+@pytest.mark.parametrize(("qty", "price"), [(0, 1), (-1, 1), (1, 0), (1, -1)])
+def test_items_are_positive(connection: Connection, qty: int, price: int) -> None:
+    _order(connection)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute("INSERT INTO order_items VALUES ('o-1', 'A', %s, %s)", (qty, price))
+
+
+@pytest.mark.parametrize("state", get_args(State))
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_a_payment_is_scheduled_exactly_while_unfinished(connection: Connection, state: State, scheduled: bool) -> None:
+    _order(connection)
+    insert = "INSERT INTO payments (order_id, state, next_attempt_at) VALUES ('o-1', %s, CASE WHEN %s THEN now() END)"
+    if scheduled == (state in ("PENDING", "VOIDING")):
+        connection.execute(insert, (state, scheduled))
+        return
+    with pytest.raises(psycopg.errors.CheckViolation, match="unfinished_is_scheduled"):
+        connection.execute(insert, (state, scheduled))
+
+
+@pytest.mark.parametrize("table", ["payments", "reservations"])
+def test_states_of_payments_and_reservations_are_closed(connection: Connection, table: str) -> None:
+    _order(connection)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute(f"INSERT INTO {table} (order_id, state) VALUES ('o-1', 'LOST')".encode())  # noqa: S608
+
+
+@pytest.mark.parametrize("table", ["payments", "reservations"])
+def test_nothing_is_decided_about_an_order_that_is_not_there(connection: Connection, table: str) -> None:
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        connection.execute(f"INSERT INTO {table} (order_id, state) VALUES ('none', 'FAILED')".encode())  # noqa: S608
+
+
+def test_an_idempotency_key_has_one_order(connection: Connection) -> None:
+    _order(connection, id="a", idempotency_key="k")
+    _order(connection, id="b")
+    _order(connection, id="c")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        _order(connection, id="d", idempotency_key="k")

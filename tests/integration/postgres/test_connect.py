@@ -1,0 +1,124 @@
+"""Every connection has its limits, and tells which failures may pass."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from orderstream.postgres.connect import Connection, connect, connect_async, is_fatal, is_transient
+
+LIMITS = {
+    "statement_timeout": "10s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "45s",
+    "TimeZone": "UTC",
+    "enable_seqscan": "off",
+    "jit": "off",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), LIMITS.items())
+def test_limits_are_in_force(connection: Connection, name: str, value: str) -> None:
+    assert connection.execute(f"SHOW {name}".encode()).fetchone() == (value,)
+    assert connection.autocommit
+
+
+async def _limits(url: str) -> dict[str, str]:
+    async with await connect_async(url, "a-service") as connection:
+        cursor = await connection.execute(
+            "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s) OR name = 'application_name'",
+            (list(LIMITS),),
+        )
+        return dict(await cursor.fetchall())
+
+
+def test_limits_are_in_force_on_asyncio_connections(postgres_url: str) -> None:
+    assert asyncio.run(_limits(postgres_url)) == LIMITS | {"application_name": "a-service"}
+
+
+def test_a_refused_connection_is_transient() -> None:
+    with pytest.raises(psycopg.OperationalError) as refused:
+        connect("postgresql://app@127.0.0.1:1/orders", "test")
+    assert is_transient(refused.value)
+    assert not is_fatal(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("statements", "transient", "fatal"),
+    [
+        (["SET LOCAL statement_timeout = '1ms'", "SELECT pg_sleep(1)"], True, False),
+        (["SET LOCAL lock_timeout = '1ms'", "LOCK orders"], True, False),
+        (["SELECT pg_terminate_backend(pg_backend_pid())"], True, False),
+        (["SET TRANSACTION READ ONLY", "DELETE FROM orders"], True, False),
+        (["SELECT 1 / 0"], False, False),
+        (["INSERT INTO inventory VALUES ('A', -1, 0)"], False, False),
+        (["SELECT nothing FROM orders"], False, True),
+        (["SELECT * FROM nowhere"], False, True),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_which_failures_may_pass(postgres_url: str, statements: list[str], transient: bool, fatal: bool) -> None:
+    with connect(postgres_url, "holder") as holder, holder.transaction():
+        holder.execute("LOCK orders IN ACCESS SHARE MODE")
+        error = _error_of(lambda: _execute(postgres_url, statements))
+    assert error is not None
+    assert (is_transient(error), is_fatal(error)) == (transient, fatal)
+
+
+def test_a_deadlock_is_transient(postgres_url: str) -> None:
+    with connect(postgres_url, "one") as one, connect(postgres_url, "two") as two, ThreadPoolExecutor(1) as pool:
+        one.execute("BEGIN")
+        two.execute("BEGIN")
+        one.execute("LOCK orders")
+        two.execute("LOCK inventory")
+        waiting = pool.submit(one.execute, "LOCK inventory")
+        errors = [error for error in (_error_of(lambda: two.execute("LOCK orders")),) if error]
+        two.execute("ROLLBACK")
+        errors += [error for error in (_error_of(waiting.result),) if error]
+    assert [is_transient(error) for error in errors] == [True]
+
+
+def _execute(postgres_url: str, statements: list[str]) -> None:
+    with connect(postgres_url, "test") as connection:
+        connection.execute("BEGIN")
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def _error_of(work: Callable[[], object]) -> psycopg.Error | None:
+    try:
+        work()
+    except psycopg.Error as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    ("user", "database"), [("app", "not_there"), ("nobody_known", "postgres"), ("locked_out", "postgres")]
+)
+def test_a_connection_that_the_server_will_never_grant_is_fatal(postgres_url: str, user: str, database: str) -> None:
+    with connect(postgres_url, "test") as connection:
+        connection.execute("DROP ROLE IF EXISTS locked_out")
+        connection.execute("CREATE ROLE locked_out NOLOGIN")
+    url = make_conninfo(postgres_url, user=user, dbname=database)
+    with pytest.raises(psycopg.OperationalError) as refused:
+        connect(url, "test")
+    assert is_fatal(refused.value)
+    assert not is_transient(refused.value)
+
+
+@pytest.mark.parametrize(
+    "words", ['password authentication failed for user "app"', 'no pg_hba.conf entry for host "10.0.0.1", user "app"']
+)
+def test_a_wrong_password_is_fatal(words: str) -> None:
+    assert is_fatal(psycopg.OperationalError(f"connection failed: FATAL:  {words}"))
+
+
+@pytest.mark.parametrize("words", ["the database system is starting up", "sorry, too many clients already"])
+def test_a_server_that_is_busy_is_transient(words: str) -> None:
+    error = psycopg.OperationalError(f"connection failed: FATAL:  {words}")
+    assert is_transient(error)
+    assert not is_fatal(error)

@@ -1,0 +1,134 @@
+"""Migrations bring any database that may be met to the schema of this version, once, or refuse to touch it."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from orderstream.postgres import migrate as migrate_module
+from orderstream.postgres.migrate import MigrationError, migrate, migrations
+from tests.databases import Databases
+
+NAMES = [name for name, _ in migrations()]
+DB = Path(__file__).parents[3] / "db"
+
+# What the project's first description told everyone to run.
+SEED_SNIPPET = """
+CREATE TABLE IF NOT EXISTS inventory (
+  sku TEXT PRIMARY KEY,
+  available INT NOT NULL DEFAULT 0,
+  reserved  INT NOT NULL DEFAULT 0
+);
+INSERT INTO inventory (sku, available, reserved)
+VALUES ('SKU-1', 100, 0)
+ON CONFLICT (sku) DO UPDATE SET available = EXCLUDED.available;
+"""
+SEED_COLUMNS = {
+    "orders": "id user_id amount currency status failure_reason created_at updated_at",
+    "order_items": "order_id sku qty price",
+    "inventory": "sku available reserved",
+}
+
+
+@pytest.fixture
+def empty_url(databases: Databases) -> Iterator[str]:
+    """A database without any table."""
+    with databases.empty() as url:
+        yield url
+
+
+def _rows(url: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def _run(url: str, script: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute(script.encode())
+
+
+def _tables(url: str) -> list[str]:
+    found = _rows(url, "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY 1")
+    return [str(name) for (name,) in found]
+
+
+def test_a_fresh_database(empty_url: str) -> None:
+    assert migrate(empty_url) == NAMES
+    wanted = {"inventory", "order_items", "orders", "outbox", "payments", "reservations", "schema_migrations"}
+    assert wanted <= set(_tables(empty_url))
+
+
+def test_the_second_time_nothing_is_done(empty_url: str) -> None:
+    migrate(empty_url)
+    _run(empty_url, "INSERT INTO inventory VALUES ('A', 1, 2)")
+    assert migrate(empty_url) == []
+    assert _rows(empty_url, "SELECT * FROM inventory") == [("A", 1, 2)]
+
+
+def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        applied = list(pool.map(migrate, [empty_url] * 6))
+    assert sorted(applied, key=len) == [[], [], [], [], [], NAMES]
+
+
+def test_a_changed_file_is_refused(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate(empty_url)
+    changed = [(name, text + "\n-- another word") for name, text in migrations()]
+    monkeypatch.setattr(migrate_module, "migrations", lambda: changed)
+    with pytest.raises(MigrationError, match=f"changed after.*{NAMES[0]}"):
+        migrate(empty_url)
+
+
+def test_a_database_of_a_newer_version_is_refused(empty_url: str) -> None:
+    migrate(empty_url)
+    _run(empty_url, "INSERT INTO schema_migrations (name, sha256) VALUES ('9999_from_the_future.sql', 'x')")
+    with pytest.raises(MigrationError, match=r"newer version.*9999_from_the_future\.sql"):
+        migrate(empty_url)
+
+
+def test_a_failing_migration_leaves_nothing(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [*migrations(), ("9998_broken.sql", "CREATE TABLE half (); SELECT 1 / 0;")]
+    monkeypatch.setattr(migrate_module, "migrations", lambda: broken)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate(empty_url)
+    assert _tables(empty_url) == []
+
+
+@pytest.mark.parametrize("script", [SEED_SNIPPET, (DB / "init_inventory.sql").read_text()], ids=["seed", "db"])
+def test_the_inventory_scripts_work_before_and_after(empty_url: str, script: str) -> None:
+    _run(empty_url, script)
+    _run(empty_url, "INSERT INTO inventory VALUES ('SKU-9', 5, 0)")
+    assert migrate(empty_url) == NAMES
+    assert _rows(empty_url, "SELECT * FROM inventory ORDER BY sku") == [("SKU-1", 100, 0), ("SKU-9", 5, 0)]
+    _run(empty_url, "UPDATE inventory SET available = 58, reserved = 42 WHERE sku = 'SKU-1'")
+    _run(empty_url, script)
+    assert _rows(empty_url, "SELECT * FROM inventory WHERE sku = 'SKU-1'") == [("SKU-1", 100, 42)]
+
+
+def test_an_inventory_from_before_gets_the_checks(empty_url: str) -> None:
+    _run(empty_url, SEED_SNIPPET)
+    migrate(empty_url)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        _run(empty_url, "UPDATE inventory SET available = -1")
+
+
+@pytest.mark.parametrize("table", SEED_COLUMNS)
+def test_the_first_description_s_columns_are_there(postgres_url: str, table: str) -> None:
+    found = _rows(postgres_url, f"SELECT column_name FROM information_schema.columns WHERE table_name = '{table}'")  # noqa: S608
+    assert set(SEED_COLUMNS[table].split()) <= {str(name) for (name,) in found}
+
+
+def test_the_first_description_s_statements_work(postgres_url: str) -> None:
+    _run(
+        postgres_url,
+        """
+        INSERT INTO orders (id, user_id, amount, currency, status) VALUES ('o-1', 'u-1', 129.0, 'USD', 'PROCESSING');
+        INSERT INTO order_items (order_id, sku, qty, price) VALUES ('o-1', 'SKU-1', 1, 129.0);
+        UPDATE orders SET status = 'FAILED', failure_reason = 'OUT_OF_STOCK', updated_at = now() WHERE id = 'o-1';
+        """,
+    )
+    assert _rows(postgres_url, "SELECT status, failure_reason FROM orders") == [("FAILED", "OUT_OF_STOCK")]
+    _run(postgres_url, "DELETE FROM orders")
+    assert _rows(postgres_url, "SELECT count(*) FROM order_items") == [(0,)]
