@@ -1,0 +1,56 @@
+"""The api-gateway: accepts orders (P1) and shows how they stand (P8). All of its wiring is here."""
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack
+
+import uvloop
+
+from orderstream.api_gateway.reader import Reader
+from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.api_gateway.server import listen, server
+from orderstream.api_gateway.session import Session
+from orderstream.api_gateway.writer import Writer
+from orderstream.cache import CacheReader
+from orderstream.settings import Settings
+from orderstream.telemetry import logs, tracing
+
+SERVICE = "api-gateway"
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM, then finish what is under way within the drain budget. Returns the exit code."""
+    logs.configure(SERVICE, settings)
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        logs.get().error("cannot_listen", host=settings.host, port=settings.port, error=str(error))
+        return 1
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, listener))
+    return 0
+
+
+async def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT."""
+    tracer = tracing.start(SERVICE, settings)
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        stack.callback(tracer.shutdown)
+        writes = await enter(Session(settings.postgres_url, f"{SERVICE}: writes"))
+        reads = await enter(Session(settings.postgres_url, f"{SERVICE}: reads"))
+        checks = await enter(Session(settings.postgres_url, f"{SERVICE}: readiness"))
+        cache = CacheReader(settings.redis_url, settings.cache_budget_seconds)
+        limit = settings.gateway_queue_limit
+        writer = await enter(Writer(writes, waiting_limit=limit))
+        reader = await enter(Reader(reads, cache, waiting_limit=limit))
+        http = server(
+            router(Orders(writer, reader), Health(checks), tracer),
+            tracer,
+            request_timeout_seconds=settings.gateway_request_timeout_seconds,
+            # The other half is for the writer to be done with a Postgres that hangs.
+            drain_timeout_seconds=settings.drain_timeout_seconds / 2,
+        )
+        logs.get().info("started", host=settings.host, port=listener.getsockname()[1])
+        await http.serve(sockets=[listener])
+    logs.get().info("stopped")

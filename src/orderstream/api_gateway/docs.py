@@ -1,0 +1,71 @@
+"""The documentation pages: Swagger UI out of the installed package, so that a reader's browser asks nobody but us."""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+
+from orderstream.api_gateway import problems
+from orderstream.api_gateway.endpoint import Reply, Request
+from orderstream.api_gateway.openapi import document
+
+_PAGE = b"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>OrderStream API</title>
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_START = b'window.ui = SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", validatorUrl: null});\n'
+_ASSETS = {
+    "swagger-ui.css": b"text/css; charset=utf-8",
+    "swagger-ui-bundle.js": b"text/javascript; charset=utf-8",
+    "favicon-32x32.png": b"image/png",
+}
+_POLICY = (
+    b"content-security-policy",
+    b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+)
+_KEEP = (b"cache-control", b"max-age=3600")
+
+
+@cache
+def _document() -> bytes:
+    return msgspec.json.encode(document())
+
+
+@cache
+def _asset(name: str) -> bytes:
+    spec = find_spec("swagger_ui")
+    if spec is None or not spec.submodule_search_locations:
+        raise problems.not_found("page")
+    return (Path(spec.submodule_search_locations[0]) / "static" / name).read_bytes()
+
+
+async def openapi(_request: Request) -> Reply:
+    """GET /openapi.json."""
+    return Reply(200, [(b"content-type", b"application/json")], _document())
+
+
+async def page(_request: Request) -> Reply:
+    """GET /docs."""
+    return Reply(200, [(b"content-type", b"text/html; charset=utf-8"), _POLICY], _PAGE)
+
+
+async def asset(request: Request) -> Reply:
+    """GET /docs/{asset}."""
+    name = request.path_params["asset"]
+    if name == "start.js":
+        return Reply(200, [(b"content-type", b"text/javascript; charset=utf-8"), _KEEP], _START)
+    if name not in _ASSETS:
+        raise problems.not_found("page")
+    return Reply(200, [(b"content-type", _ASSETS[name]), _KEEP], _asset(name))

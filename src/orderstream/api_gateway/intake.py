@@ -1,0 +1,75 @@
+"""From the bytes of a body to an order: typed decoding, and the rules that types cannot say.
+
+The happy path decodes once. Only a body that fails, or that has more in it than an order needs, is explained member by
+member (`violations`), so that a client learns of everything wrong at once.
+"""
+
+from decimal import Decimal
+
+import msgspec
+from msgspec import Raw
+
+from orderstream.api_gateway.problems import Violation
+from orderstream.api_gateway.schemas import QTY_MAX, OrderRequest
+from orderstream.api_gateway.violations import violations
+from orderstream.domain.events import Item, OrderCreated
+from orderstream.domain.money import MINOR_DIGITS, in_currency, parse
+
+BODY_MAX_BYTES = 1 << 20
+_COLONS_OF_ORDER, _COLONS_OF_ITEM = 4, 3
+
+_decode = msgspec.json.Decoder(OrderRequest).decode
+
+
+class InvalidOrderError(Exception):
+    """The body is not an order; `errors` says everything that is wrong with it."""
+
+    def __init__(self, errors: list[Violation]) -> None:
+        super().__init__(f"{len(errors)} violations")
+        self.errors = errors
+
+
+def read_order(body: bytes, order_id: str) -> OrderCreated:
+    """Read a new order, with money in the digits of its currency and the lines of one SKU merged.
+
+    Raises InvalidOrderError.
+    """
+    try:
+        request = _decode(body)
+        order = _accept(request, order_id)
+    except (ValueError, RecursionError) as error:
+        raise InvalidOrderError(violations(body) or [Violation("", str(error))]) from error
+    # Every member is required, so with as many colons as members there can be no other member, and no second one.
+    only_members = body.count(b":") == _COLONS_OF_ORDER + _COLONS_OF_ITEM * len(request.items)
+    if (not only_members or b"\\u0000" in body) and (found := violations(body)):
+        raise InvalidOrderError(found)
+    return order
+
+
+def _accept(request: OrderRequest, order_id: str) -> OrderCreated:
+    currency = request.currency
+    if currency not in MINOR_DIGITS:
+        raise ValueError("unknown currency")
+    lines: dict[str, Item] = {}
+    for item in request.items:
+        price = in_currency(_money(item.price), currency)
+        qty = item.qty
+        if (same := lines.get(item.sku)) is not None:
+            qty += same.qty
+            if same.price != price or qty > QTY_MAX:
+                raise ValueError("lines of one SKU that cannot be merged")
+        lines[item.sku] = Item(sku=item.sku, qty=qty, price=price)
+    return OrderCreated(
+        order_id=order_id,
+        user_id=request.user_id,
+        items=tuple(lines.values()),
+        amount=in_currency(_money(request.amount), currency),
+        currency=currency,
+    )
+
+
+def _money(raw: Raw) -> Decimal:
+    text = bytes(raw).decode()
+    if text[0] == '"':
+        return parse(text[1:-1], quoted=True)
+    return parse(text, quoted=False)

@@ -1,0 +1,128 @@
+"""What the API answers when it cannot do as asked: problem details (RFC 9457), each kind with a stable `type`."""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+CONTENT_TYPE = b"application/problem+json"
+RETRY_AFTER_SECONDS = 1
+
+
+class Violation(Struct, frozen=True):
+    """One thing that is wrong with a body: where, as a JSON pointer (RFC 6901), and what."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemBody(Struct, frozen=True, kw_only=True, rename="camel"):
+    """The body of every answer of status 400 and above; `errors` has every violation there is."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    trace_id: str
+    errors: tuple[Violation, ...] | UnsetType = UNSET
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Problem(Exception):  # noqa: N818 - RFC 9457's own word
+    """Ends a request with this answer."""
+
+    def __init__(
+        self,
+        status: int,
+        name: str,
+        title: str,
+        detail: str,
+        *,
+        errors: Sequence[Violation] = (),
+        headers: Headers = (),
+    ) -> None:
+        super().__init__(f"{status} {name}: {detail}")
+        self.status = status
+        self.name = name
+        self.title = title
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = tuple(headers)
+
+    def body(self, trace_id: str) -> bytes:
+        """Return the JSON of this problem as it befell one request."""
+        return _encode(
+            ProblemBody(
+                type=f"urn:orderstream:problem:{self.name}",
+                title=self.title,
+                status=self.status,
+                detail=self.detail,
+                trace_id=trace_id,
+                errors=self.errors or UNSET,
+            )
+        )
+
+
+def invalid_order(errors: Sequence[Violation]) -> Problem:
+    """400: the body is not an order."""
+    return Problem(400, "invalid-order", "The order is not valid", _summary(errors), errors=errors)
+
+
+def _summary(errors: Sequence[Violation]) -> str:
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{errors[0].pointer or 'The body'} {errors[0].detail}{more}."
+
+
+def malformed_request() -> Problem:
+    """400: the bytes are not HTTP."""
+    return Problem(400, "malformed-request", "The request is malformed", "It cannot be read as HTTP.")
+
+
+def not_found(what: str) -> Problem:
+    """404: there is no such route or order."""
+    return Problem(404, "not-found", "Not found", f"There is no such {what}.")
+
+
+def method_not_allowed(allowed: Sequence[str]) -> Problem:
+    """405: the route exists, but not for this method."""
+    allow = ", ".join(allowed)
+    detail = f"Allowed here: {allow}."
+    return Problem(405, "method-not-allowed", "Method not allowed", detail, headers=[(b"allow", allow.encode())])
+
+
+def request_timeout(seconds: float) -> Problem:
+    """408: the client took too long to send its request."""
+    return Problem(408, "request-timeout", "The request took too long", f"It did not arrive within {seconds:g} s.")
+
+
+def body_too_large(limit_bytes: int) -> Problem:
+    """413: the body is longer than an order may be."""
+    return Problem(413, "body-too-large", "The body is too large", f"It may have {limit_bytes} bytes at most.")
+
+
+def unsupported_media_type() -> Problem:
+    """415: the body is not declared to be plain JSON in UTF-8."""
+    detail = "Send content-type: application/json, in UTF-8 and not compressed."
+    headers = [(b"accept", b"application/json"), (b"accept-encoding", b"identity")]
+    return Problem(415, "unsupported-media-type", "Unsupported media type", detail, headers=headers)
+
+
+def head_too_large(limit_bytes: int) -> Problem:
+    """431: request line and headers are longer than any honest ones."""
+    detail = f"Request line and headers may have {limit_bytes} bytes at most."
+    return Problem(431, "head-too-large", "The request head is too large", detail)
+
+
+def internal_error() -> Problem:
+    """500: a bug; the log has it under the same trace id."""
+    return Problem(500, "internal-error", "Internal error", "Something went wrong on our side.")
+
+
+def unavailable(detail: str) -> Problem:
+    """503: no room or no database; nothing is known to have been accepted, and asking again is right."""
+    headers = [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
+    return Problem(503, "unavailable", "Try again", detail, headers=headers)

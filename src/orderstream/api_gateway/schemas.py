@@ -1,0 +1,91 @@
+"""The types of the HTTP API; the OpenAPI document is generated from them. JSON names are camelCase, money is exact."""
+
+from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta, Raw, Struct
+
+from orderstream.domain.order import FailureReason, PaymentState, Status, StockState
+
+ITEMS_MAX = 1_000
+USER_ID_MAX_CHARACTERS = 128
+SKU_MAX_CHARACTERS = 64
+QTY_MAX = 1_000_000
+
+_MONEY_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
+MoneyIn = Annotated[
+    Raw,
+    Meta(
+        description="More than 0, at most 12 digits before the point, after it no more than the currency has;"
+        " a number, or a string in plain notation. Read exactly as written.",
+        extra_json_schema={
+            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": _MONEY_PATTERN}]
+        },
+    ),
+]
+MoneyOut = Annotated[Raw, Meta(description="Exact decimal.", extra_json_schema={"type": "number"})]
+UserId = Annotated[str, Meta(min_length=1, max_length=USER_ID_MAX_CHARACTERS)]
+Sku = Annotated[str, Meta(min_length=1, max_length=SKU_MAX_CHARACTERS)]
+Quantity = Annotated[int, Meta(ge=1, le=QTY_MAX)]
+
+
+class OrderItem(Struct, frozen=True):
+    """One line of a new order; two lines of one SKU are merged if their prices are equal."""
+
+    sku: Sku
+    qty: Quantity
+    price: MoneyIn
+
+
+class OrderRequest(Struct, frozen=True, rename="camel"):
+    """A new order. `amount` is what will be charged; it need not be the sum of the lines."""
+
+    user_id: UserId
+    items: Annotated[list[OrderItem], Meta(min_length=1, max_length=ITEMS_MAX)]
+    amount: MoneyIn
+    currency: Annotated[str, Meta(description="ISO 4217 code, such as USD.", examples=["USD"])]
+
+
+class OrderAccepted(Struct, frozen=True, rename="camel"):
+    """The order is durable, and will settle."""
+
+    order_id: str
+
+
+class ItemView(Struct, frozen=True):
+    """One line of an order."""
+
+    sku: str
+    qty: int
+    price: MoneyOut
+
+
+class PaymentView(Struct, frozen=True, rename="camel"):
+    """How the payment stands, and since when."""
+
+    state: PaymentState
+    decided_at: datetime | None
+
+
+class StockView(Struct, frozen=True, rename="camel"):
+    """How the reservation stands, and since when."""
+
+    state: StockState
+    decided_at: datetime | None
+
+
+class OrderView(Struct, frozen=True, rename="camel"):
+    """An order as it stands; `version` grows with every change."""
+
+    order_id: str
+    user_id: str
+    items: list[ItemView]
+    amount: MoneyOut
+    currency: str
+    status: Status
+    failure_reason: FailureReason | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    payment: PaymentView
+    stock: StockView

@@ -1,0 +1,185 @@
+"""The HTTP server: uvicorn, with a limit on how long a client may take, and our own socket and signals.
+
+uvicorn waits for ever for the rest of a request. Here a request that has not arrived as a whole in time is answered 408
+and its connection closed, however steadily it drips.
+"""
+
+import asyncio
+import contextlib
+import functools
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from orderstream.api_gateway import problems
+from orderstream.api_gateway.problems import Problem
+from orderstream.telemetry.tracing import Tracer
+
+HEAD_MAX_BYTES = 64 * 1024
+KEEP_ALIVE_SECONDS = 65
+BACKLOG = 4_096
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. At any time one timer is armed at least, unless a request is being worked on."""
+
+    def __init__(self, *arguments: object, tracer: Tracer, request_timeout_seconds: float, **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self._tracer = tracer
+        self._request_timeout_seconds = request_timeout_seconds
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._incomplete = False
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came, then see to it that a timer is armed if more has to come."""
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._incomplete:
+            self._arm()
+            self._limit_head(len(data))
+        elif self._is_idle and self.timeout_keep_alive_task is None:
+            self._arm()
+
+    def on_message_begin(self) -> None:
+        """Give this request its own time."""
+        super().on_message_begin()
+        self._disarm()
+        self._incomplete = True
+        self._head_bytes = 0
+
+    def on_message_complete(self) -> None:
+        """The request is there as a whole."""
+        self._disarm()
+        self._incomplete = False
+        super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """Finish what is being worked on; a request that has not arrived yet is not waited for."""
+        if self._incomplete:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def send_400_response(self, _message: str) -> None:
+        """Answer what is not HTTP."""
+        self._refuse(problems.malformed_request())
+
+    def _unsupported_upgrade_warning(self) -> None:
+        # After an upgrade was offered the parser reads no further request: answer this one, as plain HTTP, and close.
+        if self._is_idle:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]
+
+    def _arm(self) -> None:
+        if self._request_timer is None:
+            self._request_timer = self.loop.call_later(self._request_timeout_seconds, self._time_out)
+
+    def _disarm(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
+
+    def _limit_head(self, received_bytes: int) -> None:
+        if self.cycle is None or self.cycle.scope is not self.scope:  # type: ignore[redundant-expr]
+            self._head_bytes += received_bytes
+            if self._head_bytes > HEAD_MAX_BYTES:
+                self._refuse(problems.head_too_large(HEAD_MAX_BYTES))
+
+    def _time_out(self) -> None:
+        self._request_timer = None
+        if self._incomplete:
+            self._refuse(problems.request_timeout(self._request_timeout_seconds))
+        else:
+            self.transport.close()
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer in the application's stead, unless it has begun to, and close."""
+        if not self.transport.is_closing() and (self._is_idle or not self.cycle.response_started):
+            span = self._tracer.server("unreadable", (None, None))
+            span.end(problem.name)
+            body = problem.body(span.trace_id)
+            head = [
+                *self.server_state.default_headers,
+                (b"content-type", problems.CONTENT_TYPE),
+                (b"content-length", str(len(body)).encode()),
+                (b"traceresponse", (span.carrier[0] or "").encode()),
+                (b"connection", b"close"),
+            ]
+            lines = b"".join(b"%b: %b\r\n" % field for field in head)
+            self.transport.write(STATUS_LINE[problem.status] + lines + b"\r\n" + body)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Drains on SIGTERM or SIGINT and returns, where uvicorn would end itself by the signal; a second one forces."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Listen to the signals while the server runs."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind the API's socket so that replicas share the port. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def server(app: ASGIApp, tracer: Tracer, *, request_timeout_seconds: float, drain_timeout_seconds: float) -> Server:
+    """Return a server of `app` that is yet to be started, with sockets of the caller's."""
+    protocol = functools.partial(Protocol, tracer=tracer, request_timeout_seconds=request_timeout_seconds)
+    return Server(
+        uvicorn.Config(
+            app,
+            http=protocol,  # type: ignore[arg-type]
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=drain_timeout_seconds,  # type: ignore[arg-type]
+        )
+    )

@@ -1,0 +1,72 @@
+"""One Postgres connection of the gateway: opened when needed, replaced when it broke, and never waited for in vain."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Mapping
+from typing import LiteralString
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.postgres.connect import AsyncConnection, connect_async, is_transient
+from orderstream.telemetry import logs
+
+BUDGET_SECONDS = 5.0
+"""How long a request waits for Postgres before it is answered 503."""
+
+
+class Session:
+    """Runs one statement at a time, each its own transaction. Used as a context manager."""
+
+    def __init__(self, postgres_url: str, name: str) -> None:
+        self._url = postgres_url
+        self._name = name
+        self._connection: AsyncConnection | None = None
+
+    async def __aenter__(self) -> "Session":
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._close()
+
+    async def execute(
+        self, statement: LiteralString, parameters: Mapping[str, object], timeout_seconds: float = BUDGET_SECONDS
+    ) -> list[TupleRow]:
+        """Run a statement and return its rows.
+
+        Raises TryAgainError when Postgres is not there, or did not answer in time: whether a write was committed is
+        then unknown. Raises psycopg.Error when it refused.
+        """
+        try:
+            connection = await self._connected(timeout_seconds)
+            cut = asyncio.get_running_loop().call_later(timeout_seconds, _cut, connection)
+            try:
+                cursor = await connection.execute(statement, parameters)
+                return await cursor.fetchall()
+            finally:
+                cut.cancel()
+        except (psycopg.Error, OSError, TimeoutError) as error:
+            if isinstance(error, psycopg.Error) and not is_transient(error):
+                raise
+            logs.get().warning("postgres_unavailable", connection=self._name, error=str(error).strip() or repr(error))
+            await self._close()
+            raise TryAgainError from error
+
+    async def _connected(self, timeout_seconds: float) -> AsyncConnection:
+        if self._connection is None or self._connection.closed:
+            async with asyncio.timeout(timeout_seconds):
+                self._connection = await connect_async(self._url, self._name)
+        return self._connection
+
+    async def _close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+
+def _cut(connection: AsyncConnection) -> None:
+    """End a connection's statement at once, without a word to the server: it may be the one that hangs."""
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=socket.dup(connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)

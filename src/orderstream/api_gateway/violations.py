@@ -1,0 +1,176 @@
+"""Everything that is wrong with a body, each with its JSON pointer. Slow and thorough: only for bodies that need it."""
+
+import json
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+from msgspec import Struct
+
+from orderstream.api_gateway.problems import Violation
+from orderstream.api_gateway.schemas import ITEMS_MAX, QTY_MAX, SKU_MAX_CHARACTERS, USER_ID_MAX_CHARACTERS
+from orderstream.domain.money import MINOR_DIGITS, MoneyError, in_currency, parse
+
+VIOLATIONS_MAX = 5_000
+POINTER_MAX_CHARACTERS = 500
+
+_INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MISSING = object()
+
+
+class _Number(str):
+    """A JSON number as it was written, however long it is."""
+
+    __slots__ = ()
+
+
+class _Object(dict[str, Any]):
+    """A JSON object, and those of its names that it has more than once."""
+
+    repeated: tuple[str, ...] = ()
+
+
+class _Line(Struct):
+    """What the lines of one SKU add up to so far."""
+
+    price: Decimal
+    qty: int = 0
+
+
+def violations(body: bytes) -> list[Violation]:
+    """Return what is wrong with a body that should be an order: first its form, then its members in their order."""
+    try:
+        parsed = json.loads(
+            body.decode(),
+            object_pairs_hook=_object,
+            parse_int=_Number,
+            parse_float=_Number,
+            parse_constant=_Number,
+        )
+    except UnicodeDecodeError as error:
+        return [Violation("", f"is not valid UTF-8 (byte {error.start})")]
+    except json.JSONDecodeError as error:
+        return [Violation("", f"is not valid JSON: {error.msg} (character {error.pos})")]
+    except RecursionError:
+        return [Violation("", "is nested too deeply")]
+    if not isinstance(parsed, _Object):
+        return [Violation("", "must be an object")]
+    found = [*_malformed(parsed), *_order(parsed)]
+    return [Violation(_printable(one.pointer)[:POINTER_MAX_CHARACTERS], one.detail) for one in found[:VIOLATIONS_MAX]]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    members = _Object(pairs)
+    if len(members) != len(pairs):
+        seen: set[str] = set()
+        members.repeated = tuple({name: None for name, _ in pairs if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
+    return members
+
+
+def _printable(pointer: str) -> str:
+    return pointer.encode(errors="replace").decode()
+
+
+def _join(pointer: str, name: str | int) -> str:
+    return f"{pointer}/{str(name).replace('~', '~0').replace('/', '~1')}"
+
+
+def _malformed(root: _Object) -> Iterator[Violation]:
+    """Find names that stand twice in one object and lone surrogates, at any depth, in members that are ignored too."""
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        pointer, value = waiting.pop()
+        if isinstance(value, _Object):
+            for name in value.repeated:
+                yield Violation(_join(pointer, name), "stands more than once in its object")
+            for name, member in value.items():
+                if _SURROGATE.search(name):
+                    yield Violation(_join(pointer, name), "has a name with a lone surrogate")
+                waiting.append((_join(pointer[:POINTER_MAX_CHARACTERS], name), member))
+        elif isinstance(value, list):
+            waiting += [(_join(pointer[:POINTER_MAX_CHARACTERS], index), one) for index, one in enumerate(value)]
+        elif isinstance(value, _Number):
+            if value in ("NaN", "Infinity", "-Infinity"):
+                yield Violation(pointer, f"is {value}, which JSON does not have")
+        elif isinstance(value, str) and _SURROGATE.search(value):
+            yield Violation(pointer, "has a lone surrogate")
+
+
+def _order(order: _Object) -> Iterator[Violation]:
+    currency = order.get("currency", _MISSING)
+    known = currency if isinstance(currency, str) and currency in MINOR_DIGITS else None
+    yield from _text("/userId", order.get("userId", _MISSING), USER_ID_MAX_CHARACTERS)
+    yield from _items(order.get("items", _MISSING), known)
+    yield from _money("/amount", order.get("amount", _MISSING), known)
+    if known is None:
+        yield Violation("/currency", _wrong(currency, "must be the code of an active currency, such as USD"))
+
+
+def _items(items: Any, currency: str | None) -> Iterator[Violation]:
+    if not isinstance(items, list):
+        yield Violation("/items", _wrong(items, "must be an array"))
+        return
+    if not 1 <= len(items) <= ITEMS_MAX:
+        yield Violation("/items", f"must have 1 to {ITEMS_MAX} items")
+        return
+    lines: dict[str, _Line] = {}
+    for index, item in enumerate(items):
+        pointer = f"/items/{index}"
+        if not isinstance(item, _Object):
+            yield Violation(pointer, "must be an object")
+            continue
+        sku, qty, price = (item.get(name, _MISSING) for name in ("sku", "qty", "price"))
+        wrong = [
+            *_text(f"{pointer}/sku", sku, SKU_MAX_CHARACTERS),
+            *_qty(f"{pointer}/qty", qty),
+            *_money(f"{pointer}/price", price, currency),
+        ]
+        yield from wrong
+        if not wrong:
+            yield from _merge(pointer, lines.setdefault(sku, _Line(_amount(price))), _amount(price), int(qty))
+
+
+def _merge(pointer: str, line: _Line, price: Decimal, qty: int) -> Iterator[Violation]:
+    if line.price != price:
+        yield Violation(f"{pointer}/price", "differs from the price of the same SKU in another line")
+    line.qty += qty
+    if line.qty > QTY_MAX:
+        yield Violation(f"{pointer}/qty", f"adds up to more than {QTY_MAX} with other lines of the same SKU")
+
+
+def _text(pointer: str, value: Any, characters_max: int) -> Iterator[Violation]:
+    if not isinstance(value, str) or isinstance(value, _Number):
+        yield Violation(pointer, _wrong(value, "must be a string"))
+    elif not 1 <= len(value) <= characters_max:
+        yield Violation(pointer, f"must have 1 to {characters_max} characters")
+    elif "\x00" in value:
+        yield Violation(pointer, "must not contain NUL")
+
+
+def _qty(pointer: str, value: Any) -> Iterator[Violation]:
+    if not isinstance(value, _Number) or not _INTEGER.fullmatch(value):
+        yield Violation(pointer, _wrong(value, "must be an integer"))
+    elif len(value) > len(str(QTY_MAX)) or not 1 <= int(value) <= QTY_MAX:
+        yield Violation(pointer, f"must be from 1 to {QTY_MAX}")
+
+
+def _money(pointer: str, value: Any, currency: str | None) -> Iterator[Violation]:
+    if not isinstance(value, str):
+        yield Violation(pointer, _wrong(value, "must be a number or a string"))
+        return
+    try:
+        amount = _amount(value)
+        if currency is not None:
+            in_currency(amount, currency)
+    except MoneyError as error:
+        yield Violation(pointer, str(error))
+
+
+def _amount(value: str) -> Decimal:
+    return parse(value, quoted=not isinstance(value, _Number))
+
+
+def _wrong(value: Any, expected: str) -> str:
+    return "is required" if value is _MISSING else expected
