@@ -13,6 +13,7 @@ outlive a change until its TTL: what could not be deleted is remembered (in boun
 """
 
 import asyncio
+import logging
 import random
 import secrets
 import time
@@ -25,8 +26,6 @@ from msgspec import Struct
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-
-from orderstream.telemetry import logs
 
 TTL_MIN_SECONDS = 60
 TTL_MAX_SECONDS = 120
@@ -75,6 +74,9 @@ end
 """
 
 
+_log = logging.getLogger(__name__)
+
+
 class Entry(Struct, frozen=True):
     """The order's JSON."""
 
@@ -116,7 +118,7 @@ class Breaker:
     def trip(self, error: Exception) -> None:
         """Note a failure."""
         self._open_until = self._clock() + BREAKER_SECONDS
-        logs.get().warning("cache_unreachable", error=str(error) or repr(error))
+        _log.warning("unreachable: %s", str(error) or repr(error))
 
 
 class CacheReader:

@@ -43,7 +43,7 @@ class DisconnectedError(Exception):
 
 
 class Endpoint:
-    """Answers the requests of one route, by method. HEAD is answered as GET, without the body; no method at all: 404."""
+    """Answers the requests of one route, by method, and HEAD as GET. Without any method: 404."""
 
     def __init__(self, route: str, tracer: Tracer, methods: Mapping[str, Handler]) -> None:
         self._tracer = tracer
