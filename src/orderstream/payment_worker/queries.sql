@@ -49,14 +49,18 @@ RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.cre
 
 -- name: finish_attempts
 -- Records what attempts came to, each only if its payment is still in the state that the attempt began with.
--- Parameter: a JSON array, sorted by order id. Index: payments_pkey.
+-- Parameter: a JSON array, sorted by order id. Index: payments_pkey; without the array of ids, a plan made while the
+-- table is empty would join by hash and read all of it for ever.
+WITH d AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(attempts)s::json)
+        AS d (order_id text, began text, state text, reason text, attempts int, amount numeric, delay float8)
+)
 UPDATE payments p
 SET state = d.state, reason = d.reason, attempts = d.attempts, amount = coalesce(d.amount, p.amount),
     next_attempt_at = now() + d.delay * interval '1 second',
     decided_at = CASE WHEN d.state = p.state THEN p.decided_at ELSE now() END
-FROM json_to_recordset(%(attempts)s::json)
-    AS d (order_id text, began text, state text, reason text, attempts int, amount numeric, delay float8)
-WHERE p.order_id = d.order_id AND p.state = d.began
+FROM d
+WHERE p.order_id = ANY(ARRAY(SELECT order_id FROM d)) AND p.order_id = d.order_id AND p.state = d.began
 RETURNING p.order_id, p.state, p.reason, p.decided_at, p.traceparent, p.tracestate;
 
 -- name: void_late_authorizations

@@ -1,0 +1,85 @@
+"""Every statement fits the schema, and the hot ones are planned over an index while the tables are still empty."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from psycopg import ClientCursor
+
+from orderstream.postgres.connect import Connection, connect
+from tests.databases import Databases
+from tests.queries import Query, queries
+
+HOT_TABLES = {"orders", "order_items", "payments", "reservations", "outbox", "inventory"}
+PLANNED = [query for query in queries() if not query.utility]
+UTILITY = [query for query in queries() if query.utility]
+
+# (room, block): why it may read a whole table. Nothing hot may stand here.
+MAY_SCAN: dict[tuple[str, str], str] = {
+    ("inventory_worker", "list_stock"): "a person asks for the whole list",
+}
+
+
+def _id(query: Query) -> str:
+    return f"{query.room}-{query.name}"
+
+
+@pytest.fixture(scope="module")
+def empty(databases: Databases) -> Iterator[Connection]:
+    """A connection as the services make it, to a database of which no table was ever filled or analyzed."""
+    with databases.migrated() as url, connect(url, "test") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("query", PLANNED, ids=_id)
+def test_every_statement_prepares(empty: Connection, query: Query) -> None:
+    empty.execute(f"PREPARE q AS {query.numbered}".encode())
+    empty.execute("DEALLOCATE q")
+
+
+@pytest.mark.parametrize("query", UTILITY, ids=_id)
+def test_a_statement_without_a_plan_runs(empty: Connection, query: Query) -> None:
+    assert "%" not in query.text, "such a statement takes no parameters"
+    empty.execute(query.text.encode())
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+def _plan(connection: Connection, query: Query) -> list[dict[str, Any]]:
+    # The simple protocol: the extended one would want the parameters that this statement is explained without.
+    explain = ClientCursor(connection).execute(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {query.numbered}".encode())
+    row = explain.fetchone()
+    assert row is not None
+    return list(_nodes(row[0][0]["Plan"]))
+
+
+@pytest.mark.parametrize("query", PLANNED, ids=_id)
+def test_no_hot_table_is_scanned_whole(empty: Connection, query: Query) -> None:
+    nodes = _plan(empty, query)
+    scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} & HOT_TABLES
+    whole_index = {
+        node["Relation Name"]
+        for node in nodes
+        if node["Node Type"] in ("Index Scan", "Index Only Scan")
+        and "Index Cond" not in node
+        and "Limit" not in {one["Node Type"] for one in nodes}
+        and not _partial(node["Index Name"])
+    }
+    if (query.room, query.name) in MAY_SCAN:
+        assert scanned | whole_index, "it scans nothing any more: strike it from the list"
+        return
+    assert not scanned | whole_index, json.dumps(nodes[0], indent=1)
+
+
+def _partial(index: str) -> bool:
+    """Say whether an index holds only the few rows that are still to be worked on."""
+    return index in ("orders_open", "orders_uncompensated", "payments_due", "orders_idempotency_key")
+
+
+def test_the_exceptions_exist() -> None:
+    assert set(MAY_SCAN) <= {(query.room, query.name) for query in queries()}

@@ -1,0 +1,47 @@
+"""All SQL of the services, as the tests walk over it."""
+
+import re
+from pathlib import Path
+
+from msgspec import Struct
+
+import orderstream
+from orderstream.postgres.sql import load
+
+SOURCE = Path(orderstream.__file__).parent
+_PARAMETER = re.compile(r"%\(([a-z_]+)\)[sbt]")
+
+
+class Query(Struct, frozen=True):
+    """A block of a queries.sql: which room's, its name, and its text with %(name)s parameters."""
+
+    room: str
+    name: str
+    text: str
+
+    @property
+    def numbered(self) -> str:
+        """The text with $1, $2, … for its parameters, as PREPARE wants it."""
+        names: list[str] = []
+
+        def number(match: re.Match[str]) -> str:
+            if match[1] not in names:
+                names.append(match[1])
+            return f"${names.index(match[1]) + 1}"
+
+        return _PARAMETER.sub(number, self.text).replace("%%", "%")
+
+    @property
+    def utility(self) -> bool:
+        """Whether it is a statement that has no plan."""
+        return self.text.split()[0].upper() not in ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
+
+
+def queries() -> list[Query]:
+    """Return every block of every queries.sql."""
+    rooms = sorted(path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("queries.sql"))
+    return [
+        Query(room, name, text)
+        for room in rooms
+        for name, text in load(f"orderstream.{room.replace('/', '.')}").items()
+    ]
