@@ -33,7 +33,8 @@ def banner(urls: Mapping[str, str], state: StateDir) -> str:
         "State": f"{state.root}  (orderstream reset removes it)",
     }
     table = "\n".join(f"  {name:<11} {value}" for name, value in rows.items())
-    return f"\nOrderStream is up. To stop it: Ctrl-C here, or `orderstream down` anywhere.\n\n{table}\n\n{curl_lines(base_url)}\n"
+    first = "OrderStream is up. To stop it: Ctrl-C here, or `orderstream down` anywhere."
+    return f"\n{first}\n\n{table}\n\n{curl_lines(base_url)}\n"
 
 
 def exports(urls: Mapping[str, str]) -> str:

@@ -1,0 +1,48 @@
+"""The banner: what a person pastes is the example of the README."""
+
+import json
+import subprocess
+
+from orderstream.stack.banner import banner, curl_lines, exports
+from orderstream.stack.state import StateDir
+
+URLS = {
+    "POSTGRES_URL": "postgresql://app@127.0.0.1:1/orders",
+    "REDIS_URL": "redis://127.0.0.1:2/0",
+    "KAFKA_BROKERS": "127.0.0.1:3",
+    "BASE_URL": "http://127.0.0.1:3000",
+}
+# Stands for curl: a POST answers as the API does, a GET shows what was asked for.
+CURL = """curl() {
+  case "$*" in
+    *POST*) printf '%s' "$*" > body; printf '{"orderId": "an-id"}' ;;
+    *) echo "read $*" ;;
+  esac
+}
+"""
+
+
+def test_the_lines_create_the_example_order_and_read_it_back(state: StateDir) -> None:
+    done = subprocess.run(
+        ["sh", "-c", CURL + curl_lines(URLS["BASE_URL"])], cwd=state.root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == '{"orderId": "an-id"}\nread -s http://127.0.0.1:3000/orders/an-id\n\n'
+    sent = (state.root / "body").read_text().partition("-d ")[2]
+    assert json.loads(sent) == {
+        "userId": "u-1",
+        "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}],
+        "amount": 129.0,
+        "currency": "USD",
+    }
+
+
+def test_the_banner_says_where_everything_is(state: StateDir) -> None:
+    text = banner(URLS, state)
+    assert all(value in text for value in [*URLS.values(), str(state.root), str(state.logs), "/docs"])
+    assert curl_lines(URLS["BASE_URL"]) in text
+
+
+def test_exports_can_be_evaluated() -> None:
+    script = exports(URLS) + '\nprintf "%s %s" "$POSTGRES_URL" "$BASE_URL"'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{URLS['POSTGRES_URL']} {URLS['BASE_URL']}"

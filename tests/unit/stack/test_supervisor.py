@@ -1,0 +1,140 @@
+"""The supervisor: what dies is restarted, what keeps dying ends the stack, and stopping has an order."""
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from orderstream.stack.process import Child, Command, Roster, StoppingError
+from orderstream.stack.services import Workshop
+from orderstream.stack.state import StateDir
+from orderstream.stack.stopping import Stop
+from orderstream.stack.supervisor import GaveUpError, Supervisor
+from orderstream.stack.terminal import Terminal
+from tests.unit.stack.conftest import SLEEPER, python
+from tests.waiting import wait_until
+
+SAYS_WHEN_ASKED_TO_STOP = (
+    "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), sys.exit()));" + SLEEPER
+)
+
+
+class Asked(Stop):
+    """Asked by the test, not by signals."""
+
+    def __init__(self) -> None:  # without the handlers
+        self.requested = threading.Event()
+        self.forced = threading.Event()
+
+
+class Small:
+    """A service that is a line of Python, ready as soon as it says so."""
+
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, name: str, script: str = SLEEPER, wave: int = 1) -> None:
+        self.name = name
+        self._command = python(script, wave=wave)
+
+    def install(self, workshop: Workshop) -> None:
+        """Nothing."""
+
+    def command(self) -> Command:
+        """The line."""
+        return self._command
+
+    def ready(self, child: Child) -> bool:
+        """It has said so since its last start."""
+        return "ready" in child.last_lines()
+
+
+class Bench:
+    """A supervisor with what it needs, and what it said."""
+
+    def __init__(self, state: StateDir, roster: Roster, restarts: int) -> None:
+        self.said = io.StringIO()
+        self.stop = Asked()
+        self.roster = roster
+        self.supervisor = Supervisor(state, roster, Terminal(self.said), self.stop, restarts)
+        self.outcome: list[Exception | None] = []
+
+    def up(self, *services: Small) -> None:
+        for one in services:
+            self.supervisor.bring_up(one, lambda _: None)
+
+    def pid(self, name: str) -> int | None:
+        return next((child.pid for child in self.roster.children if child.name == name), None)
+
+    def watch(self) -> threading.Thread:
+        def work() -> None:
+            try:
+                self.supervisor.watch()
+                self.outcome.append(None)
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                self.outcome.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def bench(state: StateDir, roster: Roster) -> Iterator[Bench]:
+    """A bench on which a service may be restarted twice a minute."""
+    made = Bench(state, roster, restarts=2)
+    yield made
+    made.stop.requested.set()
+    made.supervisor.stop_all()
+
+
+def test_a_dead_child_is_restarted_and_its_last_lines_are_shown(bench: Bench) -> None:
+    bench.up(Small("worker"))
+    watching = bench.watch()
+    first = bench.pid("worker")
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: "worker is back" in bench.said.getvalue(), 10, "it was not restarted")
+    assert bench.pid("worker") not in {first, None}
+    assert "worker was ended by SIGKILL\n  | ready\nRestarting worker (1 of 2 a minute)" in bench.said.getvalue()
+    bench.stop.requested.set()
+    watching.join(10)
+    assert bench.outcome == [None]
+
+
+def test_a_child_that_dies_once_too_often_ends_the_watch(bench: Bench) -> None:
+    bench.up(Small("worker", "print('ready', flush=True); import time; time.sleep(0.2); raise SystemExit(7)"))
+    bench.watch().join(30)
+    assert isinstance(bench.outcome[0], GaveUpError)
+    assert "worker died 3 times within a minute" in str(bench.outcome[0])
+
+
+def test_a_child_that_never_starts_is_given_up(bench: Bench) -> None:
+    with pytest.raises(GaveUpError, match=r"(?s)worker exited with 3\n  \| no such table.*died 3 times"):
+        bench.up(Small("worker", "print('no such table'); raise SystemExit(3)"))
+
+
+def test_nothing_is_restarted_while_stopping(bench: Bench) -> None:
+    bench.stop.requested.set()
+    with pytest.raises(StoppingError):
+        bench.up(Small("worker", "raise SystemExit(3)"))
+
+
+def test_waves_are_stopped_one_after_the_other(bench: Bench, state: StateDir) -> None:
+    bench.up(Small("store", SAYS_WHEN_ASKED_TO_STOP, 2), Small("gateway", SAYS_WHEN_ASKED_TO_STOP, 0), Small("worker"))
+    bench.supervisor.stop_all()
+    lines = [line for line in bench.said.getvalue().splitlines() if line.startswith("Stopping")]
+    assert [line.split(":")[0] for line in lines] == ["Stopping gateway", "Stopping worker", "Stopping store"]
+    assert "asked" in state.log("store").read_text()
+    assert bench.roster.children == []
+
+
+def test_a_forced_stop_kills_what_does_not_listen(bench: Bench) -> None:
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPER
+    bench.up(Small("worker", stubborn))
+    bench.stop.forced.set()
+    bench.supervisor.stop_all()
+    assert "Killing worker" in bench.said.getvalue()
+    assert bench.roster.children == []

@@ -1,0 +1,47 @@
+"""The command line: help everywhere, and a wrong setting is named before anything happens."""
+
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from orderstream.cli import main
+from orderstream.settings import SERVICES
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command with the words that lead to it."""
+    yield path
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("path", list(commands(main)), ids=" ".join)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_everywhere(path: tuple[str, ...], flag: str) -> None:
+    result = CliRunner().invoke(main, [*path, flag])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_every_service_is_a_command() -> None:
+    assert set(SERVICES) <= set(main.commands)
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "env", "payment-worker", "migrate", "topics"])
+def test_bad_configuration_names_every_wrong_variable_and_exits_2(command: str) -> None:
+    result = CliRunner().invoke(main, [command], env={"PORT": "0", "PAYMENT_SUCCESS_RATE": "2"})
+    assert result.exit_code == 2
+    assert "PORT: " in result.stderr
+    assert "PAYMENT_SUCCESS_RATE: " in result.stderr
+
+
+@pytest.mark.parametrize("command", ["env", "status"])
+def test_without_a_running_stack_it_says_so(command: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    result = CliRunner().invoke(main, [command], env={"ORDERSTREAM_STATE": str(tmp_path_factory.mktemp("state"))})
+    assert result.exit_code == 1
+    assert "nothing is running" in result.stderr
