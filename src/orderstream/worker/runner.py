@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from threading import Event as StopSignal
 from typing import Any, Generic, TypeVar
 
+import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct
 
@@ -82,6 +83,7 @@ class Runner(Generic[P]):
         try:
             while not self._stop.is_set():
                 self.beat = time.monotonic()
+                self._reach_postgres()
                 self._run_timers()
                 records = self._poll()
                 if records:
@@ -262,6 +264,16 @@ class Runner(Generic[P]):
             log.warning("ensure_topics_failed", detail=str(error)[:300])
         else:
             log.warning("topics_created", topics=created)
+
+    def _reach_postgres(self) -> None:
+        """Connect ahead of the first record, so that being ready means being able to work."""
+        if self._connection is None:
+            try:
+                self._connected()
+            except psycopg.OperationalError as error:
+                if is_fatal(error):
+                    raise
+                log.warning("postgres_unreachable", error=str(error)[:500])
 
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
