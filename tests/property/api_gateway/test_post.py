@@ -1,0 +1,123 @@
+"""Any JSON into POST /orders is 201 or 4xx, and never anything else; so are any bytes."""
+
+import asyncio
+import json
+from typing import Any, cast
+
+import msgspec
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from orderstream.api_gateway.intake import InvalidOrderError, read_order
+from orderstream.api_gateway.reader import Reader
+from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.api_gateway.session import Session
+from orderstream.api_gateway.violations import violations
+from orderstream.api_gateway.writer import NewOrder, Writer
+from orderstream.domain.money import MINOR_DIGITS
+from orderstream.telemetry.tracing import Tracer
+from tests.asgi import call
+from tests.samples import ORDER_ID
+
+
+class Taker:
+    """A writer that takes every order at once."""
+
+    def __len__(self) -> int:
+        return 0
+
+    async def ask(self, _order_id: str, order: NewOrder) -> None:
+        assert order.created.amount > 0
+        assert 1 <= len(order.created.items) <= 1000
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["USD", "JPY", "1.00", "0", 1e400, 10**400, "\x00", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=10,
+)
+MONEY = st.decimals(min_value=0, max_value=10**13, places=2).map(str) | st.integers(-5, 10**14) | JSON
+ITEM = st.fixed_dictionaries(
+    {},
+    optional={
+        "sku": st.text(max_size=70) | JSON,
+        "qty": st.integers(-1, 2_000_000) | JSON,
+        "price": MONEY,
+        "colour": JSON,
+    },
+)
+NEARLY_AN_ORDER = st.fixed_dictionaries(
+    {},
+    optional={
+        "userId": st.text(max_size=130) | JSON,
+        "items": st.lists(ITEM, max_size=4) | JSON,
+        "amount": MONEY,
+        "currency": st.sampled_from(sorted(MINOR_DIGITS)) | JSON,
+        "note": JSON,
+    },
+)
+ORDER = st.fixed_dictionaries(
+    {
+        "userId": st.text(st.characters(exclude_characters="\x00", codec="utf-8"), min_size=1, max_size=128),
+        "items": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "sku": st.text(st.characters(exclude_characters="\x00", codec="utf-8"), min_size=1, max_size=64),
+                    "qty": st.integers(1, 1_000_000),
+                    "price": st.decimals(min_value="0.01", max_value="999999999999.99", places=2).map(str),
+                }
+            ),
+            min_size=1,
+            max_size=5,
+            unique_by=lambda item: str(item["sku"]),
+        ),
+        "amount": st.integers(1, 999_999_999_999),
+        "currency": st.sampled_from(["USD", "EUR", "KWD"]),
+    },
+    optional={"note": st.text(st.characters(codec="utf-8"))},
+)
+
+
+def post(body: bytes) -> tuple[int, Any]:
+    """Send a body through the whole application, and return status and JSON of the answer."""
+    application = router(
+        Orders(cast("Writer", Taker()), cast("Reader", None)), Health(cast("Session", None)), Tracer(None, 0)
+    )
+    answer = asyncio.run(call(application, "POST", "/orders", [body], {"content-type": "application/json"}))
+    return answer.status, msgspec.json.decode(answer.body)
+
+
+@given(JSON | NEARLY_AN_ORDER, st.booleans())
+@example({"userId": "u", "items": [{"sku": "S", "qty": 1, "price": "1.00"}], "amount": 1, "currency": "JPY"}, True)
+def test_any_json_is_accepted_or_refused(value: Any, ascii_only: bool) -> None:
+    status, answer = post(json.dumps(value, ensure_ascii=ascii_only).encode(errors="replace"))
+    assert status in (201, 400)
+    if status == 400:
+        assert answer["type"] == "urn:orderstream:problem:invalid-order"
+        assert answer["errors"]
+
+
+@given(ORDER)
+def test_an_order_is_accepted(value: dict[str, Any]) -> None:
+    assert post(json.dumps(value).encode())[0] == 201
+
+
+@given(st.binary() | st.binary().map(lambda junk: b'{"userId":"u"' + junk))
+def test_any_bytes_are_accepted_or_refused(body: bytes) -> None:
+    assert post(body)[0] in (201, 400)
+
+
+@given(NEARLY_AN_ORDER)
+def test_both_ways_of_reading_agree(value: dict[str, Any]) -> None:
+    body = json.dumps(value).encode()
+    try:
+        read_order(body, ORDER_ID)
+    except InvalidOrderError:
+        assert violations(body)
+    else:
+        assert not violations(body)

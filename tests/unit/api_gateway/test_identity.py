@@ -1,0 +1,48 @@
+"""Order ids."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from orderstream.api_gateway.identity import canonical, new_order_id
+from tests.samples import AT, ORDER_ID
+
+
+def test_an_id_is_a_uuid_of_version_7_in_canonical_form() -> None:
+    for _ in range(1000):
+        order_id = new_order_id(AT)
+        parsed = UUID(order_id)
+        assert str(parsed) == order_id
+        assert parsed.version == 7
+        assert parsed.variant == "specified in RFC 4122"
+        assert datetime.fromtimestamp((parsed.int >> 80) / 1000, UTC) == AT.replace(microsecond=678_000)
+
+
+def test_ids_are_unique_and_sort_by_time() -> None:
+    ids = [new_order_id(AT + timedelta(milliseconds=number)) for number in range(1000)]
+    assert ids == sorted(ids)
+    assert len({new_order_id(AT) for _ in range(10_000)}) == 10_000
+
+
+def test_an_id_in_capitals_is_the_same_order() -> None:
+    assert canonical(ORDER_ID.upper()) == ORDER_ID
+    assert canonical(ORDER_ID) == ORDER_ID
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        ORDER_ID[:-1],
+        ORDER_ID + "0",
+        ORDER_ID + "\n",
+        f"{{{ORDER_ID}}}",
+        ORDER_ID.replace("-", ""),
+        "\x00",
+        "٠" * 36,
+    ],
+)
+def test_what_is_no_uuid_is_no_id(text: str) -> None:
+    assert canonical(text) is None
