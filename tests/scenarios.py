@@ -38,6 +38,7 @@ from orderstream.domain.order import (
     fold,
     settled,
 )
+from orderstream.order_service.handler import news_of
 
 ORDER_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 ACCEPTED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -205,25 +206,6 @@ SCENARIOS: tuple[Scenario, ...] = (
 )
 
 
-def news(event: Event[Payload]) -> News:
-    """Return what a payment or stock event says of its order."""
-    at, payload = event.occurred_at, event.payload
-    match payload:
-        case PaymentAuthorized():
-            return News(Facts(payment="authorized", payment_at=at))
-        case PaymentFailed(reason=reason):
-            return News(Facts(payment="failed", payment_at=at), payment_reason=reason)
-        case PaymentVoided(reason=void_reason):
-            return News(Facts(payment="voided", payment_at=at), payment_reason=void_reason)
-        case InventoryReserved():
-            return News(Facts(stock="reserved", stock_at=at))
-        case InventoryFailed(reason=reason):
-            return News(Facts(stock="failed", stock_at=at), stock_reason=reason)
-        case InventoryReleased(reason=release_reason):
-            return News(Facts(stock="released", stock_at=at), stock_reason=release_reason)
-    raise AssertionError(f"no news for order-service: {event.type}")
-
-
 def close(order: OrderState, how: Close) -> OrderState:
     """Write a cancel or the deadline as the row lock's holder does: refused if the order has ended otherwise."""
     if how == "cancel" and order.status != "FAILED":
@@ -239,7 +221,7 @@ def play(batches: Iterable[Sequence[Step]], order: OrderState = NEW) -> OrderSta
         pending: News | None = None
         for step in batch:
             if isinstance(step, Event):
-                pending = fold(pending, news(step)) if pending else news(step)
+                pending = fold(pending, news_of(step)) if pending else news_of(step)
                 continue
             order = close(apply(order, pending) if pending else order, step)
             pending = None
