@@ -148,7 +148,7 @@ def reset(state: StateDir, terminal: Terminal) -> None:
     with state.lock():
         for path in postgres.remove(state):
             terminal.say(f"Removed {path}")
-        for name in ("postgres", "kafka", "valkey", "logs", "stack.json"):
+        for name in ("postgres", "kafka", "kafka-learning", "valkey", "logs", "stack.json"):
             path = state.root / name
             if path.is_dir():
                 shutil.rmtree(path)

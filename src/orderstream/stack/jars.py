@@ -59,20 +59,24 @@ def locked() -> list[Jar]:
     return msgspec.convert(tomllib.loads(text)["dependencies"], list[Jar])
 
 
+def paths(folder: Path) -> list[Path]:
+    """Where the jars of the lock are in `folder`, or will be."""
+    return [folder / jar.file_name for jar in locked()]
+
+
 def install(folder: Path, report: Callable[[str], None], cancelled: threading.Event) -> list[Path]:
     """Return the paths of all jars, fetching into `folder` what is missing there or damaged.
 
     Raises FetchError, and StoppingError once `cancelled` is set (what has arrived is kept).
     """
     jars = locked()
-    paths = [folder / jar.file_name for jar in jars]
     if not _missing(folder, jars):
-        return paths
+        return paths(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder, report, cancelled):
         if missing := _missing(folder, jars):
             _fetch_all(folder, missing, len(jars), report, cancelled)
-    return paths
+    return paths(folder)
 
 
 def _missing(folder: Path, jars: Sequence[Jar]) -> list[Jar]:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from orderstream.settings import SERVICES, Settings
 from orderstream.stack import ports
 from orderstream.stack.kafka import Kafka
+from orderstream.stack.learning import Learning
 from orderstream.stack.postgres import Postgres
 from orderstream.stack.services import OrderStreamService, Service
 from orderstream.stack.state import StateDir, shared_cache
@@ -25,6 +26,7 @@ class Plan:
 
     parts: tuple[Service, ...]
     services: tuple[Service, ...]
+    learning: Learning | None
     ports: Mapping[str, int]
     urls: Mapping[str, str]
 
@@ -70,7 +72,8 @@ def plan(settings: Settings, state: StateDir, kept: Mapping[str, int]) -> Plan:
     }
     services = [_service(settings, service, name, urls, chosen[name]) for service, name in replicas]
     parts = [part for part in (postgres, valkey, kafka) if part.name not in from_outside]
-    return Plan(tuple(parts), tuple(services), chosen, urls)
+    learning = None if "kafka" in from_outside else Learning(state, shared_cache())
+    return Plan(tuple(parts), tuple(services), learning, chosen, urls)
 
 
 def _replica(service: str, number: int) -> str:

@@ -58,6 +58,7 @@ class Command:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0
     wave: int = 2
+    niceness: int = 0
     health_url: str | None = None
 
 
@@ -179,6 +180,8 @@ class Child:
                 extra_groups=[] if account else None,
             )
         pid = self._process.pid
+        if command.niceness:
+            os.setpriority(os.PRIO_PROCESS, pid, command.niceness)
         stop_signal = int(command.stop_signal)
         return ChildRecord(
             self.name, pid, birth(pid) or "ended", stop_signal, command.wave, str(self.log), command.health_url

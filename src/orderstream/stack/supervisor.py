@@ -2,13 +2,14 @@
 stopped in the order in which they depend on each other."""
 
 import collections
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from orderstream.stack.process import Child, ChildError, Roster, StoppingError, bound, how_it_ended
-from orderstream.stack.services import Service, Workshop, await_ready
+from orderstream.stack.services import LEARNING_WAVE, Service, Workshop, await_ready
 from orderstream.stack.state import StateDir
 from orderstream.stack.stopping import Stop
 from orderstream.stack.terminal import Terminal
@@ -64,6 +65,16 @@ class Supervisor:
                 raise StoppingError
         self._starting.discard(service.name)
 
+    def in_background(self, name: str, work: Callable[[Workshop], None]) -> None:
+        """Do something that nobody waits for; when it fails, that is all."""
+        workshop = Workshop(self._state, self._roster, lambda _: None, self._stop.requested)
+
+        def run() -> None:
+            with contextlib.suppress(ChildError, StoppingError, OSError):
+                work(workshop)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+
     def watch(self) -> None:
         """Restart what dies until a stop is asked for. Raises GaveUpError, or what a restart raised."""
         checked = time.monotonic()
@@ -82,6 +93,9 @@ class Supervisor:
     def stop_all(self) -> None:
         """Stop every child, wave after wave, within the budget of each; at once when a stop is asked for again."""
         self._roster.close()
+        for child in self._roster.children:
+            if child.command.wave == LEARNING_WAVE:
+                child.kill()
         for wave, reason in sorted(_WAITS.items()):
             self._stop_wave([one for one in self._roster.children if one.command.wave == wave], reason)
         for child in self._roster.children:

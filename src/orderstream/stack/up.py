@@ -64,6 +64,8 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
             roster.update(_phase_is("up"))
             terminal.clear()
             terminal.say(banner(todo.urls, state))
+            if todo.learning is not None and not todo.learning.starts_fast:
+                supervisor.in_background("learning", todo.learning.learn)
             supervisor.watch()
         except StoppingError:
             pass

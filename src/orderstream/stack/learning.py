@@ -1,0 +1,38 @@
+"""Makes later starts faster: once in the life of a checkout, behind a running stack and at the lowest priority, Kafka
+is run from start to stop, so that Java can keep its classes loaded and linked. A stop kills it at once; the next `up`
+tries again.
+"""
+
+import shutil
+from pathlib import Path
+
+from orderstream.stack import ports
+from orderstream.stack.kafka import Kafka
+from orderstream.stack.services import Workshop
+from orderstream.stack.state import StateDir
+
+
+class Learning:
+    """The throwaway broker, with a directory and ports of its own."""
+
+    def __init__(self, state: StateDir, cache: Path) -> None:
+        self._folder = state.root / "kafka-learning"
+        self._cache = cache
+
+    @property
+    def starts_fast(self) -> bool:
+        """Whether there is nothing left to learn."""
+        return self._broker(1, 2).starts_fast
+
+    def learn(self, workshop: Workshop) -> None:
+        """Take a while. Raises ChildError, StoppingError, OSError; nothing is lost then but speed."""
+        chosen = ports.pick(("broker", "controller"), {})
+        try:
+            broker = self._broker(chosen["broker"], chosen["controller"])
+            broker.install(workshop)
+            broker.learn_to_start_fast(workshop)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _broker(self, port: int, controller_port: int) -> Kafka:
+        return Kafka(port, controller_port, self._folder, self._cache)
