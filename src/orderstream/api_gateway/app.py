@@ -16,6 +16,7 @@ from orderstream.settings import Settings
 from orderstream.telemetry import logs, tracing
 
 SERVICE = "api-gateway"
+READY_BUDGET_SECONDS = 1.0
 
 
 def run(settings: Settings) -> int:
@@ -39,7 +40,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         stack.callback(tracer.shutdown)
         writes = await enter(Session(settings.postgres_url, f"{SERVICE}: writes"))
         reads = await enter(Session(settings.postgres_url, f"{SERVICE}: reads"))
-        checks = await enter(Session(settings.postgres_url, f"{SERVICE}: readiness"))
+        checks = await enter(Session(settings.postgres_url, f"{SERVICE}: readiness", READY_BUDGET_SECONDS))
         cache = CacheReader(settings.redis_url, settings.cache_budget_seconds)
         limit = settings.gateway_queue_limit
         writer = await enter(Writer(writes, waiting_limit=limit))

@@ -20,8 +20,6 @@ from orderstream.api_gateway.writer import SQL, NewOrder, RefusedError, Writer
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import Tracer
 
-READY_BUDGET_SECONDS = 1.0
-
 _JSON = (b"content-type", b"application/json")
 _RETRY_AFTER = (b"retry-after", str(RETRY_AFTER_SECONDS).encode())
 _NO_CACHE = (b"cache-control", b"no-cache")
@@ -136,7 +134,7 @@ class Health:
     async def ready(self, _request: Request) -> Reply:
         """GET /readyz: Postgres answers and is migrated; Kafka and Redis are not needed (P11)."""
         try:
-            await self._session.execute(SQL["check_ready"], {}, READY_BUDGET_SECONDS)
+            await self._session.execute(SQL["check_ready"], {})
         except (TryAgainError, psycopg.Error) as error:
             raise problems.unavailable("Postgres does not answer, or is not migrated.") from error
         return Reply(200, [_JSON], b'{"status":"ok"}')

@@ -20,9 +20,10 @@ BUDGET_SECONDS = 5.0
 class Session:
     """Runs one statement at a time, each its own transaction. Used as a context manager."""
 
-    def __init__(self, postgres_url: str, name: str) -> None:
+    def __init__(self, postgres_url: str, name: str, budget_seconds: float = BUDGET_SECONDS) -> None:
         self._url = postgres_url
         self._name = name
+        self._budget_seconds = budget_seconds
         self._connection: AsyncConnection | None = None
 
     async def __aenter__(self) -> "Session":
@@ -31,17 +32,15 @@ class Session:
     async def __aexit__(self, *_error: object) -> None:
         await self._close()
 
-    async def execute(
-        self, statement: LiteralString, parameters: Mapping[str, object], timeout_seconds: float = BUDGET_SECONDS
-    ) -> list[TupleRow]:
+    async def execute(self, statement: LiteralString, parameters: Mapping[str, object]) -> list[TupleRow]:
         """Run a statement and return its rows.
 
         Raises TryAgainError when Postgres is not there, or did not answer in time: whether a write was committed is
         then unknown. Raises psycopg.Error when it refused.
         """
         try:
-            connection = await self._connected(timeout_seconds)
-            cut = asyncio.get_running_loop().call_later(timeout_seconds, _cut, connection)
+            connection = await self._connected()
+            cut = asyncio.get_running_loop().call_later(self._budget_seconds, _cut, connection)
             try:
                 cursor = await connection.execute(statement, parameters)
                 return await cursor.fetchall()
@@ -54,9 +53,9 @@ class Session:
             await self._close()
             raise TryAgainError from error
 
-    async def _connected(self, timeout_seconds: float) -> AsyncConnection:
+    async def _connected(self) -> AsyncConnection:
         if self._connection is None or self._connection.closed:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(self._budget_seconds):
                 self._connection = await connect_async(self._url, self._name)
         return self._connection
 

@@ -1,0 +1,132 @@
+"""A gateway as a process of its own, on a port, a database and a Redis that a test may do with as it likes."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from orderstream.postgres.connect import Connection, connect
+from orderstream.stack.parts import Parts
+from tests.databases import Databases
+from tests.waiting import wait_until
+
+START_SECONDS = 20
+
+
+class Gateway:
+    """A running gateway and a client of it. Every answer to `client` is checked for its trace."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self._log = log
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=20, event_hooks={"response": [_has_a_trace]}
+        )
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return self._log.read_text()
+
+    def connect(self) -> socket.socket:
+        """Open a bare connection to it."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def stop(self) -> int:
+        """Ask it to end, and return its exit code."""
+        self.process.terminate()
+        return self.process.wait(20)
+
+
+def _has_a_trace(response: httpx.Response) -> None:
+    version, trace_id, span_id, _flags = response.headers["traceresponse"].split("-")
+    assert (version, len(trace_id), len(span_id)) == ("00", 32, 16)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(log: Path, port: int | None = None, **settings: str) -> Iterator[Gateway]:
+    """Run a gateway with these variables; it is ended at the end if it has not ended itself."""
+    port = port or free_port()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("orderstream"), "api-gateway"],
+            stderr=output,
+            env={"PORT": str(port), "LOG_FORMAT": "json", **settings},
+        )
+    gateway = Gateway(process, port, log)
+    try:
+        with gateway.client:
+            wait_until(lambda: _lives(gateway), START_SECONDS, "the gateway lives")
+            yield gateway
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _lives(gateway: Gateway) -> bool:
+    assert gateway.process.poll() is None, gateway.log
+    try:
+        return gateway.client.get("/livez").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+Start = Callable[..., Gateway]
+
+
+@pytest.fixture
+def start(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Start]:
+    """Starts gateways on this test's database, with further variables by name."""
+    with ExitStack() as stack:
+        count = 0
+
+        def start(port: int | None = None, **settings: str) -> Gateway:
+            nonlocal count
+            count += 1
+            variables = {"POSTGRES_URL": postgres_url, "REDIS_URL": redis_url, **settings}
+            return stack.enter_context(running(tmp_path / f"gateway-{count}.log", port, **variables))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared_url(databases: Databases) -> Iterator[str]:
+    """A database for all tests of a module, which do not mind each other's rows."""
+    with databases.migrated() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, shared_url: str, parts: Parts) -> Iterator[Gateway]:
+    """A gateway for all tests of a module."""
+    log = tmp_path_factory.mktemp("gateway") / "log"
+    with running(log, POSTGRES_URL=shared_url, REDIS_URL=parts.redis_url) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def rows(shared_url: str) -> Iterator[Connection]:
+    """A connection to the module's database."""
+    with connect(shared_url, "test") as connection:
+        yield connection
+
+
+def elapsed(action: Callable[[], object]) -> float:
+    """Return how long `action` took, in seconds."""
+    started = time.monotonic()
+    action()
+    return time.monotonic() - started
