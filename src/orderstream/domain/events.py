@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from msgspec import Meta, Struct
 
-from orderstream.domain.order import FailureReason, PaymentState, Status, StockState
+from orderstream.domain.order import FailureReason, Order, PaymentState, Status, StockState
 
 NAMESPACE = UUID("6f1d1c0e-5a55-5d0b-9d6e-0d7a3b1f4c21")
 """Namespace of the name-based event ids; changing it changes the id of every event."""
@@ -178,6 +178,32 @@ def build(payload: Payload, occurred_at: datetime) -> Event[Payload]:
         correlation_id=payload.order_id,
         payload=payload,
     )
+
+
+def order_updated(order: Order) -> Event[Payload]:
+    """Return the event that tells how an order stands, whether it changed or not."""
+    state = order.state
+    payload = OrderUpdated(
+        order_id=order.order_id,
+        user_id=order.user_id,
+        amount=order.amount,
+        currency=order.currency,
+        status=state.status,
+        failure_reason=state.failure_reason,
+        payment=Decided(state=state.facts.payment, decided_at=state.facts.payment_at),
+        stock=Decided(state=state.facts.stock, decided_at=state.facts.stock_at),
+        version=state.version,
+        created_at=order.created_at,
+        updated_at=order.updated_at,
+    )
+    return build(payload, order.updated_at)
+
+
+def order_aborted(order: Order) -> Event[Payload]:
+    """Return the event that has an aborted order undone."""
+    assert order.aborted_at is not None
+    payload = OrderAborted(order_id=order.order_id, status=order.state.status, reason=order.state.failure_reason)
+    return build(payload, order.aborted_at)
 
 
 def stock_lines(lines: dict[str, int]) -> tuple[StockLine, ...]:

@@ -4,6 +4,7 @@ Merging is commutative, associative and idempotent, so duplicates and reordering
 """
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Literal, assert_never
 
 from msgspec import Struct
@@ -46,6 +47,26 @@ class OrderState(Struct, frozen=True):
     facts: Facts
     failure_reason: FailureReason | None = None
     version: int = 1
+
+
+class Order(Struct, frozen=True):
+    """An order without its lines. `aborted_at` is the time of its abort, which repeats as itself."""
+
+    order_id: str
+    user_id: str
+    amount: Decimal
+    currency: str
+    created_at: datetime
+    updated_at: datetime
+    aborted_at: datetime | None
+    state: OrderState
+
+    def moved(self, state: OrderState, now: datetime, *, abort: bool) -> "Order":
+        """Return the order in a new state, as of `now`; the first abort sets its time."""
+        aborted_at = self.aborted_at or (now if abort else None)
+        if state is self.state and aborted_at == self.aborted_at:
+            return self
+        return Order(self.order_id, self.user_id, self.amount, self.currency, self.created_at, now, aborted_at, state)
 
 
 def settled(status: Status) -> bool:
@@ -114,6 +135,20 @@ def apply(order: OrderState, news: News) -> OrderState:
     if status == order.status and facts == order.facts:
         return order
     return OrderState(status, facts, reason, order.version + 1)
+
+
+def cancel(order: OrderState) -> OrderState | None:
+    """Return the order as cancelled, `order` itself if it was cancelled before, or None: a FAILED one cannot be."""
+    if order.status == "FAILED":
+        return None
+    if order.status == "CANCELLED":
+        return order
+    return OrderState("CANCELLED", order.facts, None, order.version + 1)
+
+
+def time_out(order: OrderState) -> OrderState:
+    """Return an open order as failed because its deadline has passed."""
+    return OrderState("FAILED", order.facts, "TIMED_OUT", order.version + 1)
 
 
 def compensated(facts: Facts) -> bool:

@@ -28,6 +28,7 @@ from orderstream.domain.payment import (
 )
 from orderstream.payment_worker.provider import Desk, PaymentProvider
 from orderstream.postgres.connect import Connection
+from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 
@@ -134,7 +135,7 @@ class Attempts:
         if late:
             tx.execute(SQL["void_late_authorizations"], {"ids": late})
         authorized = [order_id for order_id, state, *_ in rows if state == "AUTHORIZED"]
-        items = self._items(tx, authorized) if authorized else {}
+        items = items_of(tx, authorized)
         append(
             tx,
             [
@@ -143,13 +144,6 @@ class Attempts:
                 if (event := _event(claims[order_id], state, reason, items))
             ],
         )
-
-    @staticmethod
-    def _items(tx: Connection, ids: list[str]) -> dict[str, tuple[Item, ...]]:
-        items: dict[str, tuple[Item, ...]] = {}
-        for order_id, sku, qty, price in tx.execute(SQL["items_of"], {"ids": ids}):
-            items[order_id] = (*items.get(order_id, ()), Item(sku=sku, qty=qty, price=price))
-        return items
 
 
 def _event(

@@ -69,7 +69,3 @@ RETURNING p.order_id, p.state, p.reason, p.decided_at, p.traceparent, p.tracesta
 UPDATE payments
 SET state = 'VOIDING', attempts = 0, next_attempt_at = now(), decided_at = now()
 WHERE order_id = ANY(%(ids)s::text[]) AND state IN ('VOIDED', 'FAILED');
-
--- name: items_of
--- The lines of these orders. Parameter: order ids. Index: order_items_pkey.
-SELECT order_id, sku, qty, price FROM order_items WHERE order_id = ANY(%(ids)s::text[]) ORDER BY order_id, sku;

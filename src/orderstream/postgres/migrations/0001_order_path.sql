@@ -93,6 +93,8 @@ CREATE TABLE outbox (
     tracestate  TEXT,
     created_at  TIMESTAMPTZ NOT NULL DEFAULT now()
 );
+-- Which orders are merely queued: the watchdog leaves them alone.
+CREATE INDEX outbox_order_id ON outbox (order_id);
 -- Rows live for milliseconds: keep the dead ones from piling up at the low end of the index.
 ALTER TABLE outbox SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
                         autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 20000);
