@@ -17,9 +17,13 @@ SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint,
 
 
 class Usage(Struct, frozen=True):
-    """Totals since the start of the system; two of them make a difference."""
+    """Totals since the start of the system; two of them make a difference.
+
+    `cpu_seconds` is by process of the system, `machine_seconds` what all processes of the machine used.
+    """
 
     cpu_seconds: Mapping[str, float]
+    machine_seconds: float
     wal_bytes: int
     transactions: int
 
@@ -27,6 +31,7 @@ class Usage(Struct, frozen=True):
         """Return what was used between `before` and this."""
         return Usage(
             {name: used - before.cpu_seconds.get(name, 0.0) for name, used in self.cpu_seconds.items()},
+            self.machine_seconds - before.machine_seconds,
             self.wal_bytes - before.wal_bytes,
             self.transactions - before.transactions,
         )
@@ -36,7 +41,9 @@ def usage(children: Sequence[ChildRecord], connection: psycopg.Connection) -> Us
     """Read the totals now."""
     row = connection.execute(_USED).fetchone()
     assert row is not None
-    return Usage({child.name: _cpu_seconds(child.pid) for child in children}, row[0], row[1])
+    machine = psutil.cpu_times()
+    busy = machine.user + machine.nice + machine.system
+    return Usage({child.name: _cpu_seconds(child.pid) for child in children}, busy, row[0], row[1])
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -7,7 +7,7 @@ import { Counter, Trend } from 'k6/metrics';
 const ORDERS = `${__ENV.BASE_URL}/orders`;
 const PACED = __ENV.PHASE === 'paced';
 const SETTLE_LIMIT_MS = 10000;
-const POLL_MS = 3;
+const POLL_MS = 10;
 
 const accepted = new Counter('accepted');
 const refused = new Counter('refused');

@@ -18,7 +18,8 @@ from bench.system import System, running
 
 SKU = "BENCH-1"
 STOCKED = 10_000_000
-WARM_UP_SECONDS = 5
+WARM_UP_SECONDS = 10
+WARM_UP_CLIENTS = 32
 PACED_RATE = 40
 PACED_SECONDS = 15
 SATURATED_SECONDS = 20
@@ -41,6 +42,7 @@ class Paced(Struct, frozen=True):
 
     load: Load
     settle_ms: Sequence[float]
+    used: Usage
 
 
 class Saturated(Struct, frozen=True):
@@ -58,7 +60,7 @@ def main() -> int:
     with running() as system, psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection:
         system.command("stock", "set", SKU, str(STOCKED))
         print(f"Warming up for {WARM_UP_SECONDS} s", file=sys.stderr)
-        warmed = _load("saturated", system, "bench-warm-up", WARM_UP_SECONDS, VUS="8")
+        warmed = _load("saturated", system, "bench-warm-up", WARM_UP_SECONDS, VUS=str(WARM_UP_CLIENTS))
         problems = _await_settled(connection)
         print(f"Placing {PACED_RATE} orders/s for {PACED_SECONDS} s", file=sys.stderr)
         paced = _paced(system, connection)
@@ -78,9 +80,11 @@ def _load(phase: load.Phase, system: System, user: str, seconds: int, **variable
 
 
 def _paced(system: System, connection: psycopg.Connection) -> Paced:
+    before = counters.usage(system.children(), connection)
     seen = _load("paced", system, "bench-paced", PACED_SECONDS, RATE=str(PACED_RATE))
+    used = counters.usage(system.children(), connection).since(before)
     row = connection.execute(_SETTLE_TIMES, ("bench-paced",)).fetchone()
-    return Paced(seen, row[0] if row and row[0] else (float("nan"),) * 3)
+    return Paced(seen, row[0] if row and row[0] else (float("nan"),) * 3, used)
 
 
 def _saturated(system: System, connection: psycopg.Connection) -> Saturated:
@@ -114,7 +118,7 @@ def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
     rows = [
         (f"settle time at {PACED_RATE}/s, in Postgres (p50 / p95 / p99)", _times(paced.settle_ms)),
         (
-            f"settle time at {PACED_RATE}/s, seen by a client polling (p50 / p95 / p99)",
+            f"settle time at {PACED_RATE}/s, seen by a client that reads every 10 ms (p50 / p95 / p99)",
             _times(_percentiles(paced.load.settle)),
         ),
         (f"POST at {PACED_RATE}/s (p50 / p95 / p99)", _times(_percentiles(paced.load.place))),
@@ -131,9 +135,16 @@ def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
         ("CPU per order, all processes", f"{sum(used.cpu_seconds.values()) / orders * 1e6:.0f} us"),
         *((f"CPU per order, {name}", f"{cpu / orders * 1e6:.0f} us") for name, cpu in used.cpu_seconds.items()),
         ("CPU per order, k6", f"{seen.cpu_seconds / orders * 1e6:.0f} us"),
+        (f"CPU used by anything else (at {PACED_RATE}/s / saturated)", f"{_others(paced)} / {_others(saturated)}"),
         ("books", "; ".join(problems) or f"balanced: {saturated.settled} orders, every 201 CONFIRMED, stock matches"),
     ]
     return "\n".join(["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _others(phase: Paced | Saturated) -> str:
+    """What neither the system nor k6 used, in percent of all that was used: above a few, the figures are too low."""
+    ours = sum(phase.used.cpu_seconds.values()) + phase.load.cpu_seconds
+    return f"{max(0.0, 1 - ours / phase.used.machine_seconds):.0%}"
 
 
 def _percentiles(trend: dict[str, float]) -> list[float]:

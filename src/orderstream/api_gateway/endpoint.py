@@ -3,6 +3,7 @@
 An endpoint is a plain ASGI application that answers with one `Reply`; nothing is built that a request does not need.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -84,6 +85,9 @@ class Endpoint:
             return await handler(request)
         except DisconnectedError:
             return None
+        except asyncio.CancelledError:
+            # The drain budget is spent, and this task ends with its answer.
+            return problem_reply(problems.unavailable("The gateway is stopping."), request.span.trace_id)
         except Problem as problem:
             return problem_reply(problem, request.span.trace_id)
         except Exception as error:  # noqa: BLE001 - a bug in one request is answered and logged, and ends no process

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Mapping
-from typing import LiteralString
+from typing import LiteralString, Self
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -26,7 +26,7 @@ class Session:
         self._budget_seconds = budget_seconds
         self._connection: AsyncConnection | None = None
 
-    async def __aenter__(self) -> "Session":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_error: object) -> None:

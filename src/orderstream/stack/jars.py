@@ -139,18 +139,14 @@ def _fetch_all(
         done = total - len(jars)
         while done < total:
             report(f"fetching Kafka: {done} of {total} jars")
-            if error := _next(outcomes, cancelled):
-                raise error
-            done += 1
+            if cancelled.is_set():
+                raise StoppingError
+            with contextlib.suppress(queue.Empty):
+                if error := outcomes.get(timeout=_POLL_SECONDS):
+                    raise error
+                done += 1
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _next(outcomes: "queue.SimpleQueue[Exception | None]", cancelled: threading.Event) -> Exception | None:
-    while not cancelled.is_set():
-        with contextlib.suppress(queue.Empty):
-            return outcomes.get(timeout=_POLL_SECONDS)
-    raise StoppingError
 
 
 def _context(staging: Path) -> Any:

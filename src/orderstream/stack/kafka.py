@@ -23,7 +23,7 @@ _FORMAT_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _LEARNING_SECONDS = 180.0
 _ANSWER_SECONDS = 0.5
-_JVM = ["-XX:+UseSerialGC", "-XX:-UsePerfData"]
+_JVM = ["-XX:+UseSerialGC", "-XX:-UsePerfData", "-Xlog:aot*=error"]
 _LOGGING = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
 # One node keeps every internal topic. The short session lets a broker that was killed register again in 2 s.
 _PROPERTIES = {

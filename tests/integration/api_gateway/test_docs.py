@@ -1,0 +1,71 @@
+"""The documentation pages: complete, true, and without an outside address."""
+
+import re
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+
+from orderstream.api_gateway.openapi import document
+from tests.integration.api_gateway.conftest import Gateway
+
+_ADDRESS = re.compile(r"(https?:)?//[a-z0-9]", re.IGNORECASE)
+
+
+def test_the_page_asks_nobody_but_us(shared: Gateway) -> None:
+    page = shared.client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert not _ADDRESS.search(page.text)
+    linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(linked) == 4
+    for path in linked:
+        response = shared.client.get(path)
+        assert response.status_code == 200
+        assert response.content
+    start = shared.client.get("/docs/start.js").text
+    assert "/openapi.json" in start
+    assert "validatorUrl: null" in start
+
+
+def test_styles_fetch_nothing_from_outside(shared: Gateway) -> None:
+    styles = shared.client.get("/docs/swagger-ui.css").text
+    assert not re.search(r"url\(\s*[\"']?(https?:)?//", styles)
+    assert "@import" not in styles
+
+
+def test_the_document_is_served_without_an_outside_address(shared: Gateway) -> None:
+    response = shared.client.get("/openapi.json")
+    assert response.headers["content-type"] == "application/json"
+    assert response.json() == msgspec.to_builtins(document())
+    assert not _ADDRESS.search(response.text)
+
+
+def test_every_reference_of_the_document_leads_somewhere() -> None:
+    text = msgspec.json.encode(document()).decode()
+    schemas = document()["components"]["schemas"]
+    references = set(re.findall(r'"\$ref":"#/components/schemas/([A-Za-z]+)"', text))
+    assert references == schemas.keys()
+
+
+def schema(name: str) -> Any:
+    """Return a component's schema, on its own."""
+    return {"$ref": f"#/components/schemas/{name}", "components": document()["components"]}
+
+
+def test_the_example_is_an_order_and_the_answers_are_as_documented(shared: Gateway) -> None:
+    content = document()["paths"]["/orders"]["post"]["requestBody"]["content"]["application/json"]
+    jsonschema.validate(content["example"], schema("OrderRequest"))
+    accepted = shared.client.post("/orders", json=content["example"])
+    assert accepted.status_code == 201
+    jsonschema.validate(accepted.json(), schema("OrderAccepted"))
+    jsonschema.validate(shared.client.get(accepted.headers["location"]).json(), schema("OrderView"))
+    for refused in (shared.client.post("/orders", json={}), shared.client.get("/nowhere")):
+        jsonschema.validate(refused.json(), schema("ProblemBody"))
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
+def test_what_is_documented_is_there(shared: Gateway, path: str) -> None:
+    assert path in document()["paths"]
+    assert shared.client.get(path).status_code == 200

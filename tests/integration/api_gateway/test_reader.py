@@ -1,0 +1,222 @@
+"""Reading through the cache: what is shared, and that no paused reader puts an old state back (P8)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+from psycopg.rows import TupleRow
+
+from orderstream.api_gateway.gathering import FullError
+from orderstream.api_gateway.reader import Reader
+from orderstream.api_gateway.session import Session
+from orderstream.cache import CacheInvalidator, CacheReader
+from orderstream.postgres.connect import Connection
+from tests.samples import ORDER_ID
+
+OTHER_ID = ORDER_ID.replace("0", "1")
+
+
+class PausingSession(Session):
+    """Counts its queries, and pauses after reading and before answering while `go` is not set."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, "test")
+        self.asked: list[list[str]] = []
+        self.read = asyncio.Event()
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def execute(self, statement: Any, parameters: Any) -> list[TupleRow]:
+        self.asked.append(parameters["ids"])
+        found = await super().execute(statement, parameters)
+        self.read.set()
+        await self.go.wait()
+        return found
+
+
+@asynccontextmanager
+async def reading(postgres_url: str, redis_url: str, limit: int = 100) -> AsyncIterator[tuple[Reader, PausingSession]]:
+    async with (
+        PausingSession(postgres_url) as session,
+        Reader(session, CacheReader(redis_url, 1.0), waiting_limit=limit) as reader,
+    ):
+        yield reader, session
+
+
+@pytest.fixture
+def orders(connection: Connection) -> Callable[[str, int], None]:
+    """Writes a settled order at a version."""
+
+    def write(order_id: str, version: int) -> None:
+        connection.execute(
+            "INSERT INTO orders (id, user_id, amount, currency, status, version, payment, stock)"
+            " VALUES (%s, 'u-1', 1, 'USD', 'CONFIRMED', %s, 'authorized', 'reserved')"
+            " ON CONFLICT (id) DO UPDATE SET version = EXCLUDED.version",
+            (order_id, version),
+        )
+
+    return write
+
+
+Write = Callable[[str, int], None]
+Change = Callable[[CacheInvalidator, Write, Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
+
+
+async def change_of_an_open_order(cache: CacheInvalidator, write: Write, resume: Any) -> None:
+    write(ORDER_ID, 4)
+    cache.delete([ORDER_ID])
+    await resume()
+
+
+async def change_of_a_settled_order(cache: CacheInvalidator, write: Write, resume: Any) -> None:
+    cache.bar([ORDER_ID])
+    write(ORDER_ID, 4)
+    cache.delete([ORDER_ID])
+    await resume()
+
+
+async def change_met_before_its_delete(cache: CacheInvalidator, write: Write, resume: Any) -> None:
+    cache.bar([ORDER_ID])
+    write(ORDER_ID, 4)
+    await resume()
+    cache.delete([ORDER_ID])
+
+
+async def change_met_before_its_commit(cache: CacheInvalidator, write: Write, resume: Any) -> None:
+    cache.bar([ORDER_ID])
+    await resume()
+    write(ORDER_ID, 4)
+    cache.delete([ORDER_ID])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_of_an_open_order,
+        change_of_a_settled_order,
+        change_met_before_its_delete,
+        change_met_before_its_commit,
+    ],
+)
+def test_a_paused_reader_does_not_put_an_old_state_back(
+    postgres_url: str, redis_url: str, orders: Write, change: Change
+) -> None:
+    orders(ORDER_ID, 3)
+
+    async def scenario() -> None:
+        cache = CacheInvalidator(redis_url, 1.0)
+        async with (
+            reading(postgres_url, redis_url) as (paused, session),
+            reading(postgres_url, redis_url) as (other, _),
+        ):
+            session.go.clear()
+            early = asyncio.create_task(paused.read(ORDER_ID))
+            await session.read.wait()
+
+            async def resume() -> None:
+                session.go.set()
+                found, outcome = await early
+                assert found is not None
+                assert (found.version, outcome) == (3, "MISS")
+
+            await change(cache, orders, resume)
+            versions = []
+            for _ in range(3):
+                found, outcome = await other.read(ORDER_ID)
+                assert found is not None
+                versions.append((found.version, outcome))
+            assert versions == [(4, "MISS"), (4, "HIT"), (4, "HIT")]
+        cache.close()
+
+    asyncio.run(scenario())
+
+
+def test_while_an_order_is_barred_it_is_read_past_the_cache(postgres_url: str, redis_url: str, orders: Write) -> None:
+    orders(ORDER_ID, 3)
+
+    async def scenario() -> None:
+        cache = CacheInvalidator(redis_url, 1.0)
+        async with reading(postgres_url, redis_url) as (reader, _):
+            assert (await reader.read(ORDER_ID))[1] == "MISS"
+            cache.bar([ORDER_ID])
+            orders(ORDER_ID, 4)
+            for _ in range(2):
+                found, outcome = await reader.read(ORDER_ID)
+                assert found is not None
+                assert (found.version, outcome) == (4, "BYPASS")
+        cache.close()
+
+    asyncio.run(scenario())
+
+
+def test_concurrent_misses_share_a_query_but_none_begun_before(
+    postgres_url: str, redis_url: str, orders: Write
+) -> None:
+    orders(ORDER_ID, 3)
+    orders(OTHER_ID, 1)
+
+    async def scenario() -> None:
+        async with reading(postgres_url, redis_url) as (reader, session):
+            session.go.clear()
+            early = [asyncio.create_task(reader.read(ORDER_ID)) for _ in range(10)]
+            await session.read.wait()
+            orders(ORDER_ID, 4)
+            late = [asyncio.create_task(reader.read(one)) for one in [ORDER_ID, OTHER_ID] * 5]
+            while len(reader._queries) < 2:
+                await asyncio.wait(late, timeout=0.01)
+            session.go.set()
+            assert {found.version for found, _ in await asyncio.gather(*early) if found} == {3}
+            assert [found.version for found, _ in await asyncio.gather(*late) if found] == [4, 1] * 5
+            assert session.asked == [[ORDER_ID], [ORDER_ID, OTHER_ID]]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_none_of_ours_in_the_cache_is_read_past(postgres_url: str, redis_url: str, orders: Write) -> None:
+    orders(ORDER_ID, 3)
+    with redis.Redis.from_url(redis_url) as client:
+        client.set(f"order:{ORDER_ID}", b"\xffjunk")
+
+    async def scenario() -> None:
+        async with reading(postgres_url, redis_url) as (reader, _):
+            found, outcome = await reader.read(ORDER_ID)
+            assert found is not None
+            assert (found.version, outcome) == (3, "BYPASS")
+
+    asyncio.run(scenario())
+
+
+def test_an_unknown_order_is_none_and_is_not_cached(postgres_url: str, redis_url: str, orders: Write) -> None:
+    async def scenario() -> None:
+        async with reading(postgres_url, redis_url) as (reader, _):
+            assert await reader.read(ORDER_ID) == (None, "MISS")
+            orders(ORDER_ID, 3)
+            found, _ = await reader.read(ORDER_ID)
+            assert found is not None
+
+    asyncio.run(scenario())
+
+
+def test_a_lease_that_is_not_used_is_given_back(postgres_url: str, redis_url: str) -> None:
+    async def scenario() -> None:
+        async with reading(postgres_url, redis_url) as (reader, _):
+            await reader.read(ORDER_ID)
+            with redis.Redis.from_url(redis_url) as client:
+                while client.exists(f"order:{ORDER_ID}"):
+                    await asyncio.wait([asyncio.create_task(reader.read(OTHER_ID))])
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_no_more_may_wait_than_the_limit(postgres_url: str, redis_url: str) -> None:
+    async def scenario() -> None:
+        async with reading(postgres_url, redis_url, limit=5) as (reader, _):
+            ids = [ORDER_ID[:-2] + f"{number:02d}" for number in range(10)]
+            answers = await asyncio.gather(*(reader.read(one) for one in ids), return_exceptions=True)
+            assert sum(isinstance(answer, FullError) for answer in answers) == 5
+            assert answers.count((None, "MISS")) == 5  # type: ignore[arg-type]
+
+    asyncio.run(scenario())

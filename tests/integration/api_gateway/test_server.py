@@ -1,0 +1,263 @@
+"""What a client may do to a connection, and how long it may take."""
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import psycopg
+import pytest
+
+from orderstream.postgres.connect import Connection
+from orderstream.stack.parts import Parts
+from tests.bodies import README
+from tests.integration.api_gateway.conftest import Gateway, Start, elapsed, free_port, running
+from tests.waiting import wait_until
+
+TIMEOUT_SECONDS = 0.5
+CHUNKED = b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+POST = b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(README)
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'orders'::regclass"
+LIVE = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory, shared_url: str, parts: Parts) -> Iterator[Gateway]:
+    """A gateway that gives a request half a second."""
+    log = tmp_path_factory.mktemp("hasty") / "log"
+    limit = str(TIMEOUT_SECONDS)
+    with running(
+        log, POSTGRES_URL=shared_url, REDIS_URL=parts.redis_url, GATEWAY_REQUEST_TIMEOUT_SECONDS=limit
+    ) as gateway:
+        yield gateway
+
+
+def to_the_end(line: socket.socket) -> bytes:
+    """Return what comes until the other side closes."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := line.recv(65536):
+            received += piece
+    return received
+
+
+def answer(line: socket.socket) -> bytes:
+    """Return one answer, which has a body."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += line.recv(65536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = next(int(field.split(b":")[1]) for field in head.split(b"\r\n") if field.startswith(b"content-length"))
+    while len(body) < length:
+        body += line.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+def drip(line: socket.socket, data: bytes, stopped: threading.Event) -> None:
+    """Send a byte every now and then, for as long as it can be sent."""
+    with contextlib.suppress(OSError):
+        for index in range(len(data)):
+            if stopped.wait(0.05):
+                return
+            line.sendall(data[index : index + 1])
+
+
+@contextlib.contextmanager
+def dripping(line: socket.socket, data: bytes) -> Iterator[None]:
+    stopped = threading.Event()
+    dripper = threading.Thread(target=drip, args=(line, data, stopped))
+    dripper.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        dripper.join()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"P",
+        POST[:40],
+        POST,
+        POST + README[:20],
+        CHUNKED + b"5\r\nab",
+    ],
+    ids=["a letter", "half a head", "a head", "half a body", "half a chunk"],
+)
+def test_a_half_sent_request_ends_in_time(hasty: Gateway, sent: bytes) -> None:
+    with hasty.connect() as line:
+        line.sendall(sent)
+        started = time.monotonic()
+        received = to_the_end(line)
+        assert TIMEOUT_SECONDS * 0.9 < time.monotonic() - started < TIMEOUT_SECONDS + 1
+    assert received.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert b"traceresponse: 00-" in received
+    assert b"urn:orderstream:problem:request-timeout" in received
+
+
+@pytest.mark.parametrize(
+    "data", [POST, POST + README, b"\r\n" * 200], ids=["a dripped head", "a dripped body", "dripped line feeds"]
+)
+def test_a_dripped_request_ends_in_time(hasty: Gateway, data: bytes) -> None:
+    with hasty.connect() as line:
+        at_once = len(POST) if data.startswith(POST + README[:1]) else 0
+        line.sendall(data[:at_once])
+        started = time.monotonic()
+        with dripping(line, data[at_once:]):
+            to_the_end(line)
+        assert time.monotonic() - started < TIMEOUT_SECONDS + 1
+
+
+def test_a_silent_connection_ends_in_time(hasty: Gateway) -> None:
+    with hasty.connect() as line:
+        assert TIMEOUT_SECONDS * 0.9 < elapsed(lambda: to_the_end(line)) < TIMEOUT_SECONDS + 1
+
+
+def test_a_second_request_has_its_own_time_and_no_more(hasty: Gateway) -> None:
+    with hasty.connect() as line:
+        line.sendall(LIVE)
+        assert answer(line).startswith(b"HTTP/1.1 200")
+        line.sendall(POST)
+        assert b"408" in to_the_end(line)
+
+
+def test_an_idle_connection_is_kept_for_longer_than_a_request_may_take(hasty: Gateway) -> None:
+    with hasty.connect() as line, hasty.connect() as other:
+        line.sendall(LIVE)
+        assert answer(line).startswith(b"HTTP/1.1 200")
+        to_the_end(other)
+        line.sendall(LIVE)
+        assert answer(line).startswith(b"HTTP/1.1 200")
+
+
+def test_an_early_answer_leaves_the_connection_in_order(hasty: Gateway) -> None:
+    large = b"x" * ((1 << 20) + 1)
+    head = POST.replace(b"content-length: %d" % len(README), b"content-length: %d" % len(large))
+    with hasty.connect() as line:
+        line.sendall(head)
+        assert answer(line).startswith(b"HTTP/1.1 413")
+        line.sendall(large + LIVE)
+        assert answer(line).startswith(b"HTTP/1.1 200")
+        line.sendall(head)
+        assert answer(line).startswith(b"HTTP/1.1 413")
+        assert elapsed(lambda: to_the_end(line)) < TIMEOUT_SECONDS + 1
+
+
+def test_requests_may_be_sent_without_waiting_for_answers(shared: Gateway) -> None:
+    with shared.connect() as line:
+        line.sendall(LIVE * 3)
+        received = b""
+        while received.count(b'{"status":"ok"}') < 3:
+            received += line.recv(65536)
+        assert received.count(b"HTTP/1.1 200") == 3
+
+
+def test_it_says_continue_when_it_is_asked_to(shared: Gateway) -> None:
+    with shared.connect() as line:
+        line.sendall(POST.replace(b"host: x", b"host: x\r\nexpect: 100-continue"))
+        assert line.recv(65536).startswith(b"HTTP/1.1 100 Continue")
+        line.sendall(README)
+        assert answer(line).startswith(b"HTTP/1.1 201")
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"junk\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST /orders HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"POST /orders HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n",
+        b"POST /orders HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_what_is_not_http_is_refused(shared: Gateway, junk: bytes) -> None:
+    with shared.connect() as line:
+        line.sendall(junk)
+        received = to_the_end(line)
+    assert received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"traceresponse: 00-" in received
+    assert b"urn:orderstream:problem:malformed-request" in received
+
+
+def test_an_endless_head_is_refused(shared: Gateway) -> None:
+    with shared.connect() as line:
+        with contextlib.suppress(ConnectionError):
+            line.sendall(b"GET /livez HTTP/1.1\r\n")
+            for number in range(20_000):
+                line.sendall(b"x-%d: %b\r\n" % (number, b"y" * 100))
+        with contextlib.suppress(ConnectionError):
+            assert b"431" in line.recv(65536)
+    assert shared.client.get("/livez").status_code == 200
+
+
+def test_an_offered_upgrade_is_answered_as_plain_http(shared: Gateway) -> None:
+    with shared.connect() as line:
+        line.sendall(LIVE.replace(b"host: x", b"host: x\r\nconnection: upgrade\r\nupgrade: h2c"))
+        assert to_the_end(line).startswith(b"HTTP/1.1 200")
+
+
+def test_replicas_share_the_port(start: Start) -> None:
+    port = free_port()
+    first, second = start(port), start(port)
+    wait_until(lambda: '"started"' in second.log, 10, "the second listens, too")
+    assert first.stop() == 0
+    assert second.client.get("/livez").status_code == 200
+
+
+def test_what_is_under_way_is_finished_on_sigterm(start: Start, postgres_url: str, connection: Connection) -> None:
+    gateway = start()
+    answers: list[httpx.Response] = []
+
+    def post() -> None:
+        answers.append(gateway.client.post("/orders", content=README, headers={"content-type": "application/json"}))
+
+    poster = threading.Thread(target=post)
+    with psycopg.connect(postgres_url) as blocker, gateway.connect() as half_sent, gateway.connect() as idle:
+        half_sent.sendall(POST)
+        blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        poster.start()
+        wait_until(lambda: _number(connection, WAITING), 10, "the commit waits for the lock")
+        gateway.process.send_signal(signal.SIGTERM)
+        to_the_end(idle)
+        to_the_end(half_sent)
+        with pytest.raises(ConnectionRefusedError):
+            gateway.connect()
+        assert gateway.process.poll() is None
+    poster.join()
+    assert answers[0].status_code == 201
+    assert answers[0].headers["connection"] == "close"
+    assert gateway.process.wait(10) == 0
+    assert _number(connection, "SELECT count(*) FROM orders") == 1
+    assert '"level": "error"' not in gateway.log
+
+
+def _number(connection: Connection, query: str) -> int:
+    row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_it_ends_in_time_whatever_waits(start: Start, postgres_url: str, connection: Connection) -> None:
+    gateway = start(DRAIN_TIMEOUT_SECONDS="2")
+    with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
+        blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        line.sendall(POST + README)
+        wait_until(lambda: _number(connection, WAITING), 10, "the commit waits for the lock")
+        gateway.process.send_signal(signal.SIGTERM)
+        assert elapsed(lambda: gateway.process.wait(10)) < 2
+        assert to_the_end(line).startswith(b"HTTP/1.1 503")
+    assert gateway.process.returncode == 0
+
+
+def test_it_says_when_it_cannot_listen(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(AssertionError, match="cannot_listen"):
+            start(port)

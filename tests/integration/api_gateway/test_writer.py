@@ -1,0 +1,244 @@
+"""Group commit on a real database: neighbours, lost answers, limits, and a Postgres that is away."""
+
+import asyncio
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from psycopg.rows import TupleRow
+
+from orderstream.api_gateway import routes
+from orderstream.api_gateway.gathering import FullError
+from orderstream.api_gateway.reader import Reader
+from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.api_gateway.session import Session
+from orderstream.api_gateway.writer import NewOrder, RefusedError, Writer
+from orderstream.cache import CacheReader
+from orderstream.domain.events import Item, OrderCreated
+from orderstream.postgres.connect import Connection
+from orderstream.telemetry.tracing import Tracer
+from tests.asgi import Answer, call
+from tests.bodies import README
+from tests.integration.api_gateway.conftest import elapsed
+from tests.integration.api_gateway.proxy import proxy
+from tests.samples import AT
+
+
+def new(number: int, **changes: Any) -> NewOrder:
+    fields: dict[str, Any] = {
+        "order_id": f"01890a5d-ac96-774b-bcce-{number:012d}",
+        "user_id": "u-1",
+        "items": (Item(sku="A", qty=1, price=Decimal("1.00")), Item(sku="B", qty=2, price=Decimal("2.00"))),
+        "amount": Decimal("5.00"),
+        "currency": "USD",
+        **changes,
+    }
+    return NewOrder(OrderCreated(**fields), AT, ("00-" + "1" * 32 + "-" + "2" * 16 + "-01", None))
+
+
+class CountingSession(Session):
+    """Counts its statements, and can hold the first one back."""
+
+    def __init__(self, url: str, budget_seconds: float = 5.0) -> None:
+        super().__init__(url, "test", budget_seconds)
+        self.sizes: list[int] = []
+        self.begun = asyncio.Event()
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def execute(self, statement: Any, parameters: Any) -> list[TupleRow]:
+        self.sizes.append(len(parameters["order_ids"]))
+        self.begun.set()
+        await self.go.wait()
+        return await super().execute(statement, parameters)
+
+
+def stored(connection: Connection) -> tuple[list[str], list[str], int]:
+    """Return the ids of the orders, those in the outbox, and the number of items."""
+    orders = connection.execute("SELECT id FROM orders ORDER BY id").fetchall()
+    outbox = connection.execute("SELECT order_id FROM outbox ORDER BY order_id").fetchall()
+    items = connection.execute("SELECT order_id FROM order_items").fetchall()
+    return [row[0] for row in orders], [row[0] for row in outbox], len(items)
+
+
+def ids(orders: Sequence[NewOrder]) -> list[str]:
+    return [order.created.order_id for order in orders]
+
+
+async def ask(writer: Writer, orders: Sequence[NewOrder]) -> list[BaseException | None]:
+    return await asyncio.gather(
+        *(writer.ask(order.created.order_id, order) for order in orders), return_exceptions=True
+    )
+
+
+def test_what_gathers_is_one_transaction(postgres_url: str, connection: Connection) -> None:
+    orders = [new(number) for number in range(20)]
+
+    async def scenario() -> None:
+        async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=100) as writer:
+            session.go.clear()
+            first = asyncio.create_task(ask(writer, orders[:1]))
+            await session.begun.wait()
+            rest = asyncio.create_task(ask(writer, orders[1:]))
+            await asyncio.sleep(0)
+            session.go.set()
+            assert await first + await rest == [None] * 20
+            assert session.sizes == [1, 19]
+
+    asyncio.run(scenario())
+    assert stored(connection) == (ids(orders), ids(orders), 40)
+    transactions = connection.execute("SELECT count(DISTINCT xmin::text) FROM orders").fetchone()
+    assert transactions == (2,)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"user_id": "NUL \x00"},
+        {"user_id": "surrogate \ud800"},
+        {"amount": Decimal(-1)},
+        {"items": (Item(sku="A", qty=0, price=Decimal(1)),)},
+        {"items": (Item(sku="A", qty=1 << 40, price=Decimal(1)),)},
+        {"items": (Item(sku="A", qty=1, price=Decimal(1)), Item(sku="A", qty=1, price=Decimal(1)))},
+    ],
+    ids=["NUL", "surrogate", "a CHECK", "an item's CHECK", "a number too large", "an item twice"],
+)
+def test_a_bad_order_fails_alone(postgres_url: str, connection: Connection, bad: dict[str, Any]) -> None:
+    good = [new(number) for number in range(9)]
+    group = [*good[:4], new(100, **bad), *good[4:]]
+
+    async def scenario() -> None:
+        async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=100) as writer:
+            answers = await ask(writer, group)
+            assert isinstance(answers.pop(4), RefusedError)
+            assert answers == [None] * 9
+            assert len(session.sizes) <= 9
+
+    asyncio.run(scenario())
+    assert stored(connection) == (ids(good), ids(good), 18)
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
+    postgres_url: str, connection: Connection, losses: int
+) -> None:
+    orders = [new(number) for number in range(5)]
+
+    async def scenario() -> None:
+        async with (
+            proxy(postgres_url) as between,
+            CountingSession(between.url) as session,
+            Writer(session, waiting_limit=100) as writer,
+        ):
+            assert await ask(writer, orders[:1]) == [None]
+            between.lose_answers = 1
+            assert await ask(writer, orders) == [None] * 5
+            between.lose_answers = losses
+            assert await ask(writer, [new(9)]) == [None]
+            assert between.lose_answers == 0
+            assert between.connections == 2 + losses
+
+    asyncio.run(scenario())
+    everything = ids([*orders, new(9)])
+    assert stored(connection) == (everything, everything, 12)
+    traced = connection.execute("SELECT DISTINCT created_at, traceparent FROM orders").fetchall()
+    assert traced == [(AT, "00-" + "1" * 32 + "-" + "2" * 16 + "-01")]
+
+
+def test_a_group_still_under_way_elsewhere_is_waited_for(postgres_url: str, connection: Connection) -> None:
+    """The first attempt's connection is gone, its transaction is not: the second must not take its rows for its own."""
+
+    async def scenario() -> None:
+        async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
+            order_id = new(1).created.order_id
+            with connection.transaction():
+                connection.execute(
+                    "INSERT INTO orders (id, user_id, amount, currency) VALUES (%s, 'first', 1, 'USD')", (order_id,)
+                )
+                second = asyncio.create_task(ask(writer, [new(1)]))
+                await session.begun.wait()
+                done, _ = await asyncio.wait([second], timeout=0.2)
+                assert not done
+            assert await second == [None]
+
+    asyncio.run(scenario())
+    assert connection.execute("SELECT user_id FROM orders").fetchall() == [("first",)]
+    assert stored(connection)[1:] == ([], 0)
+
+
+async def post(url: str, redis_url: str, *, waiting_limit: int = 100, count: int = 1) -> list[Answer]:
+    """Send the README's order `count` times at once through the application."""
+    async with (
+        Session(url, "writes", 0.5) as writes,
+        Session(url, "reads") as reads,
+        Writer(writes, waiting_limit=waiting_limit) as writer,
+        Reader(reads, CacheReader(redis_url, 0.05), waiting_limit=10) as reader,
+    ):
+        application = router(Orders(writer, reader), Health(reads), Tracer(None, 0))
+        headers = {"content-type": "application/json"}
+        return await asyncio.gather(*(call(application, "POST", "/orders", [README], headers) for _ in range(count)))
+
+
+def assert_try_again(answer: Answer) -> None:
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert b"urn:orderstream:problem:unavailable" in answer.body
+
+
+def test_a_full_queue_says_try_again(postgres_url: str, redis_url: str, connection: Connection) -> None:
+    answers = asyncio.run(post(postgres_url, redis_url, waiting_limit=3, count=10))
+    accepted = [answer for answer in answers if answer.status == 201]
+    assert len(accepted) == 3
+    for answer in answers:
+        if answer.status != 201:
+            assert_try_again(answer)
+    assert len(stored(connection)[0]) == 3
+
+
+def test_without_postgres_it_says_try_again_in_time(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "BUDGET_SECONDS", 0.3)
+    url = "postgresql://nobody@127.0.0.1:1/orders"
+    seconds = elapsed(lambda: assert_try_again(asyncio.run(post(url, redis_url))[0]))
+    assert 0.3 <= seconds < 1.5
+
+
+def test_a_postgres_that_does_not_answer_is_not_waited_for(
+    postgres_url: str, redis_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "BUDGET_SECONDS", 0.3)
+    connection.execute("BEGIN")
+    connection.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+    seconds = elapsed(lambda: assert_try_again(asyncio.run(post(postgres_url, redis_url))[0]))
+    connection.execute("ROLLBACK")
+    assert 0.3 <= seconds < 2
+
+
+def test_an_order_is_taken_when_postgres_comes_back_in_time(
+    postgres_url: str, redis_url: str, connection: Connection
+) -> None:
+    async def scenario() -> None:
+        async with proxy(postgres_url) as between:
+            between.lose_answers = 3
+            answers = await post(between.url, redis_url, count=2)
+            assert [answer.status for answer in answers] == [201, 201]
+
+    asyncio.run(scenario())
+    assert len(stored(connection)[0]) == 2
+
+
+def test_the_waiting_limit_counts_what_waits(postgres_url: str) -> None:
+    async def scenario() -> None:
+        async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=1) as writer:
+            session.go.clear()
+            first = writer.ask("1", new(1))
+            await session.begun.wait()
+            second = writer.ask("2", new(2))
+            assert len(writer) == 1
+            with pytest.raises(FullError):
+                writer.ask("3", new(3))
+            session.go.set()
+            await asyncio.gather(first, second)
+            assert len(writer) == 0
+
+    asyncio.run(scenario())

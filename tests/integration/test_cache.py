@@ -1,0 +1,235 @@
+"""The cache's protocol on a real Valkey: entries, leases, bars, and what happens while it does not answer."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import redis
+
+from orderstream import cache
+from orderstream.cache import BAR_SECONDS, CacheInvalidator, CacheReader, Entry, Fill, Lease
+from orderstream.postgres.connect import (
+    IDLE_IN_TRANSACTION_TIMEOUT_SECONDS,
+    LOCK_TIMEOUT_SECONDS,
+    STATEMENT_TIMEOUT_SECONDS,
+)
+from orderstream.stack.parts import Parts
+
+BODY = b'{"orderId":"a","version":3}'
+BUDGET_SECONDS = 0.05
+
+
+def reading(redis_url: str, scenario: Callable[[CacheReader], Coroutine[Any, Any, None]]) -> None:
+    """Run a scenario with a reader."""
+
+    async def run() -> None:
+        reader = CacheReader(redis_url, BUDGET_SECONDS)
+        try:
+            await scenario(reader)
+        finally:
+            await reader.close()
+
+    asyncio.run(run())
+
+
+async def lease(reader: CacheReader, order_id: str) -> str:
+    """Take the lease on an order that is not cached, and return its token."""
+    (found,) = await reader.look_up([order_id])
+    assert isinstance(found, Lease)
+    return found.token
+
+
+@pytest.fixture
+def invalidator(redis_url: str) -> Any:
+    """The changing side."""
+    changing = CacheInvalidator(redis_url, BUDGET_SECONDS)
+    yield changing
+    changing.close()
+
+
+def test_a_miss_is_a_lease_and_its_holder_fills(redis_url: str) -> None:
+    async def scenario(reader: CacheReader) -> None:
+        first, other = await reader.look_up(["a", "b"])
+        assert isinstance(first, Lease)
+        assert isinstance(other, Lease)
+        assert await reader.look_up(["a", "b"]) == ["leased", "leased"]
+        await reader.fill([Fill("a", first.token, BODY), Fill("b", other.token)])
+        found, released = await reader.look_up(["a", "b"])
+        assert found == Entry(BODY)
+        assert isinstance(released, Lease)
+
+    reading(redis_url, scenario)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.get("order:a") == BODY
+        assert 60 <= int(client.ttl("order:a")) <= 120  # type: ignore[arg-type]
+        assert 0 < int(client.ttl("order:b")) <= cache.LEASE_SECONDS  # type: ignore[arg-type]
+
+
+def test_ttls_differ(redis_url: str) -> None:
+    async def scenario(reader: CacheReader) -> None:
+        ids = [str(number) for number in range(100)]
+        leases = [one for one in await reader.look_up(ids) if isinstance(one, Lease)]
+        await reader.fill([Fill(order_id, one.token, BODY) for order_id, one in zip(ids, leases, strict=True)])
+
+    reading(redis_url, scenario)
+    with redis.Redis.from_url(redis_url) as client:
+        ttls = {int(client.ttl(f"order:{number}")) for number in range(100)}  # type: ignore[arg-type]
+    assert len(ttls) > 10
+    assert min(ttls) >= 59
+    assert max(ttls) <= 120
+
+
+def test_a_delete_makes_earlier_reads_worthless(redis_url: str, invalidator: CacheInvalidator) -> None:
+    async def scenario(reader: CacheReader) -> None:
+        token = await lease(reader, "a")
+        assert invalidator.delete(["a"])
+        await reader.fill([Fill("a", token, BODY)])
+        await lease(reader, "a")
+
+    reading(redis_url, scenario)
+
+
+def test_a_delete_forgets_an_entry(redis_url: str, invalidator: CacheInvalidator) -> None:
+    async def scenario(reader: CacheReader) -> None:
+        await reader.fill([Fill("a", await lease(reader, "a"), BODY)])
+        assert invalidator.delete(["a", "b"])
+        await lease(reader, "a")
+
+    reading(redis_url, scenario)
+
+
+def test_nobody_fills_while_an_order_is_barred(redis_url: str, invalidator: CacheInvalidator) -> None:
+    async def scenario(reader: CacheReader) -> None:
+        token = await lease(reader, "a")
+        assert invalidator.bar(["a"])
+        await reader.fill([Fill("a", token, BODY)])
+        assert await reader.look_up(["a"]) == ["barred"]
+        assert invalidator.delete(["a"])
+        await reader.fill([Fill("a", token, BODY)])
+        await lease(reader, "a")
+
+    reading(redis_url, scenario)
+
+
+def test_a_bar_replaces_an_entry(redis_url: str, invalidator: CacheInvalidator) -> None:
+    async def scenario(reader: CacheReader) -> None:
+        await reader.fill([Fill("a", await lease(reader, "a"), BODY)])
+        assert invalidator.bar(["a"])
+        assert await reader.look_up(["a"]) == ["barred"]
+
+    reading(redis_url, scenario)
+
+
+def test_only_whoever_set_a_bar_lifts_it(redis_url: str, invalidator: CacheInvalidator) -> None:
+    """The end of one change comes after the beginning of the next: its delete must leave the next one's bar."""
+
+    async def scenario(reader: CacheReader) -> None:
+        next_one = CacheInvalidator(redis_url, BUDGET_SECONDS)
+        assert invalidator.bar(["a"])
+        assert next_one.bar(["a"])
+        assert invalidator.delete(["a"])
+        assert await reader.look_up(["a"]) == ["barred"]
+        assert next_one.delete(["a"])
+        await lease(reader, "a")
+        next_one.close()
+
+    reading(redis_url, scenario)
+
+
+def test_a_bar_outlives_every_transaction(redis_url: str, invalidator: CacheInvalidator) -> None:
+    assert BAR_SECONDS >= IDLE_IN_TRANSACTION_TIMEOUT_SECONDS + STATEMENT_TIMEOUT_SECONDS + LOCK_TIMEOUT_SECONDS
+    invalidator.bar(["a"])
+    with redis.Redis.from_url(redis_url) as client:
+        assert BAR_SECONDS - 2 <= int(client.ttl("order:a")) <= BAR_SECONDS  # type: ignore[arg-type]
+
+
+def test_thousands_of_orders_go_in_few_commands(redis_url: str, invalidator: CacheInvalidator) -> None:
+    ids = [str(number) for number in range(2_500)]
+    with redis.Redis.from_url(redis_url) as client:
+        before = int(client.info("commandstats").get("cmdstat_eval", {}).get("calls", 0))
+        assert invalidator.bar(ids)
+        assert client.dbsize() == 2_500
+        assert invalidator.delete(ids)
+        assert client.dbsize() == 0
+        assert int(client.info("commandstats")["cmdstat_eval"]["calls"]) - before == 6
+
+
+def test_nothing_to_do_asks_nobody() -> None:
+    invalidator = CacheInvalidator("redis://127.0.0.1:1/0", BUDGET_SECONDS)
+    assert invalidator.bar([])
+    assert invalidator.delete([])
+
+
+def test_a_stopped_redis_costs_nothing_and_raises_nothing() -> None:
+    async def scenario(reader: CacheReader) -> None:
+        assert await reader.look_up(["a", "b"]) == ["unreachable", "unreachable"]
+        await reader.fill([Fill("a", "lease:x", BODY)])
+        assert reader.breaker.is_open
+
+    started = time.monotonic()
+    reading("redis://127.0.0.1:1/0", scenario)
+    invalidator = CacheInvalidator("redis://127.0.0.1:1/0", BUDGET_SECONDS)
+    assert not invalidator.bar(["a"])
+    assert not invalidator.delete(["a"])
+    assert time.monotonic() - started < 0.5
+
+
+def test_a_hung_redis_costs_no_more_than_the_budget(parts: Parts, redis_url: str) -> None:
+    async def scenario(reader: CacheReader) -> None:
+        await lease(reader, "a")
+        parts.valkey.pause()
+        for limit in (0.15, 0.005):
+            started = time.monotonic()
+            assert await reader.look_up(["a"]) == ["unreachable"]
+            assert time.monotonic() - started < limit
+            assert reader.breaker.is_open
+        parts.valkey.resume()
+        reader.breaker = cache.Breaker()
+        assert await reader.look_up(["a"]) == ["leased"]
+
+    try:
+        reading(redis_url, scenario)
+    finally:
+        parts.valkey.resume()
+
+
+def test_what_could_not_be_deleted_is_deleted_later(parts: Parts, redis_url: str) -> None:
+    now = time.monotonic()
+    invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
+    invalidator.breaker = cache.Breaker(lambda: now)
+    with redis.Redis.from_url(redis_url) as client:
+        client.mset({"order:a": BODY, "order:b": BODY, "order:c": BODY})
+        try:
+            parts.valkey.pause()
+            started = time.monotonic()
+            assert not invalidator.delete(["a"])
+            assert not invalidator.delete(["b"])
+            assert not invalidator.bar(["b"])
+            assert time.monotonic() - started < 0.2
+        finally:
+            parts.valkey.resume()
+        assert not invalidator.delete(["b"])
+        now += cache.BREAKER_SECONDS
+        assert invalidator.delete([])
+        assert client.keys() == [b"order:c"]
+    invalidator.close()
+
+
+def test_what_is_owed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "OWED_MAX", 3)
+    invalidator = CacheInvalidator("redis://127.0.0.1:1/0", BUDGET_SECONDS)
+    for order_id in "abcde":
+        assert not invalidator.delete([order_id])
+    assert list(invalidator._owed) == ["c", "d", "e"]
+
+
+def test_the_breaker_asks_again_after_a_while() -> None:
+    now = 0.0
+    breaker = cache.Breaker(lambda: now)
+    assert not breaker.is_open
+    breaker.trip(ConnectionError())
+    assert breaker.is_open
+    now = cache.BREAKER_SECONDS
+    assert not breaker.is_open

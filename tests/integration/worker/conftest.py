@@ -1,0 +1,32 @@
+"""A group, a table for decisions, and orders that only this test knows."""
+
+import itertools
+from uuid import uuid4
+
+import pytest
+
+from orderstream.domain.events import Event, Payload, PaymentAuthorized, build
+from orderstream.postgres.connect import Connection
+from orderstream.settings import Settings
+from tests.integration.worker.recorder import SCHEMA
+from tests.samples import AT, ITEMS
+from tests.topics import new_group
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def group(settings: Settings, connection: Connection) -> str:
+    """A consumer group that begins with what this test writes; its dead letters have a topic, its decisions a table."""
+    connection.execute(SCHEMA.encode())
+    name = f"recorder-{next(_numbers)}"
+    new_group(settings.kafka_brokers, name)
+    return name
+
+
+def authorized(number: int) -> list[Event[Payload]]:
+    """Return so many payment.authorized, each of an order of its own."""
+    return [
+        build(PaymentAuthorized(order_id=str(uuid4()), items=ITEMS, amount=ITEMS[0].price, currency="USD"), AT)
+        for _ in range(number)
+    ]

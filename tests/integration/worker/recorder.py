@@ -1,0 +1,82 @@
+"""A worker service made for tests: it records a decision per order in a table of its own and answers from it.
+
+It consumes payment.authorized and answers inventory.reserved, whatever the order; faults are put in where a test wants
+them.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from threading import Lock
+
+from orderstream.domain.events import Event, InventoryReserved, Payload, StockLine, build, topic
+from orderstream.kafka.envelope import Received
+from orderstream.postgres.connect import Connection
+from orderstream.worker.handler import Decision, Outgoing, Timer, nothing
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS decisions (
+    order_id   TEXT PRIMARY KEY,
+    decided_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    seen       INT NOT NULL DEFAULT 1
+)
+"""
+_RECORD = """
+INSERT INTO decisions AS d (order_id)
+SELECT DISTINCT unnest(%(ids)s::text[]) ORDER BY 1
+ON CONFLICT (order_id) DO UPDATE SET seen = d.seen + 1
+RETURNING order_id, decided_at
+"""
+IN, OUT = topic("payment.authorized"), topic("inventory.reserved")
+
+Hook = Callable[[Connection, Sequence[Received]], None]
+
+
+def _no_fault(_connection: Connection, _batch: Sequence[Received]) -> None:
+    """Go on."""
+
+
+class Recorder:
+    """`fault` runs first in every decision; `after_commit` when it is durable."""
+
+    topics: tuple[str, ...] = (IN,)
+    emits: tuple[str, ...] = ("inventory.reserved",)
+
+    def __init__(
+        self,
+        group: str,
+        fault: Hook = _no_fault,
+        after_commit: Callable[[], None] = nothing,
+        timers: Sequence[Timer] = (),
+    ) -> None:
+        self.group = group
+        self.timers = timers
+        self._fault = fault
+        self._after_commit = after_commit
+        self._lock = Lock()
+        self._batches: list[list[str]] = []
+
+    @property
+    def batches(self) -> list[list[str]]:
+        """The order ids of every decision so far, those that failed included."""
+        with self._lock:
+            return list(self._batches)
+
+    def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
+        """Nothing to prepare."""
+
+    def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> Decision:
+        """Record each order once and answer every record."""
+        with self._lock:
+            self._batches.append([one.order_id for one in batch])
+        self._fault(tx, batch)
+        rows = tx.execute(_RECORD.encode(), {"ids": [one.order_id for one in batch]}).fetchall()
+        decided: dict[str, datetime] = dict(rows)
+        return Decision(
+            emit=[Outgoing(_answer(one.order_id, decided[one.order_id]), one) for one in batch],
+            after_commit=self._after_commit,
+        )
+
+
+def _answer(order_id: str, decided_at: datetime) -> Event[Payload]:
+    lines = (StockLine(sku="SKU-1", qty=1),)
+    return build(InventoryReserved(order_id=order_id, items=lines), decided_at)

@@ -1,0 +1,78 @@
+"""Runs a worker's loop in a thread of the test, or in a process of its own that may be killed."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orderstream.settings import Settings
+from orderstream.telemetry.tracing import start
+from orderstream.worker.runner import Runner
+from tests.waiting import wait_until
+
+STOP_SECONDS = 20.0
+_REPOSITORY = Path(__file__).parents[3]
+
+
+class Running:
+    """A loop in a thread. `error` is what ended it, if anything did."""
+
+    def __init__(self, handler: Any, settings: Settings) -> None:
+        self._signal = threading.Event()
+        self.runner: Runner[Any] = Runner(handler, settings, start(handler.group, settings), self._signal)
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=handler.group)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.runner.run()
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            self.error = error
+
+    def wait_ready(self) -> None:
+        """Wait until the group has given it partitions."""
+        wait_until(lambda: self.runner.ready or self.error, 20, "the runner joins its group")
+        assert self.error is None, self.error
+
+    def wait_end(self) -> BaseException | None:
+        """Wait until it ends by itself and return why it did."""
+        wait_until(lambda: not self._thread.is_alive(), STOP_SECONDS, "the runner ends by itself")
+        return self.error
+
+    def stop(self) -> None:
+        """Stop it as SIGTERM would."""
+        self._signal.set()
+        self._thread.join(STOP_SECONDS)
+        assert not self._thread.is_alive(), "the runner does not stop"
+
+
+@contextmanager
+def running(handler: Any, settings: Settings, *, ready: bool = True) -> Iterator[Running]:
+    """Run a handler's loop until the block ends; the block fails if the loop did."""
+    loop = Running(handler, settings)
+    try:
+        if ready:
+            loop.wait_ready()
+        yield loop
+    finally:
+        loop.stop()
+    if loop.error is not None:
+        raise loop.error
+
+
+@contextmanager
+def process(module: str, settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `python -m module arguments` as a service is run, and kill it when the block ends."""
+    names = ("postgres_url", "redis_url", "kafka_brokers", "drain_timeout_seconds")
+    env = {name.upper(): str(getattr(settings, name)) for name in names}
+    env |= {"KAFKA_OPTIONS": ",".join(f"{key}={value}" for key, value in settings.kafka_options.items())}
+    child = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=_REPOSITORY, env=env)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait(STOP_SECONDS)
