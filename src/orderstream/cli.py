@@ -205,6 +205,28 @@ def topics() -> None:
     click.echo("\n".join(f"created {name}" for name in created) or "every topic is there")
 
 
+@main.command()
+@click.option(
+    "--grace",
+    "grace_seconds",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds that an order may have been on its way.",
+)
+def audit(grace_seconds: float) -> None:
+    """Hold the database against the promises; exit 1 if one is broken."""
+    import psycopg
+
+    from orderstream.audit.check import audit as check
+    from orderstream.audit.check import table
+
+    with _plain_errors(psycopg.Error):
+        found = check(_located().postgres_url, grace_seconds)
+    click.echo(table(found))
+    sys.exit(1 if any(found.values()) else 0)
+
+
 @main.group(context_settings=_HELP)
 def stock() -> None:
     """Look at the stock, and change it."""

@@ -3,7 +3,7 @@
 import re
 from importlib import resources
 
-_NAME = re.compile(r"^-- name: *([a-z_]+) *$", re.MULTILINE)
+_NAME = re.compile(r"^-- name: *([a-z0-9_]+) *$", re.MULTILINE)
 
 
 def load(package: str, file: str = "queries.sql") -> dict[str, str]:

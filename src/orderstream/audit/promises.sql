@@ -1,0 +1,103 @@
+-- The promises as SQL: each block finds what breaks one, as rows of (subject, detail); no row means that it holds.
+-- They are meant for a system at rest: orders younger than `grace_seconds` are still on their way and left out.
+-- All of them read whole tables, without a lock.
+
+-- name: p1_durable
+-- Every order was committed whole: with its lines, and, while nothing has happened to it, with its event.
+SELECT o.id AS subject, 'has no lines' AS detail
+FROM orders o
+WHERE NOT EXISTS (SELECT FROM order_items i WHERE i.order_id = o.id);
+
+-- name: p2_charged_once
+-- Exactly the amount accepted is charged for a confirmed order, and nothing for one that failed or was cancelled.
+SELECT o.id AS subject,
+       concat(o.status, ', accepted ', o.amount, ' ', o.currency, ', payment ', coalesce(p.state, 'missing'),
+              ' of ', coalesce(p.amount::text, 'nothing')) AS detail
+FROM orders o
+LEFT JOIN payments p ON p.order_id = o.id
+WHERE (p.state = 'AUTHORIZED' AND p.amount IS DISTINCT FROM o.amount)
+   OR (o.status = 'CONFIRMED' AND p.state IS DISTINCT FROM 'AUTHORIZED')
+   OR (o.status IN ('FAILED', 'CANCELLED') AND p.state IN ('PENDING', 'AUTHORIZED', 'VOIDING')
+       AND o.updated_at < now() - %(grace_seconds)s * interval '1 second');
+
+-- name: p3_stock_conserved
+-- What is reserved of a SKU is what the orders that hold stock hold of it, and nothing is below zero.
+SELECT sku AS subject,
+       concat('reserved ', coalesce(i.reserved, 0), ', held by orders ', coalesce(h.held, 0), ', available ',
+              i.available) AS detail
+FROM inventory i
+FULL JOIN (
+    SELECT l.key AS sku, sum(l.value::bigint) AS held
+    FROM reservations r, jsonb_each_text(r.lines) l
+    WHERE r.state = 'RESERVED'
+    GROUP BY l.key
+) h USING (sku)
+WHERE coalesce(i.reserved, 0) <> coalesce(h.held, 0) OR i.available < 0 OR i.reserved < 0;
+
+-- name: p3_all_lines_or_none
+-- An order that holds stock holds exactly its lines.
+SELECT r.order_id AS subject, concat(r.state, ' with lines ', r.lines, ', ordered ', i.lines) AS detail
+FROM reservations r
+LEFT JOIN LATERAL (
+    SELECT jsonb_object_agg(sku, qty) AS lines FROM order_items WHERE order_id = r.order_id
+) i ON TRUE
+WHERE (r.state = 'RESERVED' AND r.lines IS DISTINCT FROM i.lines)
+   OR (r.state = 'FAILED' AND r.lines <> '{}');
+
+-- name: p4_confirmed
+-- An order is confirmed exactly if it was paid and reserved before anything ended it.
+SELECT o.id AS subject, concat(o.status, ' with payment ', o.payment, ' and stock ', o.stock) AS detail
+FROM orders o
+WHERE (o.status = 'CONFIRMED') <> (o.payment = 'authorized' AND o.stock = 'reserved' AND o.aborted_at IS NULL);
+
+-- name: p5_settles
+-- Every order settles and, unless it is confirmed, is compensated.
+SELECT o.id AS subject,
+       concat(o.status, ' since ', o.updated_at, ' with payment ', o.payment, ' and stock ', o.stock) AS detail
+FROM orders o
+WHERE o.updated_at < now() - %(grace_seconds)s * interval '1 second'
+  AND (o.status IN ('PROCESSING', 'PAID')
+       OR (o.status IN ('FAILED', 'CANCELLED')
+           AND NOT (o.payment IN ('failed', 'voided') AND o.stock <> 'reserved')));
+
+-- name: p6_settled_stays
+-- What the row says of its end agrees with how it came to it: derived from its facts, timed out, or cancelled.
+SELECT o.id AS subject,
+       concat(o.status, ' (', o.failure_reason, ') with payment ', o.payment, ' and stock ', o.stock,
+              ', aborted at ', o.aborted_at) AS detail
+FROM orders o
+WHERE (o.status = 'FAILED' AND (o.failure_reason IS NULL
+           OR (o.failure_reason IN ('PAYMENT_DECLINED', 'PROVIDER_UNAVAILABLE') AND o.payment = 'authorized')
+           OR (o.failure_reason IN ('OUT_OF_STOCK', 'UNKNOWN_SKU') AND o.stock NOT IN ('failed', 'released'))))
+   OR (o.status = 'CANCELLED' AND o.aborted_at IS NULL)
+   OR (o.status = 'CONFIRMED' AND o.aborted_at IS NOT NULL)
+   OR (o.status = 'PROCESSING' AND o.payment <> 'none')
+   OR (o.status = 'PAID' AND o.payment <> 'authorized');
+
+-- name: p7_facts_agree
+-- What an order says of its payment and stock is what was decided about them, however often it was told.
+SELECT o.id AS subject,
+       concat('payment ', o.payment, ', decided ', coalesce(p.state, 'nothing'), '; stock ', o.stock,
+              ', decided ', coalesce(r.state, 'nothing')) AS detail
+FROM orders o
+LEFT JOIN payments p ON p.order_id = o.id
+LEFT JOIN reservations r ON r.order_id = o.id
+WHERE o.updated_at < now() - %(grace_seconds)s * interval '1 second'
+  AND ((p.state IN ('AUTHORIZED', 'FAILED', 'VOIDED') AND o.payment <> lower(p.state))
+       OR (p.state IS NULL AND o.payment <> 'none')
+       OR (r.state IS NOT NULL AND o.stock <> lower(r.state))
+       OR (r.state IS NULL AND o.stock <> 'none'));
+
+-- name: p10_one_order_a_key
+-- No idempotency key gave two orders.
+SELECT idempotency_key AS subject, concat(count(*), ' orders') AS detail
+FROM orders
+WHERE idempotency_key IS NOT NULL
+GROUP BY idempotency_key
+HAVING count(*) > 1;
+
+-- name: outbox_drained
+-- P5 again: no event waits to be published.
+SELECT order_id AS subject, concat(topic, ' waits since ', created_at) AS detail
+FROM outbox
+WHERE created_at < now() - %(grace_seconds)s * interval '1 second';
