@@ -18,7 +18,7 @@ from bench.system import System, running
 
 SKU = "BENCH-1"
 STOCKED = 10_000_000
-WARM_UP_SECONDS = 10
+WARM_UP_SECONDS = 15
 WARM_UP_CLIENTS = 32
 PACED_RATE = 40
 PACED_SECONDS = 15
@@ -133,7 +133,7 @@ def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
         ("WAL per order", f"{used.wal_bytes / orders:.0f} bytes"),
         ("Postgres transactions per order", f"{used.transactions / orders:.3f}"),
         ("CPU per order, all processes", f"{sum(used.cpu_seconds.values()) / orders * 1e6:.0f} us"),
-        *((f"CPU per order, {name}", f"{cpu / orders * 1e6:.0f} us") for name, cpu in used.cpu_seconds.items()),
+        *((f"CPU per order, {name}", f"{cpu / orders * 1e6:.0f} us") for name, cpu in sorted(used.cpu_seconds.items())),
         ("CPU per order, k6", f"{seen.cpu_seconds / orders * 1e6:.0f} us"),
         (f"CPU used by anything else (at {PACED_RATE}/s / saturated)", f"{_others(paced)} / {_others(saturated)}"),
         ("books", "; ".join(problems) or f"balanced: {saturated.settled} orders, every 201 CONFIRMED, stock matches"),

@@ -38,9 +38,12 @@ class System:
         return run
 
     def command(self, *arguments: str) -> None:
-        """Run `orderstream <arguments>` against this system. Raises subprocess.SubprocessError when it fails."""
+        """Run `orderstream <arguments>` against this system; what it says goes to stderr.
+
+        Raises subprocess.SubprocessError when it fails.
+        """
         subprocess.run(
-            [PROGRAM, *arguments], check=True, env=self._environment, timeout=LIMIT_SECONDS, stdout=subprocess.DEVNULL
+            [PROGRAM, *arguments], check=True, env=self._environment, timeout=LIMIT_SECONDS, stdout=sys.stderr
         )
 
 

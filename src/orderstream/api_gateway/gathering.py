@@ -6,6 +6,7 @@ waits, what a batch holds, and how long a batch is repeated (as long as somebody
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Self, TypeVar
 
@@ -59,12 +60,16 @@ Work = Callable[[Sequence[Asked[T, R]]], Awaitable[None]]
 class Gathering(Generic[T, R]):
     """Hands what is asked for to `work`, a batch at a time, in order of asking. Used as a context manager.
 
+    A batch has at least one element, and no more than weigh `batch_limit` together; `waiting_limit` counts elements.
     `work` answers or fails each element, or raises TryAgainError to be called again, after a growing pause, for those
     that are still waited for. Any other exception fails the whole batch.
     """
 
-    def __init__(self, work: Work[T, R], *, batch_limit: int, waiting_limit: int) -> None:
+    def __init__(
+        self, work: Work[T, R], *, batch_limit: int, waiting_limit: int, weigh: Callable[[T], int] = lambda _item: 1
+    ) -> None:
         self._work = work
+        self._weigh = weigh
         self._batch_limit = batch_limit
         self._waiting_limit = waiting_limit
         self._waiting: dict[str, Asked[T, R]] = {}
@@ -118,8 +123,15 @@ class Gathering(Generic[T, R]):
                 raise
 
     def _take(self) -> list[Asked[T, R]]:
-        keys = list(self._waiting)[: self._batch_limit]
-        batch = [self._waiting.pop(key) for key in keys]
+        batch: list[Asked[T, R]] = []
+        room = self._batch_limit
+        for asked in self._waiting.values():
+            room -= self._weigh(asked.item)
+            if room < 0 and batch:
+                break
+            batch.append(asked)
+        for key in list(itertools.islice(self._waiting, len(batch))):
+            del self._waiting[key]
         if not self._waiting:
             self._arrived.clear()
         return batch

@@ -5,13 +5,14 @@
 -- Parameters: arrays of equal length, one element an order; `line_*` likewise, one element an item; `channel`.
 -- An order that is there already, because a group was repeated whose COMMIT was answered by silence, is left alone with
 -- its items and its event: all three hang on the row having been inserted now. A twin still under way is waited for.
+-- The arrays go in binary form: in text form each element is searched for what to quote, which costs more than the rest.
 -- Index: orders_pkey. Locks: the new rows only.
 WITH incoming AS (
     SELECT *
     FROM unnest(
-        %(order_ids)s::text[], %(user_ids)s::text[], %(amounts)s::numeric[], %(currencies)s::text[],
-        %(accepted_ats)s::timestamptz[], %(topics)s::text[], %(event_ids)s::uuid[], %(values)s::text[],
-        %(traceparents)s::text[], %(tracestates)s::text[]
+        %(order_ids)b::text[], %(user_ids)b::text[], %(amounts)b::numeric[], %(currencies)b::text[],
+        %(accepted_ats)b::timestamptz[], %(topics)b::text[], %(event_ids)b::uuid[], %(values)b::text[],
+        %(traceparents)b::text[], %(tracestates)b::text[]
     ) AS t (id, user_id, amount, currency, accepted_at, topic, event_id, value, traceparent, tracestate)
 ), accepted AS (
     INSERT INTO orders (id, user_id, amount, currency, created_at, updated_at, traceparent, tracestate)
@@ -22,7 +23,7 @@ WITH incoming AS (
     INSERT INTO order_items (order_id, sku, qty, price)
     SELECT order_id, sku, qty, price
     FROM unnest(
-        %(line_order_ids)s::text[], %(line_skus)s::text[], %(line_qtys)s::int[], %(line_prices)s::numeric[]
+        %(line_order_ids)b::text[], %(line_skus)b::text[], %(line_qtys)b::int[], %(line_prices)b::numeric[]
     ) AS line (order_id, sku, qty, price)
     JOIN accepted ON accepted.id = order_id
 ), events AS (

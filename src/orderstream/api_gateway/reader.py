@@ -49,10 +49,9 @@ class Reader:
     def __init__(self, session: Session, cache: CacheReader, *, waiting_limit: int) -> None:
         self._session = session
         self._cache = cache
-        limits = {"batch_limit": BATCH_LIMIT, "waiting_limit": waiting_limit}
-        self._lookups: Gathering[str, Lookup] = Gathering(self._look_up, **limits)
-        self._queries: Gathering[str, Reading | None] = Gathering(self._query, **limits)
-        self._fills: Gathering[Fill, None] = Gathering(self._fill, **limits)
+        self._lookups = Gathering(self._look_up, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
+        self._queries = Gathering(self._query, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
+        self._fills = Gathering(self._fill, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
 
     async def __aenter__(self) -> "Reader":
         for gathering in (self._lookups, self._queries, self._fills):

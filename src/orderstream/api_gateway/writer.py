@@ -21,7 +21,8 @@ from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Carrier
 
-GROUP_LIMIT = 500
+GROUP_LINES_MAX = 2_000
+"""Lines of the orders in one group: what keeps a group of large orders within the time that Postgres has for it."""
 
 SQL = load("orderstream.api_gateway")
 
@@ -45,7 +46,7 @@ class Writer(Gathering[NewOrder, None]):
     """
 
     def __init__(self, session: Session, *, waiting_limit: int) -> None:
-        super().__init__(self._commit, batch_limit=GROUP_LIMIT, waiting_limit=waiting_limit)
+        super().__init__(self._commit, batch_limit=GROUP_LINES_MAX, waiting_limit=waiting_limit, weigh=_lines)
         self._session = session
 
     async def _commit(self, group: Sequence[Asked[NewOrder, None]]) -> None:
@@ -71,6 +72,10 @@ class Writer(Gathering[NewOrder, None]):
         middle = len(group) // 2
         await self._commit(group[:middle])
         await self._commit(group[middle:])
+
+
+def _lines(order: NewOrder) -> int:
+    return len(order.created.items)
 
 
 def _parameters(orders: Sequence[NewOrder]) -> dict[str, object]:

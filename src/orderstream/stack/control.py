@@ -95,9 +95,11 @@ def status(run: Run) -> list[str]:
 
 
 def logs(state: StateDir, service: str | None) -> list[Path]:
-    """The log files of a stack, or of the replicas of one service."""
-    found = sorted(state.logs.glob("*.log"))
-    return found if service is None else [one for one in found if one.stem.removesuffix(_number(one)) == service]
+    """The log files of a stack, or of one process, or of all replicas of one service."""
+    found = sorted(state.logs.glob("*.log"), key=lambda log: log.stem)
+    if service is None:
+        return found
+    return [one for one in found if service in {one.stem, one.stem.removesuffix(_number(one))}]
 
 
 def _number(log: Path) -> str:

@@ -120,9 +120,14 @@ class Kafka:
         if self._admin is None:
             self._admin = AdminClient({"bootstrap.servers": self.brokers, "log_level": 0})
         try:
-            return bool(self._admin.list_topics(timeout=_ANSWER_SECONDS).brokers)
+            if not self._admin.list_topics(timeout=_ANSWER_SECONDS).brokers:
+                return False
         except KafkaException:
             return False
+        # The first group of a new broker waits seconds for the topic that holds all groups. Asking for any group has
+        # the broker make it now, while the services load; the answer does not matter.
+        self._admin.describe_consumer_groups(["any"])
+        return True
 
     def _broker(self, options: list[str]) -> Command:
         return self._java([*options, "-Xmx256m"], "kafka.Kafka", [str(self._folder / "server.properties")])

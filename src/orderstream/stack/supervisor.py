@@ -16,6 +16,7 @@ from orderstream.stack.terminal import Terminal
 
 _WATCH_SECONDS = 0.2
 _LOG_CHECK_SECONDS = 10.0
+_STILL_SECONDS = 3.0
 _RESTART_WINDOW_SECONDS = 60.0
 # A short rest, so that what a dead process held (a port, shared memory) is free again.
 _RESTART_PAUSE_SECONDS = 0.3
@@ -140,8 +141,12 @@ class Supervisor:
         began = time.monotonic()
         for one in children:
             one.ask_to_stop()
+        said = began
         left = list(children)
         while left:
+            if time.monotonic() - said > _STILL_SECONDS:
+                said = time.monotonic()
+                self._terminal.say(f"Still {reason}: {', '.join(one.name for one in left)}")
             for one in list(left):
                 overdue = time.monotonic() - began > one.command.stop_seconds
                 if one.alive() and (overdue or self._stop.forced.is_set()):

@@ -217,6 +217,6 @@ def test_no_more_may_wait_than_the_limit(postgres_url: str, redis_url: str) -> N
             ids = [ORDER_ID[:-2] + f"{number:02d}" for number in range(10)]
             answers = await asyncio.gather(*(reader.read(one) for one in ids), return_exceptions=True)
             assert sum(isinstance(answer, FullError) for answer in answers) == 5
-            assert answers.count((None, "MISS")) == 5  # type: ignore[arg-type]
+            assert answers.count((None, "MISS")) == 5
 
     asyncio.run(scenario())

@@ -92,6 +92,19 @@ def test_what_gathers_is_one_transaction(postgres_url: str, connection: Connecti
     assert transactions == (2,)
 
 
+def test_large_orders_are_not_all_in_one_group(postgres_url: str, connection: Connection) -> None:
+    lines = tuple(Item(sku=str(number), qty=1, price=Decimal(1)) for number in range(1_000))
+    orders = [new(number, items=lines) for number in range(5)]
+
+    async def scenario() -> None:
+        async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=100) as writer:
+            assert await ask(writer, orders) == [None] * 5
+            assert session.sizes == [2, 2, 1]
+
+    asyncio.run(scenario())
+    assert stored(connection)[2] == 5_000
+
+
 @pytest.mark.parametrize(
     "bad",
     [

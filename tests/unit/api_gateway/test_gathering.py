@@ -48,6 +48,18 @@ def test_what_arrives_while_a_batch_is_under_way_is_the_next_batch() -> None:
     asyncio.run(scenario())
 
 
+def test_a_batch_is_bounded_by_weight_and_never_empty() -> None:
+    async def scenario() -> None:
+        work = Recorder()
+        work.go.set()
+        async with Gathering(work, batch_limit=4, waiting_limit=10, weigh=len) as asking:
+            items = ["aaa", "b", "cc", "dddddd", "eee", "ff"]
+            assert await asyncio.gather(*(asking.ask(item, item) for item in items)) == [one.upper() for one in items]
+        assert work.batches == [["aaa", "b"], ["cc"], ["dddddd"], ["eee"], ["ff"]]
+
+    asyncio.run(scenario())
+
+
 def test_askers_of_one_key_share_an_answer_but_never_one_begun_before() -> None:
     async def scenario() -> None:
         work = Recorder()

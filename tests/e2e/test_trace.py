@@ -1,0 +1,113 @@
+"""One trace an order, over all five services and real Kafka, as it arrives at a collector; and one that hangs."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from orderstream.settings import SERVICES
+from tests import collector
+from tests.collector import Collector, ReceivedSpan, roots
+from tests.e2e.stack import Stack, stack
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(400)
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+CLIENT = "b7ad6b7169203331"
+
+
+@pytest.fixture(scope="module")
+def answering() -> Iterator[Collector]:
+    with collector.running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory, answering: Collector) -> Iterator[Stack]:
+    with stack(tmp_path_factory.mktemp("trace")) as made:
+        made.up(OTEL_EXPORTER_OTLP_ENDPOINT=answering.endpoint).serves()
+        yield made
+
+
+def place(made: Stack, sku: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    """Place an order, wait until it is settled, and return the answer to the POST."""
+    order = {"userId": "u-1", "items": [{"sku": sku, "qty": 1, "price": 1}], "amount": 1, "currency": "USD"}
+    answer = httpx.post(f"{made.base_url}/orders", json=order, headers=headers, timeout=10)
+    assert answer.status_code == 201, answer.text
+    address = f"{made.base_url}/orders/{answer.json()['orderId']}"
+    wait_until(lambda: httpx.get(address, timeout=10).status_code == 200, 30, "the order did not settle")
+    return answer
+
+
+def arrived(answering: Collector, trace_id: str, names: set[str]) -> list[ReceivedSpan]:
+    """Wait until the trace holds spans of these names, and every parent of its spans; the earliest first."""
+
+    def complete(_: Sequence[ReceivedSpan]) -> bool:
+        trace = answering.trace(trace_id)
+        return names <= {span.name for span in trace} and len(roots(trace)) == 1
+
+    answering.wait_for(complete, 15, f"one tree with {sorted(names)}")
+    return answering.trace(trace_id)
+
+
+def test_a_confirmed_order_is_one_tree_over_all_services(serving: Stack, answering: Collector) -> None:
+    headers = {"traceparent": f"00-{TRACE}-{CLIENT}-01", "tracestate": "vendor=1"}
+    answer = place(serving, "SKU-1", headers)
+    trace = arrived(answering, TRACE, {"process inventory.reserved.v1", "send order.updated.v1"})
+
+    (root,) = roots(trace)
+    assert (root.service, root.kind, root.name, root.parent_id) == ("api-gateway", "SERVER", "POST /orders", CLIENT)
+    assert answer.headers["traceresponse"] == f"00-{TRACE}-{root.span_id}-01"
+    assert root.attributes["http.response.status_code"] == 201
+    assert {span.service for span in trace} == set(SERVICES)
+    assert {span.attributes["order.id"] for span in trace} == {answer.json()["orderId"]}
+    assert {span.tracestate for span in trace} == {"vendor=1"}
+    assert all(span.error is None for span in trace)
+
+    by_id = {span.span_id: span for span in trace}
+    for span in trace:
+        if span.kind == "CONSUMER":
+            sent = by_id[span.parent_id]
+            assert sent.kind == "PRODUCER"
+            for name in ("event.type", "kafka.topic", "messaging.destination.name"):
+                assert span.attributes[name] == sent.attributes[name]
+
+    def batches(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:
+        return [
+            span
+            for span in spans
+            if span.name == "inventory-worker batch" and any(linked == TRACE for linked, _ in span.links)
+        ]
+
+    answering.wait_for(lambda spans: bool(batches(spans)), 15, "the batch of the reservation")
+    (batch,) = batches(answering.spans)
+    assert batch.trace_id != TRACE
+    assert by_id[batch.links[0][1]].name == "process payment.authorized.v1"
+
+
+def test_a_failed_orders_compensation_belongs_to_its_trace(serving: Stack, answering: Collector) -> None:
+    answer = place(serving, "NO-SUCH-SKU")
+    trace_id = answer.headers["traceresponse"].split("-")[1]
+    trace = arrived(
+        answering,
+        trace_id,
+        {"process inventory.failed.v1", "process order.aborted.v1", "process payment.voided.v1"},
+    )
+    assert roots(trace)[0].parent_id == ""
+    assert {span.attributes["order.id"] for span in trace} == {answer.json()["orderId"]}
+
+
+def test_a_collector_that_hangs_costs_an_order_nothing(serving: Stack, answering: Collector) -> None:
+    up = serving.running
+    assert up is not None
+    answering.behaviour = "hangs"
+    before = len(answering.requests)
+    place(serving, "SKU-1")
+    wait_until(lambda: len(answering.requests) > before, 10, "no request hangs")
+    place(serving, "SKU-1")
+    up.interrupt()
+    assert up.ends() == 0
+    logs = [path.read_text(encoding="utf-8") for path in Path(serving.state.logs).glob("*.log")]
+    assert not any("drain_timeout" in text for text in logs)

@@ -1,0 +1,125 @@
+"""Orders in Postgres and events as records, for tests that call a handler directly."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+from orderstream.domain.events import (
+    Event,
+    InventoryFailed,
+    InventoryReleased,
+    InventoryReserved,
+    Item,
+    OrderAborted,
+    OrderCreated,
+    Payload,
+    PaymentAuthorized,
+    PaymentFailed,
+    PaymentVoided,
+    StockLine,
+    build,
+    topic,
+)
+from orderstream.domain.order import FailureReason
+from orderstream.kafka.envelope import Received, Record
+from orderstream.postgres.connect import Connection
+from orderstream.worker.handler import Decision
+from tests.event_graph import ANSWERS
+from tests.samples import AT
+
+AMOUNT = Decimal("129.00")
+ONE = {"SKU-1": 1}
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def items_of(lines: dict[str, int]) -> tuple[Item, ...]:
+    """Return items of SKU -> quantity."""
+    return tuple(Item(sku=sku, qty=qty, price=AMOUNT) for sku, qty in lines.items())
+
+
+def place(connection: Connection, lines: dict[str, int] | None = None, order_id: str | None = None) -> str:
+    """Insert an order as the gateway does and return its id."""
+    order_id = order_id or str(uuid4())
+    connection.execute(
+        "INSERT INTO orders (id, user_id, amount, currency, traceparent) VALUES (%s, 'u-1', %s, 'USD', %s)",
+        (order_id, AMOUNT, TRACEPARENT),
+    )
+    for item in items_of(lines or ONE):
+        connection.execute(
+            "INSERT INTO order_items (order_id, sku, qty, price) VALUES (%s, %s, %s, %s)",
+            (order_id, item.sku, item.qty, item.price),
+        )
+    return order_id
+
+
+def created(order_id: str, lines: dict[str, int] | None = None) -> Event[Payload]:
+    """Return the order.created of an order."""
+    payload = OrderCreated(
+        order_id=order_id, user_id="u-1", items=items_of(lines or ONE), amount=AMOUNT, currency="USD"
+    )
+    return build(payload, AT)
+
+
+def aborted(order_id: str, reason: FailureReason | None = "OUT_OF_STOCK") -> Event[Payload]:
+    """Return an order.aborted; without a reason it is that of a cancel."""
+    return build(OrderAborted(order_id=order_id, status="FAILED" if reason else "CANCELLED", reason=reason), AT)
+
+
+def authorized(order_id: str, lines: dict[str, int] | None = None, at: datetime = AT) -> Event[Payload]:
+    """Return a payment.authorized."""
+    payload = PaymentAuthorized(order_id=order_id, items=items_of(lines or ONE), amount=AMOUNT, currency="USD")
+    return build(payload, at)
+
+
+def result(event_type: str, order_id: str, at: datetime = AT, reason: FailureReason | None = None) -> Event[Payload]:
+    """Return a payment or inventory result of that type."""
+    lines = (StockLine(sku="SKU-1", qty=1),)
+    payloads: dict[str, Payload] = {
+        "payment.failed": PaymentFailed(order_id=order_id, reason=reason or "PAYMENT_DECLINED"),
+        "payment.voided": PaymentVoided(order_id=order_id, reason=reason),
+        "inventory.reserved": InventoryReserved(order_id=order_id, items=lines),
+        "inventory.failed": InventoryFailed(order_id=order_id, reason=reason or "OUT_OF_STOCK", skus=("SKU-1",)),
+        "inventory.released": InventoryReleased(order_id=order_id, items=lines, reason=reason),
+    }
+    return authorized(order_id, at=at) if event_type == "payment.authorized" else build(payloads[event_type], at)
+
+
+def received(events: Sequence[Event[Payload]]) -> list[Received]:
+    """Return the events as they come out of Kafka."""
+    headers: list[tuple[str, bytes | None]] = [("traceparent", TRACEPARENT.encode())]
+    return [
+        Received(Record(topic(one.type), 0, number, one.correlation_id.encode(), b"", headers), one)
+        for number, one in enumerate(events)
+    ]
+
+
+def decide(handler: Any, connection: Connection, *events: Event[Payload]) -> Decision:
+    """Have a handler decide a batch as the runner does; every answer must be one that the event graph knows."""
+    batch = received(events)
+    prepared = handler.prepare(connection, batch)
+    with connection.transaction():
+        decision: Decision = handler.decide(connection, batch, prepared)
+    decision.after_commit()
+    for outgoing in decision.emit:
+        assert outgoing.cause in batch
+        assert outgoing.event.correlation_id == outgoing.cause.order_id
+        assert outgoing.event.type in ANSWERS[handler.group, outgoing.cause.event.type]
+    return decision
+
+
+def emitted(decision: Decision) -> list[Event[Payload]]:
+    """Return the events of a decision, in order."""
+    return [outgoing.event for outgoing in decision.emit]
+
+
+def types(decision: Decision) -> list[str]:
+    """Return the types of the events of a decision, in order."""
+    return [event.type for event in emitted(decision)]
+
+
+def row(connection: Connection, query: str, *parameters: object) -> tuple[Any, ...]:
+    """Return the one row of a query."""
+    (found,) = connection.execute(query.encode(), parameters).fetchall()
+    return tuple(found)

@@ -1,0 +1,191 @@
+"""Every cell of the inventory worker's decision table, on PostgreSQL (P3, P7)."""
+
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from orderstream.domain.events import InventoryFailed, InventoryReleased, InventoryReserved, StockLine
+from orderstream.domain.order import FailureReason
+from orderstream.inventory_worker.handler import InventoryHandler
+from orderstream.postgres.connect import Connection, connect
+from orderstream.worker.handler import Decision, RepeatBatchError
+from tests.integration.decisions.orders import aborted, authorized, decide, emitted, place, row, types
+
+HANDLER = InventoryHandler()
+
+
+@pytest.fixture(autouse=True)
+def _stock(connection: Connection) -> None:
+    connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0), ('SKU-2', 1, 0), ('EMPTY', 0, 0)")
+
+
+def _stock_of(connection: Connection, sku: str = "SKU-1") -> tuple[int, int]:
+    available, reserved = row(connection, "SELECT available, reserved FROM inventory WHERE sku = %s", sku)
+    return available, reserved
+
+
+def _state(connection: Connection, order_id: str) -> tuple[object, ...]:
+    return row(connection, "SELECT state, lines, reason FROM reservations WHERE order_id = %s", order_id)
+
+
+def _reserved(connection: Connection, lines: dict[str, int]) -> tuple[str, Decision]:
+    order_id = place(connection, lines)
+    return order_id, decide(HANDLER, connection, authorized(order_id, lines))
+
+
+def test_authorized_without_a_row_reserves_all_lines(connection: Connection) -> None:
+    order_id, decision = _reserved(connection, {"SKU-1": 3, "SKU-2": 1})
+    (event,) = emitted(decision)
+    assert event.payload == InventoryReserved(
+        order_id=order_id, items=(StockLine(sku="SKU-1", qty=3), StockLine(sku="SKU-2", qty=1))
+    )
+    assert _stock_of(connection) == (7, 3)
+    assert _stock_of(connection, "SKU-2") == (0, 1)
+    assert _state(connection, order_id) == ("RESERVED", {"SKU-1": 3, "SKU-2": 1}, None)
+    assert row(connection, "SELECT decided_at FROM reservations") == (event.occurred_at,)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason", "skus"),
+    [
+        ({"SKU-1": 1, "SKU-2": 2}, "OUT_OF_STOCK", ("SKU-2",)),
+        ({"EMPTY": 1}, "OUT_OF_STOCK", ("EMPTY",)),
+        ({"SKU-1": 1, "NEVER-SEEN": 1}, "UNKNOWN_SKU", ("NEVER-SEEN",)),
+    ],
+)
+def test_authorized_without_a_row_takes_nothing_when_a_line_does_not_fit(
+    connection: Connection, lines: dict[str, int], reason: str, skus: tuple[str, ...]
+) -> None:
+    order_id, decision = _reserved(connection, lines)
+    (event,) = emitted(decision)
+    assert isinstance(event.payload, InventoryFailed)
+    assert (event.payload.reason, event.payload.skus) == (reason, skus)
+    assert _stock_of(connection) == (10, 0)
+    assert _state(connection, order_id) == ("FAILED", {}, reason)
+
+
+def test_authorized_again_repeats_reserved(connection: Connection) -> None:
+    order_id, first = _reserved(connection, {"SKU-1": 3})
+    again = decide(HANDLER, connection, authorized(order_id, {"SKU-1": 3}), authorized(order_id, {"SKU-1": 3}))
+    assert emitted(again) == emitted(first) * 2
+    assert _stock_of(connection) == (7, 3)
+
+
+def test_authorized_again_repeats_failed_even_when_there_is_stock_by_now(connection: Connection) -> None:
+    order_id, first = _reserved(connection, {"EMPTY": 1})
+    connection.execute("UPDATE inventory SET available = 5 WHERE sku = 'EMPTY'")
+    assert emitted(decide(HANDLER, connection, authorized(order_id, {"EMPTY": 1}))) == emitted(first)
+    assert _stock_of(connection, "EMPTY") == (5, 0)
+
+
+def test_authorized_after_an_abort_repeats_released(connection: Connection) -> None:
+    order_id = place(connection)
+    first = decide(HANDLER, connection, aborted(order_id))
+    assert emitted(decide(HANDLER, connection, authorized(order_id))) == emitted(first)
+    assert _stock_of(connection) == (10, 0)
+
+
+def test_aborted_without_a_row_is_a_tombstone(connection: Connection) -> None:
+    order_id = place(connection)
+    (event,) = emitted(decide(HANDLER, connection, aborted(order_id, "TIMED_OUT")))
+    assert event.payload == InventoryReleased(order_id=order_id, items=(), reason="TIMED_OUT")
+    assert _state(connection, order_id) == ("RELEASED", {}, "TIMED_OUT")
+
+
+@pytest.mark.parametrize("reason", ["TIMED_OUT", None])
+def test_aborted_gives_back_what_was_reserved(connection: Connection, reason: FailureReason | None) -> None:
+    order_id, _ = _reserved(connection, {"SKU-1": 3, "SKU-2": 1})
+    (event,) = emitted(decide(HANDLER, connection, aborted(order_id, reason)))
+    assert event.payload == InventoryReleased(
+        order_id=order_id, items=(StockLine(sku="SKU-1", qty=3), StockLine(sku="SKU-2", qty=1)), reason=reason
+    )
+    assert _stock_of(connection) == (10, 0)
+    assert _stock_of(connection, "SKU-2") == (1, 0)
+    state, _, stored = _state(connection, order_id)
+    assert (state, stored) == ("RELEASED", reason)
+
+
+def test_aborted_turns_failed_into_released(connection: Connection) -> None:
+    order_id, _ = _reserved(connection, {"EMPTY": 1})
+    (event,) = emitted(decide(HANDLER, connection, aborted(order_id)))
+    assert event.payload == InventoryReleased(order_id=order_id, items=(), reason="OUT_OF_STOCK")
+    assert _stock_of(connection, "EMPTY") == (0, 0)
+
+
+def test_aborted_again_repeats_released_and_gives_nothing_back_twice(connection: Connection) -> None:
+    order_id, _ = _reserved(connection, {"SKU-1": 3})
+    first = decide(HANDLER, connection, aborted(order_id))
+    again = decide(HANDLER, connection, aborted(order_id), aborted(order_id))
+    assert emitted(again) == emitted(first) * 2
+    assert _stock_of(connection) == (10, 0)
+
+
+@pytest.mark.parametrize("abort_first", [True, False])
+def test_in_one_batch_the_abort_wins(connection: Connection, abort_first: bool) -> None:
+    order_id = place(connection)
+    events = [authorized(order_id), aborted(order_id)]
+    decision = decide(HANDLER, connection, *(reversed(events) if abort_first else events))
+    assert types(decision) == ["inventory.released", "inventory.released"]
+    assert _stock_of(connection) == (10, 0)
+
+
+def test_a_hot_sku_in_one_batch_is_not_oversold(connection: Connection) -> None:
+    orders = [place(connection, {"SKU-1": 3}) for _ in range(5)]
+    decision = decide(HANDLER, connection, *(authorized(order_id, {"SKU-1": 3}) for order_id in orders))
+    assert types(decision) == ["inventory.reserved"] * 3 + ["inventory.failed"] * 2
+    assert _stock_of(connection) == (1, 9)
+
+
+def test_what_a_batch_gives_back_it_can_reserve(connection: Connection) -> None:
+    held, _ = _reserved(connection, {"SKU-2": 1})
+    wants = place(connection, {"SKU-2": 1})
+    decision = decide(HANDLER, connection, aborted(held), authorized(wants, {"SKU-2": 1}))
+    assert types(decision) == ["inventory.released", "inventory.reserved"]
+    assert _stock_of(connection, "SKU-2") == (0, 1)
+
+
+def test_a_stored_reservation_is_given_back_whatever_was_ordered(connection: Connection) -> None:
+    """What was taken is what the row says: an order's lines are not asked again."""
+    order_id = place(connection, {"SKU-1": 9})
+    connection.execute("UPDATE inventory SET available = 8, reserved = 2 WHERE sku = 'SKU-1'")
+    connection.execute(
+        "INSERT INTO reservations (order_id, state, lines) VALUES (%s, 'RESERVED', %s)", (order_id, Jsonb({"SKU-1": 2}))
+    )
+    decide(HANDLER, connection, aborted(order_id))
+    assert _stock_of(connection) == (10, 0)
+
+
+def _decide_until_done(url: str, order_ids: tuple[str, ...], seed: int) -> None:
+    """Decide, and abort some, in batches, as a replica that meets others: repeating what it is told to repeat."""
+    random = Random(seed)
+    with connect(url, "replica") as replica:
+        shuffled = random.sample(order_ids, len(order_ids))
+        for start in range(0, len(shuffled), 10):
+            batch = shuffled[start : start + 10]
+            events = [authorized(order_id, {"SKU-1": 1, "HOT": 2}) for order_id in batch]
+            events += [aborted(order_id) for order_id in batch if order_id[0] in "01234567"]
+            for _ in range(50):
+                try:
+                    decide(HANDLER, replica, *random.sample(events, len(events)))
+                except (RepeatBatchError, psycopg.errors.DeadlockDetected):
+                    continue
+                break
+            else:
+                raise AssertionError("the batch is repeated without end")
+
+
+def test_replicas_at_once_conserve_stock(connection: Connection, postgres_url: str) -> None:
+    connection.execute("INSERT INTO inventory VALUES ('HOT', 30, 0)")
+    connection.execute("UPDATE inventory SET available = 1000 WHERE sku = 'SKU-1'")
+    order_ids = tuple(place(connection, {"SKU-1": 1, "HOT": 2}) for _ in range(60))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: _decide_until_done(postgres_url, order_ids, seed), range(4)))
+    states: dict[str, str] = dict(connection.execute("SELECT order_id, state FROM reservations").fetchall())
+    assert set(states) == set(order_ids)
+    held = [order_id for order_id, state in states.items() if state == "RESERVED"]
+    assert not [order_id for order_id in held if order_id[0] in "01234567"]
+    assert _stock_of(connection, "HOT") == (30 - 2 * len(held), 2 * len(held))
+    assert _stock_of(connection) == (1000 - len(held), len(held))

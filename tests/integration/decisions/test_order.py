@@ -1,0 +1,340 @@
+"""What the order service makes of results, on PostgreSQL: the status table, what freezes, whom it tells (P4 to P8)."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import product
+from random import Random
+from typing import get_args
+
+import pytest
+
+from orderstream.cache import CacheInvalidator
+from orderstream.domain.events import OrderAborted, OrderUpdated
+from orderstream.domain.order import FailureReason, PaymentState, Status, StockState, derive
+from orderstream.order_service.handler import OrderHandler
+from orderstream.postgres.connect import Connection, connect
+from orderstream.settings import Settings
+from orderstream.worker.handler import Decision
+from tests.integration.decisions.orders import decide, emitted, place, received, result, row, types
+from tests.samples import AT
+from tests.scenarios import ORDER_ID, SCENARIOS, Scenario, Step, cuts, orderings
+
+
+class Cache(CacheInvalidator):
+    """Notes what is asked of it, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[str]]] = []
+
+    def bar(self, order_ids: Sequence[str]) -> bool:
+        self.calls.append(("bar", sorted(order_ids)))
+        return True
+
+    def delete(self, order_ids: Sequence[str]) -> bool:
+        self.calls.append(("delete", sorted(order_ids)))
+        return True
+
+
+@pytest.fixture
+def cache() -> Cache:
+    """A cache that notes what is asked of it."""
+    return Cache()
+
+
+@pytest.fixture
+def handler(cache: Cache) -> OrderHandler:
+    """The order service's handler."""
+    return OrderHandler(cache)
+
+
+EVENT_OF: dict[str, dict[str, str | None]] = {
+    "payment": {name: f"payment.{name}" for name in get_args(PaymentState)} | {"none": None},
+    "stock": {name: f"inventory.{name}" for name in get_args(StockState)} | {"none": None},
+}
+
+
+def _order(connection: Connection, order_id: str) -> tuple[Status, PaymentState, StockState, FailureReason | None, int]:
+    status, payment, stock, reason, version = row(
+        connection, "SELECT status, payment, stock, failure_reason, version FROM orders WHERE id = %s", order_id
+    )
+    return status, payment, stock, reason, version
+
+
+def _updated(decision: Decision) -> OrderUpdated:
+    (payload,) = [event.payload for event in emitted(decision) if event.type == "order.updated"]
+    assert isinstance(payload, OrderUpdated)
+    return payload
+
+
+PAIRS = [pair for pair in product(get_args(PaymentState), get_args(StockState)) if pair != ("none", "none")]
+
+
+@pytest.mark.parametrize(("payment", "stock"), PAIRS)
+def test_every_pair_of_facts_gives_its_status(
+    handler: OrderHandler, connection: Connection, payment: PaymentState, stock: StockState
+) -> None:
+    payment_event, stock_event = EVENT_OF["payment"][payment], EVENT_OF["stock"][stock]
+    names = [name for name in (payment_event, stock_event) if name]
+    ways = ([names], [names[::-1]], [[name] for name in names], [[name] for name in names[::-1]])
+    for batches in ways:
+        order_id = place(connection)
+        for batch in batches:
+            decide(handler, connection, *(result(name, order_id) for name in batch))
+        status, *facts, _, _ = _order(connection, order_id)
+        assert facts == [payment, stock]
+        assert status == derive(payment, stock)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_every_scenario_ends_as_it_must_in_any_order(
+    handler: OrderHandler, connection: Connection, scenario: Scenario
+) -> None:
+    order_id = place(connection, order_id=ORDER_ID)
+    random = Random(1)
+    sequences = [sequence for sequence in orderings(scenario.steps) if scenario.possible(sequence)]
+    for sequence in random.sample(sequences, min(8, len(sequences))):
+        connection.execute(
+            "UPDATE orders SET status = 'PROCESSING', payment = 'none', stock = 'none', payment_at = NULL,"
+            " stock_at = NULL, failure_reason = NULL, version = 1, aborted_at = NULL"
+        )
+        for batch in cuts([*sequence, *random.sample(sequence, len(sequence))], random.randrange(2**20)):
+            _play(handler, connection, batch)
+        assert _order(connection, order_id)[:4] == (scenario.status, scenario.payment, scenario.stock, scenario.reason)
+
+
+CLOSE = {
+    "cancel": "UPDATE orders SET status = 'CANCELLED' WHERE status <> 'FAILED'",
+    "deadline": "UPDATE orders SET status = 'FAILED', failure_reason = 'TIMED_OUT'"
+    " WHERE status IN ('PROCESSING', 'PAID')",
+}
+
+
+def _play(handler: OrderHandler, connection: Connection, batch: Sequence[Step]) -> None:
+    """Close the order if the batch says so, then decide its events."""
+    for step in batch:
+        if isinstance(step, str):
+            connection.execute(CLOSE[step].encode())
+    if events := [step for step in batch if not isinstance(step, str)]:
+        decide(handler, connection, *events)
+
+
+@pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
+@pytest.mark.parametrize("late", ["payment.voided", "inventory.released", "inventory.failed", "payment.failed"])
+def test_a_settled_status_stays_while_facts_go_on(
+    handler: OrderHandler, connection: Connection, status: Status, late: str
+) -> None:
+    order_id = place(connection)
+    connection.execute(
+        "UPDATE orders SET status = %s, payment = 'authorized', stock = 'reserved', version = 3", (status,)
+    )
+    updated = _updated(decide(handler, connection, result(late, order_id)))
+    assert _order(connection, order_id)[0] == status
+    assert (updated.status, updated.version) == (status, 4)
+    assert late.rpartition(".")[2] in (updated.payment.state, updated.stock.state)
+
+
+# order.updated
+
+
+def test_every_touched_order_is_told_of_once_a_batch(handler: OrderHandler, connection: Connection) -> None:
+    one, two = place(connection), place(connection)
+    decision = decide(
+        handler,
+        connection,
+        result("payment.authorized", one),
+        result("payment.authorized", two),
+        result("inventory.reserved", one),
+        result("payment.authorized", one),
+    )
+    told = {event.correlation_id: event.payload for event in emitted(decision)}
+    assert len(emitted(decision)) == len(told) == 2
+    assert {order_id: payload.status for order_id, payload in told.items() if isinstance(payload, OrderUpdated)} == {
+        one: "CONFIRMED",
+        two: "PAID",
+    }
+
+
+def test_order_updated_is_the_row(handler: OrderHandler, connection: Connection) -> None:
+    order_id = place(connection)
+    paid_at, held_at = AT + timedelta(seconds=1), AT + timedelta(seconds=2)
+    decision = decide(
+        handler,
+        connection,
+        result("payment.authorized", order_id, paid_at),
+        result("inventory.reserved", order_id, held_at),
+    )
+    updated = _updated(decision)
+    found = row(
+        connection,
+        "SELECT user_id, amount, currency, status, failure_reason, payment, payment_at, stock, stock_at, version,"
+        " created_at, updated_at FROM orders",
+    )
+    assert found == (
+        updated.user_id,
+        updated.amount,
+        updated.currency,
+        updated.status,
+        updated.failure_reason,
+        updated.payment.state,
+        updated.payment.decided_at,
+        updated.stock.state,
+        updated.stock.decided_at,
+        updated.version,
+        updated.created_at,
+        updated.updated_at,
+    )
+    assert (updated.payment.decided_at, updated.stock.decided_at) == (paid_at, held_at)
+    assert emitted(decision)[0].occurred_at == updated.updated_at
+
+
+def test_a_duplicate_changes_nothing_and_is_told_of_the_same(handler: OrderHandler, connection: Connection) -> None:
+    order_id = place(connection)
+    events = [result("payment.authorized", order_id), result("inventory.reserved", order_id)]
+    first = decide(handler, connection, *events)
+    before = row(connection, "SELECT * FROM orders")
+    for event in events:
+        assert emitted(decide(handler, connection, event)) == emitted(first)
+    assert row(connection, "SELECT * FROM orders") == before
+
+
+def test_an_unknown_order_is_rejected_and_its_neighbours_pass(handler: OrderHandler, connection: Connection) -> None:
+    order_id = place(connection)
+    decision = decide(
+        handler, connection, result("payment.authorized", "nobody-s"), result("payment.authorized", order_id)
+    )
+    assert [(one.received.order_id, one.reason) for one in decision.reject] == [("nobody-s", "UNKNOWN_ORDER")]
+    assert types(decision) == ["order.updated"]
+    assert _order(connection, order_id)[0] == "PAID"
+
+
+# order.aborted
+
+
+def _abort(decision: Decision) -> OrderAborted | None:
+    found = [event.payload for event in emitted(decision) if isinstance(event.payload, OrderAborted)]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def test_a_decline_aborts_nothing(handler: OrderHandler, connection: Connection) -> None:
+    order_id = place(connection)
+    decision = decide(handler, connection, result("payment.failed", order_id))
+    assert (_order(connection, order_id)[:4], _abort(decision)) == (
+        ("FAILED", "failed", "none", "PAYMENT_DECLINED"),
+        None,
+    )
+    assert row(connection, "SELECT aborted_at FROM orders") == (None,)
+
+
+def test_no_stock_aborts_with_its_reason_and_time(handler: OrderHandler, connection: Connection) -> None:
+    order_id = place(connection)
+    decide(handler, connection, result("payment.authorized", order_id))
+    decision = decide(handler, connection, result("inventory.failed", order_id, reason="UNKNOWN_SKU"))
+    assert _abort(decision) == OrderAborted(order_id=order_id, status="FAILED", reason="UNKNOWN_SKU")
+    (aborted,) = [event for event in emitted(decision) if event.type == "order.aborted"]
+    assert row(connection, "SELECT aborted_at FROM orders") == (aborted.occurred_at,)
+
+
+@pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
+@pytest.mark.parametrize("step", ["payment.authorized", "inventory.reserved", "inventory.failed"])
+def test_a_late_step_repeats_the_abort_as_itself(
+    handler: OrderHandler, connection: Connection, status: Status, step: str
+) -> None:
+    order_id = place(connection)
+    connection.execute(
+        "UPDATE orders SET status = %s, failure_reason = CASE WHEN %s = 'FAILED' THEN 'TIMED_OUT' END, aborted_at = %s",
+        (status, status, AT),
+    )
+    first = decide(handler, connection, result(step, order_id))
+    second = decide(handler, connection, result(step, order_id))
+    for decision in (first, second):
+        (event,) = [event for event in emitted(decision) if event.type == "order.aborted"]
+        assert event.occurred_at == AT
+        assert event.payload == OrderAborted(
+            order_id=order_id, status=status, reason="TIMED_OUT" if status == "FAILED" else None
+        )
+    assert row(connection, "SELECT aborted_at FROM orders") == (AT,)
+
+
+@pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
+@pytest.mark.parametrize("answer", ["payment.voided", "payment.failed", "inventory.released"])
+def test_an_answer_to_the_abort_never_repeats_it(
+    handler: OrderHandler, connection: Connection, status: Status, answer: str
+) -> None:
+    for known in ("none", "reserved"):
+        order_id = place(connection)
+        connection.execute(
+            "UPDATE orders SET status = %s, stock = %s, aborted_at = now() WHERE id = %s", (status, known, order_id)
+        )
+        assert types(decide(handler, connection, result(answer, order_id))) == ["order.updated"]
+
+
+@pytest.mark.parametrize("step", ["payment.authorized", "inventory.reserved", "inventory.failed"])
+def test_a_late_step_of_a_compensated_order_aborts_no_more(
+    handler: OrderHandler, connection: Connection, step: str
+) -> None:
+    order_id = place(connection)
+    connection.execute(
+        "UPDATE orders SET status = 'FAILED', payment = 'voided', stock = 'released', aborted_at = now()"
+    )
+    assert types(decide(handler, connection, result(step, order_id))) == ["order.updated"]
+    assert _order(connection, order_id)[1:3] == ("voided", "released")
+
+
+# The cache
+
+
+def test_an_open_order_s_key_is_deleted_after_the_commit(
+    handler: OrderHandler, connection: Connection, cache: Cache
+) -> None:
+    order_id = place(connection)
+    batch = received([result("payment.authorized", order_id)])
+    with connection.transaction():
+        decision = handler.decide(connection, batch, None)
+        assert cache.calls == []
+    decision.after_commit()
+    assert cache.calls == [("delete", [order_id])]
+
+
+def test_a_settled_order_s_key_is_barred_before_the_commit_and_deleted_after(
+    handler: OrderHandler, connection: Connection, cache: Cache
+) -> None:
+    settled, open_one = place(connection), place(connection)
+    connection.execute("UPDATE orders SET status = 'FAILED', aborted_at = now() WHERE id = %s", (settled,))
+    batch = received([result("payment.voided", settled), result("payment.authorized", open_one)])
+    with connection.transaction():
+        decision = handler.decide(connection, batch, None)
+        assert cache.calls == [("bar", [settled])]
+    decision.after_commit()
+    assert cache.calls == [("bar", [settled]), ("delete", sorted([settled, open_one]))]
+
+
+def test_the_cache_is_not_needed(connection: Connection, settings: Settings) -> None:
+    order_id = place(connection)
+    handler = OrderHandler(CacheInvalidator("redis://127.0.0.1:1/0", settings.cache_budget_seconds))
+    connection.execute("UPDATE orders SET status = 'FAILED', aborted_at = now()")
+    decide(handler, connection, result("payment.voided", order_id))
+    assert _order(connection, order_id)[1] == "voided"
+
+
+# Several at once
+
+
+def test_replicas_at_once_lose_no_fact(connection: Connection, postgres_url: str) -> None:
+    order_ids = [place(connection) for _ in range(40)]
+    kinds = ["payment.authorized", "inventory.reserved"]
+
+    def work(seed: int) -> None:
+        random = Random(seed)
+        handler = OrderHandler(Cache())
+        events = [result(kind, order_id) for kind in kinds for order_id in order_ids]
+        random.shuffle(events)
+        with connect(postgres_url, "replica") as replica:
+            for start in range(0, len(events), 16):
+                decide(handler, replica, *events[start : start + 16])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert row(connection, "SELECT count(*) FROM orders WHERE status = 'CONFIRMED'") == (40,)
+    assert row(connection, "SELECT max(version) <= 3 FROM orders") == (True,)

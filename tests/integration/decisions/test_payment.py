@@ -1,0 +1,459 @@
+"""Every cell of the payment worker's decision table, on PostgreSQL (P2, P5, P7)."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from orderstream.domain.events import PaymentAuthorized, PaymentFailed, PaymentVoided
+from orderstream.domain.order import FailureReason
+from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, Pending, State, Voided
+from orderstream.payment_worker.attempts import Attempts, Backoff
+from orderstream.payment_worker.handler import PaymentHandler
+from orderstream.payment_worker.provider import Desk, PaymentProvider, ProviderUnavailableError, SimulatedProvider
+from orderstream.postgres.connect import Connection, connect
+from tests.contracts import assert_event
+from tests.integration.decisions.orders import (
+    AMOUNT,
+    TRACEPARENT,
+    aborted,
+    created,
+    decide,
+    emitted,
+    items_of,
+    place,
+    received,
+    row,
+    types,
+)
+from tests.samples import AT
+
+MAX_ATTEMPTS = 3
+Answer = Authorized | Declined | Pending | None
+
+
+class Provider:
+    """Answers what the test says; None is no answer. `asked` and `voided` tell what it was asked."""
+
+    def __init__(self, answer: Answer = None, void_answer: Voided | NothingToVoid | None = None) -> None:
+        self.answer: Answer = answer
+        self.void_answer: Voided | NothingToVoid | None = void_answer
+        self.asked: list[Charge] = []
+        self.voided: list[str] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def authorize(self, charge: Charge, timeout_seconds: float) -> Authorized | Declined | Pending:
+        assert 0 < timeout_seconds <= 2
+        self.asked.append(charge)
+        self.meanwhile()
+        if self.answer is None:
+            raise ProviderUnavailableError("no answer")
+        return self.answer
+
+    def void(self, order_id: str, timeout_seconds: float) -> Voided | NothingToVoid:
+        assert 0 < timeout_seconds <= 2
+        self.voided.append(order_id)
+        self.meanwhile()
+        if self.void_answer is None:
+            raise ProviderUnavailableError("no answer")
+        return self.void_answer
+
+
+def _handler(provider: PaymentProvider, budget_seconds: float = 2) -> PaymentHandler:
+    desk = Desk(4, budget_seconds)
+    return PaymentHandler(provider, desk, Attempts(provider, desk, Backoff(MAX_ATTEMPTS, 0.2, 30)))
+
+
+def _run_timer(handler: PaymentHandler, connection: Connection) -> bool:
+    (timer,) = handler.timers
+    return timer.run(connection)
+
+
+def _make_due(connection: Connection) -> None:
+    connection.execute(
+        "UPDATE payments SET next_attempt_at = now() - interval '1 ms' WHERE next_attempt_at IS NOT NULL"
+    )
+
+
+def _payment(connection: Connection, order_id: str) -> tuple[State, FailureReason | None, int]:
+    state, reason, attempts = row(
+        connection, "SELECT state, reason, attempts FROM payments WHERE order_id = %s", order_id
+    )
+    return state, reason, attempts
+
+
+def _outbox(connection: Connection) -> list[dict[str, Any]]:
+    """Return the events in the outbox, each of which must keep its contract and continue the order's trace."""
+    rows = connection.execute("SELECT topic, order_id, event_id, value, traceparent FROM outbox ORDER BY id").fetchall()
+    for name, order_id, event_id, value, traceparent in rows:
+        body = assert_event(name, order_id.encode(), value.encode())
+        assert (body["id"], traceparent) == (str(event_id), TRACEPARENT)
+    return [json.loads(value) for _, _, _, value, _ in rows]
+
+
+def _in_state(connection: Connection, state: State, reason: FailureReason | None = None, attempts: int = 1) -> str:
+    """Place an order whose payment is in a state."""
+    order_id = place(connection)
+    connection.execute(
+        "INSERT INTO payments (order_id, state, amount, reason, attempts, traceparent, next_attempt_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, CASE WHEN %s THEN now() - interval '1 ms' END)",
+        (order_id, state, AMOUNT, reason, attempts, TRACEPARENT, state in ("PENDING", "VOIDING")),
+    )
+    return order_id
+
+
+# order.created
+
+
+def test_created_without_a_row_authorizes(connection: Connection) -> None:
+    order_id, provider = place(connection), Provider(Authorized())
+    (event,) = emitted(decide(_handler(provider), connection, created(order_id)))
+    assert event.payload == PaymentAuthorized(
+        order_id=order_id, items=items_of({"SKU-1": 1}), amount=AMOUNT, currency="USD"
+    )
+    assert [(one.order_id, one.amount, one.currency) for one in provider.asked] == [(order_id, AMOUNT, "USD")]
+    assert _payment(connection, order_id) == ("AUTHORIZED", None, 1)
+    assert row(connection, "SELECT decided_at, amount FROM payments") == (event.occurred_at, AMOUNT)
+
+
+def test_created_without_a_row_is_declined(connection: Connection) -> None:
+    order_id = place(connection)
+    (event,) = emitted(decide(_handler(Provider(Declined())), connection, created(order_id)))
+    assert event.payload == PaymentFailed(order_id=order_id, reason="PAYMENT_DECLINED")
+    assert _payment(connection, order_id) == ("FAILED", "PAYMENT_DECLINED", 1)
+
+
+@pytest.mark.parametrize("answer", [None, Pending()])
+def test_created_without_an_answer_is_pending(connection: Connection, answer: Answer) -> None:
+    order_id = place(connection)
+    assert types(decide(_handler(Provider(answer)), connection, created(order_id))) == []
+    assert _payment(connection, order_id) == ("PENDING", None, 1)
+    assert row(connection, "SELECT next_attempt_at > now() FROM payments") == (True,)
+
+
+def test_a_provider_slower_than_the_budget_is_asked_again_later(connection: Connection) -> None:
+    order_ids, gate = [place(connection) for _ in range(10)], threading.Event()
+    provider = Provider(Authorized())
+    provider.meanwhile = lambda: _wait(gate)
+    try:
+        decision = decide(_handler(provider, 0.2), connection, *map(created, order_ids))
+    finally:
+        gate.set()
+    assert types(decision) == []
+    assert {_payment(connection, order_id)[0] for order_id in order_ids} == {"PENDING"}
+
+
+def _wait(gate: threading.Event) -> None:
+    assert gate.wait(20)
+
+
+def test_created_while_pending_asks_nobody_and_says_nothing(connection: Connection) -> None:
+    order_id, provider = _in_state(connection, "PENDING"), Provider(Authorized())
+    assert types(decide(_handler(provider), connection, created(order_id))) == []
+    assert provider.asked == []
+    assert _payment(connection, order_id) == ("PENDING", None, 1)
+
+
+@pytest.mark.parametrize("answer", [Authorized(), Declined()])
+def test_created_again_repeats_what_was_decided(connection: Connection, answer: Answer) -> None:
+    order_id, provider = place(connection), Provider(answer)
+    first = decide(_handler(provider), connection, created(order_id))
+    provider.answer = Declined() if answer == Authorized() else Authorized()
+    again = decide(_handler(provider), connection, created(order_id), created(order_id))
+    assert emitted(again) == emitted(first) * 2
+    assert len(provider.asked) == 1
+
+
+def test_created_while_voiding_says_nothing(connection: Connection) -> None:
+    order_id, provider = _in_state(connection, "VOIDING", "TIMED_OUT"), Provider(Authorized())
+    assert types(decide(_handler(provider), connection, created(order_id))) == []
+    assert (provider.asked, _payment(connection, order_id)[0]) == ([], "VOIDING")
+
+
+def test_created_after_the_void_repeats_voided(connection: Connection) -> None:
+    order_id, provider = _in_state(connection, "VOIDED", "TIMED_OUT"), Provider(Authorized())
+    (event,) = emitted(decide(_handler(provider), connection, created(order_id)))
+    assert event.payload == PaymentVoided(order_id=order_id, reason="TIMED_OUT")
+    assert row(connection, "SELECT decided_at FROM payments") == (event.occurred_at,)
+    assert provider.asked == []
+
+
+# order.aborted
+
+
+def test_aborted_without_a_row_is_a_tombstone_to_be_voided_at_once(connection: Connection) -> None:
+    order_id = place(connection)
+    assert types(decide(_handler(Provider()), connection, aborted(order_id, "TIMED_OUT"))) == []
+    assert _payment(connection, order_id) == ("VOIDING", "TIMED_OUT", 0)
+    assert row(connection, "SELECT next_attempt_at <= now() FROM payments") == (True,)
+
+
+@pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
+@pytest.mark.parametrize("reason", ["OUT_OF_STOCK", None])
+def test_aborted_has_an_open_payment_voided_at_once(
+    connection: Connection, state: State, reason: FailureReason | None
+) -> None:
+    order_id = _in_state(connection, state, attempts=2)
+    assert types(decide(_handler(Provider()), connection, aborted(order_id, reason))) == []
+    assert _payment(connection, order_id) == ("VOIDING", reason, 0)
+    assert row(connection, "SELECT next_attempt_at <= now() FROM payments") == (True,)
+
+
+def test_aborted_after_a_decline_repeats_failed(connection: Connection) -> None:
+    order_id = _in_state(connection, "FAILED", "PAYMENT_DECLINED")
+    (event,) = emitted(decide(_handler(Provider()), connection, aborted(order_id)))
+    assert event.payload == PaymentFailed(order_id=order_id, reason="PAYMENT_DECLINED")
+    assert _payment(connection, order_id)[0] == "FAILED"
+
+
+def test_aborted_again_while_voiding_says_nothing(connection: Connection) -> None:
+    order_id = _in_state(connection, "VOIDING", "TIMED_OUT", attempts=4)
+    assert types(decide(_handler(Provider()), connection, aborted(order_id))) == []
+    assert _payment(connection, order_id) == ("VOIDING", "TIMED_OUT", 4)
+
+
+def test_aborted_after_the_void_repeats_voided(connection: Connection) -> None:
+    order_id = _in_state(connection, "VOIDED", "TIMED_OUT")
+    first = decide(_handler(Provider()), connection, aborted(order_id))
+    assert types(first) == ["payment.voided"]
+    assert emitted(decide(_handler(Provider()), connection, aborted(order_id))) == emitted(first)
+
+
+@pytest.mark.parametrize("abort_first", [True, False])
+def test_in_one_batch_the_abort_wins_and_nobody_is_asked(connection: Connection, abort_first: bool) -> None:
+    order_id, provider = place(connection), Provider(Authorized())
+    events = [created(order_id), aborted(order_id)]
+    assert types(decide(_handler(provider), connection, *(reversed(events) if abort_first else events))) == []
+    assert (provider.asked, _payment(connection, order_id)[0]) == ([], "VOIDING")
+
+
+# Answers that come late
+
+
+@pytest.mark.parametrize("state", ["VOIDED", "FAILED", "VOIDING"])
+def test_an_authorization_that_finds_its_payment_ended_is_voided(connection: Connection, state: State) -> None:
+    order_id, handler = place(connection), _handler(Provider(Authorized()))
+    batch = received([created(order_id)])
+    prepared = handler.prepare(connection, batch)
+    connection.execute(
+        "INSERT INTO payments (order_id, state, reason, next_attempt_at)"
+        " VALUES (%s, %s, 'TIMED_OUT', CASE WHEN %s THEN now() END)",
+        (order_id, state, state == "VOIDING"),
+    )
+    with connection.transaction():
+        assert types(handler.decide(connection, batch, prepared)) == []
+    assert _payment(connection, order_id)[:2] == ("VOIDING", "TIMED_OUT")
+
+
+def test_an_authorization_that_finds_another_s_repeats_it(connection: Connection) -> None:
+    order_id, handler = place(connection), _handler(Provider(Authorized()))
+    batch = received([created(order_id)])
+    prepared = handler.prepare(connection, batch)
+    first = decide(_handler(Provider(Authorized())), connection, created(order_id))
+    with connection.transaction():
+        assert emitted(handler.decide(connection, batch, prepared)) == emitted(first)
+    assert _payment(connection, order_id)[0] == "AUTHORIZED"
+
+
+def test_a_batch_of_everything_answers_each_of_its_own(connection: Connection) -> None:
+    fresh, old = place(connection), _in_state(connection, "VOIDED", "TIMED_OUT")
+    undone, gone = _in_state(connection, "AUTHORIZED"), place(connection)
+    decision = decide(
+        _handler(Provider(Authorized())), connection, created(fresh), created(old), aborted(undone), aborted(gone)
+    )
+    assert [(event.correlation_id, event.type) for event in emitted(decision)] == [
+        (fresh, "payment.authorized"),
+        (old, "payment.voided"),
+    ]
+    assert [_payment(connection, order_id)[0] for order_id in (undone, gone)] == ["VOIDING", "VOIDING"]
+
+
+# The timer
+
+
+@pytest.fixture
+def quiet(connection: Connection) -> Iterator[Connection]:
+    """Fails a test whose handler says anything but through the outbox."""
+    yield connection
+    _outbox(connection)
+
+
+def test_the_timer_does_nothing_before_its_time(quiet: Connection) -> None:
+    order_id, provider = _in_state(quiet, "PENDING"), Provider(Authorized())
+    quiet.execute("UPDATE payments SET next_attempt_at = now() + interval '1 hour'")
+    assert not _run_timer(_handler(provider), quiet)
+    assert (provider.asked, _payment(quiet, order_id), _outbox(quiet)) == ([], ("PENDING", None, 1), [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "reason", "event"),
+    [
+        (Authorized(), "AUTHORIZED", None, "payment.authorized"),
+        (Declined(), "FAILED", "PAYMENT_DECLINED", "payment.failed"),
+    ],
+)
+def test_a_pending_payment_is_asked_again(
+    quiet: Connection, answer: Answer, state: State, reason: FailureReason | None, event: str
+) -> None:
+    order_id, provider = _in_state(quiet, "PENDING"), Provider(answer)
+    _run_timer(_handler(provider), quiet)
+    assert [(one.order_id, one.amount, one.currency) for one in provider.asked] == [(order_id, AMOUNT, "USD")]
+    assert _payment(quiet, order_id) == (state, reason, 2)
+    (body,) = _outbox(quiet)
+    assert (body["type"], body["correlationId"]) == (event, order_id)
+
+
+def test_the_timer_s_event_and_a_later_repeat_are_the_same(quiet: Connection) -> None:
+    order_id, handler = _in_state(quiet, "PENDING"), _handler(Provider(Authorized()))
+    _run_timer(handler, quiet)
+    (event,) = emitted(decide(handler, quiet, created(order_id)))
+    (body,) = _outbox(quiet)
+    assert body["id"] == str(event.id)
+    assert body["occurredAt"] == event.occurred_at.isoformat().replace("+00:00", "Z")
+    assert body["payload"]["items"] == [{"sku": "SKU-1", "qty": 1, "price": "129.00"}]
+
+
+@pytest.mark.parametrize("answer", [None, Pending()])
+def test_a_pending_payment_without_an_answer_backs_off_then_is_voided_then_fails(
+    quiet: Connection, answer: Answer
+) -> None:
+    order_id, provider = _in_state(quiet, "PENDING"), Provider(answer, NothingToVoid())
+    handler = _handler(provider)
+    for attempts in range(2, MAX_ATTEMPTS):
+        _make_due(quiet)
+        _run_timer(handler, quiet)
+        assert _payment(quiet, order_id) == ("PENDING", None, attempts)
+        assert row(quiet, "SELECT next_attempt_at BETWEEN now() AND now() + interval '30 s' FROM payments") == (True,)
+    _make_due(quiet)
+    _run_timer(handler, quiet)
+    assert _payment(quiet, order_id) == ("VOIDING", "PROVIDER_UNAVAILABLE", 0)
+    assert _outbox(quiet) == []
+    _run_timer(handler, quiet)
+    assert _payment(quiet, order_id)[:2] == ("FAILED", "PROVIDER_UNAVAILABLE")
+    (body,) = _outbox(quiet)
+    assert (body["type"], body["payload"]["reason"]) == ("payment.failed", "PROVIDER_UNAVAILABLE")
+    assert provider.voided == [order_id]
+
+
+@pytest.mark.parametrize("answer", [Voided(), NothingToVoid()])
+@pytest.mark.parametrize("reason", ["OUT_OF_STOCK", None])
+def test_a_voiding_payment_is_voided(
+    quiet: Connection, answer: Voided | NothingToVoid, reason: FailureReason | None
+) -> None:
+    order_id, provider = _in_state(quiet, "VOIDING", reason), Provider(void_answer=answer)
+    _run_timer(_handler(provider), quiet)
+    assert (provider.voided, provider.asked) == ([order_id], [])
+    assert _payment(quiet, order_id)[:2] == ("VOIDED", reason)
+    (body,) = _outbox(quiet)
+    assert (body["type"], body["payload"]["reason"]) == ("payment.voided", reason)
+
+
+def test_a_void_without_an_answer_is_asked_again_without_end(quiet: Connection) -> None:
+    order_id, provider = _in_state(quiet, "VOIDING", "TIMED_OUT", attempts=0), Provider()
+    handler = _handler(provider)
+    for attempts in range(1, 3 * MAX_ATTEMPTS):
+        _make_due(quiet)
+        _run_timer(handler, quiet)
+        assert _payment(quiet, order_id) == ("VOIDING", "TIMED_OUT", attempts)
+        assert row(quiet, "SELECT next_attempt_at BETWEEN now() AND now() + interval '30 s' FROM payments") == (True,)
+    assert _outbox(quiet) == []
+
+
+def _abort_elsewhere(postgres_url: str, order_id: str) -> None:
+    with connect(postgres_url, "another") as another:
+        decide(_handler(Provider()), another, aborted(order_id))
+
+
+def test_an_abort_during_an_attempt_stands(quiet: Connection, postgres_url: str) -> None:
+    order_id, provider = _in_state(quiet, "PENDING"), Provider(Authorized(), Voided())
+    handler = _handler(provider)
+    provider.meanwhile = lambda: _abort_elsewhere(postgres_url, order_id)
+    _run_timer(handler, quiet)
+    assert _payment(quiet, order_id)[:2] == ("VOIDING", "OUT_OF_STOCK")
+    assert _outbox(quiet) == []
+    provider.meanwhile = lambda: None
+    _run_timer(handler, quiet)
+    assert [body["type"] for body in _outbox(quiet)] == ["payment.voided"]
+
+
+def test_an_attempt_that_comes_back_authorized_after_the_void_is_voided_again(
+    quiet: Connection, postgres_url: str
+) -> None:
+    order_id, provider = _in_state(quiet, "PENDING"), Provider(Authorized(), Voided())
+    handler = _handler(provider)
+
+    def void_elsewhere() -> None:
+        _abort_elsewhere(postgres_url, order_id)
+        with connect(postgres_url, "another") as another:
+            _run_timer(_handler(Provider(void_answer=Voided())), another)
+
+    provider.meanwhile = void_elsewhere
+    _run_timer(handler, quiet)
+    assert _payment(quiet, order_id)[:2] == ("VOIDING", "OUT_OF_STOCK")
+    provider.meanwhile = lambda: None
+    _run_timer(handler, quiet)
+    assert _payment(quiet, order_id)[:2] == ("VOIDED", "OUT_OF_STOCK")
+    assert [body["type"] for body in _outbox(quiet)] == ["payment.voided", "payment.voided"]
+
+
+def test_an_attempt_under_way_is_not_made_by_another_too(quiet: Connection, postgres_url: str) -> None:
+    order_id, gate, reached = _in_state(quiet, "PENDING"), threading.Event(), threading.Event()
+    provider, idle = Provider(Authorized()), Provider(Authorized())
+
+    def hold() -> None:
+        reached.set()
+        _wait(gate)
+
+    provider.meanwhile = hold
+    with ThreadPoolExecutor(1) as pool:
+        attempt = pool.submit(_run_timer, _handler(provider), quiet)
+        try:
+            assert reached.wait(10)
+            with connect(postgres_url, "another") as another:
+                assert not _run_timer(_handler(idle), another)
+        finally:
+            gate.set()
+        attempt.result(10)
+    assert idle.asked == []
+    assert _payment(quiet, order_id)[0] == "AUTHORIZED"
+
+
+# The simulated provider
+
+
+def _charge(order_id: str) -> Charge:
+    return Charge(order_id, AMOUNT, "USD", AT)
+
+
+def test_the_simulated_provider_never_changes_its_mind() -> None:
+    provider = SimulatedProvider(0.5, 0)
+    answers = [provider.authorize(_charge(str(number)), 1) for number in range(2_000)]
+    assert answers == [provider.authorize(_charge(str(number)), 1) for number in range(2_000)]
+    assert 900 < answers.count(Authorized()) < 1_100
+
+
+@pytest.mark.parametrize(("rate", "answer"), [(0.0, Declined()), (1.0, Authorized())])
+def test_the_rates_0_and_1_are_exact(rate: float, answer: Answer) -> None:
+    provider = SimulatedProvider(rate, 0)
+    assert {type(provider.authorize(_charge(str(number)), 1)) for number in range(500)} == {type(answer)}
+
+
+def test_the_throw_rate_leaves_attempts_unanswered_but_no_void() -> None:
+    provider = SimulatedProvider(1, 1)
+    with pytest.raises(ProviderUnavailableError):
+        provider.authorize(_charge("1"), 1)
+    assert provider.void("1", 1) == Voided()
+
+
+def test_an_adapter_s_defect_is_no_answer(connection: Connection) -> None:
+    order_id, provider = place(connection), Provider(Authorized())
+
+    def defect() -> None:
+        raise ZeroDivisionError
+
+    provider.meanwhile = defect
+    assert types(decide(_handler(provider), connection, created(order_id))) == []
+    assert _payment(connection, order_id)[0] == "PENDING"
