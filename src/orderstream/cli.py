@@ -274,5 +274,46 @@ def stock_list() -> None:
         click.echo(f"{sku:<40} {available:>10} {reserved:>10}")
 
 
+@main.group(context_settings=_HELP)
+def dlq() -> None:
+    """Look at the dead letters: records that could not be processed."""
+
+
+_GROUP = click.Choice(["payment-worker", "inventory-worker", "order-service"])
+
+
+@dlq.command("list")
+@click.argument("service", type=_GROUP, required=False)
+@click.option("-n", "limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Newest of a service.")
+def dlq_list(service: str | None, limit: int) -> None:
+    """List the newest dead letters of SERVICE, or of all: service, partition, offset, time, reason, source, key."""
+    from confluent_kafka import KafkaException
+
+    from orderstream.worker.dead_letter_reader import newest
+
+    settings = _located()
+    with _plain_errors(KafkaException):
+        for group in [service] if service else _GROUP.choices:
+            for letter in newest(settings, group, limit):
+                click.echo(letter.line)
+
+
+@dlq.command("show")
+@click.argument("service", type=_GROUP)
+@click.argument("partition", type=click.IntRange(min=0))
+@click.argument("offset", type=click.IntRange(min=0))
+def dlq_show(service: str, partition: int, offset: int) -> None:
+    """Show one dead letter whole, by the place that `list` gives."""
+    from confluent_kafka import KafkaException
+
+    from orderstream.worker.dead_letter_reader import one
+
+    with _plain_errors(KafkaException):
+        letter = one(_located(), service, partition, offset)
+    if letter is None:
+        raise click.ClickException("there is no such dead letter")
+    click.echo(letter.text)
+
+
 if __name__ == "__main__":
     main()

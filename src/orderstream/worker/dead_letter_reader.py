@@ -1,0 +1,114 @@
+"""Reading dead letters back, for a person: what failed, where it came from, and why (P9). Moves no offset."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from confluent_kafka import Consumer, Message, TopicPartition
+from msgspec import Struct
+
+from orderstream.kafka.client import consumer
+from orderstream.kafka.topics import dead_letter_topic
+from orderstream.settings import Settings
+
+TIMEOUT_SECONDS = 10.0
+"""Longest wait for one answer of Kafka."""
+
+
+class StoredLetter(Struct, frozen=True):
+    """A dead letter where it lies. `notes` are the `dlq-*` headers: source, reason, error, attempts."""
+
+    group: str
+    partition: int
+    offset: int
+    at: datetime | None
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, str]
+    notes: dict[str, str]
+
+    @property
+    def line(self) -> str:
+        """Return the letter in one line: where it lies, when it came, why, from where, and its key."""
+        notes = self.notes
+        source = f"{notes.get('topic')}/{notes.get('partition')}@{notes.get('offset')}"
+        at = self.at.isoformat(timespec="milliseconds") if self.at else "-"
+        key = (self.key or b"").decode("utf-8", "replace")
+        return f"{self.group} {self.partition} {self.offset}  {at}  {notes.get('reason')}  {source}  {key:.100}"
+
+    @property
+    def text(self) -> str:
+        """Return the whole letter; bytes that are not UTF-8 are shown as escapes."""
+        fields = [self.line, ""]
+        fields += [f"{name}: {value}" for name, value in (*self.notes.items(), *self.headers.items())]
+        return "\n".join([*fields, "", (self.value or b"").decode("utf-8", "backslashreplace")])
+
+
+def newest(settings: Settings, group: str, limit: int) -> list[StoredLetter]:
+    """Return the newest letters of a consumer group, at most `limit`, oldest first.
+
+    Raises KafkaException when Kafka does not answer.
+    """
+    reader = consumer(settings, f"{group}.dlq-reader")
+    try:
+        topic = dead_letter_topic(group)
+        found: list[StoredLetter] = []
+        partitions = reader.list_topics(topic, timeout=TIMEOUT_SECONDS).topics[topic].partitions
+        for partition in partitions:
+            low, high = reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS)
+            found += _read(reader, group, partition, max(low, high - limit), high)
+        found.sort(key=lambda letter: letter.at or datetime.min.replace(tzinfo=UTC))
+        return found[-limit:]
+    finally:
+        reader.close()
+
+
+def one(settings: Settings, group: str, partition: int, offset: int) -> StoredLetter | None:
+    """Return the letter at a place, None if there is none. Raises as `newest` does."""
+    reader = consumer(settings, f"{group}.dlq-reader")
+    try:
+        place = TopicPartition(dead_letter_topic(group), partition)
+        low, high = reader.get_watermark_offsets(place, timeout=TIMEOUT_SECONDS)
+        if not low <= offset < high:
+            return None
+        return next(_read(reader, group, partition, offset, offset + 1), None)
+    finally:
+        reader.close()
+
+
+def _read(reader: Consumer, group: str, partition: int, start: int, end: int) -> Iterator[StoredLetter]:
+    """Yield the letters of a partition from offset `start` to before `end`."""
+    if start >= end:
+        return
+    reader.assign([TopicPartition(dead_letter_topic(group), partition, start)])
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        message = reader.poll(0.2)
+        if message is None or message.error() is not None:
+            continue
+        if (message.offset() or 0) >= end:
+            return
+        yield _letter(group, message)
+        if (message.offset() or 0) == end - 1:
+            return
+
+
+def _letter(group: str, message: Message) -> StoredLetter:
+    milliseconds = int(message.timestamp()[1])
+    headers, notes = {}, {}
+    for name, value in message.headers() or []:
+        text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+        if name.startswith("dlq-"):
+            notes[name.removeprefix("dlq-")] = text
+        else:
+            headers[name] = text
+    return StoredLetter(
+        group,
+        message.partition() or 0,
+        message.offset() or 0,
+        datetime.fromtimestamp(milliseconds / 1_000, UTC) if milliseconds > 0 else None,
+        message.key(),
+        message.value(),
+        headers,
+        notes,
+    )
