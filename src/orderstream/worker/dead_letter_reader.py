@@ -96,7 +96,7 @@ def _read(reader: Consumer, group: str, partition: int, start: int, end: int) ->
 def _letter(group: str, message: Message) -> StoredLetter:
     milliseconds = int(message.timestamp()[1])
     headers, notes = {}, {}
-    for name, value in message.headers() or []:
+    for name, value in dict(message.headers() or ()).items():
         text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
         if name.startswith("dlq-"):
             notes[name.removeprefix("dlq-")] = text
