@@ -38,9 +38,9 @@ export const options = {
   thresholds: {
     http_req_failed: ['rate<0.01'],
     checks: ['rate>0.99'],
-    'http_req_duration{name:place}': ['p(95)<250'],
-    'http_req_duration{name:read}': ['p(95)<100'],
-    settle_ms: ['p(95)<1000'],
+    'http_req_duration{name:place}': ['p(95)<500'],
+    'http_req_duration{name:read}': ['p(95)<500'],
+    settle_ms: ['p(95)<2000'],
     unsettled: ['rate==0'],
   },
 };

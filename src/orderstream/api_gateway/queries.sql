@@ -2,30 +2,28 @@
 
 -- name: accept_orders
 -- Commits a group of orders, each with its items and its first event, and wakes the relay.
--- Parameters: arrays of equal length, one element an order; `line_*` likewise, one element an item; `channel`.
+-- Parameters: `orders`, a JSON array; `channel`. One JSON text costs the gateway half of what arrays of the same values
+-- cost it, and Postgres nothing more.
 -- An order that is there already, because a group was repeated whose COMMIT was answered by silence, is left alone with
 -- its items and its event: all three hang on the row having been inserted now. A twin still under way is waited for.
--- The arrays go in binary form: in text form each element is searched for what to quote, which costs more than the rest.
 -- Index: orders_pkey. Locks: the new rows only.
 WITH incoming AS (
     SELECT *
-    FROM unnest(
-        %(order_ids)b::text[], %(user_ids)b::text[], %(amounts)b::numeric[], %(currencies)b::text[],
-        %(accepted_ats)b::timestamptz[], %(topics)b::text[], %(event_ids)b::uuid[], %(values)b::text[],
-        %(traceparents)b::text[], %(tracestates)b::text[]
-    ) AS t (id, user_id, amount, currency, accepted_at, topic, event_id, value, traceparent, tracestate)
+    FROM json_to_recordset(%(orders)s::json) AS t (
+        id text, user_id text, amount numeric, currency text, items json, accepted_at timestamptz,
+        topic text, event_id uuid, value text, traceparent text, tracestate text
+    )
 ), accepted AS (
     INSERT INTO orders (id, user_id, amount, currency, created_at, updated_at, traceparent, tracestate)
     SELECT id, user_id, amount, currency, accepted_at, accepted_at, traceparent, tracestate FROM incoming
     ON CONFLICT (id) DO NOTHING
     RETURNING id
-), items AS (
+), lines AS (
     INSERT INTO order_items (order_id, sku, qty, price)
-    SELECT order_id, sku, qty, price
-    FROM unnest(
-        %(line_order_ids)b::text[], %(line_skus)b::text[], %(line_qtys)b::int[], %(line_prices)b::numeric[]
-    ) AS line (order_id, sku, qty, price)
-    JOIN accepted ON accepted.id = order_id
+    SELECT id, sku, qty, price
+    FROM incoming
+    JOIN accepted USING (id)
+    CROSS JOIN json_to_recordset(items) AS line (sku text, qty int, price numeric)
 ), events AS (
     INSERT INTO outbox (topic, order_id, event_id, value, traceparent, tracestate)
     SELECT topic, id, event_id, value, traceparent, tracestate FROM incoming JOIN accepted USING (id)

@@ -7,14 +7,17 @@ been committed.
 
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
 
+import msgspec
 import psycopg
 from msgspec import Struct
 
 from orderstream.api_gateway.gathering import Asked, Gathering, TryAgainError
 from orderstream.api_gateway.session import Session
 from orderstream.domain import events
-from orderstream.domain.events import OrderCreated
+from orderstream.domain.events import Item, OrderCreated
 from orderstream.postgres import outbox
 from orderstream.postgres.connect import is_fatal
 from orderstream.postgres.sql import load
@@ -33,6 +36,25 @@ class NewOrder(Struct, frozen=True):
     created: OrderCreated
     accepted_at: datetime
     carrier: Carrier
+
+
+class _Row(Struct, frozen=True):
+    """One element of what `accept_orders` takes: an order, its items, and its row in the outbox."""
+
+    id: str
+    user_id: str
+    amount: Decimal
+    currency: str
+    items: tuple[Item, ...]
+    accepted_at: datetime
+    topic: str
+    event_id: UUID
+    value: str
+    traceparent: str | None
+    tracestate: str | None
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 class RefusedError(Exception):
@@ -79,20 +101,24 @@ def _lines(order: NewOrder) -> int:
 
 
 def _parameters(orders: Sequence[NewOrder]) -> dict[str, object]:
-    """Return the arrays that `accept_orders` takes."""
-    created = [order.created for order in orders]
-    lines = [(one.order_id, item) for one in created for item in one.items]
-    return {
-        **outbox.parameters(
-            [outbox.OutboxRow(events.build(order.created, order.accepted_at), *order.carrier) for order in orders]
-        ),
-        "user_ids": [one.user_id for one in created],
-        "amounts": [one.amount for one in created],
-        "currencies": [one.currency for one in created],
-        "accepted_ats": [order.accepted_at for order in orders],
-        "line_order_ids": [order_id for order_id, _ in lines],
-        "line_skus": [item.sku for _, item in lines],
-        "line_qtys": [item.qty for _, item in lines],
-        "line_prices": [item.price for _, item in lines],
-        "channel": outbox.CHANNEL,
-    }
+    """Return what `accept_orders` takes."""
+    return {"orders": _encode([_row(order) for order in orders]).decode(), "channel": outbox.CHANNEL}
+
+
+def _row(order: NewOrder) -> _Row:
+    created = order.created
+    event = events.build(created, order.accepted_at)
+    traceparent, tracestate = order.carrier
+    return _Row(
+        id=created.order_id,
+        user_id=created.user_id,
+        amount=created.amount,
+        currency=created.currency,
+        items=created.items,
+        accepted_at=order.accepted_at,
+        topic=events.topic(event.type),
+        event_id=event.id,
+        value=_encode(event).decode(),
+        traceparent=traceparent,
+        tracestate=tracestate,
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from orderstream.stack.postgres import place
 from orderstream.stack.state import StateDir
 
 # The example order of the README; a test holds the two against each other.
@@ -30,11 +31,17 @@ def banner(urls: Mapping[str, str], state: StateDir) -> str:
         "Valkey": urls["REDIS_URL"],
         "Kafka": urls["KAFKA_BROKERS"],
         "Logs": f"{state.logs}  (or: orderstream logs -f)",
-        "State": f"{state.root}  (orderstream reset removes it)",
+        "State": f"{_places(state)}  (orderstream reset removes it)",
     }
     table = "\n".join(f"  {name:<11} {value}" for name, value in rows.items())
     first = "OrderStream is up. To stop it: Ctrl-C here, or `orderstream down` anywhere."
     return f"\n{first}\n\n{table}\n\n{curl_lines(base_url)}\n"
+
+
+def _places(state: StateDir) -> str:
+    """Where the state is; root's PostgreSQL has its data elsewhere."""
+    data = place(state).data
+    return str(state.root) if data.is_relative_to(state.root) or not data.exists() else f"{state.root} and {data}"
 
 
 def exports(urls: Mapping[str, str]) -> str:

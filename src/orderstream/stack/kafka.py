@@ -118,7 +118,9 @@ class Kafka:
         from confluent_kafka.admin import AdminClient  # noqa: PLC0415
 
         if self._admin is None:
-            self._admin = AdminClient({"bootstrap.servers": self.brokers, "log_level": 0})
+            self._admin = AdminClient(
+                {"bootstrap.servers": self.brokers, "log_level": 0, "reconnect.backoff.max.ms": 200}
+            )
         try:
             if not self._admin.list_topics(timeout=_ANSWER_SECONDS).brokers:
                 return False

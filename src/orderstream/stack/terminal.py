@@ -80,8 +80,10 @@ class Terminal:
             time.sleep(_FRAME_SECONDS)
             frame += 1
             with self._lock:
-                if self._begun:
-                    self._write("\r\x1b[2K" + self._moving(frame))
+                if not self._begun:
+                    self._painter = None
+                    return
+                self._write("\r\x1b[2K" + self._moving(frame))
 
     def _moving(self, frame: int) -> str:
         now = time.monotonic()

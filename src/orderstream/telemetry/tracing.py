@@ -23,6 +23,9 @@ ERROR_MAX_CHARACTERS = 500
 BUCKETS_MAX = 64
 """Span names that are limited apart from each other; routes are few, and any beyond these share one bucket."""
 
+UNTRACED_ROUTES = ("/livez", "/readyz", "/metrics")
+"""Asked for by machines every few seconds: nobody looks for these traces, and they would hide the others."""
+
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _random_bits = random.Random().getrandbits  # noqa: S311 - an id, not a secret; seeded by the operating system
 
@@ -128,14 +131,15 @@ class Tracer:
     def server(self, name: str, parent: Carrier) -> Span:
         """Begin the span of one HTTP request: the root of its trace, or a child of the client's `traceparent`.
 
-        `name` is method and route, `POST /orders`. Each name is sampled on its own, so that polling clients do not use
-        up the samples of new orders; a client that did not sample its own trace is followed.
+        `name` is method and route, `POST /orders`; without a space where there is no route. Each name is sampled on its
+        own, so that polling clients do not use up the samples of new orders. A client that did not sample its own trace
+        is followed.
         """
         context = parse(parent)
         if self._sink is not None and (context is None or context.sampled) and self._sampled(name):
             span = RecordedSpan(self._sink, name, "SERVER", context)
-            method, _, route = name.partition(" ")
-            span.attributes = {"http.request.method": method, "http.route": route}
+            method, space, route = name.partition(" ")
+            span.attributes = {"http.request.method": method, "http.route": route} if space else {}
             return span
         trace_id = context.trace_id if context else f"{_random_bits(128):032x}"
         return Span(trace_id, (f"00-{trace_id}-{_random_bits(64):016x}-00", context.tracestate if context else None))
@@ -192,6 +196,8 @@ class Tracer:
         return RecordedSpan(self._sink, name, kind, context) if context and context.sampled else None
 
     def _sampled(self, name: str) -> bool:
+        if name.endswith(UNTRACED_ROUTES):
+            return False
         key = name if name in self._buckets or len(self._buckets) < BUCKETS_MAX else ""
         if key not in self._buckets:
             self._buckets[key] = TokenBucket(self._samples_per_second, self._clock)

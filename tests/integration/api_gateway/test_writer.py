@@ -1,6 +1,7 @@
 """Group commit on a real database: neighbours, lost answers, limits, and a Postgres that is away."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -48,7 +49,7 @@ class CountingSession(Session):
         self.go.set()
 
     async def execute(self, statement: Any, parameters: Any) -> list[TupleRow]:
-        self.sizes.append(len(parameters["order_ids"]))
+        self.sizes.append(len(json.loads(parameters["orders"])))
         self.begun.set()
         await self.go.wait()
         return await super().execute(statement, parameters)

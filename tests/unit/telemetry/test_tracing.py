@@ -128,6 +128,15 @@ def test_a_sampled_request_is_the_root_of_its_trace(tracer: Tracer, kept: Kept) 
     }
 
 
+def test_a_request_that_matches_no_route_has_no_route(tracer: Tracer) -> None:
+    assert recorded(tracer.server("unknown", NOBODY)).attributes == {}
+
+
+@pytest.mark.parametrize("name", ["GET /livez", "GET /readyz", "HEAD /readyz", "GET /metrics"])
+def test_probes_are_not_traced(tracer: Tracer, name: str) -> None:
+    assert not isinstance(tracer.server(name, NOBODY), RecordedSpan)
+
+
 def test_a_sampled_clients_trace_is_continued(tracer: Tracer) -> None:
     span = recorded(tracer.server("POST /orders", SAMPLED))
     assert span.parent is not None

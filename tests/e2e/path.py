@@ -1,0 +1,70 @@
+"""The five services through the real executable, on the parts of the whole run and a database of their own."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from orderstream.kafka.topics import CONSUMER_GROUPS
+from orderstream.stack.parts import Parts
+from orderstream.stack.state import checkout
+from tests.databases import Databases
+from tests.e2e.stack import Stack, stack
+from tests.topics import begin_here
+from tests.waiting import wait_until
+
+
+class Services:
+    """A running stack, where it is, and what it says of an order."""
+
+    def __init__(self, made: Stack, postgres_url: str, given: dict[str, str]) -> None:
+        self.base_url = made.base_url
+        self.postgres_url = postgres_url
+        self._stack = made
+        self._given = given
+
+    def command(self, *arguments: str) -> str:
+        """Run `orderstream <arguments>` against these parts and return what it prints."""
+        answer = self._stack.run(*arguments, **self._given)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+
+    def read(self, order_id: str) -> httpx.Response:
+        """GET the order."""
+        return httpx.get(f"{self.base_url}/orders/{order_id}", timeout=10)
+
+    def settled(self, order_id: str, limit_seconds: float = 20) -> dict[str, Any]:
+        """Wait until the order is settled and return it."""
+
+        def order() -> dict[str, Any] | None:
+            answer = self.read(order_id)
+            assert answer.status_code in (200, 202), answer.text
+            return dict(answer.json()) if answer.status_code == 200 else None
+
+        found = wait_until(order, limit_seconds, f"order {order_id} does not settle")
+        assert found is not None
+        return found
+
+
+@contextmanager
+def services(root: Path, parts: Parts, databases: Databases, **settings: str) -> Iterator[Services]:
+    """Run the services until the block ends. One at a time: their consumer groups are the real ones."""
+    for group in CONSUMER_GROUPS:
+        begin_here(parts.kafka_brokers, group)
+    with databases.migrated() as postgres_url, stack(root) as made:
+        given = {**parts.environment, "POSTGRES_URL": postgres_url}
+        made.up(**given, **settings).serves()
+        yield Services(made, postgres_url, given)
+
+
+def readme_block(heading: str) -> str:
+    """Return the first bash block under a heading of the README: what everybody is told to paste."""
+    text = (checkout() / "README.md").read_text(encoding="utf-8")
+    section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, f"the README has no heading {heading!r}"
+    block = re.search(r"^```bash\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
+    assert block, f"the README has no bash block under {heading!r}"
+    return block[1]

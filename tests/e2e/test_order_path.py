@@ -1,0 +1,156 @@
+"""One order, as its customer sees it: the README's own lines, and what is in the stores afterwards."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import redis
+
+from orderstream.stack.parts import Parts
+from tests.databases import Databases
+from tests.e2e.path import Services, readme_block, services
+from tests.waiting import wait_until
+
+ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}], "amount": 129.0, "currency": "USD"}
+
+# The project's first description, word for word but for the port.
+SEED_CREATE = r"""
+curl -s -X POST http://localhost:3000/orders \
+  -H 'content-type: application/json' \
+  -d '{"userId":"u-1","items":[{"sku":"SKU-1","qty":1,"price":129.0}],
+       "amount":129.0,"currency":"USD"}'
+"""
+SEED_READ = "curl -s http://localhost:3000/orders/<orderId>"
+SEED_STOCK = """
+CREATE TABLE IF NOT EXISTS inventory (
+  sku TEXT PRIMARY KEY,
+  available INT NOT NULL DEFAULT 0,
+  reserved  INT NOT NULL DEFAULT 0
+);
+INSERT INTO inventory (sku, available, reserved)
+VALUES ('SKU-1', 100, 0)
+ON CONFLICT (sku) DO UPDATE SET available = EXCLUDED.available;
+"""
+
+
+@pytest.fixture(scope="module")
+def running(
+    tmp_path_factory: pytest.TempPathFactory, parts: Parts, databases: Databases, kafka_brokers: str
+) -> Iterator[Services]:
+    """The services, with every payment authorized."""
+    with services(tmp_path_factory.mktemp("path"), parts, databases) as started:
+        yield started
+
+
+def _bash(lines: str) -> str:
+    return subprocess.run(["bash", "-c", lines], capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+def _rows(running: Services, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+    with psycopg.connect(running.postgres_url) as connection:
+        return connection.execute(query.encode(), parameters).fetchall()
+
+
+def test_the_readme_s_lines_place_an_order_and_read_it_back(running: Services) -> None:
+    lines = readme_block("Place an order")
+    assert "http://127.0.0.1:3000" in lines
+    first, last = _bash(lines.replace("http://127.0.0.1:3000", running.base_url)).splitlines()
+    order_id = json.loads(first)["orderId"]
+    order = json.loads(last)
+    assert order["orderId"] == order_id
+    assert order["status"] in ("PROCESSING", "PAID", "CONFIRMED")
+    settled = running.settled(order_id)
+    assert (settled["status"], settled["amount"], settled["currency"]) == ("CONFIRMED", 129, "USD")
+    assert (settled["payment"]["state"], settled["stock"]["state"]) == ("authorized", "reserved")
+
+
+def test_the_first_description_s_walk_through(running: Services) -> None:
+    here = running.base_url
+    with psycopg.connect(running.postgres_url) as connection:
+        connection.execute(SEED_STOCK.encode())
+    ((available, reserved),) = _rows(running, "SELECT available, reserved FROM inventory WHERE sku = 'SKU-1'")
+    assert available == 100
+    order_id = json.loads(_bash(SEED_CREATE.replace("http://localhost:3000", here)))["orderId"]
+    running.settled(order_id)
+    order = json.loads(_bash(SEED_READ.replace("http://localhost:3000", here).replace("<orderId>", order_id)))
+    assert (order["orderId"], order["status"]) == (order_id, "CONFIRMED")
+    assert _rows(running, "SELECT available, reserved FROM inventory WHERE sku = 'SKU-1'") == [(99, reserved + 1)]
+    assert _rows(running, "SELECT user_id, amount, currency, status FROM orders WHERE id = %s", order_id) == [
+        ("u-1", 129, "USD", "CONFIRMED")
+    ]
+    assert _rows(running, "SELECT sku, qty, price FROM order_items WHERE order_id = %s", order_id) == [
+        ("SKU-1", 1, 129)
+    ]
+
+
+def _place(running: Services, **changes: object) -> str:
+    answer = httpx.post(f"{running.base_url}/orders", json=ORDER | changes, timeout=10)
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["Location"] == f"/orders/{answer.json()['orderId']}"
+    order_id: str = answer.json()["orderId"]
+    return order_id
+
+
+def test_a_settled_order_is_cached_by_its_first_read(running: Services, parts: Parts) -> None:
+    order_id = _place(running)
+    wait_until(
+        lambda: _rows(running, "SELECT FROM orders WHERE id = %s AND status = 'CONFIRMED'", order_id), 20, "it settles"
+    )
+    with redis.Redis.from_url(parts.redis_url) as client:
+        key = f"order:{order_id}"
+
+        def read() -> httpx.Response:
+            answer = running.read(order_id)
+            assert answer.status_code == 200
+            return answer
+
+        first = read()
+        assert first.headers["X-Cache"] == "MISS"
+        value = wait_until(lambda: client.get(key), 5, "the key appears")
+        assert json.loads(value) == first.json()
+        assert 59 <= int(client.ttl(key)) <= 120
+        second = read()
+        assert (second.headers["X-Cache"], second.json()) == ("HIT", first.json())
+
+
+@pytest.mark.parametrize(
+    ("sku", "qty", "reason"), [("SKU-1", 1_000_000, "OUT_OF_STOCK"), ("NEVER-SEEN", 1, "UNKNOWN_SKU")]
+)
+def test_without_stock_an_order_fails_and_its_payment_is_voided(
+    running: Services, sku: str, qty: int, reason: str
+) -> None:
+    running.command("stock", "set", "SKU-2", "5")
+    before = _rows(running, "SELECT * FROM inventory ORDER BY sku")
+    order_id = _place(running, items=[{"sku": sku, "qty": qty, "price": 1}, {"sku": "SKU-2", "qty": 1, "price": 1}])
+    order = running.settled(order_id)
+    assert (order["status"], order["failureReason"]) == ("FAILED", reason)
+    wait_until(
+        lambda: _rows(running, "SELECT FROM payments WHERE order_id = %s AND state = 'VOIDED'", order_id),
+        20,
+        "its payment is voided",
+    )
+    wait_until(
+        lambda: _rows(
+            running,
+            "SELECT FROM orders WHERE id = %s AND status = 'FAILED' AND payment = 'voided' AND stock = 'released'",
+            order_id,
+        ),
+        20,
+        "the order knows that it is compensated",
+    )
+    assert _rows(running, "SELECT state, lines FROM reservations WHERE order_id = %s", order_id) == [("RELEASED", {})]
+    assert _rows(running, "SELECT * FROM inventory ORDER BY sku") == before
+
+
+def test_the_stock_commands(running: Services) -> None:
+    running.command("stock", "set", "SKU-9", "5")
+    running.command("stock", "add", "SKU-9", "2")
+    assert running.command("stock", "list").split()[-3:] == ["SKU-9", "7", "0"]
+
+
+def test_a_clean_start_and_stop_leaves_nothing_in_the_outbox(running: Services) -> None:
+    wait_until(lambda: not _rows(running, "SELECT FROM outbox"), 20, "everything is published")

@@ -1,0 +1,62 @@
+"""The benchmark's books notice every way in which an order or a unit of stock can go missing."""
+
+from bench import books
+from bench.load import Load
+
+from orderstream.postgres.connect import Connection
+
+USER, SKU = "bench-test", "BENCH-1"
+
+
+def placed(connection: Connection, order_id: str, status: str = "CONFIRMED", qty: int = 1) -> None:
+    facts = ("authorized", "reserved") if status == "CONFIRMED" else ("none", "none")
+    connection.execute(
+        "INSERT INTO orders (id, user_id, amount, currency, status, payment, stock)"
+        " VALUES (%s, %s, 1, 'USD', %s, %s, %s)",
+        (order_id, USER, status, *facts),
+    )
+    connection.execute("INSERT INTO order_items VALUES (%s, %s, %s, 1)", (order_id, SKU, qty))
+
+
+def stocked(connection: Connection, available: int, reserved: int) -> None:
+    connection.execute("INSERT INTO inventory VALUES (%s, %s, %s)", (SKU, available, reserved))
+
+
+def told(accepted: int, unanswered: int = 0) -> Load:
+    return Load(accepted=accepted, refused=0, unanswered=unanswered, place={}, settle={}, cpu_seconds=0)
+
+
+def test_books_that_balance(connection: Connection) -> None:
+    placed(connection, "o-1")
+    placed(connection, "o-2", qty=2)
+    stocked(connection, 7, 3)
+    assert books.orders(connection, USER, told(2)) == []
+    assert books.orders(connection, USER, told(1, unanswered=1)) == []
+    assert books.stock(connection, SKU, 10) == []
+
+
+def test_an_accepted_order_that_is_not_there(connection: Connection) -> None:
+    placed(connection, "o-1")
+    (problem,) = books.orders(connection, USER, told(2))
+    assert problem == "bench-test: 2 orders were accepted (0 unanswered), 1 are there"
+
+
+def test_an_order_that_nobody_was_told_of(connection: Connection) -> None:
+    placed(connection, "o-1")
+    placed(connection, "o-2")
+    assert len(books.orders(connection, USER, told(1))) == 1
+
+
+def test_an_accepted_order_that_is_not_confirmed(connection: Connection) -> None:
+    placed(connection, "o-1", "PROCESSING")
+    (problem,) = books.orders(connection, USER, told(1))
+    assert problem == "bench-test: 1 orders are there, 0 are CONFIRMED"
+
+
+def test_units_that_are_lost_or_reserved_for_nobody(connection: Connection) -> None:
+    placed(connection, "o-1")
+    stocked(connection, 7, 2)
+    assert books.stock(connection, SKU, 10) == [
+        "BENCH-1: 10 units were stocked, 7 + 2 are there",
+        "BENCH-1: 2 units are reserved, the confirmed orders hold 1",
+    ]

@@ -1,0 +1,81 @@
+"""What every reply has, whatever becomes of its handler."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from starlette.types import Message
+
+from orderstream.api_gateway import problems
+from orderstream.api_gateway.endpoint import DisconnectedError, Endpoint, Reply, Request
+from orderstream.telemetry.tracing import Tracer
+from tests.asgi import Answer, call
+
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+
+
+async def greet(_request: Request) -> Reply:
+    return Reply(200, [(b"content-type", b"text/plain")], b"hello")
+
+
+async def break_down(_request: Request) -> Reply:
+    raise KeyError("a bug")
+
+
+async def be_cancelled(_request: Request) -> Reply:
+    raise asyncio.CancelledError
+
+
+async def lose_the_client(_request: Request) -> Reply:
+    raise DisconnectedError
+
+
+async def refuse(_request: Request) -> Reply:
+    raise problems.unavailable("Not now.")
+
+
+def ask(handler: Any, method: str = "GET", **headers: str) -> Answer:
+    return asyncio.run(call(Endpoint("/x", Tracer(None, 0), {"GET": handler}), method, "/x", headers=headers))
+
+
+def test_a_reply_has_its_length_and_its_trace() -> None:
+    answer = ask(greet, traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01")
+    assert (answer.status, answer.body) == (200, b"hello")
+    assert answer.headers["content-length"] == "5"
+    assert answer.headers["traceresponse"].startswith(f"00-{TRACE_ID}-")
+
+
+def test_head_is_handled_as_get() -> None:
+    assert ask(greet, "HEAD").headers["content-length"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("handler", "method", "status"),
+    [(break_down, "GET", 500), (be_cancelled, "GET", 503), (refuse, "GET", 503), (greet, "PUT", 405)],
+)
+def test_what_goes_wrong_is_a_problem_with_the_same_trace(handler: Any, method: str, status: int) -> None:
+    answer = ask(handler, method)
+    body = msgspec.json.decode(answer.body)
+    assert answer.status == body["status"] == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body["traceId"] == answer.headers["traceresponse"].split("-")[1]
+    assert ("retry-after" in answer.headers) == (status == 503)
+
+
+def test_a_bug_does_not_show_its_inside() -> None:
+    assert b"a bug" not in ask(break_down).body
+
+
+def test_a_client_that_is_gone_is_not_answered() -> None:
+    async def scenario() -> None:
+        async def receive() -> Message:
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Message) -> None:
+            pytest.fail("answered")
+
+        scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
+        await Endpoint("/x", Tracer(None, 0), {"GET": lose_the_client})(scope, receive, send)
+
+    asyncio.run(scenario())

@@ -1,0 +1,264 @@
+"""The documents say what is so: tables match the code, links lead somewhere, and nothing is named that is not there."""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import get_args
+
+import click
+import pytest
+from starlette.routing import Route
+
+from orderstream.api_gateway import problems
+from orderstream.api_gateway.problems import Problem
+from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.cli import main
+from orderstream.domain.events import TOPICS, topic
+from orderstream.domain.order import FailureReason, Status, derive
+from orderstream.inventory_worker.handler import InventoryHandler
+from orderstream.kafka.envelope import Reason
+from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
+from orderstream.order_service.handler import OrderHandler
+from orderstream.payment_worker.handler import PaymentHandler
+from orderstream.settings import Settings
+from orderstream.stack.banner import curl_lines
+from orderstream.stack.state import checkout
+from orderstream.telemetry.metrics import CATALOGUE
+from orderstream.telemetry.tracing import Tracer
+from tests.asgi import call
+from tests.unit.test_structure import TABLES
+
+ROOT = checkout()
+README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+HANDLERS = (PaymentHandler, InventoryHandler, OrderHandler)
+
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]\n]+\]\(([^)\s]+)\)")
+_CAPITALS = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
+
+Rows = list[list[str]]
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def _prose(text: str) -> str:
+    return _FENCED.sub("", text)
+
+
+def tables(page: Path) -> dict[str, Rows]:
+    """Return the tables of a page by their first line, each without it and the line below it."""
+    found: dict[str, Rows] = {}
+    for block in re.findall(r"(?:^\|.*\n)+", _prose(page.read_text(encoding="utf-8")), re.MULTILINE):
+        head, _, *rows = block.splitlines()
+        found[head] = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return found
+
+
+def table(head: str, page: Path = README) -> Rows:
+    """Return the rows of the table that begins with `head`."""
+    return tables(page)[head]
+
+
+def code(text: str) -> str:
+    """Return a word as the tables write it."""
+    return f"`{text}`"
+
+
+def test_settings() -> None:
+    def default(value: object) -> str:
+        if value in (None, {}):
+            return "none"
+        return code(f"{value:g}" if isinstance(value, float) else f"{value}")
+
+    assert table("| variable | default | meaning |") == [
+        [code(name.upper()), default(field.get_default(call_default_factory=True)), field.description]
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def test_metrics() -> None:
+    assert table("| metric | kind | labels | meaning |") == [
+        [code(one.name), one.kind, ", ".join(map(code, one.labels)) or "none", one.meaning] for one in CATALOGUE
+    ]
+
+
+def test_make_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z0-9-]+):.*?## (.*)$", makefile, re.MULTILINE)
+    assert table("| target | does |") == [[code(f"make {name}"), meaning] for name, meaning in targets]
+
+
+def commands(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command, with the words that lead to it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+def test_commands() -> None:
+    def usage(words: str, command: click.Command) -> str:
+        arguments = (one for one in command.params if isinstance(one, click.Argument))
+        return code(" ".join([words, *(one.make_metavar(click.Context(command)) for one in arguments)]))
+
+    assert table("| command | does |") == [
+        [usage(words, command), (command.help or "").splitlines()[0]]
+        for words, command in commands(main, "orderstream")
+    ]
+
+
+class Nothing:
+    """Stands for what a route would ask, of which nothing is asked here."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_endpoints() -> None:
+    nothing = Nothing()
+    orders = Orders(nothing, nothing)  # type: ignore[arg-type]
+    api = router(orders, Health(nothing), Tracer(None, 0))  # type: ignore[arg-type]
+    paths = [route.path for route in api.routes if isinstance(route, Route)]
+    served: Rows = []
+    for path in paths:
+        refused = asyncio.run(call(api, "BREW", path))
+        served += [[code(method), code(path)] for method in refused.headers["allow"].split(", ") if method != "HEAD"]
+    assert len(paths) == len(api.routes)
+    assert [row[:2] for row in table("| method | path | answers |")] == served
+
+
+PROBLEMS: list[Callable[[], Problem]] = [
+    lambda: problems.invalid_order([problems.Violation("", "")]),
+    problems.malformed_request,
+    lambda: problems.not_found(""),
+    lambda: problems.method_not_allowed([]),
+    lambda: problems.request_timeout(1),
+    lambda: problems.body_too_large(1),
+    problems.unsupported_media_type,
+    lambda: problems.head_too_large(1),
+    problems.internal_error,
+    lambda: problems.unavailable(""),
+]
+
+
+def test_problems() -> None:
+    made = [make() for make in PROBLEMS]
+    assert table("| status | type |") == [
+        [str(one.status), code(f"urn:orderstream:problem:{one.name}")] for one in made
+    ]
+    source = Path(problems.__file__).read_text(encoding="utf-8")
+    assert len(re.findall(r"return Problem\(", source)) == len(PROBLEMS)
+
+
+def test_events() -> None:
+    emitters = {topic(event): one.group for one in HANDLERS for event in one.emits}
+    readers = {name: [one.group for one in HANDLERS if name in one.topics] for name in TOPICS}
+    rows = table("| topic | from | to | says |")
+    assert {row[0]: row[1] for row in rows} == {code(name): emitters.get(name, "api-gateway") for name in TOPICS}
+    assert {row[0]: row[2] for row in rows} == {
+        code(name): ", ".join(readers[name]) or "whoever wants to know" for name in TOPICS
+    }
+
+
+def test_dead_letter_topics() -> None:
+    named = set(re.findall(r"`([a-z-]+\.dlq\.v1)`", README.read_text(encoding="utf-8")))
+    assert named == {dead_letter_topic(group) for group in CONSUMER_GROUPS}
+
+
+def test_statuses() -> None:
+    head = "| payment \\ stock | none | reserved | failed | released |"
+    stocks = head.strip("|").replace(" ", "").split("|")[1:]
+    for payment, *statuses in table(head):
+        assert statuses == [derive(payment, stock) for stock in stocks]  # type: ignore[arg-type]
+
+
+def test_tables_of_the_database() -> None:
+    assert {row[0] for row in table("| table | holds | written by |")} == set(map(code, TABLES))
+
+
+def test_the_example_is_the_banners() -> None:
+    after = README.read_text(encoding="utf-8").partition("\n## Place an order\n")[2]
+    language, lines = _FENCED.findall(after)[0]
+    assert (language, lines) == ("bash", curl_lines("http://127.0.0.1:3000") + "\n")
+
+
+PROMISES = ROOT / "docs" / "promises.md"
+
+
+def test_every_promise_has_its_line_and_its_check() -> None:
+    rows = table("| | promise | code | check | tests |", PROMISES)
+    assert [row[0] for row in rows] == [f"P{number}" for number in range(1, 12)]
+    for name, _, where, check, tests in rows:
+        assert check == f"[{name}](#{name.lower()})"
+        assert all(link.startswith("../src/orderstream/") for link in _LINK.findall(where))
+        assert all(link.startswith("../tests/") for link in _LINK.findall(tests))
+        assert _LINK.search(where)
+        assert _LINK.search(tests)
+
+
+def test_the_glossary_has_a_line_for_each_term() -> None:
+    terms = [row[0] for row in table("| term | meaning |", ROOT / "docs" / "glossary.md")]
+    assert terms == sorted(terms, key=str.lower)
+    assert set(terms) >= {
+        *("event", "envelope", "topic", "partition", "offset", "consumer group", "lag", "saga", "compensation"),
+        *("outbox", "relay", "dead letter", "redrive", "reservation", "authorization", "void"),
+    }
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what can stand after `#` in a link to a page."""
+    headings = _HEADING.findall(_prose(page.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    dead = []
+    for link in _LINK.findall(_prose(page.read_text(encoding="utf-8"))):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.is_relative_to(ROOT) or not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    assert dead == []
+
+
+@pytest.mark.parametrize("decision", sorted((ROOT / "docs" / "decisions").glob("0*.md")), ids=_name)
+def test_a_decision_says_what_a_decision_must(decision: Path) -> None:
+    headings = _HEADING.findall(decision.read_text(encoding="utf-8"))
+    assert headings[0].startswith(decision.name[:4])
+    assert headings[1:] == ["Context", "Decision", "Consequences", "When to revisit"]
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
+    assert f"({decision.name}) {headings[0][5:]}\n" in index
+
+
+ELSEWHERE = {
+    *(f"{name}_URL" for name in ("BASE", "POSTGRES", "REDIS")),
+    *("ORDER_PATH", "ID_FIELD"),  # variables of k6/orderstream.js
+    *("SASL_SSL",),  # a value of librdkafka
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_whatever_stands_in_capitals_exists(page: Path) -> None:
+    known = {*ELSEWHERE, *get_args(FailureReason), *get_args(Reason), *get_args(Status)}
+    known |= {name.upper() for name in Settings.model_fields}
+    assert set(_CAPITALS.findall(page.read_text(encoding="utf-8"))) - known == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_commands_and_targets_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    typed = "\n".join([*(body for language, body in _FENCED.findall(text) if language == "bash")])
+    typed += "\n" + "\n".join(re.findall(r"`([^`\n]+)`", _prose(text)))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z0-9-]+):.*## ", makefile, re.MULTILINE)
+    assert set(re.findall(r"\bmake ([a-z0-9-]+)", typed)) <= set(targets)
+    assert set(re.findall(r"\borderstream ([a-z][a-z-]+)", typed)) <= set(main.commands)
