@@ -44,6 +44,10 @@ BREACHES: dict[str, tuple[str, set[str]]] = {
     "failed, and nothing undone": ("UPDATE orders SET status = 'FAILED'", {"P2", "P5", "P7"}),
     "a fact that nobody decided": ("UPDATE payments SET state = 'VOIDED'", {"P7"}),
     "a fact of another time": ("UPDATE orders SET stock_at = stock_at - interval '1 second'", {"P7"}),
+    "a payment known before it was decided": (
+        "UPDATE payments SET decided_at = decided_at - interval '1 second'",
+        {"P7"},
+    ),
 }
 
 
