@@ -16,7 +16,7 @@ export PIP_CERT ?= $(BUNDLE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test check k6 k6-quick bench-smoke contracts lock clean
+.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke contracts lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,15 @@ help: ## list the targets
 up: $(READY) ## start everything on this machine; Ctrl-C stops it
 	@exec $(BIN)/orderstream up
 
-down: $(READY) ## stop what `up` started
-	@$(BIN)/orderstream down
+compose-up: ## build the image and start everything in containers (needs Docker with Compose)
+	@docker compose up -d
+
+ob-up: ## start Jaeger alone in a container, for OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318
+	@docker compose up -d jaeger
+
+down: ## stop what `up`, `compose-up` or `ob-up` started; the data stays
+	@if [ -x $(BIN)/orderstream ]; then $(BIN)/orderstream down; fi
+	@if docker compose ps -aq 2>/dev/null | grep -q .; then docker compose down; fi
 
 test: $(READY) ## run every test on real parts, on ports and state of their own
 	@$(BIN)/pytest

