@@ -3,6 +3,7 @@
 A process builds one `Settings` at its start and passes it down. `load` reports every wrong variable at once.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -16,10 +17,12 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 Replicas = Annotated[int, Field(ge=0, le=16)]
 
 
-def _key_value_pairs(value: Any) -> Any:
-    """Turn `a=1,b=2` into a dictionary; anything else is left for the validator to refuse."""
+def _options(value: Any) -> Any:
+    """Turn `a=1,b=2`, or a JSON object, into a dictionary; anything else is left for the validator to refuse."""
     if not isinstance(value, str):
         return value
+    if value.lstrip().startswith("{"):
+        return json.loads(value)
     pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
     if any(not separator for _, separator, _ in pairs):
         raise ValueError("expected name=value pairs separated by commas")
@@ -41,8 +44,9 @@ class Settings(BaseSettings):
     )
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey.")
     kafka_brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, separated by commas.")
-    kafka_options: Annotated[dict[str, str], NoDecode, BeforeValidator(_key_value_pairs)] = Field(
-        default_factory=dict, description="Further librdkafka options, as name=value pairs separated by commas."
+    kafka_options: Annotated[dict[str, str], NoDecode, BeforeValidator(_options)] = Field(
+        default_factory=dict,
+        description="Further librdkafka options: name=value pairs separated by commas, or a JSON object of strings.",
     )
     kafka_partitions: int = Field(4, ge=1, le=1_000, description="Partitions of each topic when it is created.")
     kafka_replication_factor: int = Field(1, ge=1, le=10, description="Replicas of each topic when it is created.")
@@ -107,5 +111,11 @@ def load() -> Settings:
     try:
         return Settings.model_validate({})
     except ValidationError as error:
-        problems = [f"{str(one['loc'][0]).upper()}: {one['msg']} (is {one['input']!r})" for one in error.errors()]
+        problems = [_problem(str(one["loc"][0]), one["msg"], one["input"]) for one in error.errors()]
         raise SettingsError(problems) from None
+
+
+def _problem(field: str, message: str, value: object) -> str:
+    """One line; what may hold a password is not repeated."""
+    shown = "" if field == "kafka_options" else f" (is {value!r})"
+    return f"{field.upper()}: {message}{shown}"
