@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from orderstream import cache
-from orderstream.cache import BAR_SECONDS, CacheInvalidator, CacheReader, Entry, Fill, Lease
+from orderstream.cache import BAR_SECONDS, CacheInvalidator, AsyncCache, Entry, Fill, Lease
 from orderstream.postgres.connect import (
     IDLE_IN_TRANSACTION_TIMEOUT_SECONDS,
     LOCK_TIMEOUT_SECONDS,
@@ -21,11 +21,11 @@ BODY = b'{"orderId":"a","version":3}'
 BUDGET_SECONDS = 0.05
 
 
-def reading(redis_url: str, scenario: Callable[[CacheReader], Coroutine[Any, Any, None]]) -> None:
+def reading(redis_url: str, scenario: Callable[[AsyncCache], Coroutine[Any, Any, None]]) -> None:
     """Run a scenario with a reader."""
 
     async def run() -> None:
-        reader = CacheReader(redis_url, BUDGET_SECONDS)
+        reader = AsyncCache(redis_url, BUDGET_SECONDS)
         try:
             await scenario(reader)
         finally:
@@ -34,7 +34,7 @@ def reading(redis_url: str, scenario: Callable[[CacheReader], Coroutine[Any, Any
     asyncio.run(run())
 
 
-async def lease(reader: CacheReader, order_id: str) -> str:
+async def lease(reader: AsyncCache, order_id: str) -> str:
     """Take the lease on an order that is not cached, and return its token."""
     (found,) = await reader.look_up([order_id])
     assert isinstance(found, Lease)
@@ -50,7 +50,7 @@ def invalidator(redis_url: str) -> Any:
 
 
 def test_a_miss_is_a_lease_and_its_holder_fills(redis_url: str) -> None:
-    async def scenario(reader: CacheReader) -> None:
+    async def scenario(reader: AsyncCache) -> None:
         first, other = await reader.look_up(["a", "b"])
         assert isinstance(first, Lease)
         assert isinstance(other, Lease)
@@ -68,7 +68,7 @@ def test_a_miss_is_a_lease_and_its_holder_fills(redis_url: str) -> None:
 
 
 def test_ttls_differ(redis_url: str) -> None:
-    async def scenario(reader: CacheReader) -> None:
+    async def scenario(reader: AsyncCache) -> None:
         ids = [str(number) for number in range(100)]
         leases = [one for one in await reader.look_up(ids) if isinstance(one, Lease)]
         await reader.fill([Fill(order_id, one.token, BODY) for order_id, one in zip(ids, leases, strict=True)])
@@ -82,7 +82,7 @@ def test_ttls_differ(redis_url: str) -> None:
 
 
 def test_a_delete_makes_earlier_reads_worthless(redis_url: str, invalidator: CacheInvalidator) -> None:
-    async def scenario(reader: CacheReader) -> None:
+    async def scenario(reader: AsyncCache) -> None:
         token = await lease(reader, "a")
         assert invalidator.delete(["a"])
         await reader.fill([Fill("a", token, BODY)])
@@ -92,7 +92,7 @@ def test_a_delete_makes_earlier_reads_worthless(redis_url: str, invalidator: Cac
 
 
 def test_a_delete_forgets_an_entry(redis_url: str, invalidator: CacheInvalidator) -> None:
-    async def scenario(reader: CacheReader) -> None:
+    async def scenario(reader: AsyncCache) -> None:
         await reader.fill([Fill("a", await lease(reader, "a"), BODY)])
         assert invalidator.delete(["a", "b"])
         await lease(reader, "a")
@@ -101,7 +101,7 @@ def test_a_delete_forgets_an_entry(redis_url: str, invalidator: CacheInvalidator
 
 
 def test_nobody_fills_while_an_order_is_barred(redis_url: str, invalidator: CacheInvalidator) -> None:
-    async def scenario(reader: CacheReader) -> None:
+    async def scenario(reader: AsyncCache) -> None:
         token = await lease(reader, "a")
         assert invalidator.bar(["a"])
         await reader.fill([Fill("a", token, BODY)])
@@ -114,7 +114,7 @@ def test_nobody_fills_while_an_order_is_barred(redis_url: str, invalidator: Cach
 
 
 def test_a_bar_replaces_an_entry(redis_url: str, invalidator: CacheInvalidator) -> None:
-    async def scenario(reader: CacheReader) -> None:
+    async def scenario(reader: AsyncCache) -> None:
         await reader.fill([Fill("a", await lease(reader, "a"), BODY)])
         assert invalidator.bar(["a"])
         assert await reader.look_up(["a"]) == ["barred"]
@@ -125,7 +125,7 @@ def test_a_bar_replaces_an_entry(redis_url: str, invalidator: CacheInvalidator) 
 def test_only_whoever_set_a_bar_lifts_it(redis_url: str, invalidator: CacheInvalidator) -> None:
     """The end of one change comes after the beginning of the next: its delete must leave the next one's bar."""
 
-    async def scenario(reader: CacheReader) -> None:
+    async def scenario(reader: AsyncCache) -> None:
         next_one = CacheInvalidator(redis_url, BUDGET_SECONDS)
         assert invalidator.bar(["a"])
         assert next_one.bar(["a"])
@@ -163,7 +163,7 @@ def test_nothing_to_do_asks_nobody() -> None:
 
 
 def test_a_stopped_redis_costs_nothing_and_raises_nothing() -> None:
-    async def scenario(reader: CacheReader) -> None:
+    async def scenario(reader: AsyncCache) -> None:
         assert await reader.look_up(["a", "b"]) == ["unreachable", "unreachable"]
         await reader.fill([Fill("a", "lease:x", BODY)])
         assert reader.breaker.is_open
@@ -177,7 +177,7 @@ def test_a_stopped_redis_costs_nothing_and_raises_nothing() -> None:
 
 
 def test_a_hung_redis_costs_no_more_than_the_budget(parts: Parts, redis_url: str) -> None:
-    async def scenario(reader: CacheReader) -> None:
+    async def scenario(reader: AsyncCache) -> None:
         await lease(reader, "a")
         parts.valkey.pause()
         for limit in (0.15, 0.005):

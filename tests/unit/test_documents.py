@@ -122,7 +122,7 @@ class Nothing:
 
 def test_endpoints() -> None:
     nothing = Nothing()
-    orders = Orders(nothing, nothing)  # type: ignore[arg-type]
+    orders = Orders(nothing, nothing, nothing, nothing, nothing)  # type: ignore[arg-type]
     api = router(orders, Health(nothing), Tracer(None, 0))  # type: ignore[arg-type]
     paths = [route.path for route in api.routes if isinstance(route, Route)]
     served: Rows = []
@@ -135,15 +135,19 @@ def test_endpoints() -> None:
 
 PROBLEMS: list[Callable[[], Problem]] = [
     lambda: problems.invalid_order([problems.Violation("", "")]),
+    lambda: problems.invalid_idempotency_key(1),
     problems.malformed_request,
     lambda: problems.not_found(""),
     lambda: problems.method_not_allowed([]),
     lambda: problems.request_timeout(1),
+    problems.order_failed,
     lambda: problems.body_too_large(1),
     problems.unsupported_media_type,
+    problems.idempotency_key_reused,
     lambda: problems.head_too_large(1),
     problems.internal_error,
     lambda: problems.unavailable(""),
+    problems.outbox_full,
 ]
 
 

@@ -1,4 +1,4 @@
-"""The api-gateway: accepts orders (P1) and shows how they stand (P8). All of its wiring is here."""
+"""The api-gateway: accepts orders (P1, P10), shows how they stand (P8), cancels them. All of its wiring is here."""
 
 import asyncio
 import socket
@@ -6,12 +6,15 @@ from contextlib import AsyncExitStack
 
 import uvloop
 
+from orderstream.api_gateway.canceller import Canceller
+from orderstream.api_gateway.outbox_bound import OutboxBound
 from orderstream.api_gateway.reader import Reader
 from orderstream.api_gateway.routes import Health, Orders, router
-from orderstream.api_gateway.server import listen, server
+from orderstream.api_gateway.server import allow_connections, listen, server
 from orderstream.api_gateway.session import Session
+from orderstream.api_gateway.waiters import Waiters
 from orderstream.api_gateway.writer import Writer
-from orderstream.cache import CacheReader
+from orderstream.cache import AsyncCache
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, tracing
 
@@ -41,13 +44,20 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         writes = await enter(Session(settings.postgres_url, f"{SERVICE}: writes"))
         reads = await enter(Session(settings.postgres_url, f"{SERVICE}: reads"))
         checks = await enter(Session(settings.postgres_url, f"{SERVICE}: readiness", READY_BUDGET_SECONDS))
-        cache = CacheReader(settings.redis_url, settings.cache_budget_seconds)
+        cancels = await enter(Session(settings.postgres_url, f"{SERVICE}: cancels"))
+        polls = await enter(Session(settings.postgres_url, f"{SERVICE}: waiting reads"))
+        cache = AsyncCache(settings.redis_url, settings.cache_budget_seconds)
         limit = settings.gateway_queue_limit
         writer = await enter(Writer(writes, waiting_limit=limit))
         reader = await enter(Reader(reads, cache, waiting_limit=limit))
+        canceller = await enter(Canceller(cancels, cache, waiting_limit=limit))
+        waiters = await enter(Waiters(polls))
+        outbox = await enter(OutboxBound(checks, settings.outbox_limit))
         http = server(
-            router(Orders(writer, reader), Health(checks), tracer),
+            router(Orders(writer, reader, canceller, waiters, outbox), Health(checks), tracer),
             tracer,
+            on_stop=waiters.drain,
+            connection_limit=allow_connections(settings.gateway_connection_limit),
             request_timeout_seconds=settings.gateway_request_timeout_seconds,
             # The other half is for the writer to be done with a Postgres that hangs.
             drain_timeout_seconds=settings.drain_timeout_seconds / 2,

@@ -5,7 +5,7 @@ An endpoint is a plain ASGI application that answers with one `Reply`; nothing i
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from msgspec import Struct
 from prometheus_client import Counter, Histogram
@@ -56,7 +56,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         started = time.perf_counter()
-        headers = dict(scope["headers"])
+        headers = _by_name(scope["headers"])
         name = self._names.get(scope["method"], self._route)
         span = self._tracer.server(name, (_text(headers, b"traceparent"), _text(headers, b"tracestate")))
         reply = await self._reply(Request(headers, scope.get("path_params", {}), receive, span), scope["method"])
@@ -105,6 +105,14 @@ class Endpoint:
 def problem_reply(problem: Problem, trace_id: str) -> Reply:
     """Return a problem as an answer."""
     return Reply(problem.status, [(b"content-type", problems.CONTENT_TYPE), *problem.headers], problem.body(trace_id))
+
+
+def _by_name(fields: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
+    """Return the values by name; those of one name that came in several lines are one list (RFC 9110, 5.3)."""
+    headers = dict(fields)
+    if len(headers) != len(fields):
+        headers = {name: b", ".join(value for other, value in fields if other == name) for name in headers}
+    return headers
 
 
 def _text(headers: RequestHeaders, name: bytes) -> str | None:

@@ -60,18 +60,27 @@ Work = Callable[[Sequence[Asked[T, R]]], Awaitable[None]]
 class Gathering(Generic[T, R]):
     """Hands what is asked for to `work`, a batch at a time, in order of asking. Used as a context manager.
 
-    A batch has at least one element, and no more than weigh `batch_limit` together; `waiting_limit` counts elements.
+    A batch has at least one element, and no more than weigh `batch_limit` together. No more than `waiting_limit`
+    elements wait, nor more than weigh `weight_limit` together, if it is given.
     `work` answers or fails each element, or raises TryAgainError to be called again, after a growing pause, for those
     that are still waited for. Any other exception fails the whole batch.
     """
 
     def __init__(
-        self, work: Work[T, R], *, batch_limit: int, waiting_limit: int, weigh: Callable[[T], int] = lambda _item: 1
+        self,
+        work: Work[T, R],
+        *,
+        batch_limit: int,
+        waiting_limit: int,
+        weigh: Callable[[T], int] = lambda _item: 1,
+        weight_limit: int | None = None,
     ) -> None:
         self._work = work
         self._weigh = weigh
         self._batch_limit = batch_limit
         self._waiting_limit = waiting_limit
+        self._weight_limit = weight_limit
+        self._weight = 0
         self._waiting: dict[str, Asked[T, R]] = {}
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -99,8 +108,12 @@ class Gathering(Generic[T, R]):
         """
         asked = self._waiting.get(key)
         if asked is None:
-            if len(self._waiting) >= self._waiting_limit:
+            weight = self._weight + self._weigh(item)
+            if len(self._waiting) >= self._waiting_limit or (
+                self._weight_limit is not None and weight > self._weight_limit
+            ):
                 raise FullError
+            self._weight = weight
             asked = self._waiting[key] = Asked(item)
             self._arrived.set()
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -126,9 +139,11 @@ class Gathering(Generic[T, R]):
         batch: list[Asked[T, R]] = []
         room = self._batch_limit
         for asked in self._waiting.values():
-            room -= self._weigh(asked.item)
-            if room < 0 and batch:
+            weight = self._weigh(asked.item)
+            if weight > room and batch:
                 break
+            room -= weight
+            self._weight -= weight
             batch.append(asked)
         for key in list(itertools.islice(self._waiting, len(batch))):
             del self._waiting[key]

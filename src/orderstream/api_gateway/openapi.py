@@ -4,8 +4,10 @@ from typing import Any
 
 import msgspec
 
+from orderstream.api_gateway.idempotency import KEY_MAX_CHARACTERS
 from orderstream.api_gateway.problems import ProblemBody
 from orderstream.api_gateway.schemas import OrderAccepted, OrderRequest, OrderView
+from orderstream.api_gateway.waiters import WAIT_MAX_SECONDS
 
 _EXAMPLE = {
     "userId": "u-1",
@@ -15,6 +17,7 @@ _EXAMPLE = {
 }
 _TRACE = {"traceresponse": {"description": "W3C trace context of this request.", "schema": {"type": "string"}}}
 _STRING = {"schema": {"type": "string"}}
+_ORDER_ID = {"name": "orderId", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
 
 
 def document() -> dict[str, Any]:
@@ -28,6 +31,7 @@ def document() -> dict[str, Any]:
         "paths": {
             "/orders": {"post": _create(order, accepted, problem)},
             "/orders/{orderId}": {"get": _read(view, problem)},
+            "/orders/{orderId}/cancel": {"post": _cancel(view, problem)},
             "/livez": {"get": _plain("The process lives.", "live", problem)},
             "/readyz": {"get": _plain("The process can work.", "ready", problem)},
             "/metrics": {"get": _plain("Figures in the Prometheus text format.", "figures", problem)},
@@ -38,35 +42,69 @@ def document() -> dict[str, Any]:
 
 def _create(order: Any, accepted: Any, problem: Any) -> dict[str, Any]:
     problems = {
-        "400": "The body is not an order; `errors` says everything that is wrong with it.",
+        "400": "The body is not an order (`errors` says everything that is wrong with it), or the key cannot be one.",
         "413": "The body is longer than 1 MiB.",
         "415": "The body is not declared to be JSON.",
-        "503": "The order could not be stored; ask again.",
+        "422": "The key was used for another order.",
+        "503": "The order could not be stored, or too many are waiting; ask again.",
     }
+    key = {
+        "name": "idempotency-key",
+        "in": "header",
+        "description": "With a key the same order may be sent again: the reply is the same, and there is one order."
+        " Orders are the same if what is decoded from them is; the order of their lines makes no difference.",
+        "schema": {"type": "string", "pattern": f"^[!-~]{{1,{KEY_MAX_CHARACTERS}}}$"},
+    }
+    replayed = {"description": "The order was accepted before, with this key.", "schema": {"const": "true"}}
     return {
         "operationId": "createOrder",
         "summary": "Place an order.",
+        "parameters": [key],
         "requestBody": {"required": True, "content": {"application/json": {"schema": order, "example": _EXAMPLE}}},
         "responses": {
-            "201": _response("The order is durable.", accepted, {"location": _STRING}),
+            "201": _response("The order is durable.", accepted, {"location": _STRING, "idempotent-replayed": replayed}),
             **{status: _problem(text, problem) for status, text in problems.items()},
         },
     }
 
 
 def _read(view: Any, problem: Any) -> dict[str, Any]:
-    head = {"etag": _STRING, "x-cache": {"schema": {"enum": ["HIT", "MISS", "BYPASS"]}}}
-    identifier = {"name": "orderId", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+    applied = {"description": "The reply was held back as preferred.", **_STRING}
+    head = {"etag": _STRING, "x-cache": {"schema": {"enum": ["HIT", "MISS", "BYPASS"]}}, "preference-applied": applied}
+    prefer = {
+        "name": "prefer",
+        "in": "header",
+        "description": "`wait=N` holds the reply back until the order settles, for N seconds,"
+        f" {WAIT_MAX_SECONDS} at most. The preference is not applied while too many wait.",
+        "schema": {"type": "string"},
+        "example": "wait=10",
+    }
     return {
         "operationId": "readOrder",
         "summary": "Read an order.",
-        "parameters": [identifier, {"name": "if-none-match", "in": "header", "schema": {"type": "string"}}],
+        "parameters": [_ORDER_ID, {"name": "if-none-match", "in": "header", "schema": {"type": "string"}}, prefer],
         "responses": {
             "200": _response("The order is settled.", view, head),
             "202": _response("The order is under way; ask again.", view, {**head, "retry-after": _STRING}),
             "304": {"description": "The order is as `if-none-match` says.", "headers": {**head, **_TRACE}},
             "404": _problem("There is no such order.", problem),
             "503": _problem("The order could not be read; ask again.", problem),
+        },
+    }
+
+
+def _cancel(view: Any, problem: Any) -> dict[str, Any]:
+    return {
+        "operationId": "cancelOrder",
+        "summary": "Cancel an order, also one that is confirmed; cancelling again changes nothing.",
+        "parameters": [_ORDER_ID],
+        "responses": {
+            "202": _response(
+                "The order is cancelled; its payment and stock are being given back.", view, {"etag": _STRING}
+            ),
+            "404": _problem("There is no such order.", problem),
+            "409": _problem("The order has failed.", problem),
+            "503": _problem("It is not known to be cancelled; ask again.", problem),
         },
     }
 

@@ -9,6 +9,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 CONTENT_TYPE = b"application/problem+json"
 RETRY_AFTER_SECONDS = 1
+RETRY_AFTER_FULL_OUTBOX_SECONDS = 5
 
 
 class Violation(Struct, frozen=True):
@@ -77,6 +78,12 @@ def _summary(errors: Sequence[Violation]) -> str:
     return f"{errors[0].pointer or 'The body'} {errors[0].detail}{more}."
 
 
+def invalid_idempotency_key(characters_max: int) -> Problem:
+    """400: the header Idempotency-Key is there and cannot be a key."""
+    detail = f"Idempotency-Key must be given once, as 1 to {characters_max} visible ASCII characters."
+    return Problem(400, "invalid-idempotency-key", "The idempotency key is not valid", detail)
+
+
 def malformed_request() -> Problem:
     """400: the bytes are not HTTP."""
     return Problem(400, "malformed-request", "The request is malformed", "It cannot be read as HTTP.")
@@ -99,6 +106,11 @@ def request_timeout(seconds: float) -> Problem:
     return Problem(408, "request-timeout", "The request took too long", f"It did not arrive within {seconds:g} s.")
 
 
+def order_failed() -> Problem:
+    """409: the order has FAILED; there is nothing left to cancel."""
+    return Problem(409, "order-failed", "The order has failed", "A failed order cannot be cancelled.")
+
+
 def body_too_large(limit_bytes: int) -> Problem:
     """413: the body is longer than an order may be."""
     return Problem(413, "body-too-large", "The body is too large", f"It may have {limit_bytes} bytes at most.")
@@ -109,6 +121,12 @@ def unsupported_media_type() -> Problem:
     detail = "Send content-type: application/json, in UTF-8 and not compressed."
     headers = [(b"accept", b"application/json"), (b"accept-encoding", b"identity")]
     return Problem(415, "unsupported-media-type", "Unsupported media type", detail, headers=headers)
+
+
+def idempotency_key_reused() -> Problem:
+    """422: the key was accepted before with another order; nothing was done."""
+    detail = "This Idempotency-Key was used for another order. Use a new key, or send the same order."
+    return Problem(422, "idempotency-key-reused", "The idempotency key belongs to another order", detail)
 
 
 def head_too_large(limit_bytes: int) -> Problem:
@@ -126,3 +144,10 @@ def unavailable(detail: str) -> Problem:
     """503: no room or no database; nothing is known to have been accepted, and asking again is right."""
     headers = [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
     return Problem(503, "unavailable", "Try again", detail, headers=headers)
+
+
+def outbox_full() -> Problem:
+    """503: Kafka takes no events, and as many wait for it as may; nothing was accepted."""
+    headers = [(b"retry-after", str(RETRY_AFTER_FULL_OUTBOX_SECONDS).encode())]
+    detail = "Too many events are waiting to be published."
+    return Problem(503, "outbox-full", "Try again later", detail, headers=headers)

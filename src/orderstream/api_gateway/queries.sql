@@ -5,19 +5,26 @@
 -- Parameters: `orders`, a JSON array; `channel`. One JSON text costs the gateway half of what arrays of the same values
 -- cost it, and Postgres nothing more.
 -- An order that is there already, because a group was repeated whose COMMIT was answered by silence, is left alone with
--- its items and its event: all three hang on the row having been inserted now. A twin still under way is waited for.
--- Index: orders_pkey. Locks: the new rows only.
+-- its items and its event: all three hang on the row having been inserted now. So does one whose idempotency key is
+-- taken. A twin still under way is waited for; orders with keys come first and sorted by them, so that two groups never
+-- wait for each other crosswise. Returns the ids of the accepted orders that have keys, or no row if none was accepted.
+-- Index: orders_pkey, orders_idempotency_key. Locks: the new rows only.
 WITH incoming AS (
     SELECT *
     FROM json_to_recordset(%(orders)s::json) AS t (
         id text, user_id text, amount numeric, currency text, items json, accepted_at timestamptz,
-        topic text, event_id uuid, value text, traceparent text, tracestate text
+        topic text, event_id uuid, value text, traceparent text, tracestate text,
+        idempotency_key text, request_hash bytea
     )
 ), accepted AS (
-    INSERT INTO orders (id, user_id, amount, currency, created_at, updated_at, traceparent, tracestate)
-    SELECT id, user_id, amount, currency, accepted_at, accepted_at, traceparent, tracestate FROM incoming
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id
+    INSERT INTO orders (
+        id, user_id, amount, currency, created_at, updated_at, traceparent, tracestate, idempotency_key, request_hash
+    )
+    SELECT
+        id, user_id, amount, currency, accepted_at, accepted_at, traceparent, tracestate, idempotency_key, request_hash
+    FROM incoming
+    ON CONFLICT DO NOTHING
+    RETURNING id, idempotency_key
 ), lines AS (
     INSERT INTO order_items (order_id, sku, qty, price)
     SELECT id, sku, qty, price
@@ -28,7 +35,14 @@ WITH incoming AS (
     INSERT INTO outbox (topic, order_id, event_id, value, traceparent, tracestate)
     SELECT topic, id, event_id, value, traceparent, tracestate FROM incoming JOIN accepted USING (id)
 )
-SELECT pg_notify(%(channel)s, '') FROM (SELECT FROM accepted LIMIT 1) AS any_accepted;
+SELECT (SELECT array_agg(id) FROM accepted WHERE idempotency_key IS NOT NULL), pg_notify(%(channel)s, '')
+FROM (SELECT FROM accepted LIMIT 1) AS any_accepted;
+
+-- name: orders_of_keys
+-- Finds the orders of idempotency keys, and the digests of what was asked for. Parameter: `keys`.
+-- It is a statement of its own: the one that lost to a concurrent twin cannot see the twin's row in its snapshot.
+-- Index: orders_idempotency_key. Locks: none.
+SELECT idempotency_key, id, request_hash FROM orders WHERE idempotency_key = ANY (%(keys)s::text[]);
 
 -- name: read_orders
 -- Reads orders with their items, in the order of their SKUs. Parameters: `ids`; unknown ones have no row.
@@ -46,6 +60,14 @@ CROSS JOIN LATERAL (
     WHERE order_id = o.id
 ) AS i
 WHERE o.id = ANY (%(ids)s::text[]);
+
+-- name: settled_of
+-- Finds out which of these orders have settled. Parameter: `ids`. Index: orders_pkey. Locks: none.
+SELECT id FROM orders WHERE id = ANY (%(ids)s::text[]) AND status NOT IN ('PROCESSING', 'PAID');
+
+-- name: outbox_exceeds
+-- Says whether the outbox holds more rows than `limit`; reads no more than one row beyond. Index: outbox_pkey.
+SELECT EXISTS (SELECT FROM outbox ORDER BY id OFFSET %(limit)s LIMIT 1);
 
 -- name: check_ready
 -- Says whether Postgres answers and is migrated; returns no row. No parameters, no lock.

@@ -15,8 +15,9 @@ from msgspec import Raw, Struct
 from orderstream.api_gateway.gathering import Asked, FullError, Gathering, TryAgainError
 from orderstream.api_gateway.schemas import ItemView, OrderView, PaymentView, StockView
 from orderstream.api_gateway.session import Session
-from orderstream.cache import CacheReader, Entry, Fill, Lease, Lookup
+from orderstream.cache import AsyncCache, Entry, Fill, Lease, Lookup
 from orderstream.domain.order import settled
+from orderstream.postgres.connect import AsyncConnection
 from orderstream.postgres.sql import load
 
 BATCH_LIMIT = 200
@@ -46,7 +47,7 @@ _decode_version = msgspec.json.Decoder(_Versioned).decode
 class Reader:
     """Reads orders. Used as a context manager."""
 
-    def __init__(self, session: Session, cache: CacheReader, *, waiting_limit: int) -> None:
+    def __init__(self, session: Session, cache: AsyncCache, *, waiting_limit: int) -> None:
         self._session = session
         self._cache = cache
         self._lookups = Gathering(self._look_up, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
@@ -97,7 +98,7 @@ class Reader:
             rows = await self._session.execute(SQL["read_orders"], {"ids": [asked.item for asked in batch]})
         except psycopg.Error as error:
             raise TryAgainError from error
-        readings = {row[0]: _reading(row) for row in rows}
+        readings = _readings(rows)
         for asked in batch:
             asked.answer(readings.get(asked.item))
 
@@ -105,6 +106,18 @@ class Reader:
         await self._cache.fill([asked.item for asked in batch])
         for asked in batch:
             asked.answer(None)
+
+
+async def read(tx: AsyncConnection, ids: Sequence[str]) -> dict[str, Reading]:
+    """Read orders as they stand within a transaction, past the cache."""
+    if not ids:
+        return {}
+    cursor = await tx.execute(SQL["read_orders"], {"ids": ids})
+    return _readings(await cursor.fetchall())
+
+
+def _readings(rows: Sequence[Sequence[Any]]) -> dict[str, Reading]:
+    return {row[0]: _reading(row) for row in rows}
 
 
 def _cached(body: bytes) -> Reading | None:

@@ -1,28 +1,40 @@
-"""The routes of the HTTP API: what each takes, and what it answers (P1, P8, P11)."""
+"""The routes of the HTTP API: what each takes, and what it answers (P1, P8, P10, P11)."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import TypeVar, TypeVarTuple
 
 import msgspec
 import psycopg
 from starlette.routing import Route, Router
+from starlette.types import Receive
 
 from orderstream.api_gateway import docs, problems
+from orderstream.api_gateway.bodies import Bodies
+from orderstream.api_gateway.canceller import Cancellation, Canceller, FailedError
 from orderstream.api_gateway.endpoint import DisconnectedError, Endpoint, Handler, Reply, Request
 from orderstream.api_gateway.gathering import FullError, TryAgainError
+from orderstream.api_gateway.idempotency import IdempotencyKey, read_key, request_hash
 from orderstream.api_gateway.identity import canonical, new_order_id
-from orderstream.api_gateway.intake import BODY_MAX_BYTES, InvalidOrderError, read_order
+from orderstream.api_gateway.intake import InvalidOrderError, read_order
+from orderstream.api_gateway.outbox_bound import OutboxBound
 from orderstream.api_gateway.problems import RETRY_AFTER_SECONDS, Violation
-from orderstream.api_gateway.reader import Reader
+from orderstream.api_gateway.reader import Outcome, Reader, Reading
 from orderstream.api_gateway.schemas import OrderAccepted
 from orderstream.api_gateway.session import BUDGET_SECONDS, Session
-from orderstream.api_gateway.writer import SQL, NewOrder, RefusedError, Writer
+from orderstream.api_gateway.waiters import Waiters, preferred_wait
+from orderstream.api_gateway.writer import SQL, KeyReusedError, NewOrder, RefusedError, Writer
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import Tracer
 
 _JSON = (b"content-type", b"application/json")
 _RETRY_AFTER = (b"retry-after", str(RETRY_AFTER_SECONDS).encode())
 _NO_CACHE = (b"cache-control", b"no-cache")
+_REPLAYED = (b"idempotent-replayed", b"true")
+
+Answer = TypeVar("Answer")
+Given = TypeVarTuple("Given")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -30,15 +42,39 @@ _encode = msgspec.json.Encoder().encode
 class Orders:
     """What can be asked of orders."""
 
-    def __init__(self, writer: Writer, reader: Reader) -> None:
+    def __init__(
+        self, writer: Writer, reader: Reader, canceller: Canceller, waiters: Waiters, outbox: OutboxBound
+    ) -> None:
         self._writer = writer
         self._reader = reader
+        self._canceller = canceller
+        self._waiters = waiters
+        self._outbox = outbox
+        self._bodies = Bodies()
         self._reads = {outcome: metrics.CACHE_READS.labels(outcome.lower()) for outcome in ("HIT", "MISS", "BYPASS")}
         metrics.QUEUED_ORDERS.set_function(lambda: len(writer))
 
     async def create(self, request: Request) -> Reply:
         """POST /orders: 201 once the order is durable, and never otherwise."""
-        body = await _json_body(request)
+        if self._outbox.is_exceeded():
+            raise problems.outbox_full()
+        new = await self._new_order(request)
+        try:
+            stored = await _in_time("stored", self._writer.ask, new.created.order_id, new)
+        except RefusedError as error:
+            raise problems.invalid_order([Violation("", "cannot be stored")]) from error
+        except KeyReusedError as error:
+            raise problems.idempotency_key_reused() from error
+        headers = [_JSON, (b"location", f"/orders/{stored.order_id}".encode())]
+        if stored.replayed:
+            request.span.set({"order.id": stored.order_id})
+            headers.append(_REPLAYED)
+        return Reply(201, headers, _encode(OrderAccepted(stored.order_id)))
+
+    async def _new_order(self, request: Request) -> NewOrder:
+        """Read an order out of a request. Its body is not kept: large ones would add up while they wait."""
+        key = read_key(request.headers.get(b"idempotency-key"))
+        body = await self._bodies.read(request)
         now = datetime.now(UTC)
         order_id = new_order_id(now)
         try:
@@ -46,71 +82,89 @@ class Orders:
         except InvalidOrderError as error:
             raise problems.invalid_order(error.errors) from error
         request.span.set({"order.id": order_id})
-        try:
-            async with asyncio.timeout(BUDGET_SECONDS):
-                await self._writer.ask(order_id, NewOrder(created, now, request.span.carrier))
-        except RefusedError as error:
-            raise problems.invalid_order([Violation("", "cannot be stored")]) from error
-        except FullError as error:
-            raise problems.unavailable("Too many orders are waiting to be stored.") from error
-        except (TimeoutError, TryAgainError) as error:
-            raise problems.unavailable("The order could not be stored in time.") from error
-        return Reply(201, [_JSON, (b"location", f"/orders/{order_id}".encode())], _encode(OrderAccepted(order_id)))
+        identified = None if key is None else IdempotencyKey(key, request_hash(created))
+        return NewOrder(created, now, request.span.carrier, identified)
 
     async def read(self, request: Request) -> Reply:
         """GET /orders/{id}: 202 while it is open, 200 once it is settled; the body is always the order."""
-        order_id = canonical(request.path_params["order_id"])
-        if order_id is None:
-            raise problems.not_found("order")
-        request.span.set({"order.id": order_id})
-        try:
-            async with asyncio.timeout(BUDGET_SECONDS):
-                reading, outcome = await self._reader.read(order_id)
-        except FullError as error:
-            raise problems.unavailable("Too many reads are waiting.") from error
-        except (TimeoutError, TryAgainError) as error:
-            raise problems.unavailable("The order could not be read in time.") from error
+        order_id = _order_id(request)
+        reading, outcome = await self._read(order_id)
+        applied: list[tuple[bytes, bytes]] = []
+        if seconds := preferred_wait(request.headers.get(b"prefer")):
+            waited = reading.settled or await self._wait(request, order_id, seconds)
+            if not reading.settled:
+                reading, outcome = await self._read(order_id)
+            if waited:
+                applied.append((b"preference-applied", b"wait=%d" % seconds))
         self._reads[outcome].inc()
-        if reading is None:
-            raise problems.not_found("order")
-        etag = f'"{reading.version}"'.encode()
-        headers = [(b"etag", etag), (b"x-cache", outcome.encode()), _NO_CACHE]
+        etag = _etag(reading)
+        headers = [(b"etag", etag), (b"x-cache", outcome.encode()), _NO_CACHE, *applied]
         if not reading.settled:
             headers.append(_RETRY_AFTER)
         if _matches(request.headers.get(b"if-none-match"), etag):
             return Reply(304, headers)
         return Reply(200 if reading.settled else 202, [_JSON, *headers], reading.body)
 
+    async def _read(self, order_id: str) -> tuple[Reading, Outcome]:
+        reading, outcome = await _in_time("read", self._reader.read, order_id)
+        if reading is None:
+            self._reads[outcome].inc()
+            raise problems.not_found("order")
+        return reading, outcome
 
-async def _json_body(request: Request) -> bytes:
-    """Read the body of a request that declares plain JSON. Raises Problem 413 or 415."""
-    headers = request.headers
-    if not _is_json(headers.get(b"content-type", b"")) or headers.get(b"content-encoding", b"identity") != b"identity":
-        raise problems.unsupported_media_type()
-    if int(headers.get(b"content-length", b"0")) > BODY_MAX_BYTES:
-        raise problems.body_too_large(BODY_MAX_BYTES)
-    parts: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise DisconnectedError
-        parts.append(message["body"])
-        size += len(message["body"])
-        if size > BODY_MAX_BYTES:
-            raise problems.body_too_large(BODY_MAX_BYTES)
-        more = message["more_body"]
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    async def _wait(self, request: Request, order_id: str, seconds: int) -> bool:
+        """Wait until an order has settled, or for so long. False if it may not wait. Raises DisconnectedError."""
+        gone = asyncio.ensure_future(_disconnected(request.receive))
+        try:
+            waited = await self._waiters.wait(order_id, seconds, gone)
+            if gone.done():
+                raise DisconnectedError
+        finally:
+            gone.cancel()
+        return waited == "over"
+
+    async def cancel(self, request: Request) -> Reply:
+        """POST /orders/{id}/cancel: 202 once the order is cancelled, however often; it is undone from then on."""
+        order_id = _order_id(request)
+        try:
+            cancellation = Cancellation(order_id, request.span.carrier)
+            reading = await _in_time("cancelled", self._canceller.ask, order_id, cancellation)
+        except FailedError as error:
+            raise problems.order_failed() from error
+        if reading is None:
+            raise problems.not_found("order")
+        return Reply(202, [_JSON, (b"etag", _etag(reading)), _NO_CACHE], reading.body)
 
 
-def _is_json(content_type: bytes) -> bool:
-    if content_type == b"application/json":
-        return True
-    media_type, *parameters = (part.strip().lower() for part in content_type.split(b";"))
-    return media_type == b"application/json" and all(
-        parameter in (b"", b"charset=utf-8", b'charset="utf-8"') for parameter in parameters
-    )
+def _order_id(request: Request) -> str:
+    """Return the id of the order that a path names. Raises Problem 404 if it can be no order's."""
+    order_id = canonical(request.path_params["order_id"])
+    if order_id is None:
+        raise problems.not_found("order")
+    request.span.set({"order.id": order_id})
+    return order_id
+
+
+async def _in_time(done: str, ask: Callable[[*Given], Awaitable[Answer]], *given: *Given) -> Answer:
+    """Ask, and turn whatever keeps an order from being `done` in time into Problem 503."""
+    try:
+        async with asyncio.timeout(BUDGET_SECONDS):
+            return await ask(*given)
+    except FullError as error:
+        raise problems.unavailable(f"Too many orders are waiting to be {done}.") from error
+    except (TimeoutError, TryAgainError) as error:
+        raise problems.unavailable(f"The order could not be {done} in time.") from error
+
+
+async def _disconnected(receive: Receive) -> bool:
+    """Return when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    return True
+
+
+def _etag(reading: Reading) -> bytes:
+    return f'"{reading.version}"'.encode()
 
 
 def _matches(if_none_match: bytes | None, etag: bytes) -> bool:
@@ -134,8 +188,9 @@ class Health:
     async def ready(self, _request: Request) -> Reply:
         """GET /readyz: Postgres answers and is migrated; Kafka and Redis are not needed (P11)."""
         try:
-            await self._session.execute(SQL["check_ready"], {})
-        except (TryAgainError, psycopg.Error) as error:
+            async with asyncio.timeout(BUDGET_SECONDS):
+                await self._session.execute(SQL["check_ready"], {})
+        except (TimeoutError, TryAgainError, psycopg.Error) as error:
             raise problems.unavailable("Postgres does not answer, or is not migrated.") from error
         return Reply(200, [_JSON], b'{"status":"ok"}')
 
@@ -149,6 +204,7 @@ def router(orders: Orders, health: Health, tracer: Tracer) -> Router:
     table: list[tuple[str, dict[str, Handler]]] = [
         ("/orders", {"POST": orders.create}),
         ("/orders/{order_id}", {"GET": orders.read}),
+        ("/orders/{order_id}/cancel", {"POST": orders.cancel}),
         ("/livez", {"GET": health.live}),
         ("/readyz", {"GET": health.ready}),
         ("/metrics", {"GET": health.figures}),

@@ -7,9 +7,10 @@ and its connection closed, however steadily it drips.
 import asyncio
 import contextlib
 import functools
+import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,14 +23,24 @@ from orderstream.telemetry.tracing import Tracer
 HEAD_MAX_BYTES = 64 * 1024
 KEEP_ALIVE_SECONDS = 65
 BACKLOG = 4_096
+OTHER_FILES = 64
+"""What a gateway holds open beside its clients' connections: to Postgres, Redis and the collector, and its logs."""
 
 
 class Protocol(HttpToolsProtocol):
     """One connection. At any time one timer is armed at least, unless a request is being worked on."""
 
-    def __init__(self, *arguments: object, tracer: Tracer, request_timeout_seconds: float, **options: object) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        tracer: Tracer,
+        request_timeout_seconds: float,
+        connection_limit: int,
+        **options: object,
+    ) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self._tracer = tracer
+        self._connection_limit = connection_limit
         self._request_timeout_seconds = request_timeout_seconds
         self._request_timer: asyncio.TimerHandle | None = None
         self._incomplete = False
@@ -38,7 +49,10 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
         super().connection_made(transport)
-        self._arm()
+        if len(self.connections) > self._connection_limit:
+            self._refuse(problems.unavailable("Too many connections are open."))
+        else:
+            self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -125,6 +139,7 @@ class Protocol(HttpToolsProtocol):
                 (b"content-length", str(len(body)).encode()),
                 (b"traceresponse", (span.carrier[0] or "").encode()),
                 (b"connection", b"close"),
+                *problem.headers,
             ]
             lines = b"".join(b"%b: %b\r\n" % field for field in head)
             self.transport.write(STATUS_LINE[problem.status] + lines + b"\r\n" + body)
@@ -132,7 +147,14 @@ class Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Drains on SIGTERM or SIGINT and returns, where uvicorn would end itself by the signal; a second one forces."""
+    """Drains on SIGTERM or SIGINT and returns, where uvicorn would end itself by the signal; a second one forces.
+
+    `on_stop` is called as soon as it is told to.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -149,6 +171,7 @@ class Server(uvicorn.Server):
     def _stop(self) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
+        self._on_stop()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -166,21 +189,47 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def server(app: ASGIApp, tracer: Tracer, *, request_timeout_seconds: float, drain_timeout_seconds: float) -> Server:
+def allow_connections(limit: int) -> int:
+    """Have the process allowed as many file descriptors as `limit` connections take, if that is in its power.
+
+    Returns how many connections there may be.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limit + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, min(limit, soft - OTHER_FILES))
+    return limit
+
+
+def server(
+    app: ASGIApp,
+    tracer: Tracer,
+    *,
+    on_stop: Callable[[], None],
+    connection_limit: int,
+    request_timeout_seconds: float,
+    drain_timeout_seconds: float,
+) -> Server:
     """Return a server of `app` that is yet to be started, with sockets of the caller's."""
-    protocol = functools.partial(Protocol, tracer=tracer, request_timeout_seconds=request_timeout_seconds)
-    return Server(
-        uvicorn.Config(
-            app,
-            http=protocol,  # type: ignore[arg-type]
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=drain_timeout_seconds,  # type: ignore[arg-type]
-        )
+    protocol = functools.partial(
+        Protocol,
+        tracer=tracer,
+        request_timeout_seconds=request_timeout_seconds,
+        connection_limit=connection_limit,
     )
+    config = uvicorn.Config(
+        app,
+        http=protocol,  # type: ignore[arg-type]
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=drain_timeout_seconds,  # type: ignore[arg-type]
+    )
+    return Server(config, on_stop)

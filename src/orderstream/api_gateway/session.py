@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import LiteralString, Self
 
 import psycopg
@@ -18,13 +18,18 @@ BUDGET_SECONDS = 5.0
 
 
 class Session:
-    """Runs one statement at a time, each its own transaction. Used as a context manager."""
+    """Runs one transaction at a time; whoever comes meanwhile waits for the turn. Used as a context manager.
+
+    Both ways raise TryAgainError when Postgres is not there, or did not answer in time: whether a write was committed
+    is then unknown. They raise psycopg.Error when it refused.
+    """
 
     def __init__(self, postgres_url: str, name: str, budget_seconds: float = BUDGET_SECONDS) -> None:
         self._url = postgres_url
         self._name = name
         self._budget_seconds = budget_seconds
         self._connection: AsyncConnection | None = None
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -33,25 +38,35 @@ class Session:
         await self._close()
 
     async def execute(self, statement: LiteralString, parameters: Mapping[str, object]) -> list[TupleRow]:
-        """Run a statement and return its rows.
+        """Run a statement, which is a transaction by itself, and return its rows."""
+        async with self._use() as connection:
+            cursor = await connection.execute(statement, parameters)
+            return await cursor.fetchall()
 
-        Raises TryAgainError when Postgres is not there, or did not answer in time: whether a write was committed is
-        then unknown. Raises psycopg.Error when it refused.
-        """
-        try:
-            connection = await self._connected()
-            cut = asyncio.get_running_loop().call_later(self._budget_seconds, _cut, connection)
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Run several statements as one transaction, all of them within one budget; it commits at the end."""
+        async with self._use() as connection, connection.transaction():
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _use(self) -> AsyncIterator[AsyncConnection]:
+        """Lend the connection for the budget; it is closed if it failed."""
+        async with self._turn:
             try:
-                cursor = await connection.execute(statement, parameters)
-                return await cursor.fetchall()
-            finally:
-                cut.cancel()
-        except (psycopg.Error, OSError, TimeoutError) as error:
-            if isinstance(error, psycopg.Error) and not is_transient(error):
-                raise
-            logs.get().warning("postgres_unavailable", connection=self._name, error=str(error).strip() or repr(error))
-            await self._close()
-            raise TryAgainError from error
+                connection = await self._connected()
+                cut = asyncio.get_running_loop().call_later(self._budget_seconds, _cut, connection)
+                try:
+                    yield connection
+                finally:
+                    cut.cancel()
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                if isinstance(error, psycopg.Error) and not is_transient(error):
+                    raise
+                reason = str(error).strip() or repr(error)
+                logs.get().warning("postgres_unavailable", connection=self._name, error=reason)
+                await self._close()
+                raise TryAgainError from error
 
     async def _connected(self) -> AsyncConnection:
         if self._connection is None or self._connection.closed:

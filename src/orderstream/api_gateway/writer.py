@@ -2,7 +2,8 @@
 
 One statement is one transaction: orders, items and outbox rows stand or fall together. A bad order never fails its
 neighbours, and a group whose COMMIT got no answer is repeated with the same ids, which changes nothing where it had
-been committed.
+been committed. An idempotency key commits with its order (P10): whoever comes second, in whichever gateway, waits for
+the first at the unique index and is answered with its order.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import psycopg
 from msgspec import Struct
 
 from orderstream.api_gateway.gathering import Asked, Gathering, TryAgainError
+from orderstream.api_gateway.idempotency import IdempotencyKey
 from orderstream.api_gateway.session import Session
 from orderstream.domain import events
 from orderstream.domain.events import Item, OrderCreated
@@ -27,6 +29,9 @@ from orderstream.telemetry.tracing import Carrier
 GROUP_LINES_MAX = 2_000
 """Lines of the orders in one group: what keeps a group of large orders within the time that Postgres has for it."""
 
+WAITING_LINES_MAX = 40_000
+"""Lines of the orders that wait: what bounds the memory that a queue of large orders takes, to some 20 MB."""
+
 SQL = load("orderstream.api_gateway")
 
 
@@ -36,9 +41,17 @@ class NewOrder(Struct, frozen=True):
     created: OrderCreated
     accepted_at: datetime
     carrier: Carrier
+    key: IdempotencyKey | None = None
 
 
-class _Row(Struct, frozen=True):
+class Stored(Struct, frozen=True):
+    """The answer to a new order: the order that is durable, which another request brought if it is `replayed`."""
+
+    order_id: str
+    replayed: bool = False
+
+
+class _Row(Struct, frozen=True, omit_defaults=True):
     """One element of what `accept_orders` takes: an order, its items, and its row in the outbox."""
 
     id: str
@@ -52,6 +65,8 @@ class _Row(Struct, frozen=True):
     value: str
     traceparent: str | None
     tracestate: str | None
+    idempotency_key: str | None = None
+    request_hash: str | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -61,27 +76,65 @@ class RefusedError(Exception):
     """Postgres cannot store this very order, however often it is asked."""
 
 
-class Writer(Gathering[NewOrder, None]):
-    """Commits orders. `ask` with the order's id: the answer None means that the order is durable.
+class KeyReusedError(Exception):
+    """The idempotency key belongs to an order that is not this one."""
 
-    Raises RefusedError. While Postgres is away nothing is answered; whoever asks has to bound their own waiting.
+
+class Writer(Gathering[NewOrder, Stored]):
+    """Commits orders. `ask` with the order's id: the answer means that an order is durable, and says which.
+
+    Raises RefusedError or KeyReusedError. While Postgres is away nothing is answered; whoever asks has to bound their
+    own waiting.
     """
 
     def __init__(self, session: Session, *, waiting_limit: int) -> None:
-        super().__init__(self._commit, batch_limit=GROUP_LINES_MAX, waiting_limit=waiting_limit, weigh=_lines)
+        super().__init__(
+            self._commit,
+            batch_limit=GROUP_LINES_MAX,
+            waiting_limit=waiting_limit,
+            weigh=_lines,
+            weight_limit=WAITING_LINES_MAX,
+        )
         self._session = session
 
-    async def _commit(self, group: Sequence[Asked[NewOrder, None]]) -> None:
+    async def _commit(self, group: Sequence[Asked[NewOrder, Stored]]) -> None:
         try:
-            await self._session.execute(SQL["accept_orders"], _parameters([asked.item for asked in group]))
+            rows = await self._session.execute(SQL["accept_orders"], _parameters([asked.item for asked in group]))
         except (psycopg.Error, ValueError) as error:
             await self._isolate(group, error)
             return
         metrics.COMMITTED_ORDERS.observe(len(group))
+        won = set(rows[0][0] or ()) if rows else set()
+        beaten: list[tuple[Asked[NewOrder, Stored], IdempotencyKey]] = []
         for asked in group:
-            asked.answer(None)
+            order_id, key = asked.item.created.order_id, asked.item.key
+            if key is None or order_id in won:
+                asked.answer(Stored(order_id))
+            else:
+                beaten.append((asked, key))
+        if beaten:
+            await self._replay(beaten)
 
-    async def _isolate(self, group: Sequence[Asked[NewOrder, None]], error: psycopg.Error | ValueError) -> None:
+    async def _replay(self, beaten: Sequence[tuple[Asked[NewOrder, Stored], IdempotencyKey]]) -> None:
+        """Answer those whose key was taken with the order that has it: maybe their own, by an earlier attempt.
+
+        Whoever finds no order, because it was removed meanwhile, tries again.
+        """
+        try:
+            rows = await self._session.execute(SQL["orders_of_keys"], {"keys": [key.key for _, key in beaten]})
+        except psycopg.Error as error:
+            raise TryAgainError from error
+        orders = {key: (order_id, request_hash) for key, order_id, request_hash in rows}
+        for asked, key in beaten:
+            order_id, request_hash = orders.get(key.key, (None, None))
+            if order_id is not None and request_hash == key.request_hash:
+                asked.answer(Stored(order_id, replayed=order_id != asked.item.created.order_id))
+            elif order_id is not None:
+                asked.fail(KeyReusedError(order_id))
+        if any(asked.waited_for for asked, _ in beaten):
+            raise TryAgainError("the order of a key is gone")
+
+    async def _isolate(self, group: Sequence[Asked[NewOrder, Stored]], error: psycopg.Error | ValueError) -> None:
         """Halve a refused group until the order that it was refused for stands alone."""
         if is_fatal(error):
             logs.get().error("postgres_refuses_every_order", error=str(error))
@@ -102,6 +155,8 @@ def _lines(order: NewOrder) -> int:
 
 def _parameters(orders: Sequence[NewOrder]) -> dict[str, object]:
     """Return what `accept_orders` takes."""
+    if any(order.key for order in orders):
+        orders = sorted(orders, key=lambda order: (order.key is None, order.key.key if order.key else ""))
     return {"orders": _encode([_row(order) for order in orders]).decode(), "channel": outbox.CHANNEL}
 
 
@@ -121,4 +176,6 @@ def _row(order: NewOrder) -> _Row:
         value=_encode(event).decode(),
         traceparent=traceparent,
         tracestate=tracestate,
+        idempotency_key=None if order.key is None else order.key.key,
+        request_hash=None if order.key is None else "\\x" + order.key.request_hash.hex(),
     )

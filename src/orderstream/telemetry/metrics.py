@@ -90,6 +90,7 @@ CACHE_READS = _counter(
     "orderstream_cache_reads_total", "Reads of an order; outcome is hit, miss, or bypass (Redis not usable).", "outcome"
 )
 QUEUED_ORDERS = _gauge("orderstream_queued_orders", "Orders that wait for a group commit.")
+WAITING_READS = _gauge("orderstream_waiting_reads", "Reads that wait for their order to settle.")
 COMMITTED_ORDERS = _histogram("orderstream_group_commit_orders", "Orders committed together.", _COUNTS)
 
 

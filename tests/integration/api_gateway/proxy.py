@@ -10,10 +10,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 class Proxy:
     """Passes everything on. While `lose_answers` is above 0, each answer of the server is swallowed, its connection
-    cut, and one less is to be lost: the client cannot know whether the server did as told."""
+    cut, and one less is to be lost: the client cannot know whether the server did as told. One answer more is lost as
+    soon as the client says what is in `lose_answer_to`."""
 
     def __init__(self, upstream: tuple[str, int]) -> None:
         self.lose_answers = 0
+        self.lose_answer_to: bytes | None = None
         self.connections = 0
         self.url = ""
         self._upstream = upstream
@@ -52,6 +54,8 @@ class Proxy:
     async def _ask(self, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while asked := await reader.read(65536):
+                if self.lose_answer_to is not None and self.lose_answer_to in asked:
+                    self.lose_answers, self.lose_answer_to = 1, None
                 up_writer.write(asked)
                 await up_writer.drain()
         up_writer.close()

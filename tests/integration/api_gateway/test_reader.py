@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 from orderstream.api_gateway.gathering import FullError
 from orderstream.api_gateway.reader import Reader
 from orderstream.api_gateway.session import Session
-from orderstream.cache import CacheInvalidator, CacheReader
+from orderstream.cache import AsyncCache, CacheInvalidator
 from orderstream.postgres.connect import Connection
 from tests.samples import ORDER_ID
 
@@ -41,7 +41,7 @@ class PausingSession(Session):
 async def reading(postgres_url: str, redis_url: str, limit: int = 100) -> AsyncIterator[tuple[Reader, PausingSession]]:
     async with (
         PausingSession(postgres_url) as session,
-        Reader(session, CacheReader(redis_url, 1.0), waiting_limit=limit) as reader,
+        Reader(session, AsyncCache(redis_url, 1.0), waiting_limit=limit) as reader,
     ):
         yield reader, session
 

@@ -9,11 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orderstream.api_gateway.intake import InvalidOrderError, read_order
-from orderstream.api_gateway.reader import Reader
+from orderstream.api_gateway.outbox_bound import OutboxBound
 from orderstream.api_gateway.routes import Health, Orders, router
-from orderstream.api_gateway.session import Session
 from orderstream.api_gateway.violations import violations
-from orderstream.api_gateway.writer import NewOrder, Writer
+from orderstream.api_gateway.writer import NewOrder, Stored, Writer
 from orderstream.domain.money import MINOR_DIGITS
 from orderstream.telemetry.tracing import Tracer
 from tests.asgi import call
@@ -26,9 +25,17 @@ class Taker:
     def __len__(self) -> int:
         return 0
 
-    async def ask(self, _order_id: str, order: NewOrder) -> None:
+    async def ask(self, order_id: str, order: NewOrder) -> Stored:
         assert order.created.amount > 0
         assert 1 <= len(order.created.items) <= 1000
+        return Stored(order_id)
+
+
+class Roomy:
+    """An outbox that is never full."""
+
+    def is_exceeded(self) -> bool:
+        return False
 
 
 JSON = st.recursive(
@@ -85,9 +92,9 @@ ORDER = st.fixed_dictionaries(
 
 def post(body: bytes) -> tuple[int, Any]:
     """Send a body through the whole application, and return status and JSON of the answer."""
-    application = router(
-        Orders(cast("Writer", Taker()), cast("Reader", None)), Health(cast("Session", None)), Tracer(None, 0)
-    )
+    nothing: Any = None
+    orders = Orders(cast("Writer", Taker()), nothing, nothing, nothing, cast("OutboxBound", Roomy()))
+    application = router(orders, Health(nothing), Tracer(None, 0))
     answer = asyncio.run(call(application, "POST", "/orders", [body], {"content-type": "application/json"}))
     return answer.status, msgspec.json.decode(answer.body)
 

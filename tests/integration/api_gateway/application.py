@@ -1,0 +1,36 @@
+"""The whole API in this process, on a real database and Redis, with parts that a test may replace."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.routing import Router
+
+from orderstream.api_gateway.canceller import Canceller
+from orderstream.api_gateway.outbox_bound import OutboxBound
+from orderstream.api_gateway.reader import Reader
+from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.api_gateway.session import Session
+from orderstream.api_gateway.waiters import Waiters
+from orderstream.api_gateway.writer import Writer
+from orderstream.cache import AsyncCache
+from orderstream.telemetry.tracing import Tracer
+
+
+@asynccontextmanager
+async def application(
+    postgres_url: str, redis_url: str, *, waiting_limit: int = 100, outbox_limit: int = 1_000, budget_seconds: float = 5
+) -> AsyncIterator[Router]:
+    """Run the API; `budget_seconds` is what a transaction may take."""
+    cache = AsyncCache(redis_url, 0.05)
+    async with (
+        Session(postgres_url, "writes", budget_seconds) as writes,
+        Session(postgres_url, "reads") as reads,
+        Session(postgres_url, "cancels", budget_seconds) as cancels,
+        Session(postgres_url, "others") as others,
+        Writer(writes, waiting_limit=waiting_limit) as writer,
+        Reader(reads, cache, waiting_limit=waiting_limit) as reader,
+        Canceller(cancels, cache, waiting_limit=waiting_limit) as canceller,
+        Waiters(others) as waiters,
+        OutboxBound(others, outbox_limit) as outbox,
+    ):
+        yield router(Orders(writer, reader, canceller, waiters, outbox), Health(others), Tracer(None, 0))

@@ -1,0 +1,226 @@
+"""The same Idempotency-Key gives the same order and the same reply (P10), whoever sends it when and where."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from orderstream.api_gateway.idempotency import IdempotencyKey
+from orderstream.api_gateway.writer import KeyReusedError, NewOrder, RefusedError, Stored, Writer
+from orderstream.domain.events import Item
+from orderstream.postgres.connect import Connection
+from tests.bodies import README, order
+from tests.integration.api_gateway.conftest import Gateway, Start
+from tests.integration.api_gateway.proxy import proxy
+from tests.integration.api_gateway.test_post import JSON, count, problem
+from tests.integration.api_gateway.test_writer import CountingSession, accepted, ask, ids, new, stored
+
+ALIKE = [
+    README,
+    order(amount='"129.00"', price="129"),
+    order(amount="1.29e2", more=',"note":"ignored"'),
+    b'{"currency":"USD","amount":129,"items":[{"price":129,"qty":1,"sku":"SKU-1"}],"userId":"u-1"}',
+]
+TWO_LINES = '{"sku":"A","qty":1,"price":1},{"sku":"B","qty":2,"price":2}'
+TURNED = '{"sku":"B","qty":1,"price":2},{"sku":"A","qty":1,"price":1},{"sku":"B","qty":1,"price":"2.00"}'
+
+
+def post(gateway: Gateway, key: str, body: bytes = README) -> Any:
+    return gateway.client.post("/orders", content=body, headers={**JSON, "idempotency-key": key})
+
+
+def test_the_same_order_again_is_the_same_reply(shared: Gateway, rows: Connection) -> None:
+    first = post(shared, "again")
+    assert first.status_code == 201
+    assert "idempotent-replayed" not in first.headers
+    before = count(rows)
+    for body in ALIKE:
+        reply = post(shared, "again", body)
+        assert (reply.status_code, reply.content) == (201, first.content)
+        assert reply.headers["location"] == first.headers["location"]
+        assert reply.headers["idempotent-replayed"] == "true"
+    assert count(rows) == before
+
+
+def test_neither_the_order_of_the_lines_nor_their_pieces_make_another_order(shared: Gateway) -> None:
+    first = post(shared, "lines", order(items=f"[{TWO_LINES}]"))
+    assert post(shared, "lines", order(items=f"[{TURNED}]")).content == first.content
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        order(amount="129.01"),
+        order(user='"u-2"'),
+        order(currency='"EUR"'),
+        order(qty="2"),
+        order(price="128"),
+        order(sku='"SKU-2"'),
+    ],
+    ids=["amount", "user", "currency", "quantity", "price", "SKU"],
+)
+def test_another_order_with_the_same_key_is_refused(shared: Gateway, rows: Connection, other: bytes) -> None:
+    assert post(shared, "taken").status_code == 201
+    before = count(rows)
+    reply = post(shared, "taken", other)
+    assert reply.status_code == 422
+    problem(reply, "idempotency-key-reused")
+    assert count(rows) == before
+
+
+@pytest.mark.parametrize(
+    "key", [b"", b"a b", b"x" * 256, b"caf\xc3\xa9", b"a\tb", b"\xff"], ids=lambda key: repr(key)[:12]
+)
+def test_what_cannot_be_a_key_is_refused(shared: Gateway, rows: Connection, key: bytes) -> None:
+    before = count(rows)
+    headers: Any = {**JSON, "idempotency-key": key}
+    reply = shared.client.post("/orders", content=README, headers=headers)
+    assert reply.status_code == 400
+    problem(reply, "invalid-idempotency-key")
+    assert count(rows) == before
+
+
+def test_two_keys_are_none(shared: Gateway) -> None:
+    headers = [*JSON.items(), ("idempotency-key", "one"), ("idempotency-key", "two")]
+    problem(shared.client.post("/orders", content=README, headers=headers), "invalid-idempotency-key")
+
+
+def test_every_visible_character_may_be_in_a_key(shared: Gateway) -> None:
+    visible = "".join(map(chr, range(0x21, 0x7F)))
+    for key in (visible, "x" * 255, "!"):
+        first, second = post(shared, key), post(shared, key)
+        assert first.status_code == second.status_code == 201
+        assert first.content == second.content
+
+
+def test_a_key_is_free_after_an_order_that_was_refused(shared: Gateway) -> None:
+    assert post(shared, "free", b"{}").status_code == 400
+    reply = post(shared, "free")
+    assert reply.status_code == 201
+    assert "idempotent-replayed" not in reply.headers
+
+
+def test_one_key_in_two_gateways_at_once_is_one_order(start: Start, connection: Connection) -> None:
+    gateways = [start(), start()]
+    keys = [f"key-{number}" for number in range(10)]
+    with ThreadPoolExecutor(16) as pool:
+        asked = [(key, pool.submit(post, gateway, key)) for key in keys for gateway in gateways * 4]
+    replies = {key: [reply.result() for one, reply in asked if one == key] for key in keys}
+    for answers in replies.values():
+        assert {answer.status_code for answer in answers} == {201}
+        assert len({answer.content for answer in answers}) == 1
+        assert ["idempotent-replayed" in answer.headers for answer in answers].count(False) == 1
+    found = connection.execute("SELECT idempotency_key, id FROM orders").fetchall()
+    assert dict(found) == {key: json.loads(answers[0].content)["orderId"] for key, answers in replies.items()}
+    assert len(found) == len(keys)
+    assert len(stored(connection)[1]) == len(keys)
+
+
+def keyed(number: int, key: str, digest: bytes = b"same", **changes: Any) -> NewOrder:
+    plain = new(number, **changes)
+    return NewOrder(plain.created, plain.accepted_at, plain.carrier, IdempotencyKey(key, digest))
+
+
+def test_one_key_twice_in_one_group(postgres_url: str, connection: Connection) -> None:
+    group = [new(1), keyed(2, "b"), keyed(3, "a"), keyed(4, "b"), keyed(5, "b", b"other"), new(6)]
+
+    async def scenario() -> None:
+        async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
+            answers = await ask(writer, group)
+            assert session.sizes == [6]
+            assert answers[:3] == accepted(group[:3])
+            assert answers[3] == Stored(ids(group)[1], replayed=True)
+            assert isinstance(answers[4], KeyReusedError)
+            assert answers[5:] == accepted(group[5:])
+
+    asyncio.run(scenario())
+    winners = [order for order in group if order not in (group[3], group[4])]
+    assert stored(connection) == (ids(winners), ids(winners), 8)
+
+
+def test_a_group_repeated_after_a_lost_answer_is_no_replay_of_itself(postgres_url: str, connection: Connection) -> None:
+    orders = [keyed(1, "a"), new(2), keyed(3, "c"), keyed(4, "a")]
+
+    async def scenario() -> None:
+        async with (
+            proxy(postgres_url) as between,
+            CountingSession(between.url) as session,
+            Writer(session, waiting_limit=10) as writer,
+        ):
+            assert await ask(writer, [new(9)]) == accepted([new(9)])
+            between.lose_answers = 1
+            answers = await ask(writer, orders)
+            assert answers == [*accepted(orders[:3]), Stored(ids(orders)[0], replayed=True)]
+            assert session.sizes == [1, 4, 4]
+
+    asyncio.run(scenario())
+    assert stored(connection)[0] == ids([*orders[:3], new(9)])
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_a_twin_under_way_is_waited_for(postgres_url: str, connection: Connection, end: str) -> None:
+    twin, own = keyed(1, "a"), keyed(2, "a")
+
+    async def scenario() -> list[BaseException | Stored]:
+        async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
+            connection.execute("BEGIN")
+            connection.execute(
+                "INSERT INTO orders (id, user_id, amount, currency, idempotency_key, request_hash)"
+                " VALUES (%s, 'twin', 1, 'USD', 'a', 'same')",
+                (twin.created.order_id,),
+            )
+            second = asyncio.create_task(ask(writer, [own]))
+            await session.begun.wait()
+            done, _ = await asyncio.wait([second], timeout=0.2)
+            assert not done
+            connection.execute(end.encode())
+            return await second
+
+    expected = Stored(twin.created.order_id, replayed=True) if end == "COMMIT" else Stored(own.created.order_id)
+    assert asyncio.run(scenario()) == [expected]
+
+
+def test_groups_with_the_same_keys_do_not_wait_for_each_other_crosswise(
+    postgres_url: str, connection: Connection
+) -> None:
+    keys = [f"{number:03d}" for number in range(200)]
+
+    async def scenario() -> None:
+        async with (
+            CountingSession(postgres_url) as session,
+            CountingSession(postgres_url) as other_session,
+            Writer(session, waiting_limit=1_000) as writer,
+            Writer(other_session, waiting_limit=1_000) as other,
+        ):
+            forth = [keyed(number, key) for number, key in enumerate(keys)]
+            back = [keyed(1_000 + number, key) for number, key in enumerate(reversed(keys))]
+            there, here = await asyncio.gather(ask(writer, forth), ask(other, back))
+            assert [order_of(answer) for answer in there] == [order_of(answer) for answer in reversed(here)]
+            assert session.sizes == other_session.sizes == [200]
+
+    asyncio.run(scenario())
+    assert len(stored(connection)[0]) == len(keys)
+
+
+def order_of(answer: BaseException | Stored) -> str:
+    assert isinstance(answer, Stored)
+    return answer.order_id
+
+
+def test_a_bad_order_does_not_keep_its_key_nor_its_neighbours(postgres_url: str, connection: Connection) -> None:
+    nothing = (Item(sku="A", qty=0, price=Decimal(1)),)
+    group: Sequence[NewOrder] = [keyed(1, "a", items=nothing), keyed(2, "a"), keyed(3, "b"), keyed(4, "a")]
+
+    async def scenario() -> None:
+        async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
+            answers = await ask(writer, group)
+            assert isinstance(answers[0], RefusedError)
+            assert answers[1:3] == accepted(group[1:3])
+            assert answers[3] == Stored(ids(group)[1], replayed=True)
+
+    asyncio.run(scenario())
+    assert stored(connection)[0] == ids(group[1:3])
