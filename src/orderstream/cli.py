@@ -92,7 +92,7 @@ def up(detach: bool) -> None:
     stop = Stop(terminal)
     settings, state = _settings(), _state()
     with _plain_errors(OSError, ModuleNotFoundError):
-        if detach:
+        if detach and state.running() is None:
             from orderstream.stack.control import start_detached
 
             sys.exit(start_detached(state, stop))

@@ -55,6 +55,11 @@ class Up:
             self._said += self._lines.get()
         return self._said
 
+    @property
+    def serving(self) -> bool:
+        """Whether it has printed its banner, has not been asked to stop, and lives."""
+        return "# Read it back" in self.said and "\nStopping" not in self.said and self.process.poll() is None
+
     def says(self, text: str, limit_seconds: float = START_SECONDS) -> str:
         """Wait until it has said `text` and return all that it has said."""
         wait_until(lambda: text in self.said or self.process.poll() is not None, limit_seconds, f"no {text!r}")
@@ -120,10 +125,7 @@ class Stack:
     @property
     def running(self) -> Up | None:
         """The `up` of this stack that serves now."""
-        run = self.state.running()
-        if run is None or run.phase != "up":
-            return None
-        return next((up for up in self._ups if up.process.pid == run.pid), None)
+        return next((up for up in self._ups if up.serving), None)
 
     @property
     def children(self) -> dict[str, ChildRecord]:
