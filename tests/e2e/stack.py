@@ -45,8 +45,9 @@ class Up:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
+        with self.process.stdout as output:
+            for line in output:
+                self._lines.put(line)
 
     @property
     def said(self) -> str:
@@ -85,8 +86,6 @@ class Up:
     def _reader_done(self) -> None:
         if self.process.poll() is not None:
             self._reader.join(10)
-            assert self.process.stdout is not None
-            self.process.stdout.close()
 
 
 class Stack:
@@ -142,6 +141,7 @@ class Stack:
                     one.ends()
                 except subprocess.TimeoutExpired:
                     one.process.kill()
+            one.ends()
         self.run("down")
         self.run("reset")
 
