@@ -20,7 +20,7 @@ FOR NO KEY UPDATE;
 
 -- name: insert_reservations
 -- Records decisions; an order that somebody else decided meanwhile is left out of what comes back.
--- Parameters: arrays of equal length, sorted by order id. Index: reservations_pkey.
+-- Parameter: a JSON array, sorted by order id. Index: reservations_pkey.
 INSERT INTO reservations (order_id, state, lines, reason, skus)
 SELECT d.order_id, d.state, d.lines, d.reason, d.skus
 FROM json_to_recordset(%(decisions)s::json)

@@ -32,6 +32,7 @@ from tests.integration.decisions.orders import (
 from tests.samples import AT
 
 MAX_ATTEMPTS = 3
+KEY_LIFETIME_SECONDS = 3_600.0
 Answer = Authorized | Declined | Pending | None
 
 
@@ -64,7 +65,9 @@ class Provider:
 
 def _handler(provider: PaymentProvider, budget_seconds: float = 2) -> PaymentHandler:
     desk = Desk(4, budget_seconds)
-    return PaymentHandler(provider, desk, Attempts(provider, desk, Backoff(MAX_ATTEMPTS, 0.2, 30)))
+    return PaymentHandler(
+        provider, desk, Attempts(provider, desk, Backoff(MAX_ATTEMPTS, 0.2, 30), KEY_LIFETIME_SECONDS)
+    )
 
 
 def _run_timer(handler: PaymentHandler, connection: Connection) -> bool:
