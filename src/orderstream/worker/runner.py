@@ -218,8 +218,12 @@ class Runner(Generic[P]):
     def _publish(self, decision: Decision, trace: BatchTrace) -> None:
         if not decision.emit:
             return
-        self._publisher.publish([trace.publication(outgoing, encode(outgoing.event)) for outgoing in decision.emit])
-        trace.acknowledged()
+        try:
+            self._publisher.publish([trace.publication(outgoing, encode(outgoing.event)) for outgoing in decision.emit])
+        except Exception as error:
+            trace.published(str(error))
+            raise
+        trace.published()
         self._meters.produced(topic(outgoing.event.type) for outgoing in decision.emit)
 
     def _bury(self, letters: list[DeadLetter]) -> None:
