@@ -7,6 +7,7 @@ BUNDLE := $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls
 BASE_URL ?= http://127.0.0.1:3000
 ORDER_PATH ?= /orders
 ID_FIELD ?= orderId
+export K6_NO_USAGE_REPORT = true
 K6_ENV = --env BASE_URL=$(BASE_URL) --env ORDER_PATH=$(ORDER_PATH) --env ID_FIELD=$(ID_FIELD)
 
 ifneq ($(BUNDLE),)

@@ -14,7 +14,7 @@ from msgspec import Struct
 from bench import books, counters, load
 from bench.counters import Usage
 from bench.load import Load
-from bench.system import System, running
+from bench.system import AlreadyRunningError, System, running
 
 SKU = "BENCH-1"
 STOCKED = 10_000_000
@@ -156,4 +156,7 @@ def _times(milliseconds: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except AlreadyRunningError as error:
+        sys.exit(str(error))

@@ -1,5 +1,6 @@
 """A whole OrderStream of the benchmark's own, started by the real executable, on a port and with state of its own."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -47,10 +48,29 @@ class System:
         )
 
 
+class AlreadyRunningError(Exception):
+    """Another benchmark of this checkout is under way; the two would only measure each other."""
+
+
 @contextmanager
 def running() -> Iterator[System]:
-    """Start a fresh system, and remove it with all of its data afterwards."""
+    """Start a fresh system, and remove it with all of its data afterwards; after a failure its logs are kept.
+
+    Raises AlreadyRunningError.
+    """
     state = StateDir(checkout() / ".orderstream" / "bench")
+    state.open()
+    with (state.root / "benchmark.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunningError(f"another benchmark runs on {state.root}") from None
+        with _started(state) as system:
+            yield system
+
+
+@contextmanager
+def _started(state: StateDir) -> Iterator[System]:
     environment = {name: value for name, value in os.environ.items() if name not in _LOCATIONS}
     environment |= {"ORDERSTREAM_STATE": str(state.root), "PORT": str(_free_port())}
     system = System(state, environment)
@@ -59,9 +79,12 @@ def running() -> Iterator[System]:
     try:
         system.command("up", "--detach")
         yield system
-    finally:
+    except BaseException:
         system.command("down")
-        system.command("reset")
+        print(f"The logs are kept in {state.logs}", file=sys.stderr)
+        raise
+    system.command("down")
+    system.command("reset")
 
 
 def _free_port() -> int:

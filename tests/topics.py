@@ -18,6 +18,12 @@ from tests.contracts import assert_event
 from tests.waiting import wait_until
 
 _TIMEOUT_SECONDS = 10.0
+_NO_LEADER_YET = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
 
 
 class Letter(Struct, frozen=True):
@@ -49,13 +55,13 @@ def _client(brokers: str, group: str) -> Consumer:
 
 
 def _partitions(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:
-    known = AdminClient({"bootstrap.servers": brokers}).list_topics(timeout=_TIMEOUT_SECONDS).topics
+    known = AdminClient({"bootstrap.servers": brokers, "log_level": 0}).list_topics(timeout=_TIMEOUT_SECONDS).topics
     return [TopicPartition(name, number) for name in topics for number in known[name].partitions]
 
 
 def _ends(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:
     """Return the end of each partition; one that was just made may have no leader for a moment."""
-    admin = AdminClient({"bootstrap.servers": brokers})
+    admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
     partitions = _partitions(brokers, topics)
     latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
@@ -67,7 +73,7 @@ def _ends(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:
                 for one, answer in answers.items()
             ]
         except KafkaException as error:
-            if error.args[0].code() in (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE):
+            if error.args[0].code() in _NO_LEADER_YET:
                 return []
             raise
 
@@ -100,7 +106,7 @@ def offsets_of(brokers: str, group: str, topics: Iterable[str]) -> dict[tuple[st
 
 def new_group(brokers: str, group: str) -> None:
     """Make a consumer group that begins here, and the topic of its dead letters."""
-    admin = AdminClient({"bootstrap.servers": brokers})
+    admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
     letters = NewTopic(dead_letter_topic(group), 1, 1, config={"max.message.bytes": "2097152"})
     for future in admin.create_topics([letters], operation_timeout=_TIMEOUT_SECONDS).values():
         future.result(_TIMEOUT_SECONDS)

@@ -92,7 +92,7 @@ def up(detach: bool) -> None:
     stop = Stop(terminal)
     settings, state = _settings(), _state()
     with _plain_errors(OSError, ModuleNotFoundError):
-        if detach:
+        if detach and state.running() is None:
             from orderstream.stack.control import start_detached
 
             sys.exit(start_detached(state, stop))
@@ -253,9 +253,9 @@ def stock_add(sku: str, quantity: int) -> None:
     """Add QUANTITY units to what is available of SKU; a negative QUANTITY takes them away."""
     import psycopg
 
-    from orderstream.inventory_worker.stock import add_available
+    from orderstream.inventory_worker.stock import UnknownSkuError, add_available
 
-    with _plain_errors(psycopg.Error):
+    with _plain_errors(psycopg.Error, UnknownSkuError):
         add_available(_located().postgres_url, sku, quantity)
     click.echo(f"{sku}: {quantity} added")
 

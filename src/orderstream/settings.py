@@ -74,7 +74,12 @@ class Settings(BaseSettings):
     payment_max_attempts: int = Field(8, ge=1, le=100, description="Attempts before an unanswered payment is given up.")
     payment_retry_base_seconds: Seconds = Field(0.2, description="Wait before the second attempt; it doubles.")
     payment_retry_max_seconds: Seconds = Field(30, description="Longest wait between two attempts.")
-    payment_batch_budget_seconds: Seconds = Field(2, description="Time the provider has to answer a whole batch.")
+    payment_batch_budget_seconds: float = Field(
+        2, gt=0, le=20, allow_inf_nan=False, description="Time the provider has to answer a whole batch, in seconds."
+    )
+    payment_key_lifetime_hours: int = Field(
+        24, ge=1, le=87_600, description="How long the provider remembers a key; beyond half of it no order is charged."
+    )
     payment_concurrency: int = Field(16, ge=1, le=256, description="Calls to the provider under way at once.")
 
     drain_timeout_seconds: Seconds = Field(10, description="Time a service has to finish its work on SIGTERM.")

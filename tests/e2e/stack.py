@@ -45,8 +45,9 @@ class Up:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
+        with self.process.stdout as output:
+            for line in output:
+                self._lines.put(line)
 
     @property
     def said(self) -> str:
@@ -54,6 +55,11 @@ class Up:
         while not self._lines.empty():
             self._said += self._lines.get()
         return self._said
+
+    @property
+    def serving(self) -> bool:
+        """Whether it has printed its banner, has not been asked to stop, and lives."""
+        return "# Read it back" in self.said and "\nStopping" not in self.said and self.process.poll() is None
 
     def says(self, text: str, limit_seconds: float = START_SECONDS) -> str:
         """Wait until it has said `text` and return all that it has said."""
@@ -80,8 +86,6 @@ class Up:
     def _reader_done(self) -> None:
         if self.process.poll() is not None:
             self._reader.join(10)
-            assert self.process.stdout is not None
-            self.process.stdout.close()
 
 
 class Stack:
@@ -120,10 +124,7 @@ class Stack:
     @property
     def running(self) -> Up | None:
         """The `up` of this stack that serves now."""
-        run = self.state.running()
-        if run is None or run.phase != "up":
-            return None
-        return next((up for up in self._ups if up.process.pid == run.pid), None)
+        return next((up for up in self._ups if up.serving), None)
 
     @property
     def children(self) -> dict[str, ChildRecord]:
@@ -140,6 +141,7 @@ class Stack:
                     one.ends()
                 except subprocess.TimeoutExpired:
                     one.process.kill()
+            one.ends()
         self.run("down")
         self.run("reset")
 

@@ -208,6 +208,10 @@ def test_detached_and_down(shared: Stack) -> None:
     assert curl_lines(shared.base_url) in started.stdout
     assert httpx.get(f"{shared.base_url}/readyz", timeout=10).status_code == 200
     children = shared.children
+    again = shared.run("up", "-d")
+    assert again.returncode == 0
+    assert curl_lines(shared.base_url) in again.stdout
+    assert shared.children == children
     assert shared.run("down").returncode == 0
     assert alive(children) == []
     assert shared.run("status").returncode == 1

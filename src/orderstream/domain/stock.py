@@ -39,10 +39,18 @@ def allocate(available: MutableMapping[str, int], lines: Lines) -> Allocation:
     return Reserved()
 
 
-def totals(orders: Sequence[Lines]) -> dict[str, int]:
-    """Add the lines of several orders up, per SKU, in the order of the SKUs: the order in which rows are locked."""
+def give_back(available: MutableMapping[str, int], lines: Lines) -> None:
+    """Put the lines of a released order back; a SKU that is not known any more is left out."""
+    for sku, quantity in lines.items():
+        if sku in available:
+            available[sku] += quantity
+
+
+def net(reserved: Sequence[Lines], released: Sequence[Lines]) -> dict[str, int]:
+    """Return by how much the reservations of each SKU grow, below zero if they shrink; SKUs that stay are left out."""
     sums: dict[str, int] = {}
-    for lines in orders:
-        for sku, quantity in lines.items():
-            sums[sku] = sums.get(sku, 0) + quantity
-    return dict(sorted(sums.items()))
+    for sign, orders in ((1, reserved), (-1, released)):
+        for lines in orders:
+            for sku, quantity in lines.items():
+                sums[sku] = sums.get(sku, 0) + sign * quantity
+    return {sku: quantity for sku, quantity in sums.items() if quantity}

@@ -24,7 +24,7 @@ from orderstream.domain.events import (
     wanted,
 )
 from orderstream.domain.order import FailureReason
-from orderstream.domain.stock import Lines, Refused, Reserved, allocate, totals
+from orderstream.domain.stock import Lines, Refused, Reserved, allocate, give_back, net
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
@@ -80,10 +80,15 @@ class InventoryHandler:
                 authorized[received.order_id] = payload
         rows = self._recorded(tx, sorted(aborts.keys() | authorized.keys()))
         decided = {key: one.reason for key, one in aborts.items() if key in rows and rows[key].state != "RELEASED"}
-        self._release(tx, rows, decided)
-        undecided = {key: one for key, one in authorized.items() if key not in rows and key not in aborts}
+        held = [rows[key].lines for key in decided if rows[key].state == "RESERVED"]
+        wants = {key: wanted(one.items) for key, one in authorized.items() if key not in rows and key not in aborts}
         tombstones = [_New(key, "RELEASED", {}, one.reason) for key, one in aborts.items() if key not in rows]
-        self._reserve(tx, rows, undecided, tombstones)
+        available = self._lock_stock(tx, [*held, *wants.values()])
+        for lines in held:
+            give_back(available, lines)
+        self._release(tx, rows, decided)
+        reserved = self._reserve(tx, rows, wants, tombstones, available)
+        self._move(tx, net(reserved, held))
         return Decision([Outgoing(self._event(one.order_id, rows[one.order_id]), one) for one in batch])
 
     def _recorded(self, tx: Connection, ids: list[str]) -> dict[str, _Row]:
@@ -93,37 +98,46 @@ class InventoryHandler:
             for order_id, state, lines, reason, skus, at in found
         }
 
-    def _release(self, tx: Connection, rows: dict[str, _Row], reasons: dict[str, FailureReason | None]) -> None:
-        """Give the lines of held orders back, and turn the rows in `rows` into released ones."""
+    @staticmethod
+    def _lock_stock(tx: Connection, orders: Sequence[Lines]) -> dict[str, int]:
+        """Lock the SKUs of these orders, all at once and in order, and return what is available of each."""
+        skus = sorted({sku for lines in orders for sku in lines})
+        return dict(tx.execute(SQL["stock_of"], {"skus": skus}).fetchall()) if skus else {}
+
+    @staticmethod
+    def _release(tx: Connection, rows: dict[str, _Row], reasons: dict[str, FailureReason | None]) -> None:
+        """Turn decided rows into released ones, in Postgres and in `rows`."""
         if not reasons:
             return
-        held = [rows[order_id].lines for order_id in reasons if rows[order_id].state == "RESERVED"]
         parameters = {"ids": list(reasons), "reasons": list(reasons.values())}
         for order_id, decided_at in tx.execute(SQL["release"], parameters).fetchall():
             row = rows[order_id]
             lines = row.lines if row.state == "RESERVED" else {}
             rows[order_id] = _Row("RELEASED", lines, reasons[order_id], (), decided_at)
-        self._move(tx, {sku: -quantity for sku, quantity in totals(held).items()})
 
     def _reserve(
-        self, tx: Connection, rows: dict[str, _Row], orders: dict[str, PaymentAuthorized], tombstones: list[_New]
-    ) -> None:
-        """Decide new orders in the order of their arrival against one running stock, and add them to `rows`."""
-        if not orders and not tombstones:
-            return
-        wants = {order_id: wanted(payload.items) for order_id, payload in orders.items()}
-        skus = list(totals(list(wants.values())))
-        available: dict[str, int] = dict(tx.execute(SQL["stock_of"], {"skus": skus}).fetchall()) if skus else {}
+        self,
+        tx: Connection,
+        rows: dict[str, _Row],
+        wants: dict[str, dict[str, int]],
+        tombstones: list[_New],
+        available: dict[str, int],
+    ) -> list[Lines]:
+        """Decide new orders in the order of their arrival against one running stock, and add them to `rows`.
+
+        Returns the lines of those that got them.
+        """
+        if not wants and not tombstones:
+            return []
         new = tombstones + [self._allocate(order_id, lines, available) for order_id, lines in wants.items()]
         new.sort(key=lambda one: one.order_id)
-        recorded: dict[str, datetime] = dict(
-            tx.execute(SQL["insert_reservations"], {"decisions": _encode(new).decode()}).fetchall()
-        )
+        inserted = tx.execute(SQL["insert_reservations"], {"decisions": _encode(new).decode()}).fetchall()
+        recorded: dict[str, datetime] = dict(inserted)
         if len(recorded) != len(new):
             raise RepeatBatchError(f"{len(new) - len(recorded)} orders were decided elsewhere meanwhile")
-        self._move(tx, totals([one.lines for one in new if one.state == "RESERVED"]))
         for one in new:
             rows[one.order_id] = _Row(one.state, dict(one.lines), one.reason, one.skus, recorded[one.order_id])
+        return [one.lines for one in new if one.state == "RESERVED"]
 
     @staticmethod
     def _allocate(order_id: str, lines: dict[str, int], available: dict[str, int]) -> _New:

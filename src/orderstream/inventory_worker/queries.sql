@@ -20,7 +20,7 @@ FOR NO KEY UPDATE;
 
 -- name: insert_reservations
 -- Records decisions; an order that somebody else decided meanwhile is left out of what comes back.
--- Parameters: arrays of equal length, sorted by order id. Index: reservations_pkey.
+-- Parameter: a JSON array, sorted by order id. Index: reservations_pkey.
 INSERT INTO reservations (order_id, state, lines, reason, skus)
 SELECT d.order_id, d.state, d.lines, d.reason, d.skus
 FROM json_to_recordset(%(decisions)s::json)
@@ -51,9 +51,14 @@ INSERT INTO inventory (sku, available) VALUES (%(sku)s, %(units)s)
 ON CONFLICT (sku) DO UPDATE SET available = excluded.available;
 
 -- name: add_available
--- Stock command: adds to (or, below zero, takes from) what is available of a SKU. Parameters: SKU, units.
+-- Stock command: adds to what is available of a SKU, new or not. Parameters: SKU, units.
 INSERT INTO inventory AS i (sku, available) VALUES (%(sku)s, %(units)s)
 ON CONFLICT (sku) DO UPDATE SET available = i.available + excluded.available;
+
+-- name: take_available
+-- Stock command: takes from what is available of a SKU; no row comes back where there is no such SKU.
+-- Parameters: SKU, units. Index: inventory_pkey. Locks the row.
+UPDATE inventory SET available = available - %(units)s WHERE sku = %(sku)s RETURNING sku;
 
 -- name: list_stock
 -- Stock command: every SKU. Reads the whole table, by its primary key.

@@ -6,6 +6,10 @@ from orderstream.postgres.connect import connect
 NAME = "stock"
 
 
+class UnknownSkuError(Exception):
+    """Nothing is known of the SKU."""
+
+
 def set_available(postgres_url: str, sku: str, available: int) -> None:
     """Set how many units of a SKU can be reserved from now on; what is reserved already stays.
 
@@ -18,10 +22,13 @@ def set_available(postgres_url: str, sku: str, available: int) -> None:
 def add_available(postgres_url: str, sku: str, quantity: int) -> None:
     """Add units to a SKU, or take them away with a negative quantity.
 
-    Raises psycopg.errors.CheckViolation when fewer than none would be left.
+    Raises UnknownSkuError when there is nothing to take from, psycopg.errors.CheckViolation when too little is left.
     """
     with connect(postgres_url, NAME) as connection:
-        connection.execute(SQL["add_available"], {"sku": sku, "units": quantity})
+        if quantity >= 0:
+            connection.execute(SQL["add_available"], {"sku": sku, "units": quantity})
+        elif connection.execute(SQL["take_available"], {"sku": sku, "units": -quantity}).fetchone() is None:
+            raise UnknownSkuError(f"there is no stock of {sku}")
 
 
 def listing(postgres_url: str) -> list[tuple[str, int, int]]:

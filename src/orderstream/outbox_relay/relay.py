@@ -55,8 +55,8 @@ class Relay:
             self.beat = time.monotonic()
             try:
                 connection = self._connected()
-                published = self._publish_batch(connection)
                 self._measure(connection)
+                published = self._publish_batch(connection)
                 if published < BATCH_ROWS:
                     self._await_rows(connection)
                 wait = BACKOFF_FIRST_SECONDS

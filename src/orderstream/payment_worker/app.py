@@ -15,5 +15,6 @@ def run(settings: Settings) -> int:
     backoff = Backoff(
         settings.payment_max_attempts, settings.payment_retry_base_seconds, settings.payment_retry_max_seconds
     )
-    handler = PaymentHandler(provider, desk, Attempts(provider, desk, backoff))
+    attempts = Attempts(provider, desk, backoff, settings.payment_key_lifetime_hours * 3_600)
+    handler = PaymentHandler(provider, desk, attempts)
     return run_process(handler.group, settings, lambda tracer, stop: Runner(handler, settings, tracer, stop))

@@ -65,6 +65,7 @@ class _Claim(Struct, frozen=True):
     created_at: datetime
     traceparent: str | None
     tracestate: str | None
+    too_old: bool
 
 
 class _Attempt(Struct, frozen=True):
@@ -82,14 +83,16 @@ class _Attempt(Struct, frozen=True):
 class Attempts:
     """The timer of the payment worker."""
 
-    def __init__(self, provider: PaymentProvider, desk: Desk, backoff: Backoff) -> None:
+    def __init__(self, provider: PaymentProvider, desk: Desk, backoff: Backoff, key_lifetime_seconds: float) -> None:
         self._provider = provider
         self._desk = desk
         self._backoff = backoff
+        self.oldest_seconds = key_lifetime_seconds / 2
+        """Age beyond which no order is asked for: the provider might have forgotten its key, and charge again."""
 
     def run(self, connection: Connection) -> bool:
         """Make the attempts that are due, at most CLAIM_ROWS; return whether there may be more."""
-        parameters = {"push_seconds": CLAIM_SECONDS, "limit": CLAIM_ROWS}
+        parameters = {"push_seconds": CLAIM_SECONDS, "limit": CLAIM_ROWS, "oldest_seconds": self.oldest_seconds}
         claims = {row[0]: _Claim(*row) for row in connection.execute(SQL["claim_due"], parameters)}
         if not claims:
             return False
@@ -106,6 +109,8 @@ class Attempts:
     def _call(self, claim: _Claim, timeout_seconds: float) -> Outcome | Voided | NothingToVoid:
         if claim.state == "VOIDING":
             return self._provider.void(claim.order_id, timeout_seconds)
+        if claim.too_old:
+            return Unanswered()
         charge = Charge(claim.order_id, claim.amount, claim.currency, claim.created_at)
         return self._provider.authorize(charge, timeout_seconds)
 
@@ -120,7 +125,7 @@ class Attempts:
                 state: State = "FAILED" if claim.reason == "PROVIDER_UNAVAILABLE" else "VOIDED"
                 return _Attempt(claim.order_id, claim.state, state, claim.reason, number)
             case Pending() | Unanswered():
-                if claim.state == "PENDING" and number >= self._backoff.max_attempts:
+                if claim.state == "PENDING" and (claim.too_old or number >= self._backoff.max_attempts):
                     return _Attempt(claim.order_id, claim.state, "VOIDING", "PROVIDER_UNAVAILABLE", 0, delay=0)
                 delay = self.delay_seconds(number)
                 return _Attempt(claim.order_id, claim.state, claim.state, claim.reason, number, delay=delay)

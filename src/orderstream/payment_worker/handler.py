@@ -29,7 +29,7 @@ from orderstream.payment_worker.attempts import Attempts
 from orderstream.payment_worker.provider import Desk, PaymentProvider
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
-from orderstream.worker.handler import Decision, Outgoing, Timer
+from orderstream.worker.handler import Decision, Outgoing, Rejected, Timer
 
 SQL = load("orderstream.payment_worker")
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -56,8 +56,12 @@ class _Row(Struct, frozen=True):
     decided_at: datetime
 
 
-Answers = dict[str, Outcome]
-"""What the provider said, by order id, of the orders that had no payment yet."""
+class Answers(Struct, frozen=True):
+    """What the provider said, by order id, of the orders that had no payment yet; and those too old to be asked for."""
+
+    outcomes: dict[str, Outcome]
+    charges: dict[str, Charge]
+    too_old: Sequence[str] = ()
 
 
 class PaymentHandler:
@@ -77,26 +81,31 @@ class PaymentHandler:
         """Ask the provider about the orders of the batch that are new and not aborted, within the desk's budget."""
         created, aborted = _sort(batch)
         ids = [order_id for order_id in created if order_id not in aborted]
-        known = {order_id for (order_id,) in connection.execute(SQL["payments_known"], {"ids": ids})}
-        charges = [
-            (order_id, Charge(order_id, one.payload.amount, one.payload.currency, one.occurred_at))
-            for order_id, one in ((key, created[key].event) for key in ids if key not in known)
-            if isinstance(one.payload, OrderCreated)
-        ]
-        return self._desk.ask(charges, self._provider.authorize)
+        parameters = {"ids": ids, "oldest_seconds": self._attempts.oldest_seconds}
+        unasked = connection.execute(SQL["unasked"], parameters).fetchall() if ids else []
+        charges = {order_id: Charge(order_id, *rest) for order_id, *rest, too_old in unasked if not too_old}
+        return Answers(
+            self._desk.ask(charges.items(), self._provider.authorize),
+            charges,
+            [order_id for order_id, *_, too_old in unasked if too_old],
+        )
 
     def decide(self, tx: Connection, batch: Sequence[Received], prepared: Answers, /) -> Decision:
         """Record what is new, and answer every record from what is then recorded.
 
-        An authorization that finds its payment ended meanwhile is voided.
+        An authorization that finds its payment ended meanwhile is voided. Records of unknown orders are rejected.
         """
         created, aborted = _sort(batch)
-        new = [self._first(created[order_id], answer) for order_id, answer in prepared.items()]
-        new += [_tombstone(received) for received in aborted.values()]
+        new = [
+            self._first(created[order_id], prepared.charges[order_id], outcome)
+            for order_id, outcome in prepared.outcomes.items()
+        ]
+        new += [_voiding(created[order_id], "PROVIDER_UNAVAILABLE") for order_id in prepared.too_old]
+        new += [_voiding(received, _reason(received)) for received in aborted.values()]
         rows = self._insert(tx, new)
         if aborted:
             self._begin_voids(tx, [one for order_id, one in aborted.items() if order_id not in rows], OPEN)
-        late = [key for key, answer in prepared.items() if isinstance(answer, Authorized) and key not in rows]
+        late = [key for key, answer in prepared.outcomes.items() if isinstance(answer, Authorized) and key not in rows]
         if late:
             self._begin_voids(tx, [created[order_id] for order_id in late], ENDED)
         missing = [order_id for order_id in (*created, *aborted) if order_id not in rows]
@@ -105,19 +114,19 @@ class PaymentHandler:
             rows |= {order_id: _Row(state, reason, at) for order_id, state, reason, at in found}
         answers = ((one, _answer(one, rows[one.order_id])) for one in batch if one.order_id in rows)
         return Decision(
-            [Outgoing(build(answer, rows[one.order_id].decided_at), one) for one, answer in answers if answer]
+            emit=[Outgoing(build(answer, rows[one.order_id].decided_at), one) for one, answer in answers if answer],
+            reject=[Rejected(one, "UNKNOWN_ORDER", one.order_id) for one in batch if one.order_id not in rows],
         )
 
-    def _first(self, received: Received, answer: Outcome) -> _New:
-        amount = received.event.payload.amount if isinstance(received.event.payload, OrderCreated) else None
-        match answer:
+    def _first(self, received: Received, charge: Charge, outcome: Outcome) -> _New:
+        match outcome:
             case Authorized():
-                return _New(received.order_id, "AUTHORIZED", amount, attempts=1)
+                return _New(received.order_id, "AUTHORIZED", charge.amount, attempts=1)
             case Declined():
-                return _New(received.order_id, "FAILED", amount, "PAYMENT_DECLINED", attempts=1)
+                return _New(received.order_id, "FAILED", charge.amount, "PAYMENT_DECLINED", attempts=1)
             case Pending() | Unanswered():
                 delay = self._attempts.delay_seconds(1)
-                return _New(received.order_id, "PENDING", amount, None, 1, delay, *received.record.carrier())
+                return _New(received.order_id, "PENDING", charge.amount, None, 1, delay, *received.record.carrier())
             case other:
                 assert_never(other)
 
@@ -133,12 +142,11 @@ class PaymentHandler:
     def _begin_voids(tx: Connection, causes: Sequence[Received], from_states: list[State]) -> None:
         causes = sorted(causes, key=lambda one: one.order_id)
         carriers = [one.record.carrier() for one in causes]
-        payloads = [one.event.payload for one in causes]
         tx.execute(
             SQL["begin_voids"],
             {
                 "ids": [one.order_id for one in causes],
-                "reasons": [payload.reason if isinstance(payload, OrderAborted) else None for payload in payloads],
+                "reasons": [_reason(one) for one in causes],
                 "traceparents": [traceparent for traceparent, _ in carriers],
                 "tracestates": [tracestate for _, tracestate in carriers],
                 "from_states": from_states,
@@ -160,10 +168,14 @@ def _sort(batch: Sequence[Received]) -> tuple[dict[str, Received], dict[str, Rec
     return created, aborted
 
 
-def _tombstone(received: Received) -> _New:
-    """Return the row of an order that was aborted before its payment was asked for: it may be under way elsewhere."""
+def _reason(received: Received) -> FailureReason | None:
+    """Return why an order was aborted; None if it was cancelled, or not aborted at all."""
     payload = received.event.payload
-    reason = payload.reason if isinstance(payload, OrderAborted) else None
+    return payload.reason if isinstance(payload, OrderAborted) else None
+
+
+def _voiding(received: Received, reason: FailureReason | None) -> _New:
+    """Return the row of an order whose payment must not be asked for any more: it may be under way elsewhere."""
     return _New(received.order_id, "VOIDING", None, reason, 0, 0.0, *received.record.carrier())
 
 

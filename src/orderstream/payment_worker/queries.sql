@@ -1,9 +1,12 @@
 -- The payment worker's statements. It alone writes `payments`; it reads `orders` and `order_items`.
 
--- name: payments_known
--- Which of these orders have a payment already, so that the provider is not asked for them again.
--- Parameter: order ids. Index: payments_pkey. Takes no lock: the insert decides.
-SELECT order_id FROM payments WHERE order_id = ANY(%(ids)s::text[]);
+-- name: unasked
+-- Which of these orders exist and have no payment yet, with what was accepted, and whether they are too old to be
+-- asked for: only for the others is the provider asked. Parameters: order ids, seconds.
+-- Index: orders_pkey, payments_pkey. Takes no lock: the insert decides.
+SELECT o.id, o.amount, o.currency, o.created_at, o.created_at < now() - %(oldest_seconds)s * interval '1 second'
+FROM orders o
+WHERE o.id = ANY(%(ids)s::text[]) AND NOT EXISTS (SELECT FROM payments p WHERE p.order_id = o.id);
 
 -- name: insert_payments
 -- Records first outcomes and tombstones; an order that has a row already is left out of what comes back.
@@ -34,7 +37,7 @@ SELECT order_id, state, reason, decided_at FROM payments WHERE order_id = ANY(%(
 
 -- name: claim_due
 -- Takes the attempts that are due, by pushing their time beyond the longest attempt: who dies holding them loses them.
--- Parameters: rows at most, seconds to push. Index: payments_due, then payments_pkey. Skips rows others hold.
+-- Parameters: rows at most, seconds to push, age in seconds beyond which no order is asked for. Index: payments_due, then payments_pkey. Skips rows others hold.
 UPDATE payments p
 SET next_attempt_at = now() + %(push_seconds)s * interval '1 second'
 FROM orders o
@@ -45,10 +48,12 @@ WHERE p.order_id = ANY(ARRAY(
         LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED))
     AND o.id = p.order_id
-RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.created_at, p.traceparent, p.tracestate;
+RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.created_at, p.traceparent, p.tracestate,
+    o.created_at < now() - %(oldest_seconds)s * interval '1 second';
 
 -- name: finish_attempts
 -- Records what attempts came to, each only if its payment is still in the state that the attempt began with.
+-- One that ends again, having been voided again, keeps the time of its first end: its event repeats as itself.
 -- Parameter: a JSON array, sorted by order id. Index: payments_pkey; without the array of ids, a plan made while the
 -- table is empty would join by hash and read all of it for ever.
 WITH d AS MATERIALIZED (
@@ -58,7 +63,10 @@ WITH d AS MATERIALIZED (
 UPDATE payments p
 SET state = d.state, reason = d.reason, attempts = d.attempts, amount = coalesce(d.amount, p.amount),
     next_attempt_at = now() + d.delay * interval '1 second',
-    decided_at = CASE WHEN d.state = p.state THEN p.decided_at ELSE now() END
+    decided_at = CASE WHEN d.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, now())
+                      WHEN d.state = p.state THEN p.decided_at
+                      ELSE now() END,
+    closed_at = CASE WHEN d.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, now()) ELSE p.closed_at END
 FROM d
 WHERE p.order_id = ANY(ARRAY(SELECT order_id FROM d)) AND p.order_id = d.order_id AND p.state = d.began
 RETURNING p.order_id, p.state, p.reason, p.decided_at, p.traceparent, p.tracestate;

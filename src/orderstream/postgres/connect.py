@@ -69,6 +69,11 @@ def is_transient(error: Exception) -> bool:
     return state.startswith(TRANSIENT_CLASSES) or state in TRANSIENT_STATES
 
 
+def names_unknown_order(error: Exception) -> bool:
+    """Say whether a row was refused because the order that it is about does not exist."""
+    return isinstance(error, psycopg.errors.ForeignKeyViolation)
+
+
 def is_fatal(error: Exception) -> bool:
     """Say whether no retry and no other record can help: a missing table or column, a wrong password."""
     if not isinstance(error, psycopg.Error):

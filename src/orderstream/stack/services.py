@@ -83,10 +83,14 @@ class OrderStreamService:
         """Nothing: it is this very program."""
 
     def command(self) -> Command:
-        """`orderstream <service>`, with where the parts are in its environment."""
+        """`orderstream <service>`, with where the parts are in its environment.
+
+        OTEL_SERVICE_NAME is left out: one name for all five would hide who made a span.
+        """
+        inherited = {name: value for name, value in os.environ.items() if name != "OTEL_SERVICE_NAME"}
         return Command(
             argv=[sys.executable, "-m", "orderstream.cli", self.service],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **self.settings_env},
+            env={**inherited, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **self.settings_env},
             cwd=Path.cwd(),
             stop_seconds=self.drain_seconds + _EXIT_GRACE_SECONDS,
             wave=GATEWAY_WAVE if self.service == "api-gateway" else WORKER_WAVE,

@@ -61,9 +61,10 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
     with _stopped_afterwards(supervisor, roster, terminal):
         try:
             steps.run(_steps(settings, todo, supervisor), terminal, stop.requested)
-            roster.update(_phase_is("up"))
             terminal.clear()
             terminal.say(banner(todo.urls, state))
+            # Last, for whoever waits for it in another process finds the banner in our output then.
+            roster.update(_phase_is("up"))
             if todo.learning is not None and not todo.learning.starts_fast:
                 supervisor.in_background("learning", todo.learning.learn)
             supervisor.watch()

@@ -84,10 +84,12 @@ HTTP_REQUESTS = _counter(
     "orderstream_http_requests_total", "HTTP requests answered; route is method and path.", "route", "status"
 )
 HTTP_SECONDS = _histogram(
-    "orderstream_http_request_seconds", "Time from the first byte of a request to its answer.", _SECONDS, "route"
+    "orderstream_http_request_seconds", "Time from the head of a request to its answer.", _SECONDS, "route"
 )
 CACHE_READS = _counter(
-    "orderstream_cache_reads_total", "Reads of an order; outcome is hit, miss, or bypass (Redis not usable).", "outcome"
+    "orderstream_cache_reads_total",
+    "Reads of an order; outcome is hit, miss, or bypass (Redis not usable, or the order being changed).",
+    "outcome",
 )
 QUEUED_ORDERS = _gauge("orderstream_queued_orders", "Orders that wait for a group commit.")
 WAITING_READS = _gauge("orderstream_waiting_reads", "Reads that wait for their order to settle.")

@@ -164,13 +164,6 @@ class Tracer:
             span.attributes = _messaging("send", topic, event_type, order_id)
         return span
 
-    def internal(self, name: str, parent: Carrier, order_id: str) -> Span | None:
-        """Begin the span of a step inside a process, such as a call to the payment provider."""
-        span = self._child(name, "INTERNAL", parent)
-        if span is not None:
-            span.attributes = {"order.id": order_id}
-        return span
-
     def batch(self, name: str, started_ns: int, spans: Sequence[Span]) -> None:
         """Record a batch that began at `started_ns` (Unix time) and ends now, linked to each of `spans`.
 

@@ -11,13 +11,13 @@ from typing import Any, Generic, TypeVar
 
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from orderstream.domain.events import topic
 from orderstream.kafka.client import FENCED, UNKNOWN_TOPIC, Publisher, PublishError, consumer
 from orderstream.kafka.envelope import Received, Record, Undecodable, decode, encode
 from orderstream.kafka.topics import ensure_topics
-from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient
+from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient, names_unknown_order
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer
@@ -35,6 +35,7 @@ RETRY_SECONDS = 60
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 5.0
 COMMIT_ATTEMPTS = 3
+MEASURE_SECONDS = 5.0
 TIMER_ROUNDS = 20
 """Runs of one timer between two batches, however much is due."""
 
@@ -66,6 +67,7 @@ class Runner(Generic[P]):
         self._connection: Connection | None = None
         self._due = dict.fromkeys((timer.name for timer in handler.timers), 0.0)
         self._last_size = 0
+        self._measured = 0.0
         self._joined = False
         self.beat = time.monotonic()
 
@@ -85,6 +87,7 @@ class Runner(Generic[P]):
                 self.beat = time.monotonic()
                 self._reach_postgres()
                 self._run_timers()
+                self._measure_lag()
                 records = self._poll()
                 if records:
                     self._process(records)
@@ -148,7 +151,6 @@ class Runner(Generic[P]):
             else:
                 self._commit(batch)
                 self._meters.batch(len(records), time.monotonic() - started)
-                self._measure_lag(batch)
                 return
 
     def _decode(self, records: list[Record]) -> _Batch:
@@ -193,7 +195,11 @@ class Runner(Generic[P]):
             if is_fatal(error) or self._transient(error):
                 raise
             if len(part) == 1:
-                failures.append(DeadLetter(part[0].record, "FAILED", f"{type(error).__name__}: {error}", attempts))
+                letter = DeadLetter(part[0].record, "FAILED", f"{type(error).__name__}: {error}", attempts)
+                if names_unknown_order(error):
+                    letters.append(structs.replace(letter, reason="UNKNOWN_ORDER"))
+                else:
+                    failures.append(letter)
                 return
             middle = len(part) // 2
             for half in (part[:middle], part[middle:]):
@@ -212,8 +218,12 @@ class Runner(Generic[P]):
     def _publish(self, decision: Decision, trace: BatchTrace) -> None:
         if not decision.emit:
             return
-        self._publisher.publish([trace.publication(outgoing, encode(outgoing.event)) for outgoing in decision.emit])
-        trace.acknowledged()
+        try:
+            self._publisher.publish([trace.publication(outgoing, encode(outgoing.event)) for outgoing in decision.emit])
+        except Exception as error:
+            trace.published(str(error))
+            raise
+        trace.published()
         self._meters.produced(topic(outgoing.event.type) for outgoing in decision.emit)
 
     def _bury(self, letters: list[DeadLetter]) -> None:
@@ -238,10 +248,16 @@ class Runner(Generic[P]):
             else:
                 return
 
-    def _measure_lag(self, batch: _Batch) -> None:
-        for (name, partition), offset in batch.following.items():
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(name, partition), cached=True)
-            self._meters.lag(name, partition, end - offset)
+    def _measure_lag(self) -> None:
+        """Say how many records of each of our partitions are still to be taken, as far as the client knows."""
+        if time.monotonic() - self._measured < MEASURE_SECONDS:
+            return
+        self._measured = time.monotonic()
+        for place in self._consumer.position(self._consumer.assignment()):
+            low, end = self._consumer.get_watermark_offsets(place, cached=True)
+            if end >= 0:
+                position = place.offset if place.offset >= 0 else low
+                self._meters.lag(place.topic, place.partition, end - max(position, 0))
 
     def _seek_back(self, records: list[Record]) -> None:
         """Have the records polled again, so that polling, and with it the group membership, goes on meanwhile."""

@@ -50,15 +50,15 @@ class BatchTrace:
             carrier = span.carrier
         return Publication(name, event.correlation_id, value, event_headers(event.type, str(event.id), carrier))
 
-    def acknowledged(self) -> None:
-        """End the producer spans: Kafka has their events."""
+    def published(self, error: str | None = None) -> None:
+        """End the producer spans: Kafka has their events, or `error` says why not all of them."""
         for span in self._producer_spans:
-            span.end()
+            span.end(error)
         self._producer_spans.clear()
 
     def end(self, error: Exception | None) -> None:
-        """End every span that is still open, and record the batch."""
+        """End the consumer spans, and record the batch."""
         reason = None if error is None else str(error)
-        for span in (*self._producer_spans, *self._consumer_spans.values()):
+        for span in self._consumer_spans.values():
             span.end(reason)
         self._tracer.batch(f"{self._group} batch", self._started_ns, list(self._consumer_spans.values()))

@@ -4,7 +4,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -32,6 +34,7 @@ from tests.integration.decisions.orders import (
 from tests.samples import AT
 
 MAX_ATTEMPTS = 3
+KEY_LIFETIME_SECONDS = 3_600.0
 Answer = Authorized | Declined | Pending | None
 
 
@@ -64,7 +67,9 @@ class Provider:
 
 def _handler(provider: PaymentProvider, budget_seconds: float = 2) -> PaymentHandler:
     desk = Desk(4, budget_seconds)
-    return PaymentHandler(provider, desk, Attempts(provider, desk, Backoff(MAX_ATTEMPTS, 0.2, 30)))
+    return PaymentHandler(
+        provider, desk, Attempts(provider, desk, Backoff(MAX_ATTEMPTS, 0.2, 30), KEY_LIFETIME_SECONDS)
+    )
 
 
 def _run_timer(handler: PaymentHandler, connection: Connection) -> bool:
@@ -117,6 +122,35 @@ def test_created_without_a_row_authorizes(connection: Connection) -> None:
     assert [(one.order_id, one.amount, one.currency) for one in provider.asked] == [(order_id, AMOUNT, "USD")]
     assert _payment(connection, order_id) == ("AUTHORIZED", None, 1)
     assert row(connection, "SELECT decided_at, amount FROM payments") == (event.occurred_at, AMOUNT)
+
+
+def test_an_unknown_order_is_rejected_and_never_charged(connection: Connection) -> None:
+    known, unknown, provider = place(connection), str(uuid4()), Provider(Authorized())
+    decision = decide(_handler(provider), connection, created(unknown), created(known))
+    assert [(one.received.order_id, one.reason) for one in decision.reject] == [(unknown, "UNKNOWN_ORDER")]
+    assert types(decision) == ["payment.authorized"]
+    assert [one.order_id for one in provider.asked] == [known]
+
+
+def test_what_is_charged_is_what_was_accepted(connection: Connection) -> None:
+    order_id, provider = place(connection), Provider(Authorized())
+    connection.execute("UPDATE orders SET amount = 7.00, currency = 'EUR' WHERE id = %s", (order_id,))
+    decide(_handler(provider), connection, created(order_id))
+    assert [(one.amount, one.currency) for one in provider.asked] == [(Decimal("7.00"), "EUR")]
+
+
+def test_an_order_older_than_half_the_key_s_lifetime_is_voided_not_asked_for(quiet: Connection) -> None:
+    new, pending, provider = place(quiet), _in_state(quiet, "PENDING"), Provider(Authorized(), NothingToVoid())
+    quiet.execute("UPDATE orders SET created_at = now() - %s * interval '1 s'", (KEY_LIFETIME_SECONDS / 2 + 60,))
+    handler = _handler(provider)
+    assert types(decide(handler, quiet, created(new))) == []
+    _run_timer(handler, quiet)
+    _make_due(quiet)
+    _run_timer(handler, quiet)
+    assert provider.asked == []
+    for order_id in (new, pending):
+        assert _payment(quiet, order_id)[:2] == ("FAILED", "PROVIDER_UNAVAILABLE")
+    assert {body["type"] for body in _outbox(quiet)} == {"payment.failed"}
 
 
 def test_created_without_a_row_is_declined(connection: Connection) -> None:
@@ -396,7 +430,9 @@ def test_an_attempt_that_comes_back_authorized_after_the_void_is_voided_again(
     provider.meanwhile = lambda: None
     _run_timer(handler, quiet)
     assert _payment(quiet, order_id)[:2] == ("VOIDED", "OUT_OF_STOCK")
-    assert [body["type"] for body in _outbox(quiet)] == ["payment.voided", "payment.voided"]
+    first, second = _outbox(quiet)
+    assert first["type"] == "payment.voided"
+    assert first == second
 
 
 def test_an_attempt_under_way_is_not_made_by_another_too(quiet: Connection, postgres_url: str) -> None:

@@ -66,6 +66,19 @@ def test_a_record_alone_is_answered_without_waiting_for_others(settings: Setting
         tap.count(1, limit_seconds=2)
 
 
+def test_many_unknown_orders_are_dead_letters_and_stop_nobody(settings: Settings, group: str) -> None:
+    class Foreign(Recorder):
+        def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> Decision:
+            tx.execute("INSERT INTO reservations (order_id, state) VALUES (%s, 'FAILED')", (batch[0].order_id,))
+            return super().decide(tx, batch, prepared)
+
+    publish_events(settings.kafka_brokers, authorized(MIN_FAILURES + 5))
+    with _tap(settings, group) as tap, running(Foreign(group), settings):
+        letters = tap.count(MIN_FAILURES + 5)
+        _wait_caught_up(settings, group)
+    assert {letter.headers["dlq-reason"] for letter in letters} == {b"UNKNOWN_ORDER"}
+
+
 def test_duplicates_are_answered_with_the_same_event(settings: Settings, connection: Connection, group: str) -> None:
     events = authorized(20)
     with _tap(settings, group) as tap, running(Recorder(group), settings):

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orderstream.domain.stock import Reserved, allocate, totals
+from orderstream.domain.stock import Reserved, allocate, give_back, net
 
 SKUS = st.sampled_from("ABCD")
 STOCK = st.dictionaries(SKUS, st.integers(0, 12))
@@ -15,7 +15,7 @@ ORDERS = st.lists(st.dictionaries(SKUS, st.integers(1, 6), min_size=1), max_size
 @given(STOCK, ORDERS)
 def test_stock_is_conserved_and_never_negative(stock: dict[str, int], orders: list[dict[str, int]]) -> None:
     available = dict(stock)
-    held = totals([lines for lines in orders if isinstance(allocate(available, lines), Reserved)])
+    held = net([lines for lines in orders if isinstance(allocate(available, lines), Reserved)], [])
     assert all(units >= 0 for units in available.values())
     assert Counter(available) + Counter(held) == Counter(stock)
 
@@ -45,6 +45,9 @@ def test_a_refusal_names_the_lines_at_fault(stock: dict[str, int], orders: list[
 
 
 @given(ORDERS)
-def test_totals_lose_nothing(orders: list[dict[str, int]]) -> None:
-    assert sum(totals(orders).values()) == sum(sum(lines.values()) for lines in orders)
-    assert list(totals(orders)) == sorted(totals(orders))
+def test_what_is_given_back_was_never_taken(orders: list[dict[str, int]]) -> None:
+    assert net(orders, orders) == {}
+    available = dict.fromkeys("ABCD", 0)
+    for lines in orders:
+        give_back(available, lines)
+    assert {sku: units for sku, units in available.items() if units} == net(orders, [])

@@ -1,6 +1,6 @@
 """Allocation: all lines or none, from one running stock (P3)."""
 
-from orderstream.domain.stock import Refused, Reserved, allocate, totals
+from orderstream.domain.stock import Refused, Reserved, allocate, give_back, net
 
 
 def test_lines_that_fit_are_taken() -> None:
@@ -32,6 +32,13 @@ def test_orders_of_a_batch_see_each_other() -> None:
     assert available == {"HOT": 0}
 
 
-def test_totals_add_up_in_the_order_of_the_skus() -> None:
-    assert list(totals([{"B": 1, "A": 2}, {"C": 4, "B": 3}]).items()) == [("A", 2), ("B", 4), ("C", 4)]
-    assert totals([]) == {}
+def test_net_is_what_was_reserved_less_what_was_released() -> None:
+    assert net([{"B": 1, "A": 2}, {"C": 4, "B": 3}], [{"A": 5}, {"C": 4}]) == {"A": -3, "B": 4}
+    assert net([], []) == {}
+
+
+def test_given_back_units_can_be_allocated_again() -> None:
+    available = {"A": 0}
+    give_back(available, {"A": 2, "GONE": 1})
+    assert available == {"A": 2}
+    assert isinstance(allocate(available, {"A": 2}), Reserved)

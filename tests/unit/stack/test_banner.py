@@ -9,7 +9,7 @@ from orderstream.stack.state import StateDir
 URLS = {
     "POSTGRES_URL": "postgresql://app@127.0.0.1:1/orders",
     "REDIS_URL": "redis://127.0.0.1:2/0",
-    "KAFKA_BROKERS": "127.0.0.1:3",
+    "KAFKA_BROKERS": "it's.example:3,127.0.0.1:3",
     "BASE_URL": "http://127.0.0.1:3000",
 }
 # Stands for curl: a POST answers as the API does, a GET shows what was asked for.
@@ -43,6 +43,6 @@ def test_the_banner_says_where_everything_is(state: StateDir) -> None:
 
 
 def test_exports_can_be_evaluated() -> None:
-    script = exports(URLS) + '\nprintf "%s %s" "$POSTGRES_URL" "$BASE_URL"'
+    script = exports(URLS) + '\nprintf "%s %s" "$POSTGRES_URL" "$KAFKA_BROKERS"'
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{URLS['POSTGRES_URL']} {URLS['BASE_URL']}"
+    assert done.stdout == f"{URLS['POSTGRES_URL']} {URLS['KAFKA_BROKERS']}"

@@ -106,7 +106,6 @@ def test_without_a_collector_no_other_span_is_made() -> None:
     tracer = start("payment-worker", load())
     assert tracer.process("order.created.v1", "order.created", "o-1", SAMPLED, "payment-worker", 0, 1) is None
     assert tracer.publish("order.created.v1", "order.created", "o-1", SAMPLED) is None
-    assert tracer.internal("authorize", SAMPLED, "o-1") is None
     tracer.batch("batch", 1, [Span(TRACE, SAMPLED)])
 
 
@@ -188,12 +187,12 @@ def test_an_order_is_one_trace_from_parent_to_child(tracer: Tracer) -> None:
     request = recorded(tracer.server("POST /orders", NOBODY))
     sent = recorded(tracer.publish("order.created.v1", "order.created", "o-1", request.carrier))
     taken = recorded(tracer.process("order.created.v1", "order.created", "o-1", sent.carrier, "payment-worker", 3, 0))
-    asked = recorded(tracer.internal("authorize", taken.carrier, "o-1"))
-    for parent, child in ((request, sent), (sent, taken), (taken, asked)):
+    answered = recorded(tracer.publish("payment.authorized.v1", "payment.authorized", "o-1", taken.carrier))
+    for parent, child in ((request, sent), (sent, taken), (taken, answered)):
         assert child.parent is not None
         assert (child.trace_id, child.parent.span_id) == (request.trace_id, parent.span_id)
-    assert (sent.kind, taken.kind, asked.kind) == ("PRODUCER", "CONSUMER", "INTERNAL")
-    assert (sent.name, taken.name, asked.name) == ("send order.created.v1", "process order.created.v1", "authorize")
+    assert (sent.kind, taken.kind, answered.kind) == ("PRODUCER", "CONSUMER", "PRODUCER")
+    assert (sent.name, taken.name) == ("send order.created.v1", "process order.created.v1")
     assert taken.attributes == {
         "order.id": "o-1",
         "event.type": "order.created",
@@ -213,7 +212,6 @@ def test_an_order_is_one_trace_from_parent_to_child(tracer: Tracer) -> None:
 def test_what_was_not_sampled_at_the_gateway_is_not_recorded_later(tracer: Tracer, parent: Carrier) -> None:
     assert tracer.process("order.created.v1", "order.created", "o-1", parent, "payment-worker", 0, 1) is None
     assert tracer.publish("order.created.v1", "order.created", "o-1", parent) is None
-    assert tracer.internal("authorize", parent, "o-1") is None
 
 
 def test_a_batch_is_a_trace_of_its_own_with_links(tracer: Tracer, kept: Kept) -> None:
@@ -233,7 +231,7 @@ def test_a_batch_without_a_recorded_span_is_not_recorded(tracer: Tracer, kept: K
 
 
 def test_an_error_is_kept_with_its_span(tracer: Tracer) -> None:
-    span = recorded(tracer.internal("authorize", SAMPLED, "o-1"))
+    span = recorded(tracer.publish("order.created.v1", "order.created", "o-1", SAMPLED))
     span.end(error="ProviderUnavailable " + "x" * 10_000)
     assert span.error is not None
     assert span.error.startswith("ProviderUnavailable")

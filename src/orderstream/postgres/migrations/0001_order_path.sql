@@ -66,6 +66,8 @@ CREATE TABLE payments (
     attempts        INT NOT NULL DEFAULT 0,
     next_attempt_at TIMESTAMPTZ,
     decided_at      TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- When an attempt first ended it FAILED or VOIDED.
+    closed_at       TIMESTAMPTZ,
     traceparent     TEXT,
     tracestate      TEXT,
     CONSTRAINT unfinished_is_scheduled CHECK ((state IN ('PENDING', 'VOIDING')) = (next_attempt_at IS NOT NULL))

@@ -1,0 +1,209 @@
+"""The relay on real parts: what is in the outbox reaches Kafka, also when Kafka answers late or not (P1, P5)."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import KafkaError
+
+from orderstream.domain.events import Event, Payload, topic
+from orderstream.kafka import client
+from orderstream.kafka.client import Publication, PublishError
+from orderstream.kafka.envelope import encode
+from orderstream.outbox_relay import relay
+from orderstream.outbox_relay.relay import Relay
+from orderstream.postgres.connect import Connection
+from orderstream.postgres.outbox import OutboxRow, append
+from orderstream.settings import Settings
+from orderstream.stack.parts import Part, Parts
+from orderstream.telemetry.tracing import start
+from tests.integration.decisions.orders import created
+from tests.topics import Letter, Tap
+from tests.waiting import wait_until
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+CREATED = topic("order.created")
+
+
+class _Loop:
+    """A relay in a thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._signal = threading.Event()
+        self.relay = Relay(settings, start("outbox-relay", settings), self._signal)
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="relay")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.relay.run()
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            self.error = error
+
+    def stop(self) -> None:
+        self._signal.set()
+        self._thread.join(40)
+        assert not self._thread.is_alive(), "the relay does not stop"
+
+
+@contextmanager
+def _running(settings: Settings) -> Iterator[_Loop]:
+    loop = _Loop(settings)
+    try:
+        wait_until(lambda: loop.relay.ready or loop.error, 10, "the relay is ready")
+        yield loop
+    finally:
+        loop.stop()
+    if loop.error is not None:
+        raise loop.error
+
+
+def _events(number: int) -> list[Event[Payload]]:
+    return [created(str(uuid4())) for _ in range(number)]
+
+
+def _append(connection: Connection, events: Sequence[Event[Payload]]) -> None:
+    with connection.transaction():
+        append(connection, [OutboxRow(event, TRACEPARENT, "a=b") for event in events])
+
+
+def _waiting(connection: Connection) -> int:
+    row = connection.execute("SELECT count(*) FROM outbox").fetchone()
+    assert row is not None
+    number: int = row[0]
+    return number
+
+
+def _wait_empty(connection: Connection) -> None:
+    wait_until(lambda: _waiting(connection) == 0, 20, "the outbox is empty")
+
+
+def _assert_published(letters: Sequence[Letter], events: Sequence[Event[Payload]]) -> None:
+    assert {letter.event().id: letter.event() for letter in letters} == {event.id: event for event in events}
+    for letter in letters:
+        assert letter.headers == {
+            "traceparent": TRACEPARENT.encode(),
+            "tracestate": b"a=b",
+            "event-type": b"order.created",
+            "event-id": str(letter.event().id).encode(),
+        }
+
+
+def test_what_waits_is_published_once_and_deleted(settings: Settings, connection: Connection) -> None:
+    events = _events(1_200)
+    _append(connection, events)
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings):
+        _assert_published(tap.count(1_200), events)
+        _wait_empty(connection)
+
+
+def test_a_commit_wakes_it(settings: Settings, connection: Connection) -> None:
+    slow = settings.model_copy(update={"relay_poll_seconds": 4})
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(slow):
+        for number in range(1, 6):
+            _append(connection, _events(1))
+            tap.count(number, limit_seconds=2)
+
+
+def test_it_finds_rows_that_nobody_told_it_of(settings: Settings, connection: Connection) -> None:
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings):
+        (event,) = _events(1)
+        connection.execute(
+            "INSERT INTO outbox (topic, order_id, event_id, value) VALUES (%s, %s, %s, %s)",
+            (CREATED, event.correlation_id, event.id, encode(event).decode()),
+        )
+        assert [letter.event() for letter in tap.count(1)] == [event]
+
+
+def test_when_kafka_answers_late_rows_stay_until_it_does(
+    settings: Settings, connection: Connection, parts: Parts
+) -> None:
+    events = _events(20)
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings):
+        parts.kafka.pause()
+        try:
+            _append(connection, events)
+            wait_until(lambda: _claimed(connection), 10, "the relay has taken the rows")
+            assert _waiting(connection) == 20
+        finally:
+            parts.kafka.resume()
+        _assert_published(tap.until(lambda seen: len(seen) >= 20, 40, "they are published"), events)
+        _wait_empty(connection)
+
+
+def _claimed(connection: Connection) -> bool:
+    """Say whether somebody holds every row of the outbox, in a transaction that has not committed."""
+    free = connection.execute("SELECT FROM outbox FOR UPDATE SKIP LOCKED").fetchall()
+    return not free and _waiting(connection) > 0
+
+
+def test_while_kafka_is_down_orders_wait_and_later_leave(
+    settings: Settings, connection: Connection, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "DELIVERY_TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr(client, "FLUSH_TIMEOUT_SECONDS", 3)
+    with _running(settings):
+        with _stopped(parts.kafka):
+            _append(connection, _events(5))
+            wait_until(lambda: _claimed(connection), 10, "the relay tries")
+            wait_until(lambda: not _claimed(connection), 20, "it gives the rows back")
+            assert _waiting(connection) == 5
+        with Tap(settings.kafka_brokers, [CREATED]) as tap:
+            _append(connection, last := _events(1))
+            tap.until(lambda seen: last[0].id in {one.event().id for one in seen}, 40, "it goes on by itself")
+            _wait_empty(connection)
+
+
+@contextmanager
+def _stopped(part: Part) -> Iterator[None]:
+    """Have a part stopped for the length of the block."""
+    part.stop()
+    try:
+        yield
+    finally:
+        part.start()
+
+
+def test_rows_that_kafka_did_not_acknowledge_are_published_again(
+    settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([PublishError(KafkaError(KafkaError._MSG_TIMED_OUT), 1)])
+
+    class Failing(client.Publisher):
+        def publish(self, records: Sequence[Publication]) -> None:
+            super().publish(records)
+            if error := next(failures, None):
+                raise error
+
+    monkeypatch.setattr(relay, "Publisher", Failing)
+    events = _events(3)
+    _append(connection, events)
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings):
+        letters = tap.count(6)
+        _wait_empty(connection)
+    _assert_published(letters, events)
+    assert len({letter.value for letter in letters}) == 3
+
+
+def test_relays_share_the_work_and_publish_nothing_twice(settings: Settings, connection: Connection) -> None:
+    events = _events(2_000)
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings), _running(settings):
+        for first in range(0, 2_000, 100):
+            _append(connection, events[first : first + 100])
+        _assert_published(tap.count(2_000), events)
+        _wait_empty(connection)
+
+
+def test_a_lost_connection_is_opened_again_and_listens(settings: Settings, connection: Connection) -> None:
+    slow = settings.model_copy(update={"relay_poll_seconds": 4})
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(slow):
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'outbox-relay' AND datname = current_database()"
+        )
+        for number in range(1, 4):
+            _append(connection, _events(1))
+            tap.count(number, limit_seconds=3)

@@ -1,0 +1,64 @@
+"""A dead letter keeps all of its record and says what happened; too many of them mean a defect (P9)."""
+
+import pytest
+
+from orderstream.kafka.envelope import Record
+from orderstream.worker.dead_letters import DeadLetter, FailureLimit, TooManyFailuresError, publication
+from tests.contracts import assert_dead_letter_headers
+
+
+class Clock:
+    """Time as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("key", [b"key", b"\xff\x00", None])
+@pytest.mark.parametrize("value", [b"value", b"\xff\x00", b"", None])
+def test_the_record_is_kept_as_it_was(key: bytes | None, value: bytes | None) -> None:
+    headers: list[tuple[str, bytes | None]] = [("traceparent", b"00-a"), ("odd", b"\xff"), ("empty", None)]
+    letter = publication("a-worker", DeadLetter(Record("t.v1", 3, 42, key, value, headers), "NOT_JSON", "x" * 5_000, 0))
+    assert (letter.topic, letter.key, letter.value) == ("a-worker.dlq.v1", key, value)
+    assert letter.headers[:3] == headers
+    notes = {name: str(text).encode() for name, text in letter.headers[3:]}
+    assert assert_dead_letter_headers(notes) == {
+        "dlq-topic": "t.v1",
+        "dlq-partition": "3",
+        "dlq-offset": "42",
+        "dlq-reason": "NOT_JSON",
+        "dlq-error": "x" * 1_000,
+        "dlq-attempts": "0",
+    }
+
+
+def test_twenty_failures_are_borne_and_one_more_is_not() -> None:
+    limit = FailureLimit(Clock())
+    limit.note(20, 20)
+    with pytest.raises(TooManyFailuresError):
+        limit.note(1, 1)
+
+
+def test_of_many_records_a_tenth_may_fail() -> None:
+    limit = FailureLimit(Clock())
+    limit.note(1_000, 100)
+    limit.note(10, 1)
+    with pytest.raises(TooManyFailuresError):
+        limit.note(1, 1)
+
+
+def test_failures_are_forgotten_after_five_minutes() -> None:
+    clock = Clock()
+    limit = FailureLimit(clock)
+    for _ in range(10):
+        limit.note(20, 20)
+        clock.now += 301
+
+
+def test_records_without_failures_are_never_too_many() -> None:
+    limit = FailureLimit(Clock())
+    for _ in range(100):
+        limit.note(500, 0)
