@@ -16,7 +16,8 @@ TABLES = {"orders", "order_items", "inventory", "payments", "reservations", "out
 WRITERS = {
     "orders": {
         "api_gateway": "inserts what was accepted, cancels",
-        "order_service": "writes what became of it",
+        "order_service": "puts off when it looks at an order again",
+        ROOM_OF_ALL: "the one way to change an order that exists, for the order service and a cancel",
     },
     "order_items": {"api_gateway": "inserts them with their order"},
     "inventory": {"inventory_worker": "reserves and gives back; its room holds the stock commands too"},

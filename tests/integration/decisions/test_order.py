@@ -45,7 +45,7 @@ def cache() -> Cache:
 @pytest.fixture
 def handler(cache: Cache) -> OrderHandler:
     """The order service's handler."""
-    return OrderHandler(cache)
+    return OrderHandler(cache, ())
 
 
 EVENT_OF: dict[str, dict[str, str | None]] = {
@@ -312,7 +312,7 @@ def test_a_settled_order_s_key_is_barred_before_the_commit_and_deleted_after(
 
 def test_the_cache_is_not_needed(connection: Connection, settings: Settings) -> None:
     order_id = place(connection)
-    handler = OrderHandler(CacheInvalidator("redis://127.0.0.1:1/0", settings.cache_budget_seconds))
+    handler = OrderHandler(CacheInvalidator("redis://127.0.0.1:1/0", settings.cache_budget_seconds), ())
     connection.execute("UPDATE orders SET status = 'FAILED', aborted_at = now()")
     decide(handler, connection, result("payment.voided", order_id))
     assert _order(connection, order_id)[1] == "voided"
@@ -327,7 +327,7 @@ def test_replicas_at_once_lose_no_fact(connection: Connection, postgres_url: str
 
     def work(seed: int) -> None:
         random = Random(seed)
-        handler = OrderHandler(Cache())
+        handler = OrderHandler(Cache(), ())
         events = [result(kind, order_id) for kind in kinds for order_id in order_ids]
         random.shuffle(events)
         with connect(postgres_url, "replica") as replica:

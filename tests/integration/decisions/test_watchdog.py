@@ -1,0 +1,166 @@
+"""The watchdog on PostgreSQL: the stalled are nudged, the overdue end, what is not undone is told of again (P5)."""
+
+import json
+from typing import Any
+
+import pytest
+
+from orderstream.domain.order import PaymentState, Status, StockState
+from orderstream.order_service.watchdog import Patience, Watchdog
+from orderstream.postgres.connect import Connection, connect
+from tests.contracts import assert_event
+from tests.integration.decisions.orders import TRACEPARENT, created, place, row
+
+
+@pytest.fixture
+def watchdog() -> Watchdog:
+    """A watchdog as patient as that of the service."""
+    return Watchdog(Patience())
+
+
+def _outbox(connection: Connection) -> list[dict[str, Any]]:
+    """Return the events in the outbox, each held to its contract and to the order's trace; and empty it."""
+    rows = connection.execute(
+        "DELETE FROM outbox RETURNING id, topic, order_id, event_id, value, traceparent"
+    ).fetchall()
+    for _, name, order_id, event_id, value, traceparent in sorted(rows):
+        body = assert_event(name, order_id.encode(), value.encode())
+        assert (body["id"], traceparent) == (str(event_id), TRACEPARENT)
+    return [json.loads(value) for *_, value, _ in sorted(rows)]
+
+
+def _stalled(connection: Connection, seconds: float = 1) -> str:
+    order_id = place(connection)
+    connection.execute(
+        "UPDATE orders SET next_check_at = now() - %s * interval '1 s' WHERE id = %s", (seconds, order_id)
+    )
+    return order_id
+
+
+def _aborted(connection: Connection, status: Status, payment: PaymentState, stock: StockState) -> str:
+    order_id = place(connection)
+    connection.execute(
+        "UPDATE orders SET status = %s, payment = %s, stock = %s, aborted_at = now() - interval '1 min',"
+        " failure_reason = CASE WHEN %s = 'FAILED' THEN 'TIMED_OUT' END, next_check_at = now() - interval '1 s'"
+        " WHERE id = %s",
+        (status, payment, stock, status, order_id),
+    )
+    return order_id
+
+
+def test_a_stalled_order_is_told_of_again_as_itself(watchdog: Watchdog, connection: Connection) -> None:
+    order_id = _stalled(connection)
+    connection.execute("UPDATE orders SET created_at = %s", (created(order_id).occurred_at,))
+    watchdog.nudge(connection)
+    (event,) = _outbox(connection)
+    assert (event["type"], event["id"]) == ("order.created", str(created(order_id).id))
+    (at,) = row(connection, "SELECT created_at FROM orders")
+    assert event["occurredAt"] == at.isoformat().replace("+00:00", "Z")
+    assert row(connection, "SELECT status, version, nudges FROM orders") == ("PROCESSING", 1, 1)
+
+
+def test_nudges_come_at_growing_intervals_up_to_a_limit(watchdog: Watchdog, connection: Connection) -> None:
+    order_id = _stalled(connection)
+    for nudges, longest in enumerate((60, 120, 240, 300, 300), start=1):
+        connection.execute("UPDATE orders SET next_check_at = now()")
+        watchdog.nudge(connection)
+        assert len(_outbox(connection)) == 1
+        count, wait = row(
+            connection,
+            "SELECT nudges, extract(epoch FROM next_check_at - now())::float8 FROM orders WHERE id = %s",
+            order_id,
+        )
+        assert count == nudges
+        assert longest * 0.74 < wait <= longest
+
+
+def test_an_order_that_is_not_due_queued_or_settled_is_left_alone(watchdog: Watchdog, connection: Connection) -> None:
+    place(connection)
+    queued = _stalled(connection)
+    connection.execute(
+        "INSERT INTO outbox (topic, order_id, event_id, value) VALUES ('order.created.v1', %s, gen_random_uuid(), '')",
+        (queued,),
+    )
+    _aborted(connection, "FAILED", "failed", "none")
+    watchdog.nudge(connection)
+    assert row(connection, "SELECT sum(nudges)::int FROM orders") == (0,)
+    assert row(connection, "SELECT count(*) FROM outbox") == (1,)
+
+
+def test_one_run_nudges_no_more_than_the_cap(
+    watchdog: Watchdog, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orderstream.order_service.watchdog.ROWS_PER_RUN", 3)
+    for _ in range(5):
+        _stalled(connection)
+    assert watchdog.nudge(connection) is False
+    assert len(_outbox(connection)) == 3
+
+
+def test_two_watchdogs_at_once_never_nudge_the_same_order(
+    watchdog: Watchdog, connection: Connection, postgres_url: str
+) -> None:
+    order_id = _stalled(connection)
+    with connect(postgres_url, "another") as another, another.transaction():
+        another.execute("SELECT FROM orders WHERE id = %s FOR NO KEY UPDATE", (order_id,))
+        watchdog.nudge(connection)
+        assert _outbox(connection) == []
+
+
+@pytest.mark.parametrize("status", ["PROCESSING", "PAID"])
+def test_an_overdue_order_fails_and_is_undone(watchdog: Watchdog, connection: Connection, status: Status) -> None:
+    order_id = _stalled(connection)
+    payment = "authorized" if status == "PAID" else "none"
+    connection.execute(
+        "UPDATE orders SET status = %s, payment = %s, nudges = 3, created_at = now() - interval '16 min'",
+        (status, payment),
+    )
+    watchdog.end_overdue(connection)
+    updated, aborted = _outbox(connection)
+    assert (updated["type"], aborted["type"]) == ("order.updated", "order.aborted")
+    assert updated["payload"]["status"] == "FAILED"
+    assert aborted["payload"] == {"orderId": order_id, "status": "FAILED", "reason": "TIMED_OUT"}
+    assert row(connection, "SELECT status, failure_reason, version, aborted_at = updated_at FROM orders") == (
+        "FAILED",
+        "TIMED_OUT",
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize(("nudges", "minutes"), [(2, 16), (3, 14)])
+def test_an_order_is_given_its_time_and_its_nudges(
+    watchdog: Watchdog, connection: Connection, nudges: int, minutes: int
+) -> None:
+    _stalled(connection)
+    connection.execute("UPDATE orders SET nudges = %s, created_at = now() - %s * interval '1 min'", (nudges, minutes))
+    watchdog.end_overdue(connection)
+    assert _outbox(connection) == []
+    assert row(connection, "SELECT status FROM orders") == ("PROCESSING",)
+
+
+@pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
+@pytest.mark.parametrize(("payment", "stock"), [("authorized", "none"), ("voided", "reserved"), ("none", "none")])
+def test_an_abort_that_was_not_answered_is_repeated_as_itself(
+    watchdog: Watchdog, connection: Connection, status: Status, payment: PaymentState, stock: StockState
+) -> None:
+    order_id = _aborted(connection, status, payment, stock)
+    seen = []
+    for _ in range(2):
+        connection.execute("UPDATE orders SET next_check_at = now()")
+        watchdog.repeat_aborts(connection)
+        seen += _outbox(connection)
+    first, second = seen
+    assert first == second
+    assert (first["type"], first["correlationId"]) == ("order.aborted", order_id)
+    watchdog.repeat_aborts(connection)
+    assert _outbox(connection) == []
+
+
+@pytest.mark.parametrize(("payment", "stock"), [("voided", "released"), ("failed", "none"), ("voided", "none")])
+def test_a_compensated_order_is_left_alone(
+    watchdog: Watchdog, connection: Connection, payment: PaymentState, stock: StockState
+) -> None:
+    _aborted(connection, "FAILED", payment, stock)
+    watchdog.repeat_aborts(connection)
+    assert _outbox(connection) == []

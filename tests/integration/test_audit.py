@@ -1,0 +1,109 @@
+"""The audit on PostgreSQL: clean books pass, and every planted breach is named with its promise and its order."""
+
+from decimal import Decimal
+
+import pytest
+from click.testing import CliRunner
+
+from orderstream.audit.check import audit
+from orderstream.cli import main
+from orderstream.postgres.connect import Connection
+from tests.integration.decisions.orders import place
+
+CONFIRMED = "c0000000-0000-7000-8000-000000000000"
+FAILED = "f0000000-0000-7000-8000-000000000000"
+
+
+@pytest.fixture
+def books(connection: Connection) -> Connection:
+    """A database with an order that was confirmed, one that failed and was undone, and stock that matches."""
+    place(connection, order_id=CONFIRMED)
+    place(connection, order_id=FAILED)
+    connection.execute(
+        "UPDATE orders SET status = 'CONFIRMED', payment = 'authorized', stock = 'reserved', version = 3 WHERE id = %s",
+        (CONFIRMED,),
+    )
+    connection.execute(
+        "UPDATE orders SET status = 'FAILED', failure_reason = 'OUT_OF_STOCK', payment = 'voided', stock = 'released',"
+        " aborted_at = now() WHERE id = %s",
+        (FAILED,),
+    )
+    connection.execute(
+        "INSERT INTO payments (order_id, state, amount) VALUES (%s, 'AUTHORIZED', 129.00), (%s, 'VOIDED', 129.00)",
+        (CONFIRMED, FAILED),
+    )
+    connection.execute(
+        "INSERT INTO reservations (order_id, state, lines)"
+        " VALUES (%s, 'RESERVED', '{\"SKU-1\": 1}'), (%s, 'RELEASED', '{}')",
+        (CONFIRMED, FAILED),
+    )
+    connection.execute("INSERT INTO inventory (sku, available, reserved) VALUES ('SKU-1', 99, 1)")
+    return connection
+
+
+def _broken(postgres_url: str) -> set[tuple[str, str]]:
+    return {(one.promise, one.subject) for found in audit(postgres_url, 0).values() for one in found}
+
+
+def test_clean_books_pass(books: Connection, postgres_url: str) -> None:
+    assert books.info.dbname in postgres_url
+    assert _broken(postgres_url) == set()
+
+
+@pytest.mark.parametrize(
+    ("breach", "promise", "subject"),
+    [
+        ("DELETE FROM order_items WHERE order_id = '{c}'", "p1_durable", CONFIRMED),
+        ("UPDATE payments SET amount = 1 WHERE order_id = '{c}'", "p2_charged_once", CONFIRMED),
+        ("UPDATE payments SET state = 'VOIDED' WHERE order_id = '{c}'", "p2_charged_once", CONFIRMED),
+        ("UPDATE payments SET state = 'AUTHORIZED' WHERE order_id = '{f}'", "p2_charged_once", FAILED),
+        ("DELETE FROM payments WHERE order_id = '{c}'", "p2_charged_once", CONFIRMED),
+        ("UPDATE inventory SET reserved = 2", "p3_stock_conserved", "SKU-1"),
+        ("DELETE FROM inventory", "p3_stock_conserved", "SKU-1"),
+        ("UPDATE reservations SET state = 'RELEASED' WHERE order_id = '{c}'", "p3_stock_conserved", "SKU-1"),
+        (
+            "UPDATE reservations SET lines = '{{\"SKU-1\": 2}}' WHERE order_id = '{c}'",
+            "p3_all_lines_or_none",
+            CONFIRMED,
+        ),
+        ("UPDATE order_items SET qty = 2 WHERE order_id = '{c}'", "p3_all_lines_or_none", CONFIRMED),
+        ("UPDATE orders SET status = 'PAID' WHERE id = '{c}'", "p4_confirmed", CONFIRMED),
+        ("UPDATE orders SET status = 'PROCESSING' WHERE id = '{c}'", "p5_settles", CONFIRMED),
+        ("UPDATE orders SET payment = 'authorized' WHERE id = '{f}'", "p5_settles", FAILED),
+        ("UPDATE orders SET failure_reason = NULL WHERE id = '{f}'", "p6_settled_stays", FAILED),
+        ("UPDATE orders SET status = 'CANCELLED' WHERE id = '{c}'", "p6_settled_stays", CONFIRMED),
+        (
+            "UPDATE orders SET status = 'FAILED', failure_reason = 'OUT_OF_STOCK' WHERE id = '{c}'",
+            "p6_settled_stays",
+            CONFIRMED,
+        ),
+        ("UPDATE orders SET payment = 'failed' WHERE id = '{f}'", "p7_facts_agree", FAILED),
+        ("DELETE FROM reservations WHERE order_id = '{f}'", "p7_facts_agree", FAILED),
+        (
+            "INSERT INTO outbox (topic, order_id, event_id, value) VALUES ('t', '{c}', gen_random_uuid(), '')",
+            "outbox_drained",
+            CONFIRMED,
+        ),
+    ],
+)
+def test_a_breach_is_named(books: Connection, postgres_url: str, breach: str, promise: str, subject: str) -> None:
+    books.execute(breach.format(c=CONFIRMED, f=FAILED).encode())
+    assert (promise, subject) in _broken(postgres_url)
+
+
+def test_what_is_on_its_way_is_given_grace(books: Connection, postgres_url: str) -> None:
+    open_order = place(books)
+    assert ("p5_settles", open_order) in _broken(postgres_url)
+    assert not any(audit(postgres_url, 60).values())
+
+
+def test_the_command_prints_a_table_and_tells_by_its_exit_code(books: Connection, postgres_url: str) -> None:
+    run = CliRunner(env={"POSTGRES_URL": postgres_url})
+    clean = run.invoke(main, ["audit", "--grace", "0"])
+    assert clean.exit_code == 0
+    assert "ok   p3_stock_conserved" in clean.output
+    books.execute("UPDATE payments SET amount = %s WHERE order_id = %s", (Decimal("128.99"), CONFIRMED))
+    broken = run.invoke(main, ["audit", "--grace", "0"])
+    assert broken.exit_code == 1
+    assert "FAIL p2_charged_once" in broken.output
+    assert CONFIRMED in broken.output
