@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from orderstream import cache
-from orderstream.cache import BAR_SECONDS, CacheInvalidator, AsyncCache, Entry, Fill, Lease
+from orderstream.cache import BAR_SECONDS, AsyncCache, CacheInvalidator, Entry, Fill, Lease
 from orderstream.postgres.connect import (
     IDLE_IN_TRANSACTION_TIMEOUT_SECONDS,
     LOCK_TIMEOUT_SECONDS,
@@ -215,6 +215,65 @@ def test_what_could_not_be_deleted_is_deleted_later(parts: Parts, redis_url: str
         assert invalidator.delete([])
         assert client.keys() == [b"order:c"]
     invalidator.close()
+
+
+def test_what_could_not_be_deleted_is_deleted_before_anything_is_looked_up(parts: Parts, redis_url: str) -> None:
+    now = time.monotonic()
+
+    async def scenario(reader: AsyncCache) -> None:
+        nonlocal now
+        reader.breaker = cache.Breaker(lambda: now)
+        await reader.fill([Fill("a", await lease(reader, "a"), BODY)])
+        try:
+            parts.valkey.pause()
+            assert not await reader.bar(["a"])
+            assert not await reader.delete(["a", "b"])
+        finally:
+            parts.valkey.resume()
+        now += cache.BREAKER_SECONDS
+        found = await reader.look_up(["a"])
+        assert found[0] != Entry(BODY)
+        assert len(reader._owed) == 0
+        assert await reader.delete([])
+
+    reading(redis_url, scenario)
+
+
+def test_an_asyncio_bar_keeps_fills_out_until_its_own_delete(redis_url: str, invalidator: CacheInvalidator) -> None:
+    async def scenario(reader: AsyncCache) -> None:
+        other = AsyncCache(redis_url, BUDGET_SECONDS)
+        token = await lease(reader, "a")
+        assert await other.bar(["a"])
+        await reader.fill([Fill("a", token, BODY)])
+        assert await reader.look_up(["a"]) == ["barred"]
+        assert invalidator.delete(["a"])
+        assert await reader.delete(["a"])
+        assert await reader.look_up(["a"]) == ["barred"]
+        assert await other.delete(["a"])
+        await lease(reader, "a")
+        await other.close()
+
+    reading(redis_url, scenario)
+
+
+def test_an_asyncio_delete_that_failed_is_tried_again_by_the_clock(
+    parts: Parts, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "BREAKER_SECONDS", 0.05)
+
+    async def scenario(reader: AsyncCache) -> None:
+        await reader.fill([Fill("a", await lease(reader, "a"), BODY)])
+        try:
+            parts.valkey.pause()
+            assert not await reader.delete(["a"])
+        finally:
+            parts.valkey.resume()
+        assert reader._paying is not None
+        await asyncio.wait_for(reader._paying, 10)
+        with redis.Redis.from_url(redis_url) as client:
+            assert not client.exists("order:a")
+
+    reading(redis_url, scenario)
 
 
 def test_what_is_owed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

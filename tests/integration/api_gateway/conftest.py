@@ -112,9 +112,9 @@ def shared_url(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, shared_url: str, parts: Parts) -> Iterator[Gateway]:
-    """A gateway for all tests of a module."""
+    """A gateway for all tests of a module. It gives Redis time enough on a machine that is busy with other things."""
     log = tmp_path_factory.mktemp("gateway") / "log"
-    with running(log, POSTGRES_URL=shared_url, REDIS_URL=parts.redis_url) as gateway:
+    with running(log, POSTGRES_URL=shared_url, REDIS_URL=parts.redis_url, CACHE_BUDGET_SECONDS="1") as gateway:
         yield gateway
 
 

@@ -61,8 +61,22 @@ def test_the_example_is_an_order_and_the_answers_are_as_documented(shared: Gatew
     assert accepted.status_code == 201
     jsonschema.validate(accepted.json(), schema("OrderAccepted"))
     jsonschema.validate(shared.client.get(accepted.headers["location"]).json(), schema("OrderView"))
+    cancelled = shared.client.post(accepted.headers["location"] + "/cancel")
+    assert cancelled.status_code == 202
+    jsonschema.validate(cancelled.json(), schema("OrderView"))
     for refused in (shared.client.post("/orders", json={}), shared.client.get("/nowhere")):
         jsonschema.validate(refused.json(), schema("ProblemBody"))
+
+
+def test_every_operation_documents_what_it_answers() -> None:
+    answers = {
+        operation["operationId"]: set(operation["responses"])
+        for methods in document()["paths"].values()
+        for operation in methods.values()
+    }
+    assert answers["createOrder"] == {"201", "400", "413", "415", "422", "503"}
+    assert answers["readOrder"] == {"200", "202", "304", "404", "503"}
+    assert answers["cancelOrder"] == {"202", "404", "409", "503"}
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])

@@ -91,6 +91,24 @@ def test_no_more_may_wait_than_the_limit() -> None:
     asyncio.run(scenario())
 
 
+def test_no_more_may_wait_than_weigh_the_limit() -> None:
+    async def scenario() -> None:
+        work = Recorder()
+        async with Gathering(work, batch_limit=4, waiting_limit=10, weigh=len, weight_limit=5) as asking:
+            first = asking.ask("aaaa", "aaaa")
+            await work.begun.wait()
+            waiting = [asking.ask(name, name) for name in ("bb", "ccc", "bb")]
+            with pytest.raises(FullError):
+                asking.ask("d", "d")
+            work.go.set()
+            await asyncio.gather(first, *waiting)
+            assert await asking.ask("eeeee", "eeeee") == "EEEEE"
+            with pytest.raises(FullError):
+                asking.ask("ffffff", "ffffff")
+
+    asyncio.run(scenario())
+
+
 def test_work_is_repeated_for_those_who_still_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "FIRST_PAUSE_SECONDS", 0.001)
 

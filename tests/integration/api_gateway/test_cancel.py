@@ -1,0 +1,321 @@
+"""POST /orders/{id}/cancel: one transaction under the row lock, racing every other step of an order (P5 to P8)."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+import redis
+
+from orderstream.api_gateway.session import Session
+from orderstream.domain import events
+from orderstream.domain.order import Order
+from orderstream.postgres.connect import Connection
+from orderstream.postgres.orders import SQL, locked
+from orderstream.stack.parts import Parts
+from tests.asgi import Answer, call
+from tests.integration.api_gateway import application as in_process
+from tests.integration.api_gateway.application import application
+from tests.integration.api_gateway.conftest import Gateway, Start, elapsed
+from tests.integration.api_gateway.proxy import proxy
+from tests.integration.api_gateway.test_get import JSON, place, settle
+from tests.integration.api_gateway.test_post import problem
+from tests.integration.api_gateway.test_reader import PausingSession
+from tests.waiting import wait_until
+
+AT = "2026-01-02 03:04:05Z"
+STATES = {
+    "PROCESSING": ("none", "none"),
+    "PROCESSING, reserved": ("none", "reserved"),
+    "PAID": ("authorized", "none"),
+    "CONFIRMED": ("authorized", "reserved"),
+}
+BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+
+def cancel(gateway: Gateway, path: str) -> Any:
+    return gateway.client.post(f"{path}/cancel")
+
+
+def move(rows: Any, path: str, /, *to: str | None) -> None:
+    """Bring an order into a state: status, payment, stock, and the failure reason if it has one."""
+    status, payment, stock, reason = (*to, None)[:4]
+    rows.execute(
+        "UPDATE orders SET status = %s, payment = %s, stock = %s, failure_reason = %s, version = version + 1,"
+        " payment_at = %s, stock_at = %s WHERE id = %s",
+        (status, payment, stock, reason, AT, AT, path.removeprefix("/orders/")),
+    )
+
+
+def told(rows: Connection, path: str) -> list[Any]:
+    """Return what the outbox says of an order after its acceptance, in its order."""
+    return rows.execute(
+        "SELECT topic, event_id, value, traceparent FROM outbox WHERE order_id = %s AND topic <> 'order.created.v1'"
+        " ORDER BY id",
+        (path.removeprefix("/orders/"),),
+    ).fetchall()
+
+
+def row(rows: Connection, path: str) -> Order:
+    """Return an order as it is stored."""
+    order_id = path.removeprefix("/orders/")
+    orders, _ = locked(rows.execute(SQL["lock_orders"], {"ids": [order_id]}))
+    return orders[order_id]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_an_order_is_cancelled_and_undone(shared: Gateway, rows: Connection, state: str) -> None:
+    path = place(shared)
+    payment, stock = STATES[state]
+    move(rows, path, state.partition(",")[0], payment, stock)
+    reply = cancel(shared, path)
+    assert reply.status_code == 202, reply.text
+    shown = reply.json()
+    assert (shown["status"], shown["failureReason"], shown["version"]) == ("CANCELLED", None, 3)
+    assert (shown["payment"]["state"], shown["stock"]["state"]) == (payment, stock)
+    assert reply.headers["etag"] == '"3"'
+
+    order = row(rows, path)
+    assert order.state.status == "CANCELLED"
+    assert order.aborted_at == order.updated_at
+    decided = [events.order_updated(order), events.order_aborted(order)]
+    assert told(rows, path) == [
+        (events.topic(one.type), one.id, msgspec.json.encode(one).decode(), reply.headers["traceresponse"])
+        for one in decided
+    ]
+    assert shared.client.get(path).content == reply.content
+
+
+def test_cancelling_again_changes_nothing(shared: Gateway, rows: Connection) -> None:
+    path = place(shared)
+    first = cancel(shared, path)
+    before = row(rows, path), told(rows, path)
+    for _ in range(3):
+        again = cancel(shared, path.upper().replace("ORDERS", "orders"))
+        assert (again.status_code, again.content) == (202, first.content)
+    assert (row(rows, path), told(rows, path)) == before
+
+
+def test_a_failed_order_stays_failed(shared: Gateway, rows: Connection) -> None:
+    path = place(shared)
+    move(rows, path, "FAILED", "voided", "failed", "OUT_OF_STOCK")
+    before = row(rows, path)
+    reply = cancel(shared, path)
+    assert reply.status_code == 409
+    problem(reply, "order-failed")
+    assert (row(rows, path), told(rows, path)) == (before, [])
+
+
+@pytest.mark.parametrize("path", ["/orders/01890a5d-ac96-774b-bcce-b302099a8057", "/orders/x", "/orders/%00"])
+def test_an_unknown_order_is_not_found(shared: Gateway, path: str) -> None:
+    reply = cancel(shared, path)
+    assert reply.status_code == 404
+    problem(reply, "not-found")
+
+
+def test_it_is_done_by_post_alone(shared: Gateway, rows: Connection) -> None:
+    path = place(shared)
+    assert shared.client.get(f"{path}/cancel").status_code == 405
+    assert shared.client.post(f"{path}/cancel", content=b"whatever", headers=JSON).status_code == 202
+
+
+def test_the_cache_forgets_a_cancelled_order(shared: Gateway, rows: Connection) -> None:
+    path = place(shared)
+    settle(rows, path)
+    assert [shared.client.get(path).headers["x-cache"] for _ in range(2)] == ["MISS", "HIT"]
+    cancelled = cancel(shared, path)
+    reads = [shared.client.get(path) for _ in range(2)]
+    assert [read.headers["x-cache"] for read in reads] == ["MISS", "HIT"]
+    assert {read.content for read in reads} == {cancelled.content}
+
+
+async def post(api: Any, path: str) -> Answer:
+    return await call(api, "POST", f"{path}/cancel")
+
+
+def test_many_at_once_each_have_their_own_answer(start: Start, connection: Connection, redis_url: str) -> None:
+    gateway = start()
+    open_ones = [place(gateway) for _ in range(10)]
+    failed = place(gateway)
+    move(connection, failed, "FAILED", "failed", "none", "PAYMENT_DECLINED")
+    unknown = failed[:-1] + ("0" if failed[-1] != "0" else "1")
+    asked = [*open_ones[:5], failed, unknown, *open_ones[5:], *open_ones]
+
+    async def scenario() -> None:
+        async with application(connection.info.dsn, redis_url) as api:
+            answers = await asyncio.gather(*(post(api, path) for path in asked))
+            expected = [202] * 5 + [409, 404] + [202] * 15
+            assert [answer.status for answer in answers] == expected
+
+    asyncio.run(scenario())
+    assert all(len(told(connection, path)) == 2 for path in open_ones)
+    transactions = connection.execute("SELECT count(DISTINCT updated_at) FROM orders WHERE status = 'CANCELLED'")
+    assert transactions.fetchone() in ((1,), (2,))
+
+
+def test_two_gateways_at_once_cancel_once(start: Start, connection: Connection) -> None:
+    gateways = [start(), start()]
+    paths = [place(gateways[0]) for _ in range(10)]
+    with ThreadPoolExecutor(16) as pool:
+        replies = [pool.submit(cancel, gateway, path) for path in paths for gateway in gateways * 2]
+    assert {reply.result().status_code for reply in replies} == {202}
+    assert [len(told(connection, path)) for path in paths] == [2] * 10
+
+
+@pytest.mark.parametrize(
+    ("to", "status", "version"),
+    [
+        (("CONFIRMED", "authorized", "reserved", None), 202, 3),
+        (("FAILED", "authorized", "failed", "OUT_OF_STOCK"), 409, 2),
+        (("FAILED", "none", "none", "TIMED_OUT"), 409, 2),
+        (("PAID", "authorized", "none", None), 202, 3),
+    ],
+    ids=["confirmed", "failed", "timed out", "paid"],
+)
+def test_the_row_lock_decides(
+    shared: Gateway, rows: Connection, to: tuple[str | None, ...], status: int, version: int
+) -> None:
+    path = place(shared)
+    replies: list[Any] = []
+    canceller = threading.Thread(target=lambda: replies.append(cancel(shared, path)))
+    with psycopg.connect(rows.info.dsn) as first:
+        move(first, path, *to)
+        canceller.start()
+        wait_until(lambda: rows.execute(BLOCKED).fetchone() != (0,), 10, "the cancel waits for the row")
+        first.commit()
+    canceller.join()
+    order = row(rows, path)
+    assert replies[0].status_code == status
+    assert order.state.version == version
+    assert order.state.status == ("CANCELLED" if status == 202 else to[0])
+    assert len(told(rows, path)) == (2 if status == 202 else 0)
+
+
+def test_a_paused_reader_does_not_put_the_confirmed_order_back(
+    start: Start, connection: Connection, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place(start())
+    settle(connection, path)
+    sessions: list[PausingSession] = []
+
+    def session(url: str, name: str, budget_seconds: float = 5.0) -> Any:
+        if name != "reads":
+            return plain(url, name, budget_seconds)
+        sessions.append(PausingSession(url))
+        return sessions[-1]
+
+    plain = Session
+    monkeypatch.setattr(in_process, "Session", session)
+
+    async def scenario() -> None:
+        dsn = connection.info.dsn
+        async with application(dsn, redis_url) as paused, application(dsn, redis_url) as other:
+            sessions[0].go.clear()
+            early = asyncio.create_task(call(paused, "GET", path))
+            await sessions[0].read.wait()
+            cancelled = await post(other, path)
+            assert cancelled.status == 202
+            sessions[0].go.set()
+            assert b'"CONFIRMED"' in (await early).body
+            reads = [await call(api, "GET", path) for api in (paused, other, paused)]
+            assert [read.headers["x-cache"] for read in reads] == ["MISS", "HIT", "HIT"]
+            assert {read.body for read in reads} == {cancelled.body}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
+    start: Start, connection: Connection, redis_url: str, settled: bool
+) -> None:
+    gateway = start()
+    warm_up, path = place(gateway), place(gateway)
+    if settled:
+        settle(connection, path)
+
+    async def scenario() -> None:
+        async with proxy(connection.info.dsn) as between, application(between.url, redis_url) as api:
+            assert (await post(api, warm_up)).status == 202
+            between.lose_answer_to = b"COMMIT"
+            assert (await post(api, path)).status == 202
+            assert between.lose_answer_to is None
+
+    asyncio.run(scenario())
+    assert row(connection, path).state.status == "CANCELLED"
+    assert len(told(connection, path)) == 2
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.get(path.replace("/orders/", "order:")) is None
+
+
+def assert_try_again(answer: Answer) -> None:
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert b"urn:orderstream:problem:unavailable" in answer.body
+
+
+def test_without_postgres_it_says_try_again_in_time(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orderstream.api_gateway.routes.BUDGET_SECONDS", 0.3)
+
+    async def scenario() -> None:
+        async with application("postgresql://nobody@127.0.0.1:1/orders", redis_url) as api:
+            assert_try_again(await post(api, "/orders/01890a5d-ac96-774b-bcce-b302099a8057"))
+
+    assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 2
+
+
+def test_a_row_that_stays_locked_is_not_waited_for(
+    start: Start, connection: Connection, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place(start())
+    monkeypatch.setattr("orderstream.api_gateway.routes.BUDGET_SECONDS", 0.3)
+
+    async def scenario() -> None:
+        async with application(connection.info.dsn, redis_url, budget_seconds=0.5) as api:
+            assert_try_again(await post(api, path))
+
+    with psycopg.connect(connection.info.dsn) as blocker:
+        blocker.execute("SELECT FROM orders FOR UPDATE")
+        assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 2
+    assert row(connection, path).state.status == "PROCESSING"
+
+
+def test_no_old_state_is_read_after_redis_is_back(start: Start, parts: Parts, connection: Connection) -> None:
+    gateway, other = start(), start()
+    path = place(gateway)
+    settle(connection, path)
+    assert [gateway.client.get(path).headers["x-cache"] for _ in range(2)] == ["MISS", "HIT"]
+    try:
+        parts.valkey.pause()
+        assert cancel(gateway, path).status_code == 202
+        assert gateway.client.get(path).json()["status"] == "CANCELLED"
+    finally:
+        parts.valkey.resume()
+
+    def from_the_cache() -> bool:
+        reads = [one.client.get(path) for one in (gateway, gateway)]
+        assert {read.json()["status"] for read in reads} == {"CANCELLED"}
+        return reads[-1].headers["x-cache"] == "HIT"
+
+    wait_until(from_the_cache, 70, "the cancelled order is cached")
+    assert other.client.get(path).json()["status"] == "CANCELLED"
+
+
+def test_what_redis_did_not_hear_of_it_hears_without_being_asked(
+    start: Start, parts: Parts, connection: Connection, redis_url: str
+) -> None:
+    gateway = start()
+    path = place(gateway)
+    settle(connection, path)
+    gateway.client.get(path)
+    key = path.replace("/orders/", "order:")
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.exists(key)
+        try:
+            parts.valkey.pause()
+            assert cancel(gateway, path).status_code == 202
+        finally:
+            parts.valkey.resume()
+        wait_until(lambda: b"CONFIRMED" not in (client.get(key) or b""), 10, "the old entry is gone")

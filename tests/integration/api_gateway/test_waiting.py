@@ -1,0 +1,210 @@
+"""`Prefer: wait=N`: a reply is held back until its order settles, by Postgres alone and within limits (P11)."""
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from psycopg.rows import TupleRow
+
+from orderstream.api_gateway import waiters as waiting
+from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.api_gateway.session import Session
+from orderstream.api_gateway.waiters import Waiters
+from orderstream.postgres.connect import Connection
+from tests.integration.api_gateway.conftest import Gateway, Start, elapsed
+from tests.integration.api_gateway.test_cancel import cancel, move
+from tests.integration.api_gateway.test_get import place, settle
+from tests.samples import ORDER_ID
+from tests.waiting import wait_until
+
+OTHER_ID = ORDER_ID.replace("0", "1")
+Reads = list[Any]
+
+
+def waiting_reads(gateway: Gateway) -> float:
+    """Return how many reads wait."""
+    lines = gateway.client.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("orderstream_waiting_reads"))
+
+
+def read(gateway: Gateway, path: str, prefer: str, **headers: str) -> Any:
+    return gateway.client.get(path, headers={"prefer": prefer, **headers})
+
+
+def begin(gateway: Gateway, path: str, prefer: str, **headers: str) -> tuple[threading.Thread, Reads]:
+    """Begin a read that waits; its reply is in the list when the thread has ended."""
+    replies: Reads = []
+    thread = threading.Thread(target=lambda: replies.append(read(gateway, path, prefer, **headers)))
+    thread.start()
+    wait_until(lambda: waiting_reads(gateway) == 1, 10, "the read waits")
+    return thread, replies
+
+
+Settle = Callable[[Gateway, Connection, str], object]
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (lambda _, rows, path: settle(rows, path), "CONFIRMED"),
+        (lambda _, rows, path: move(rows, path, "FAILED", "failed", "none", "PAYMENT_DECLINED"), "FAILED"),
+        (lambda gateway, _, path: cancel(gateway, path), "CANCELLED"),
+    ],
+    ids=["confirmed", "failed", "cancelled"],
+)
+def test_a_read_waits_until_its_order_settles(shared: Gateway, rows: Connection, end: Settle, status: str) -> None:
+    path = place(shared)
+    thread, replies = begin(shared, path, "wait=20")
+    move(rows, path, "PAID", "authorized", "none")
+    assert thread.is_alive()
+    end(shared, rows, path)
+    assert elapsed(thread.join) < 5
+    assert replies[0].status_code == 200
+    assert replies[0].json()["status"] == status
+    assert replies[0].headers["preference-applied"] == "wait=20"
+    assert replies[0].headers["x-cache"] == "MISS"
+    assert shared.client.get(path).headers["x-cache"] == "HIT"
+    assert waiting_reads(shared) == 0
+
+
+def test_a_read_waits_for_no_longer_than_it_would(shared: Gateway) -> None:
+    path = place(shared)
+    started = time.monotonic()
+    reply = read(shared, path, "wait=1")
+    assert 1 <= time.monotonic() - started < 5
+    assert reply.status_code == 202
+    assert reply.headers["preference-applied"] == "wait=1"
+    assert "retry-after" in reply.headers
+
+
+def test_what_the_client_has_is_compared_after_the_wait(shared: Gateway, rows: Connection) -> None:
+    path = place(shared)
+    thread, replies = begin(shared, path, "wait=20", **{"if-none-match": '"1"'})
+    settle(rows, path)
+    thread.join()
+    assert replies[0].status_code == 200
+    reply = read(shared, path, "wait=20", **{"if-none-match": '"3"'})
+    assert (reply.status_code, reply.headers["preference-applied"]) == (304, "wait=20")
+
+
+def test_a_settled_or_unknown_order_is_not_waited_for(shared: Gateway, rows: Connection) -> None:
+    path = place(shared)
+    settle(rows, path)
+    for _ in range(2):
+        reply = read(shared, path, "wait=99")
+        assert (reply.status_code, reply.headers["preference-applied"]) == (200, "wait=30")
+    assert elapsed(lambda: read(shared, path[:-1] + ("0" if path[-1] != "0" else "1"), "wait=30")) < 5
+
+
+@pytest.mark.parametrize("prefer", ["", "respond-async", "wait", "wait=", "wait=0", "wait=-1", "wait=x", "wait-x=5"])
+def test_a_preference_that_cannot_be_followed_is_ignored(shared: Gateway, prefer: str) -> None:
+    reply = read(shared, place(shared), prefer)
+    assert reply.status_code == 202
+    assert "preference-applied" not in reply.headers
+
+
+def test_it_needs_no_redis(start: Start, connection: Connection) -> None:
+    gateway = start(REDIS_URL="redis://127.0.0.1:1/0")
+    path = place(gateway)
+    thread, replies = begin(gateway, path, "wait=20")
+    settle(connection, path)
+    assert elapsed(thread.join) < 5
+    assert (replies[0].status_code, replies[0].headers["x-cache"]) == (200, "BYPASS")
+
+
+def test_a_client_that_goes_frees_its_place(shared: Gateway) -> None:
+    path = place(shared)
+    with shared.connect() as line:
+        line.sendall(b"GET %b HTTP/1.1\r\nhost: x\r\nprefer: wait=30\r\n\r\n" % path.encode())
+        wait_until(lambda: waiting_reads(shared) == 1, 10, "the read waits")
+    wait_until(lambda: waiting_reads(shared) == 0, 10, "its place is free")
+
+
+def test_a_stopping_gateway_answers_all_who_wait_at_once(start: Start) -> None:
+    gateway = start()
+    thread, replies = begin(gateway, place(gateway), "wait=30")
+    gateway.process.send_signal(signal.SIGTERM)
+    assert elapsed(thread.join) < 4
+    assert replies[0].status_code == 202
+    assert "preference-applied" not in replies[0].headers
+    assert gateway.process.wait(10) == 0
+
+
+class PollingSession(Session):
+    """Remembers what is asked for; fails while it is told to."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, "test")
+        self.asked: list[list[str]] = []
+        self.fail = 0
+
+    async def execute(self, statement: Any, parameters: Any) -> list[TupleRow]:
+        self.asked.append(parameters["ids"])
+        if self.fail:
+            self.fail -= 1
+            raise TryAgainError
+        return await super().execute(statement, parameters)
+
+
+def insert(connection: Connection, order_id: str) -> None:
+    connection.execute("INSERT INTO orders (id, user_id, amount, currency) VALUES (%s, 'u-1', 1, 'USD')", (order_id,))
+
+
+def never() -> asyncio.Future[bool]:
+    return asyncio.get_running_loop().create_future()
+
+
+def test_one_query_asks_for_all_and_none_when_nobody_waits(
+    postgres_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "POLL_AFTER_FAILURE_SECONDS", 0.01)
+    for order_id in (ORDER_ID, OTHER_ID):
+        insert(connection, order_id)
+
+    async def scenario() -> None:
+        async with PollingSession(postgres_url) as session, Waiters(session) as waiters:
+            session.fail = 2
+            wanted = [ORDER_ID, OTHER_ID] * 3
+            waits = [asyncio.create_task(waiters.wait(one, 20, never())) for one in wanted]
+            while len(session.asked) < 4:
+                await asyncio.wait(waits, timeout=0.01)
+            assert all(sorted(ids) == sorted([ORDER_ID, OTHER_ID]) for ids in session.asked)
+            settle(connection, ORDER_ID)
+            assert await asyncio.gather(*waits[::2]) == ["over"] * 3
+            assert len(waiters) == 3
+            settle(connection, OTHER_ID)
+            assert await asyncio.gather(*waits[1::2]) == ["over"] * 3
+            assert session.asked[-1] == [OTHER_ID]
+            async with asyncio.timeout(10):
+                while waiters._someone.is_set():
+                    await asyncio.wait([never()], timeout=0.001)
+            assert len(waiters) == 0
+            assert session.asked[-1] == [OTHER_ID]
+
+    asyncio.run(scenario())
+
+
+def test_no_more_wait_than_may(postgres_url: str, connection: Connection) -> None:
+    insert(connection, ORDER_ID)
+
+    async def scenario() -> None:
+        async with PollingSession(postgres_url) as session, Waiters(session, limit=2) as waiters:
+            gone = never()
+            waits = [asyncio.create_task(waiters.wait(ORDER_ID, 20, one)) for one in (gone, never())]
+            await asyncio.wait(waits, timeout=0.05)
+            assert len(waiters) == 2
+            assert await waiters.wait(ORDER_ID, 20, never()) == "refused"
+            gone.set_result(True)
+            await waits[0]
+            assert len(waiters) == 1
+            third = asyncio.create_task(waiters.wait(OTHER_ID, 20, never()))
+            await asyncio.wait([third], timeout=0.05)
+            waiters.drain()
+            assert [await one for one in (waits[1], third)] == ["refused", "refused"]
+            assert await waiters.wait(ORDER_ID, 20, never()) == "refused"
+
+    asyncio.run(scenario())
