@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         10_000, ge=1, le=1_000_000, description="Connections to one gateway at once; beyond: 503."
     )
     outbox_limit: int = Field(
-        100_000, ge=1, le=100_000_000, description="Events waiting to be published; beyond: no new orders, 503."
+        100_000, ge=1, le=1_000_000, description="Events waiting to be published; beyond: no new orders, 503."
     )
     gateway_request_timeout_seconds: Seconds = Field(10, description="Time a client has to send a whole request.")
     cache_budget_seconds: Seconds = Field(0.05, description="Time that Redis has to answer before Postgres is asked.")
