@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orderstream.telemetry import metrics
 
-UNITS = ("seconds", "records", "rows", "orders", "total")
+UNITS = ("seconds", "records", "rows", "orders", "reads", "total")
 
 
 def defined() -> dict[str, MetricWrapperBase]:
