@@ -66,7 +66,6 @@ def _common(settings: Settings, name: str) -> dict[str, Any]:
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1_000,
         "socket.keepalive.enable": True,
-        "broker.address.family": "v4",
         "logger": _Bridge(name),
     }
 
