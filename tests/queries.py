@@ -13,7 +13,7 @@ _PARAMETER = re.compile(r"%\(([a-z_]+)\)[sbt]")
 
 
 class Query(Struct, frozen=True):
-    """A block of a queries.sql: which room's, its name, and its text with %(name)s parameters."""
+    """A block of a .sql file: which room's, its name, and its text with %(name)s parameters."""
 
     room: str
     name: str
@@ -38,10 +38,11 @@ class Query(Struct, frozen=True):
 
 
 def queries() -> list[Query]:
-    """Return every block of every queries.sql."""
-    rooms = sorted(path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("queries.sql"))
+    """Return every block of every .sql file that is not a migration."""
+    files = sorted(path for path in SOURCE.rglob("*.sql") if path.parent.name != "migrations")
     return [
         Query(room, name, text)
-        for room in rooms
-        for name, text in load(f"orderstream.{room.replace('/', '.')}").items()
+        for path in files
+        for room in [path.parent.relative_to(SOURCE).as_posix()]
+        for name, text in load(f"orderstream.{room.replace('/', '.')}", path.name).items()
     ]
