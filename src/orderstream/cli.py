@@ -283,7 +283,7 @@ _GROUP = click.Choice(["payment-worker", "inventory-worker", "order-service"])
 
 
 @dlq.command("list")
-@click.argument("service", type=_GROUP, required=False)
+@click.argument("service", type=_GROUP, required=False, metavar="[SERVICE]")
 @click.option("-n", "limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Newest of a service.")
 def dlq_list(service: str | None, limit: int) -> None:
     """List the newest dead letters of SERVICE, or of all: service, partition, offset, time, reason, source, key."""
@@ -299,7 +299,7 @@ def dlq_list(service: str | None, limit: int) -> None:
 
 
 @dlq.command("show")
-@click.argument("service", type=_GROUP)
+@click.argument("service", type=_GROUP, metavar="SERVICE")
 @click.argument("partition", type=click.IntRange(min=0))
 @click.argument("offset", type=click.IntRange(min=0))
 def dlq_show(service: str, partition: int, offset: int) -> None:
