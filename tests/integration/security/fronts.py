@@ -15,15 +15,22 @@ _SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 async def _serve(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upstream: int, postgres_tls: ssl.SSLContext | None
 ) -> None:
-    with contextlib.suppress(ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
+    lines = [writer]
+    try:
         if postgres_tls is not None:
             assert await reader.readexactly(len(_SSL_REQUEST)) == _SSL_REQUEST
             writer.write(b"S")
             await writer.drain()
             await writer.start_tls(postgres_tls)
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", upstream)
+        lines.append(up_writer)
         await asyncio.gather(_carry(reader, up_writer), _carry(up_reader, writer))
-    writer.close()
+    except (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
+        # A client that does not trust the certificate goes away like this.
+        return
+    finally:
+        for line in lines:
+            line.transport.abort()
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -41,7 +41,7 @@ def _warnings_without_a_cache(url: str, caplog: pytest.LogCaptureFixture) -> lis
         assert asyncio.run(_look_up(url)) == "unreachable"
         assert not invalidator.delete([ID])
     invalidator.close()
-    return [record.getMessage() for record in caplog.records]
+    return [record.getMessage() for record in caplog.records if record.name == "orderstream.cache"]
 
 
 def test_a_wrong_password_means_no_cache_and_says_so(
