@@ -198,9 +198,10 @@ def topics() -> None:
     """Create the Kafka topics that are missing."""
     from confluent_kafka import KafkaException
 
+    from orderstream.kafka.client import KafkaRefusedError
     from orderstream.kafka.topics import ensure_topics
 
-    with _plain_errors(KafkaException):
+    with _plain_errors(KafkaException, KafkaRefusedError):
         created = ensure_topics(_located())
     click.echo("\n".join(f"created {name}" for name in created) or "every topic is there")
 
@@ -289,10 +290,11 @@ def dlq_list(service: str | None, limit: int) -> None:
     """List the newest dead letters of SERVICE, or of all: service, partition, offset, time, reason, source, key."""
     from confluent_kafka import KafkaException
 
+    from orderstream.kafka.client import KafkaRefusedError
     from orderstream.worker.dead_letter_reader import newest
 
     settings = _located()
-    with _plain_errors(KafkaException):
+    with _plain_errors(KafkaException, KafkaRefusedError):
         for group in [service] if service else _GROUP.choices:
             for letter in newest(settings, group, limit):
                 click.echo(letter.line)
@@ -306,9 +308,10 @@ def dlq_show(service: str, partition: int, offset: int) -> None:
     """Show one dead letter whole, by the place that `list` gives."""
     from confluent_kafka import KafkaException
 
+    from orderstream.kafka.client import KafkaRefusedError
     from orderstream.worker.dead_letter_reader import one
 
-    with _plain_errors(KafkaException):
+    with _plain_errors(KafkaException, KafkaRefusedError):
         letter = one(_located(), service, partition, offset)
     if letter is None:
         raise click.ClickException("there is no such dead letter")

@@ -44,6 +44,10 @@ class Publication(Struct, frozen=True):
     headers: list[tuple[str, str | bytes | None]]
 
 
+class KafkaRefusedError(Exception):
+    """Kafka does not take us, or we not Kafka: a wrong password, a certificate that is not trusted. No retry helps."""
+
+
 class PublishError(Exception):
     """Not every record was acknowledged; `code` is librdkafka's of the first failure."""
 
@@ -67,7 +71,20 @@ def _common(settings: Settings, name: str) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 1_000,
         "socket.keepalive.enable": True,
         "logger": _Bridge(name),
+        "error_cb": _note_error,
     }
+
+
+def _note_error(error: KafkaError) -> None:
+    """What librdkafka says of its connections, from within `poll` or `flush`, which a raised exception ends.
+
+    Everything but a refusal it tries again by itself. Of TLS only OpenSSL's own verdicts are refusals: a broker may
+    also die in the middle of a handshake.
+    """
+    refused_by_tls = error.code() == KafkaError._SSL and "SSL routines" in error.str()
+    if refused_by_tls or error.code() == KafkaError._AUTHENTICATION:
+        raise KafkaRefusedError(error.str())
+    log.warning("kafka_unreachable", code=error.name(), detail=error.str()[:500])
 
 
 class _Bridge:

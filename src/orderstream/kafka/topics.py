@@ -19,10 +19,14 @@ def dead_letter_topic(group: str) -> str:
 def ensure_topics(settings: Settings) -> list[str]:
     """Create the topics that are missing and return their names. Existing ones are left as they are.
 
-    Raises KafkaException when Kafka does not answer within 10 s.
+    Raises KafkaException when Kafka does not answer within 10 s, KafkaRefusedError when it does not take us.
     """
     client = admin(settings, "topics")
-    present = client.list_topics(timeout=TIMEOUT_SECONDS).topics
+    try:
+        present = client.list_topics(timeout=TIMEOUT_SECONDS).topics
+    except KafkaException:
+        client.poll(0)
+        raise
     missing = [topic for topic in _wanted(settings) if topic.topic not in present]
     if not missing:
         return []

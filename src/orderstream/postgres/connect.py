@@ -18,9 +18,11 @@ IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 45
 TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")
 TRANSIENT_STATES = ("55P03", "25006", "25P03", "25P04")
 FATAL_CLASSES = ("42", "3D", "3F", "28")
-# libpq keeps no SQLSTATE of a connection that was refused, so the server's words for classes 28 and 3D must do.
+# libpq keeps no SQLSTATE of a connection that was refused, so the server's words for classes 28 and 3D must do, and
+# libpq's own for a server that is not the one it should be.
 _REFUSED_FOR_GOOD = re.compile(
     r"FATAL: .*(authentication failed|no pg_hba\.conf entry|(role|database) .* does not exist|not permitted to log in)"
+    r"|certificate verify failed|does not match host name|certificate file .* does not exist|does not support SSL"
 )
 
 

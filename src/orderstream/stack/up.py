@@ -146,10 +146,11 @@ def prepare_topics(settings: Settings, report: Callable[[str], None]) -> None:
     """Create the topics that are missing. Raises ChildError when Kafka refuses."""
     from confluent_kafka import KafkaException  # noqa: PLC0415 - slow to load; meanwhile the broker starts
 
+    from orderstream.kafka.client import KafkaRefusedError  # noqa: PLC0415
     from orderstream.kafka.topics import ensure_topics  # noqa: PLC0415
 
     try:
         report("creating topics")
         ensure_topics(settings)
-    except KafkaException as error:
+    except (KafkaException, KafkaRefusedError) as error:
         raise ChildError(f"cannot create the topics: {error}", []) from error

@@ -12,6 +12,7 @@ from typing import Protocol
 import psycopg
 from confluent_kafka import KafkaException
 
+from orderstream.kafka.client import KafkaRefusedError
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Tracer, start
@@ -63,7 +64,7 @@ def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopS
         pages = _serve_pages(settings, loop)
         log.info("started", port=pages.server_port)
         loop.run()
-    except (psycopg.Error, KafkaException, TooManyFailuresError):
+    except (psycopg.Error, KafkaException, KafkaRefusedError, TooManyFailuresError):
         log.exception("stopped_by_failure")
         return EXIT_FAILED
     finally:

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct, structs
 
 from orderstream.domain.events import topic
-from orderstream.kafka.client import FENCED, UNKNOWN_TOPIC, Publisher, PublishError, consumer
+from orderstream.kafka.client import FENCED, UNKNOWN_TOPIC, KafkaRefusedError, Publisher, PublishError, consumer
 from orderstream.kafka.envelope import Received, Record, Undecodable, decode, encode
 from orderstream.kafka.topics import ensure_topics
 from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient, names_unknown_order
@@ -191,6 +191,8 @@ class Runner(Generic[P]):
         try:
             decision = self._decide(part)
             self._publish(decision, trace)
+        except KafkaRefusedError:
+            raise
         except Exception as error:
             if is_fatal(error) or self._transient(error):
                 raise
