@@ -30,6 +30,9 @@ from orderstream.postgres.orders import changes as written
 from orderstream.worker.handler import Decision, Outgoing, Rejected, Timer
 
 
+FORGET_OWED_SECONDS = 1.0
+
+
 class _Change(Struct, frozen=True):
     """What a batch did to one order; `before` and `after` are the same object when it changed nothing."""
 
@@ -58,7 +61,7 @@ class OrderHandler:
 
     def __init__(self, cache: CacheInvalidator, timers: Sequence[Timer]) -> None:
         self._cache = cache
-        self.timers = timers
+        self.timers = (*timers, Timer("forget_owed", FORGET_OWED_SECONDS, self._forget_owed))
 
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
         """Nothing to do outside the transaction."""
@@ -87,6 +90,11 @@ class OrderHandler:
             reject=[Rejected(one, "UNKNOWN_ORDER", one.order_id) for one in batch if one.order_id not in orders],
             after_commit=self._forget([one.before.order_id for one in changed]),
         )
+
+    def _forget_owed(self, _connection: Connection) -> bool:
+        """Have the cache forget what it could not be told of while it was away; it remembers that itself."""
+        self._cache.delete(())
+        return False
 
     def _forget(self, ids: list[str]) -> Callable[[], None]:
         def forget() -> None:
