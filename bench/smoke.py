@@ -1,7 +1,8 @@
 """`make bench-smoke`: how fast orders settle, what one costs, and whether the books balance after it.
 
-It starts a system of its own, warms it up (Kafka's Java compiles for half a minute), has a fixed number of clients place
-as many orders as they can, then places 40 orders a second, and prints one table. Figures are only reported; books that do not balance end it with exit code 1.
+It starts a system of its own and warms it up, as Kafka's Java compiles for half a minute. Then a fixed number of
+clients place as many orders as they can, and after that 40 orders a second come. It prints one table; figures are only
+reported, books that do not balance end it with exit code 1.
 """
 
 import sys

@@ -29,7 +29,6 @@ from orderstream.postgres.orders import SQL, locked
 from orderstream.postgres.orders import changes as written
 from orderstream.worker.handler import Decision, Outgoing, Rejected, Timer
 
-
 FORGET_OWED_SECONDS = 1.0
 
 
