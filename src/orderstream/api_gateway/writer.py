@@ -9,7 +9,6 @@ the first at the unique index and is answered with its order.
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from uuid import UUID
 
 import msgspec
 import psycopg
@@ -61,7 +60,7 @@ class _Row(Struct, frozen=True, omit_defaults=True):
     items: tuple[Item, ...]
     accepted_at: datetime
     topic: str
-    event_id: UUID
+    event_id: str
     value: str
     traceparent: str | None
     tracestate: str | None

@@ -6,7 +6,7 @@
 -- too. Skips locked rows: never "id greater than the last", which would pass over a row that commits late.
 DELETE FROM outbox
 WHERE id = ANY(ARRAY(SELECT id FROM outbox ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
-RETURNING id, topic, order_id, event_id, value, traceparent, tracestate;
+RETURNING id, topic, order_id, event_id::text, value, traceparent, tracestate;
 
 -- name: depth
 -- How many rows wait, counted up to a limit, and for how many seconds the oldest has. Index: outbox_pkey.

@@ -97,7 +97,7 @@ class Relay:
         if span is not None:
             spans.append(span)
             context = span.carrier
-        return Publication(name, order_id, value, event_headers(event_type, str(event_id), context))
+        return Publication(name, order_id, value, event_headers(event_type, event_id, context))
 
     def _await_rows(self, connection: Connection) -> None:
         """Sleep until somebody says that there are rows, or for the poll interval; a stop signal ends it too late by

@@ -48,7 +48,7 @@ class BatchTrace:
         if span is not None:
             self._producer_spans.append(span)
             carrier = span.carrier
-        return Publication(name, event.correlation_id, value, event_headers(event.type, str(event.id), carrier))
+        return Publication(name, event.correlation_id, value, event_headers(event.type, event.id, carrier))
 
     def published(self, error: str | None = None) -> None:
         """End the producer spans: Kafka has their events, or `error` says why not all of them."""

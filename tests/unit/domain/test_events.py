@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import pytest
 
@@ -16,6 +16,7 @@ from orderstream.domain.events import (
     PaymentAuthorized,
     StockLine,
     build,
+    event_id,
     stock_lines,
     topic,
     wanted,
@@ -52,12 +53,12 @@ def test_an_event_is_its_payload_in_an_envelope(payload: Payload) -> None:
 def test_a_repeat_has_the_same_id_and_everything_else_the_same(payload: Payload) -> None:
     assert build(payload, NOW) == build(payload, NOW)
     assert build(payload, NOW).id == build(payload, NOW + timedelta(days=1)).id
-    assert build(payload, NOW).id.version == 5
+    assert build(payload, NOW)UUID(.id).version == 5
 
 
 def test_ids_stay_what_they_were_when_first_published() -> None:
     assert UUID("6f1d1c0e-5a55-5d0b-9d6e-0d7a3b1f4c21") == NAMESPACE
-    ids = {name: str(build(payload, NOW).id) for name, payload in SAMPLES.items()}
+    ids = {name: build(payload, NOW).id for name, payload in SAMPLES.items()}
     assert ids == KNOWN_IDS
 
 
@@ -92,3 +93,8 @@ KNOWN_IDS = {
     "inventory.failed": "1812d5d3-80aa-5a65-8a96-4f68d3437596",
     "inventory.released": "5b7f6fb0-c8a8-5bbc-ba47-94ec46456ae4",
 }
+
+
+@pytest.mark.parametrize("name", ["", "o-1:order.created", "é中🎉:payment.voided", *(f"o-{n}" for n in range(50))])
+def test_an_id_is_the_name_based_uuid_of_its_name(name: str) -> None:
+    assert event_id(name) == str(uuid5(NAMESPACE, name))
