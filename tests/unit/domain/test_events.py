@@ -53,7 +53,7 @@ def test_an_event_is_its_payload_in_an_envelope(payload: Payload) -> None:
 def test_a_repeat_has_the_same_id_and_everything_else_the_same(payload: Payload) -> None:
     assert build(payload, NOW) == build(payload, NOW)
     assert build(payload, NOW).id == build(payload, NOW + timedelta(days=1)).id
-    assert build(payload, NOW)UUID(.id).version == 5
+    assert UUID(build(payload, NOW).id).version == 5
 
 
 def test_ids_stay_what_they_were_when_first_published() -> None:
