@@ -65,11 +65,14 @@ class Kafka:
         return f"{LOOPBACK}:{self._port}"
 
     def install(self, workshop: Workshop) -> None:
-        """Fetch the jars, write the properties, and format the data directory once, whole or not at all."""
+        """Fetch the jars, write the properties, and format the data directory, whole or not at all.
+
+        One that was emptied is formatted again: the order path outlives the loss of everything that Kafka keeps.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         jars.install(self._cache / "jars", workshop.report, workshop.cancelled)
         data = self._folder / "data"
-        if not data.exists():
+        if not (data / "meta.properties").exists():
             workshop.report("formatting the log directory")
             fresh = self._folder / "data.new"
             shutil.rmtree(fresh, ignore_errors=True)
@@ -77,6 +80,7 @@ class Kafka:
             arguments = ["format", "--standalone", "-t", _new_cluster_id(), "-c", str(properties)]
             command = self._java(["-XX:TieredStopAtLevel=1"], "kafka.tools.StorageTool", arguments)
             workshop.run("kafka-format", command, _FORMAT_SECONDS)
+            shutil.rmtree(data, ignore_errors=True)
             fresh.rename(data)
         self._write_properties("server.properties", data)
 

@@ -48,16 +48,17 @@ class Supervisor:
         self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
 
     def bring_up(self, service: Service, report: Callable[[str], None]) -> None:
-        """Install, start and wait until it serves, starting again what dies on the way.
+        """Install, start and wait until it serves; what dies on the way, perhaps of lost files, begins anew.
 
         Raises GaveUpError when it dies too often, ChildError when it lives but never serves, StoppingError.
         """
         self._services[service.name] = service
         self._starting.add(service.name)
-        service.install(Workshop(self._state, self._roster, report, self._stop.requested))
-        report("starting")
+        workshop = Workshop(self._state, self._roster, report, self._stop.requested)
         child = Child(service.name, self._state.log(service.name), self._roster)
         while True:
+            service.install(workshop)
+            report("starting")
             child.start(service.command())
             if await_ready(service, child, self._stop.requested):
                 break

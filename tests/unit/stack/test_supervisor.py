@@ -38,9 +38,11 @@ class Small:
     def __init__(self, name: str, script: str = SLEEPER, wave: int = 1) -> None:
         self.name = name
         self._command = python(script, wave=wave)
+        self.installed = 0
 
-    def install(self, workshop: Workshop) -> None:
-        """Nothing."""
+    def install(self, _workshop: Workshop, /) -> None:
+        """Nothing, but for the count."""
+        self.installed += 1
 
     def command(self) -> Command:
         """The line."""
@@ -114,6 +116,13 @@ def test_a_child_that_dies_once_too_often_ends_the_watch(bench: Bench) -> None:
 def test_a_child_that_never_starts_is_given_up(bench: Bench) -> None:
     with pytest.raises(GaveUpError, match=r"(?s)worker exited with 3\n  \| no such table.*died 3 times"):
         bench.up(Small("worker", "print('no such table'); raise SystemExit(3)"))
+
+
+def test_a_child_that_dies_on_its_way_up_is_installed_again(bench: Bench) -> None:
+    worker = Small("worker", "raise SystemExit(3)")
+    with pytest.raises(GaveUpError):
+        bench.up(worker)
+    assert worker.installed == 3
 
 
 def test_nothing_is_restarted_while_stopping(bench: Bench) -> None:
