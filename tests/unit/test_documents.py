@@ -1,6 +1,8 @@
 """The documents say what is so: tables match the code, links lead somewhere, and nothing is named that is not there."""
 
+import ast
 import asyncio
+import importlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,15 +15,16 @@ from starlette.routing import Route
 from orderstream.api_gateway import problems
 from orderstream.api_gateway.problems import Problem
 from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.audit import check
 from orderstream.cli import main
-from orderstream.domain.events import TOPICS, topic
+from orderstream.domain.events import PAYLOADS, TOPICS, topic
 from orderstream.domain.order import FailureReason, Status, derive
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.envelope import Reason
 from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
 from orderstream.order_service.handler import OrderHandler
 from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.settings import Settings
+from orderstream.settings import SERVICES, Settings
 from orderstream.stack.banner import curl_lines
 from orderstream.stack.state import checkout
 from orderstream.telemetry.metrics import CATALOGUE
@@ -33,6 +36,8 @@ ROOT = checkout()
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 HANDLERS = (PaymentHandler, InventoryHandler, OrderHandler)
+SOURCE = ROOT / "src" / "orderstream"
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
 
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -160,11 +165,38 @@ def test_problems() -> None:
     assert len(re.findall(r"return Problem\(", source)) == len(PROBLEMS)
 
 
+def called(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Every call in a module, with the name of what is called."""
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            yield node.func.id if isinstance(node.func, ast.Name) else node.func.attr, node
+
+
+BUILDERS = {"order_updated": "order.updated", "order_aborted": "order.aborted"}
+
+
+def emitters() -> dict[str, set[str]]:
+    """Return the services that make an event, by its topic: they call its payload or name what builds it."""
+    payloads = {payload.__name__: name for name, payload in PAYLOADS.items()}
+    found: dict[str, set[str]] = {name: set() for name in TOPICS}
+    for service in SERVICES:
+        for path in (SOURCE / service.replace("-", "_")).rglob("*.py"):
+            made = {payloads[name] for name, _ in called(path) if name in payloads}
+            made |= {
+                BUILDERS[one.id] for one in ast.walk(TREES[path]) if isinstance(one, ast.Name) and one.id in BUILDERS
+            }
+            for event in made:
+                found[topic(event)].add(service)
+    return found
+
+
 def test_events() -> None:
-    emitters = {topic(event): one.group for one in HANDLERS for event in one.emits}
     readers = {name: [one.group for one in HANDLERS if name in one.topics] for name in TOPICS}
     rows = table("| topic | from | to | says |")
-    assert {row[0]: row[1] for row in rows} == {code(name): emitters.get(name, "api-gateway") for name in TOPICS}
+    made = emitters()
+    assert {row[0]: row[1] for row in rows} == {code(name): ", ".join(sorted(made[name])) for name in TOPICS}
+    for one in HANDLERS:
+        assert {topic(event) for event in one.emits} <= {name for name in TOPICS if one.group in made[name]}
     assert {row[0]: row[2] for row in rows} == {
         code(name): ", ".join(readers[name]) or "whoever wants to know" for name in TOPICS
     }
@@ -198,12 +230,93 @@ PROMISES = ROOT / "docs" / "promises.md"
 def test_every_promise_has_its_line_and_its_check() -> None:
     rows = table("| | promise | code | check | tests |", PROMISES)
     assert [row[0] for row in rows] == [f"P{number}" for number in range(1, 12)]
-    for name, _, where, check, tests in rows:
-        assert check == f"[{name}](#{name.lower()})"
+    for name, _, where, how, tests in rows:
+        blocks = [code(block) for block in check.SQL if block.startswith(f"{name.lower()}_")]
+        assert how == (", ".join(blocks) or f"[{name}](#{name.lower()})")
         assert all(link.startswith("../src/orderstream/") for link in _LINK.findall(where))
         assert all(link.startswith("../tests/") for link in _LINK.findall(tests))
         assert _LINK.search(where)
         assert _LINK.search(tests)
+
+
+def test_every_check_of_the_audit_is_explained() -> None:
+    rows = table("| check | names | at rest only |", PROMISES)
+    assert [(row[0], row[2]) for row in rows] == [
+        (code(name), "yes" if "grace_seconds" in statement else "") for name, statement in check.SQL.items()
+    ]
+
+
+BOUNDS = ROOT / "docs" / "bounds.md"
+_LIMITS = "| limit | where | what happens at it | test |"
+_NUMBER = re.compile(r"([0-9][0-9,.]*) (MiB|KiB|%)?")
+_UNITS = {"MiB": 2**20, "KiB": 2**10, "%": 0.01, "": 1}
+_NAMED = re.compile(r"`([^`]+)`(?: in \[[^\]]+\]\(\.\./(src/[^)]+)\))?")
+
+
+def bounds() -> list[list[str]]:
+    """Every row of the tables of bounds."""
+    text = _prose(BOUNDS.read_text(encoding="utf-8"))
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert all(block.startswith(_LIMITS) for block in blocks)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for block in blocks for row in block.splitlines()[2:]]
+
+
+def limit_of(name: str, source: str) -> float:
+    """Return the number that a setting, a constant of a module, or an option of the Kafka client has, in its unit."""
+    if not source:
+        return float(Settings.model_fields[name.lower()].default)
+    if "." in name:
+        option = re.search(rf'"{re.escape(name)}": ([0-9_]+),', (ROOT / source).read_text(encoding="utf-8"))
+        assert option is not None
+        return float(option[1]) * (_UNITS["KiB"] if name.endswith(".kbytes") else 1)
+    module = importlib.import_module(source.removeprefix("src/").removesuffix(".py").replace("/", "."))
+    return float(getattr(module, name))
+
+
+@pytest.mark.parametrize("row", bounds(), ids=lambda row: row[1].split("`")[1])
+def test_a_bound_is_that_of_the_code(row: list[str]) -> None:
+    limit, where, _, tests = row
+    named, number = _NAMED.match(where), _NUMBER.match(limit)
+    assert named is not None
+    assert number is not None
+    assert float(number[1].replace(",", "")) * _UNITS[number[2] or ""] == limit_of(named[1], named[2] or "")
+    if tests != "none":
+        for test, path in re.findall(r"\[([^\]]+)\]\(\.\./([^)]+)\)", tests) or [("", "")]:
+            assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+OPERATIONS = ROOT / "docs" / "operations.md"
+
+
+def logged() -> set[str]:
+    """Return the events that the services log."""
+    levels = {"info", "warning", "error", "critical", "exception"}
+    return {
+        constant.value
+        for path in TREES
+        for name, call in called(path)
+        if name in levels and call.args
+        for constant in ast.walk(call.args[0])
+        if isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+    }
+
+
+def test_operations_names_events_and_metrics_that_exist() -> None:
+    text = _prose(OPERATIONS.read_text(encoding="utf-8"))
+    events = {name for _, row in _cells(OPERATIONS, "log") for name in re.findall(r"`([a-z_.]+)`", row)}
+    assert events
+    assert events - logged() - {"orderstream.cache"} == set()
+    assert (SOURCE / "cache.py").exists()
+    assert set(re.findall(r"orderstream_[a-z_]+", text)) <= {one.name for one in CATALOGUE}
+
+
+def _cells(page: Path, column: str) -> Iterator[tuple[str, str]]:
+    """The first cell of every row, and the one in `column`, of the tables of a page that have that column."""
+    for head, rows in tables(page).items():
+        names = [cell.strip() for cell in head.strip("|").split("|")]
+        if column in names:
+            for row in rows:
+                yield row[0], row[names.index(column)]
 
 
 def test_the_glossary_has_a_line_for_each_term() -> None:
@@ -254,6 +367,14 @@ ELSEWHERE = {
 def test_whatever_stands_in_capitals_exists(page: Path) -> None:
     known = {*ELSEWHERE, *get_args(FailureReason), *get_args(Reason), *get_args(Status)}
     known |= {name.upper() for name in Settings.model_fields}
+    known |= {
+        target.id
+        for tree in TREES.values()
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     assert set(_CAPITALS.findall(page.read_text(encoding="utf-8"))) - known == set()
 
 
