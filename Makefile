@@ -7,6 +7,8 @@ BUNDLE := $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls
 BASE_URL ?= http://127.0.0.1:3000
 ORDER_PATH ?= /orders
 ID_FIELD ?= orderId
+MINUTES ?= 5
+RATE ?= 300
 export K6_NO_USAGE_REPORT = true
 K6_ENV = --env BASE_URL=$(BASE_URL) --env ORDER_PATH=$(ORDER_PATH) --env ID_FIELD=$(ID_FIELD)
 
@@ -17,7 +19,7 @@ export PIP_CERT ?= $(BUNDLE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke contracts lock clean
+.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke soak contracts lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +54,9 @@ k6-quick: $(READY) ## load the running system: 5 users for 30 s
 
 bench-smoke: $(READY) ## measure settled orders/s, settle time and memory on a system of its own
 	@$(BIN)/python -m bench.smoke
+
+soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/s amid every fault, then check the books
+	@$(BIN)/python -m soak --minutes $(MINUTES) --rate $(RATE)
 
 contracts: $(READY) ## write contracts/events/ anew from the types
 	@$(BIN)/python contracts/generate.py

@@ -1,11 +1,11 @@
-"""A whole OrderStream of the benchmark's own, started by the real executable, on a port and with state of its own."""
+"""A whole OrderStream of a measurement's own, started by the real executable, on a port and with state of its own."""
 
 import fcntl
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class System:
     """The running system: where it is, and which processes it consists of."""
 
     def __init__(self, state: StateDir, environment: dict[str, str]) -> None:
-        self._state = state
+        self.state = state
         self._environment = environment
 
     @property
@@ -33,7 +33,7 @@ class System:
         return self._run().children
 
     def _run(self) -> Run:
-        run = self._state.running()
+        run = self.state.running()
         if run is None:
             raise RuntimeError("the system under test is not running any more")
         return run
@@ -49,30 +49,30 @@ class System:
 
 
 class AlreadyRunningError(Exception):
-    """Another benchmark of this checkout is under way; the two would only measure each other."""
+    """Another run is under way in this directory; the two would only measure each other."""
 
 
 @contextmanager
-def running() -> Iterator[System]:
+def running(root: Path | None = None, **settings: str) -> Iterator[System]:
     """Start a fresh system, and remove it with all of its data afterwards; after a failure its logs are kept.
 
-    Raises AlreadyRunningError.
+    Its state is under `root`, or under .orderstream of the checkout. Raises AlreadyRunningError.
     """
-    state = StateDir(checkout() / ".orderstream" / "bench")
+    state = StateDir(root or checkout() / ".orderstream" / "bench")
     state.open()
     with (state.root / "benchmark.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRunningError(f"another benchmark runs on {state.root}") from None
-        with _started(state) as system:
+            raise AlreadyRunningError(f"another one runs on {state.root}") from None
+        with _started(state, settings) as system:
             yield system
 
 
 @contextmanager
-def _started(state: StateDir) -> Iterator[System]:
+def _started(state: StateDir, settings: Mapping[str, str]) -> Iterator[System]:
     environment = {name: value for name, value in os.environ.items() if name not in _LOCATIONS}
-    environment |= {"ORDERSTREAM_STATE": str(state.root), "PORT": str(_free_port())}
+    environment |= {"ORDERSTREAM_STATE": str(state.root), "PORT": str(_free_port()), **settings}
     system = System(state, environment)
     system.command("down")
     system.command("reset")

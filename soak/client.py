@@ -1,0 +1,78 @@
+"""The least HTTP/1.1 client that keeps its connections: hundreds of requests a second must not cost a core."""
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+LIMIT_SECONDS = 45.0
+"""Longer than a read may wait, and than any of the gateway's budgets."""
+HEAD_LIMIT_BYTES = 65_536
+
+
+class UnansweredError(Exception):
+    """The connection ended, or time did, before the answer was there: nobody knows what became of the request."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What came back; header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Client:
+    """Connections to one server, as many as there are requests under way."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._idle: list[_Connection] = []
+
+    async def send(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+        """Send a request and return the answer. Raises UnansweredError; nothing is sent again."""
+        lines = [f"{method} {path} HTTP/1.1", f"host: {self._host}:{self._port}", f"content-length: {len(body)}"]
+        if body:
+            lines.append("content-type: application/json")
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        request = "\r\n".join([*lines, "", ""]).encode() + body
+        try:
+            async with asyncio.timeout(LIMIT_SECONDS):
+                return await self._exchange(request)
+        except (OSError, EOFError, ValueError, TimeoutError) as error:
+            raise UnansweredError(repr(error)) from error
+
+    async def _exchange(self, request: bytes) -> Answer:
+        reader, writer = await self._connection()
+        kept = False
+        try:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            status_line, *fields = head.decode("latin-1").split("\r\n")[:-2]
+            headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            kept = headers.get("connection", "").lower() != "close"
+        finally:
+            if kept:
+                self._idle.append((reader, writer))
+            else:
+                writer.close()
+        return Answer(int(status_line.split(" ", 2)[1]), headers, body)
+
+    async def _connection(self) -> _Connection:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof() and not writer.is_closing():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(self._host, self._port, limit=HEAD_LIMIT_BYTES)
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        for _, writer in self._idle:
+            writer.close()
+        self._idle.clear()

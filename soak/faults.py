@@ -1,0 +1,159 @@
+"""What a soak does to the system: each fault is one function; a supervisor starts again what dies of it."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from bench.system import System
+from confluent_kafka import KafkaException
+
+from orderstream.domain.events import TOPICS
+from orderstream.kafka.client import admin
+from orderstream.settings import SERVICES, Settings
+from orderstream.stack.process import birth, signal_family
+
+SESSION_SECONDS = 12
+"""Longer than a consumer may be silent before its group goes on without it."""
+HANG_SECONDS = 5
+BACK_SECONDS = 60
+_POLL_SECONDS = 0.05
+
+
+class Target:
+    """The system, by the names of its processes; remembers what the books must know of what was done to it."""
+
+    def __init__(self, system: System, settings: Settings) -> None:
+        self.settings = settings
+        self._system = system
+        self._pause = threading.Event()
+        self.topics_lost = 0.0
+        """Monotonic time at which Kafka had last lost records that it had acknowledged."""
+        self.redis_away: list[tuple[float, float]] = []
+        """Monotonic times between which Redis could not be asked by everyone."""
+
+    def pid(self, name: str) -> int:
+        """Return the pid of a process, as soon as it lives. Raises TimeoutError when it does not come back."""
+        deadline = time.monotonic() + BACK_SECONDS
+        while time.monotonic() < deadline:
+            for child in self._system.children():
+                if child.name == name and birth(child.pid) == child.birth:
+                    return child.pid
+            self._pause.wait(_POLL_SECONDS)
+        raise TimeoutError(f"{name} is not started again within {BACK_SECONDS} s")
+
+    def signal(self, name: str, number: signal.Signals) -> int:
+        """Signal a process and all that it has started; returns its pid."""
+        pid = self.pid(name)
+        signal_family(pid, number)
+        return pid
+
+    def wait(self, seconds: float) -> None:
+        """Let a fault last."""
+        self._pause.wait(seconds)
+
+    @contextmanager
+    def without_redis(self) -> Iterator[None]:
+        """Note that Redis is away during the block, and until everyone has noticed that it is back."""
+        began = time.monotonic()
+        yield
+        self.redis_away.append((began, time.monotonic() + HANG_SECONDS))
+
+    @property
+    def kafka_data(self) -> Path:
+        """The directory of Kafka's data."""
+        return self._system.state.root / "kafka" / "data"
+
+
+def kill(*names: str) -> Callable[[Target], None]:
+    """`kill -9`, all of them at once."""
+
+    def harm(target: Target) -> None:
+        for pid in [target.pid(name) for name in names]:
+            signal_family(pid, signal.SIGKILL)
+
+    return harm
+
+
+def hang(name: str, seconds: float) -> Callable[[Target], None]:
+    """SIGSTOP and, so much later, SIGCONT."""
+
+    def harm(target: Target) -> None:
+        pid = target.signal(name, signal.SIGSTOP)
+        target.wait(seconds)
+        if psutil.pid_exists(pid):
+            signal_family(pid, signal.SIGCONT)
+
+    return harm
+
+
+def restart_postgres(target: Target) -> None:
+    """Stop it in good order, which ends every connection; it is started again."""
+    os.kill(target.pid("postgres"), signal.SIGINT)
+
+
+def kill_valkey(target: Target) -> None:
+    """Everything cached is gone."""
+    with target.without_redis():
+        killed = target.signal("valkey", signal.SIGKILL)
+        while target.pid("valkey") == killed:
+            target.wait(_POLL_SECONDS)
+
+
+def hang_valkey(target: Target) -> None:
+    """Everything cached stays, and nothing of it can be changed meanwhile."""
+    with target.without_redis():
+        hang("valkey", HANG_SECONDS)(target)
+
+
+def empty(directory: Path) -> None:
+    """Remove all that is in it, at once for whoever looks: what was inside is moved away first."""
+    lost = directory.with_name(f"lost-{time.monotonic_ns()}")
+    lost.mkdir()
+    for one in directory.iterdir():
+        one.rename(lost / one.name)
+    shutil.rmtree(lost)
+
+
+def delete_topics(target: Target) -> None:
+    """Delete every topic of events under the feet of its readers and writers. Raises KafkaException."""
+    client = admin(target.settings, "soak")
+    for future in client.delete_topics(list(TOPICS), operation_timeout=20).values():
+        try:
+            future.result(20)
+        except KafkaException as error:
+            if "UNKNOWN_TOPIC" not in str(error):
+                raise
+    target.topics_lost = time.monotonic()
+
+
+def wipe_kafka(target: Target) -> None:
+    """Empty Kafka's data directory and kill it: topics, offsets, groups and its own identity are gone."""
+    empty(target.kafka_data)
+    target.signal("kafka", signal.SIGKILL)
+    target.topics_lost = time.monotonic()
+
+
+ALL: Mapping[str, Callable[[Target], None]] = {
+    "kill -9 payment-worker": kill("payment-worker"),
+    "kill -9 Kafka": kill("kafka"),
+    "kill -9 inventory-worker": kill("inventory-worker"),
+    "Kafka's data directory emptied": wipe_kafka,
+    "kill -9 order-service": kill("order-service"),
+    "kill -9 Valkey": kill_valkey,
+    "kill -9 Postgres": kill("postgres"),
+    "kill -9 api-gateway": kill("api-gateway"),
+    "topics deleted": delete_topics,
+    "kill -9 outbox-relay": kill("outbox-relay"),
+    "payment-worker stopped beyond its session": hang("payment-worker", SESSION_SECONDS),
+    "Valkey hangs": hang_valkey,
+    "Postgres restarted": restart_postgres,
+    "order-service stopped beyond its session": hang("order-service", SESSION_SECONDS),
+    "kill -9 one of every service at once": kill(*SERVICES),
+}
+"""Every fault, in the order in which they come; what loses records comes early, so that much is left to be checked."""

@@ -1,0 +1,102 @@
+"""Records that no worker can use, put into every topic, named so that their dead letters are known again (P9)."""
+
+import random
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import msgspec
+from confluent_kafka import KafkaError, Message, Producer
+from msgspec import Struct
+
+from orderstream.domain.events import (
+    InventoryFailed,
+    InventoryReleased,
+    InventoryReserved,
+    Item,
+    OrderAborted,
+    OrderCreated,
+    Payload,
+    PaymentAuthorized,
+    PaymentFailed,
+    PaymentVoided,
+    StockLine,
+    build,
+    topic,
+)
+from orderstream.inventory_worker.handler import InventoryHandler
+from orderstream.order_service.handler import OrderHandler
+from orderstream.payment_worker.handler import PaymentHandler
+
+HEADER = "soak-poison"
+CONSUMERS = {handler.group: handler.topics for handler in (PaymentHandler, InventoryHandler, OrderHandler)}
+_LINES = (StockLine(sku="SOAK-1", qty=1),)
+_ITEMS = (Item(sku="SOAK-1", qty=1, price=Decimal(1)),)
+_PAYLOADS: tuple[Callable[[str], Payload], ...] = (
+    lambda one: OrderCreated(order_id=one, user_id="poison", items=_ITEMS, amount=Decimal(1), currency="USD"),
+    lambda one: OrderAborted(order_id=one, status="CANCELLED"),
+    lambda one: PaymentAuthorized(order_id=one, items=_ITEMS, amount=Decimal(1), currency="USD"),
+    lambda one: PaymentFailed(order_id=one, reason="PAYMENT_DECLINED"),
+    lambda one: PaymentVoided(order_id=one),
+    lambda one: InventoryReserved(order_id=one, items=_LINES),
+    lambda one: InventoryFailed(order_id=one, reason="OUT_OF_STOCK", skus=("SOAK-1",)),
+    lambda one: InventoryReleased(order_id=one, items=_LINES),
+)
+_SPOILED: dict[str, dict[str, object]] = {
+    "unknown_type": {"type": "order.eaten"},
+    "unknown_version": {"version": 99},
+    "wrong_payload": {"payload": {"items": "none"}},
+    "large": {"payload": "x" * 900_000},
+}
+_KINDS = ("not_json", "no_key", "unknown_type", "unknown_version", "wrong_payload", "unknown_order", "large")
+
+
+class Poison(Struct, frozen=True):
+    """One record that Kafka has acknowledged, at a monotonic time."""
+
+    name: str
+    topic: str
+    acknowledged: float
+
+
+class Poisoner:
+    """Puts poison in; what Kafka did not acknowledge is not expected anywhere."""
+
+    def __init__(self, brokers: str, chance: random.Random) -> None:
+        self._producer = Producer({"bootstrap.servers": brokers, "message.timeout.ms": 20_000, "log_level": 0})
+        self._chance = chance
+        self._count = 0
+        self.put: list[Poison] = []
+
+    def put_one(self) -> None:
+        """Send one record of some kind into some topic. Never waits."""
+        order_id = str(uuid.UUID(int=self._chance.getrandbits(128)))
+        event = build(self._chance.choice(_PAYLOADS)(order_id), datetime.now(UTC))
+        kind = self._chance.choice(_KINDS)
+        name, where = f"{kind}-{self._count}", topic(event.type)
+        self._count += 1
+        key, value = _spoiled(kind, order_id, msgspec.to_builtins(event))
+
+        def acknowledged(error: KafkaError | None, _message: Message) -> None:
+            if error is None:
+                self.put.append(Poison(name, where, time.monotonic()))
+
+        self._producer.produce(where, value, key, on_delivery=acknowledged, headers=[(HEADER, name)])
+        self._producer.poll(0)
+
+    def finish(self) -> None:
+        """Wait for what is under way, for as long as a record may take."""
+        self._producer.flush(20)
+
+
+def _spoiled(kind: str, order_id: str, event: dict[str, object]) -> tuple[str | None, bytes]:
+    """Return key and value of a record that is wrong in one way."""
+    match kind:
+        case "not_json":
+            return order_id, b"{" * 50
+        case "no_key":
+            return None, msgspec.json.encode(event)
+        case _:
+            return order_id, msgspec.json.encode(event | _SPOILED.get(kind, {}))

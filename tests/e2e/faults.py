@@ -1,0 +1,160 @@
+"""A whole stack of a test's own to do harm to: its supervisor starts again what dies, as an operator's would."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+from soak.faults import empty
+
+from orderstream.audit.check import audit, table
+from orderstream.settings import SERVICES, Settings
+from orderstream.stack.process import birth, signal_family
+from tests.e2e.stack import Stack, Up, stack
+from tests.waiting import wait_until
+
+ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 1}], "amount": 1, "currency": "USD"}
+PACE_SECONDS = 0.02
+_OPEN = """
+SELECT (SELECT count(*) FROM orders WHERE status IN ('PROCESSING', 'PAID')
+            OR (status <> 'CONFIRMED' AND NOT (payment IN ('failed', 'voided') AND stock <> 'reserved')))
+     + (SELECT count(*) FROM outbox)
+"""
+
+
+class Harmed:
+    """A running stack, what can be done to it, and how it must come out."""
+
+    def __init__(self, made: Stack, up: Up) -> None:
+        run = made.state.running()
+        assert run is not None
+        self.postgres_url = run.urls["POSTGRES_URL"]
+        self.redis_url = run.urls["REDIS_URL"]
+        self.settings = Settings.model_validate({"kafka_brokers": run.urls["KAFKA_BROKERS"]})
+        self.base_url = made.base_url
+        self.up = up
+        self.stack = made
+        self._connection: psycopg.Connection | None = None
+        self._client = httpx.Client(base_url=made.base_url, timeout=15)
+
+    def close(self) -> None:
+        """Close what was opened to look at it."""
+        self._client.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    def pid(self, name: str) -> int:
+        """The pid of a process that lives."""
+        child = self.stack.children[name]
+        assert birth(child.pid) == child.birth, f"{name} is not running"
+        return child.pid
+
+    def pids(self) -> dict[str, int]:
+        """The pids of all replicas of the five services."""
+        return {name: one.pid for name, one in self.stack.children.items() if name.startswith(SERVICES)}
+
+    def kill(self, *names: str) -> None:
+        """`kill -9` them, with every process they have started."""
+        for pid in [self.pid(name) for name in names]:
+            signal_family(pid, signal.SIGKILL)
+
+    @contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """Leave a process alive and silent until the block ends."""
+        pid = self.pid(name)
+        signal_family(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            signal_family(pid, signal.SIGCONT)
+
+    def is_back(self, name: str, before: int) -> bool:
+        """Say whether another process has taken the place of `before`."""
+        child = self.stack.children.get(name)
+        return child is not None and child.pid != before and birth(child.pid) == child.birth
+
+    def wipe_kafka(self) -> None:
+        """Empty Kafka's data directory and kill it, so that its next start finds nothing of what it knew."""
+        empty(self.stack.state.root / "kafka" / "data")
+        self.kill("kafka")
+
+    def post(self, **headers: str) -> httpx.Response:
+        """Place an order that nothing is wrong with."""
+        return self._client.post("/orders", json=ORDER, headers=headers)
+
+    def place(self, count: int) -> list[str]:
+        """Place so many orders, one after the other, each of which must be accepted; returns their ids."""
+        answers = [self.post() for _ in range(count)]
+        assert {one.status_code for one in answers} == {201}, [one.text for one in answers if one.status_code != 201]
+        return [one.json()["orderId"] for one in answers]
+
+    def try_to_place(self, seconds: float) -> list[str]:
+        """Keep placing orders for so long, whatever the answers are; returns the ids of those that were accepted."""
+        accepted: list[str] = []
+        pace = threading.Event()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not pace.wait(PACE_SECONDS):
+            try:
+                answer = self.post()
+            except httpx.TransportError:
+                continue
+            if answer.status_code == 201:
+                accepted.append(answer.json()["orderId"])
+        return accepted
+
+    def read(self, order_id: str) -> httpx.Response:
+        """GET the order."""
+        return self._client.get(f"/orders/{order_id}")
+
+    def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Ask Postgres; nothing while it is away."""
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = psycopg.connect(self.postgres_url, connect_timeout=2, autocommit=True)
+            return self._connection.execute(query.encode(), parameters).fetchall()
+        except psycopg.OperationalError:
+            return []
+
+    def statuses(self, ids: Sequence[str]) -> dict[str, str]:
+        """The status of each order that is there."""
+        return dict(self.rows("SELECT id, status FROM orders WHERE id = ANY(%s)", list(ids)))
+
+    def all_confirmed(self, ids: Sequence[str], limit_seconds: float, why: str) -> None:
+        """Wait until every one of these orders is CONFIRMED."""
+        wait_until(lambda: list(self.statuses(ids).values()).count("CONFIRMED") == len(ids), limit_seconds, why)
+
+    def balanced(self) -> None:
+        """Wait until nothing is under way; then every promise must hold, without any allowance."""
+        wait_until(lambda: self.rows(_OPEN) == [(0,)], 60, "everything settles and is compensated")
+        found = audit(self.postgres_url, grace_seconds=0)
+        assert not any(found.values()), table(found)
+
+
+@contextmanager
+def harmed(root: Path, **settings: str) -> Iterator[Harmed]:
+    """A stack under `root`, with stock, that may die as often as a test likes."""
+    with stack(root) as made:
+        running = made.up(RESTARTS_PER_MINUTE="1000", **settings).serves()
+        answer = made.run("stock", "set", "SKU-1", "1000000")
+        assert answer.returncode == 0, answer.stderr
+        target = Harmed(made, running)
+        try:
+            yield target
+        finally:
+            target.close()
+
+
+@contextmanager
+def orders_flowing(target: Harmed, seconds: float) -> Iterator[list[str]]:
+    """Place orders beside the block for so long; the list is complete when the block has ended."""
+    accepted: list[str] = []
+    with ThreadPoolExecutor(1) as threads:
+        flowing = threads.submit(target.try_to_place, seconds)
+        yield accepted
+        accepted += flowing.result()
