@@ -45,7 +45,7 @@ def test_an_order_is_stored_with_its_items_and_its_event(shared: Gateway, rows: 
     assert sorted(items) == sorted(good.items)
 
     outbox = rows.execute(
-        "SELECT topic, event_id, value, traceparent FROM outbox WHERE order_id = %s", (order_id,)
+        "SELECT topic, event_id::text, value, traceparent FROM outbox WHERE order_id = %s", (order_id,)
     ).fetchall()
     created = OrderCreated(
         order_id=order_id,
