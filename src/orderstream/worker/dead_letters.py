@@ -51,14 +51,21 @@ class FailureLimit:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._batches: deque[tuple[float, int, int]] = deque()
+        self._records = 0
+        self._failures = 0
 
-    def note(self, records: int, failures: int) -> None:
-        """Count a batch. Raises TooManyFailuresError when the limit is passed."""
-        now = self._clock()
-        self._batches.append((now, records, failures))
-        while self._batches[0][0] < now - WINDOW_SECONDS:
-            self._batches.popleft()
-        total = sum(count for _, count, _ in self._batches)
-        failed = sum(count for _, _, count in self._batches)
+    def check(self, records: int, failures: int) -> None:
+        """Raise TooManyFailuresError if a batch with so many failures would pass the limit."""
+        while self._batches and self._batches[0][0] < self._clock() - WINDOW_SECONDS:
+            _, old_records, old_failures = self._batches.popleft()
+            self._records -= old_records
+            self._failures -= old_failures
+        total, failed = self._records + records, self._failures + failures
         if failed > max(MIN_FAILURES, MAX_FAILED_SHARE * total):
             raise TooManyFailuresError(f"{failed} of {total} records failed within {WINDOW_SECONDS} s")
+
+    def note(self, records: int, failures: int) -> None:
+        """Count a batch whose dead letters are safe."""
+        self._batches.append((self._clock(), records, failures))
+        self._records += records
+        self._failures += failures

@@ -7,23 +7,32 @@ dependency is waited for: the batch is repeated, and after a minute given back t
 import time
 from collections.abc import Callable, Sequence
 from threading import Event as StopSignal
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct, structs
 
 from orderstream.domain.events import topic
-from orderstream.kafka.client import FENCED, UNKNOWN_TOPIC, KafkaRefusedError, Publisher, PublishError, consumer
+from orderstream.kafka.client import (
+    FENCED,
+    TOPIC_MAY_BE_GONE,
+    UNKNOWN_TOPIC,
+    KafkaRefusedError,
+    Publisher,
+    PublishError,
+    consumer,
+)
 from orderstream.kafka.envelope import Received, Record, Undecodable, decode, encode
 from orderstream.kafka.topics import ensure_topics
-from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient, names_unknown_order
+from orderstream.postgres.connect import Connection, connect, is_bad_value, is_fatal, is_transient, names_unknown_order
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer
 from orderstream.worker.dead_letters import DeadLetter, FailureLimit, publication
 from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
+from orderstream.worker.progress import Progress
 from orderstream.worker.traces import BatchTrace
 
 BATCH_RECORDS = 500
@@ -36,8 +45,10 @@ BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 5.0
 COMMIT_ATTEMPTS = 3
 MEASURE_SECONDS = 5.0
-TIMER_ROUNDS = 20
-"""Runs of one timer between two batches, however much is due."""
+TIMER_SECONDS = 0.2
+"""After so long one timer makes way for the next batch, however much is due."""
+ENSURE_SECONDS = 1.0
+"""Missing topics are looked for no more often than this."""
 
 P = TypeVar("P")
 log = logs.get()
@@ -62,12 +73,14 @@ class Runner(Generic[P]):
         self._stop = stop
         self._meters = WorkerMeters(handler.group, handler.topics)
         self._limit = FailureLimit(time.monotonic)
-        self._publisher = Publisher(settings, handler.group)
+        self._publisher = Publisher(settings, handler.group, stop)
         self._consumer: Consumer = consumer(settings, handler.group)
         self._connection: Connection | None = None
         self._due = dict.fromkeys((timer.name for timer in handler.timers), 0.0)
         self._last_size = 0
         self._measured = 0.0
+        self._ensured = 0.0
+        self._progress = Progress(time.monotonic)
         self._joined = False
         self.beat = time.monotonic()
 
@@ -81,7 +94,7 @@ class Runner(Generic[P]):
 
         Raises what no retry can help: a missing table or a wrong password, or too many failing records.
         """
-        self._consumer.subscribe(list(self._handler.topics), on_assign=self._assigned)
+        self._subscribe()
         try:
             while not self._stop.is_set():
                 self.beat = time.monotonic()
@@ -143,6 +156,7 @@ class Runner(Generic[P]):
                 log.warning("batch_retry", error=str(error)[:500], records=len(records))
                 if time.monotonic() - started > RETRY_SECONDS:
                     self._seek_back(records)
+                    self._progress.begin_anew()
                     return
                 self._recover(error)
                 if self._stop.wait(wait):
@@ -157,7 +171,7 @@ class Runner(Generic[P]):
         batch = _Batch([], [], {}, {})
         for record in records:
             place = (record.topic, record.partition)
-            batch.first.setdefault(place, record.offset)
+            batch.first[place] = min(batch.first.get(place, record.offset), record.offset)
             batch.following[place] = record.offset + 1
             try:
                 batch.received.append(Received(record, decode(record.topic, record.key, record.value)))
@@ -171,8 +185,9 @@ class Runner(Generic[P]):
         try:
             if batch.received:
                 self._settle(batch.received, trace, batch.letters, failures, attempts=1)
-            self._limit.note(len(batch.received), len(failures))
+            self._limit.check(len(batch.received), len(failures))
             self._bury(batch.letters + failures)
+            self._limit.note(len(batch.received), len(failures))
         except Exception as error:
             trace.end(error)
             raise
@@ -200,6 +215,8 @@ class Runner(Generic[P]):
                 letter = DeadLetter(part[0].record, "FAILED", f"{type(error).__name__}: {error}", attempts)
                 if names_unknown_order(error):
                     letters.append(structs.replace(letter, reason="UNKNOWN_ORDER"))
+                elif is_bad_value(error):
+                    letters.append(structs.replace(letter, reason="BAD_PAYLOAD"))
                 else:
                     failures.append(letter)
                 return
@@ -251,15 +268,28 @@ class Runner(Generic[P]):
                 return
 
     def _measure_lag(self) -> None:
-        """Say how many records of each of our partitions are still to be taken, as far as the client knows."""
+        """Say how many records of each of our partitions wait; a consumer that takes none of them is replaced."""
         if time.monotonic() - self._measured < MEASURE_SECONDS:
             return
+        try:
+            waiting = self._progress.waiting(self._consumer)
+        except KafkaException as error:
+            log.debug("lag_unknown", detail=str(error)[:300])
+            self._progress.begin_anew()
+            waiting = {}
         self._measured = time.monotonic()
-        for place in self._consumer.position(self._consumer.assignment()):
-            low, end = self._consumer.get_watermark_offsets(place, cached=True)
-            if end >= 0:
-                position = place.offset if place.offset >= 0 else low
-                self._meters.lag(place.topic, place.partition, end - max(position, 0))
+        for (name, partition), records in waiting.items():
+            self._meters.lag(name, partition, records)
+        if deaf := self._progress.deaf():
+            log.warning("consumer_replaced", partitions=[f"{name}/{partition}" for name, partition in deaf])
+            self._progress.begin_anew()
+            self._joined = False
+            self._consumer.close()
+            self._consumer = consumer(self._settings, self._handler.group)
+            self._subscribe()
+
+    def _subscribe(self) -> None:
+        self._consumer.subscribe(list(self._handler.topics), on_assign=self._assigned)
 
     def _seek_back(self, records: list[Record]) -> None:
         """Have the records polled again, so that polling, and with it the group membership, goes on meanwhile."""
@@ -270,18 +300,22 @@ class Runner(Generic[P]):
                 log.warning("seek_back_refused", topic=name, partition=partition, detail=str(error)[:300])
 
     def _recover(self, error: Exception) -> None:
-        if isinstance(error, PublishError) and error.code in UNKNOWN_TOPIC:
+        if isinstance(error, PublishError) and error.code in TOPIC_MAY_BE_GONE:
             self._ensure_topics()
         if self._connection is not None and self._connection.broken:
             self._connection = None
 
     def _ensure_topics(self) -> None:
+        if time.monotonic() - self._ensured < ENSURE_SECONDS:
+            return
+        self._ensured = time.monotonic()
         try:
             created = ensure_topics(self._settings)
         except KafkaException as error:
             log.warning("ensure_topics_failed", detail=str(error)[:300])
         else:
-            log.warning("topics_created", topics=created)
+            if created:
+                log.warning("topics_created", topics=created)
 
     def _reach_postgres(self) -> None:
         """Connect ahead of the first record, so that being ready means being able to work."""
@@ -299,29 +333,26 @@ class Runner(Generic[P]):
         return self._connection
 
     def _run_timers(self) -> None:
-        """Run every timer whose time has come. A transient failure is left for its next time."""
+        """Run every timer whose time has come. One that fails is left for its next time, and stops no order."""
         for timer in self._handler.timers:
             if time.monotonic() < self._due[timer.name]:
                 continue
             try:
                 self._run_timer(timer.run)
             except Exception as error:
-                if is_fatal(error) or not self._transient(error):
+                if is_fatal(error) or isinstance(error, KafkaRefusedError):
                     raise
-                log.warning("timer_retry", timer=timer.name, error=str(error)[:500])
+                log.warning("timer_retry", timer=timer.name, exc_info=None if self._transient(error) else error)
                 self._recover(error)
             self._due[timer.name] = time.monotonic() + timer.every_seconds
 
     def _run_timer(self, run: Callable[[Connection], bool]) -> None:
-        for _ in range(TIMER_ROUNDS):
-            if not run(self._connected()):
-                return
+        started = time.monotonic()
+        while run(self._connected()) and time.monotonic() - started < TIMER_SECONDS and not self._stop.is_set():
+            continue
 
     @staticmethod
     def _transient(error: Exception) -> bool:
         if isinstance(error, PublishError):
             return not error.poisonous
         return isinstance(error, RepeatBatchError) or is_transient(error)
-
-
-AnyRunner = Runner[Any]

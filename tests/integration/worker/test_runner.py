@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import psycopg
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from orderstream.kafka import client
 from orderstream.kafka.client import Publication, PublishError
@@ -15,7 +15,7 @@ from orderstream.kafka.envelope import Received
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
-from orderstream.worker import runner
+from orderstream.worker import progress, runner
 from orderstream.worker.dead_letters import MIN_FAILURES, TooManyFailuresError
 from orderstream.worker.handler import Decision, Rejected, Timer
 from tests.contracts import assert_dead_letter_headers
@@ -403,3 +403,30 @@ def test_timers_run_while_there_is_nothing_to_consume_and_while_there_is(setting
         seen = runs.count("often")
         wait_until(lambda: runs.count("often") > seen, 10, "a timer comes round after a batch")
     assert runs.count("in-rounds") == 3
+
+
+def test_a_consumer_that_takes_nothing_is_replaced(
+    settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "DEAF_SECONDS", 0.5)
+    monkeypatch.setattr(runner, "MEASURE_SECONDS", 0.1)
+    deafened: list[Consumer] = []
+
+    def deafen(_connection: Connection) -> bool:
+        if not deafened:
+            deafened.append(loop.runner._consumer)
+            deafened[0].pause(deafened[0].assignment())
+        return False
+
+    handler = Recorder(group)
+    with _tap(settings, group) as tap, running(handler, settings) as loop:
+        loop.runner._due["deafen"] = 0.0
+        handler.timers = (Timer("deafen", 0.1, deafen),)
+        wait_until(lambda: deafened, 5, "the consumer is deaf")
+        publish_events(settings.kafka_brokers, authorized(1))
+        tap.count(1)
+        replaced = loop.runner._consumer
+        assert replaced is not deafened[0]
+        publish_events(settings.kafka_brokers, authorized(20))
+        _wait_caught_up(settings, group)
+        assert loop.runner._consumer is replaced

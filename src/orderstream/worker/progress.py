@@ -1,0 +1,75 @@
+"""Measures what waits for a consumer, and notices one that has gone deaf: records wait, and it takes none (P5).
+
+The client library may hold on to the identity of a topic that was deleted and made again: from then on it fetches
+nothing and reports nothing. Whatever the cause, a new consumer hears again.
+"""
+
+from collections.abc import Callable
+
+from confluent_kafka import Consumer, TopicPartition
+
+ASK_SECONDS = 1.0
+DEAF_SECONDS = 15.0
+"""Records that wait for so long, while the loop polls, are not on their way."""
+
+_END, _FIRST = -1, -2
+
+Place = tuple[str, int]
+"""Topic and partition."""
+
+
+class Progress:
+    """What one consumer has left to take, and since when it has not moved."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._still: dict[Place, tuple[int, float]] = {}
+        """Where records wait: the position, and since when it is the same."""
+
+    def waiting(self, consumer: Consumer) -> dict[Place, int]:
+        """Return how many records wait in each assigned partition.
+
+        Raises KafkaException when Kafka does not answer: nothing is known then.
+        """
+        assigned = consumer.assignment()
+        if not assigned:
+            self._still.clear()
+            return {}
+        ends, firsts = _ask(consumer, assigned, _END), _ask(consumer, assigned, _FIRST)
+        positions = _offsets(consumer.position(assigned))
+        if untouched := [one for one in assigned if positions[_place(one)] < 0]:
+            positions |= _offsets(consumer.committed(untouched, timeout=ASK_SECONDS))
+        now, waiting, still = self._clock(), {}, {}
+        for place, end in ends.items():
+            first, position = firsts.get(place, 0), positions[place]
+            start = position if first <= position <= end else first
+            waiting[place] = end - start
+            if end > start:
+                before, since = self._still.get(place, (start, now))
+                still[place] = (start, since if before == start else now)
+        self._still = still
+        return waiting
+
+    def deaf(self) -> list[Place]:
+        """Return the partitions whose records have been waiting too long."""
+        now = self._clock()
+        return sorted(place for place, (_, since) in self._still.items() if now - since > DEAF_SECONDS)
+
+    def begin_anew(self) -> None:
+        """Forget everything: there is a new consumer, or polling was interrupted."""
+        self._still.clear()
+
+
+def _ask(consumer: Consumer, assigned: list[TopicPartition], which: int) -> dict[Place, int]:
+    """Return the first or the next offset of each partition that Kafka can tell it of."""
+    wanted = [TopicPartition(one.topic, one.partition, which) for one in assigned]
+    answers = consumer.offsets_for_times(wanted, timeout=ASK_SECONDS)
+    return {_place(one): one.offset for one in answers if one.error is None and one.offset >= 0}
+
+
+def _offsets(places: list[TopicPartition]) -> dict[Place, int]:
+    return {_place(one): one.offset for one in places}
+
+
+def _place(one: TopicPartition) -> Place:
+    return one.topic, one.partition
