@@ -1,0 +1,28 @@
+"""A short soak: orders of every kind amid some of the faults, and books that balance after it; `make soak` is longer."""
+
+import secrets
+from pathlib import Path
+
+import pytest
+
+from soak import books, faults
+from soak.__main__ import soak
+
+SECONDS = 45
+RATE = 60
+FAULTS = (
+    "kill -9 payment-worker",
+    "kill -9 Kafka",
+    "kill -9 Postgres",
+    "kill -9 Valkey",
+    "kill -9 one of every service at once",
+)
+
+
+@pytest.mark.timeout(400)
+def test_the_books_balance_after_a_short_soak(tmp_path: Path) -> None:
+    plan = {name: faults.ALL[name] for name in FAULTS}
+    figures, checks = soak(tmp_path / "state", SECONDS, RATE, seed=secrets.randbelow(1 << 31), plan=plan)
+    assert not any(checks.values()), books.table(figures, checks)
+    for kind in ("POST: 201", "cancel: 202", "GET: 200", "hostile: 400"):
+        assert kind in figures["answers"], "the load is not what it should be"
