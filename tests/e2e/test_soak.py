@@ -1,10 +1,9 @@
-"""A short soak: orders of every kind amid some of the faults, and books that balance after it; `make soak` is longer."""
+"""A short soak: orders of every kind amid some of the faults, and books that balance; `make soak` is longer."""
 
 import secrets
 from pathlib import Path
 
 import pytest
-
 from soak import books, faults
 from soak.__main__ import soak
 
