@@ -16,6 +16,7 @@ from soak.faults import empty
 from orderstream.audit.check import audit, table
 from orderstream.settings import SERVICES, Settings
 from orderstream.stack.process import birth, signal_family
+from orderstream.stack.services import healthy
 from tests.e2e.stack import Stack, Up, stack
 from tests.waiting import wait_until
 
@@ -78,6 +79,11 @@ class Harmed:
         """Say whether another process has taken the place of `before`."""
         child = self.stack.children.get(name)
         return child is not None and child.pid != before and birth(child.pid) == child.birth
+
+    def serves(self, name: str) -> bool:
+        """Say whether a service says of itself that it can work."""
+        child = self.stack.children.get(name)
+        return child is not None and child.health_url is not None and healthy(child.health_url)
 
     def wipe_kafka(self) -> None:
         """Empty Kafka's data directory and kill it, so that its next start finds nothing of what it knew."""

@@ -67,6 +67,7 @@ def _lag(services: Harmed, group: str) -> int:
 
 
 def test_a_worker_that_is_asked_to_stop_finishes_what_it_has(services: Harmed) -> None:
+    wait_until(lambda: services.serves("order-service"), BACK_SECONDS, "it works")
     pid = services.pid("order-service")
     with orders_flowing(services, 2) as flowing:
         os.kill(pid, signal.SIGTERM)
