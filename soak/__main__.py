@@ -5,6 +5,7 @@ Prints one table and ends with 1 if anything is wrong. RATE orders/s are offered
 
 import argparse
 import asyncio
+import contextlib
 import random
 import sys
 import time
@@ -90,6 +91,8 @@ class Soak:
         await self._load.run(self._seconds)
         await harming
         poisoning.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await poisoning
         self._client.close()
 
     async def _harm(self) -> None:
