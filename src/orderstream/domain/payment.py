@@ -42,4 +42,8 @@ class Unanswered(Struct, frozen=True):
     """Nobody knows: no answer came in time. Never guessed to be a decline, asked again with the same key."""
 
 
-Outcome = Authorized | Declined | Pending | Unanswered
+class NotAsked(Struct, frozen=True):
+    """The time was up before the provider could be asked: this was no attempt."""
+
+
+Outcome = Authorized | Declined | Pending | Unanswered | NotAsked

@@ -1,7 +1,9 @@
 """Kafka clients with the settings that the promises rest on, and the one way to publish: all, or an error."""
 
 import threading
+import time
 from collections.abc import Sequence
+from threading import Event as StopSignal
 from typing import Any
 
 import structlog
@@ -13,6 +15,7 @@ from orderstream.settings import Settings
 
 DELIVERY_TIMEOUT_SECONDS = 30
 FLUSH_TIMEOUT_SECONDS = DELIVERY_TIMEOUT_SECONDS + 5
+FLUSH_SLICE_SECONDS = 0.2
 MAX_MESSAGE_BYTES = 2_097_152
 """Largest record a producer sends: a dead letter carries the original and some more."""
 
@@ -22,6 +25,8 @@ UNKNOWN_TOPIC = (
     KafkaError._UNKNOWN_TOPIC,
     KafkaError._UNKNOWN_PARTITION,
 )
+TOPIC_MAY_BE_GONE = (*UNKNOWN_TOPIC, KafkaError._MSG_TIMED_OUT)
+"""A producer that knew a topic waits its time out before it learns that the topic was deleted."""
 FENCED = (
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.UNKNOWN_MEMBER_ID,
@@ -54,7 +59,7 @@ class PublishError(Exception):
     def __init__(self, error: KafkaError, failed: int) -> None:
         super().__init__(f"{failed} records were not acknowledged: {error.str()}")
         self.code = error.code()
-        self.fatal = error.fatal()
+        self.fatal = error.fatal() or self.code == KafkaError._FATAL
 
     @property
     def poisonous(self) -> bool:
@@ -131,7 +136,8 @@ def consumer(settings: Settings, group: str) -> Consumer:
 class Publisher:
     """An idempotent producer with acks=all. Used by one thread."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, name: str, stop: StopSignal | None = None) -> None:
+        self._stop = stop or StopSignal()
         self._config = (
             _common(settings, name)
             | {
@@ -150,7 +156,7 @@ class Publisher:
         self._producer = Producer(self._config)
 
     def publish(self, records: Sequence[Publication]) -> None:
-        """Send the records and wait until Kafka has acknowledged every one; at most 35 s.
+        """Send the records and wait until Kafka has acknowledged every one: 35 s at most, and only until `stop`.
 
         Raises PublishError when one was not. Some of the others may then be in their topics: publishing is at least
         once, and readers know events by their id.
@@ -160,11 +166,19 @@ class Publisher:
         report = _Report(len(records))
         for one in records:
             self._enqueue(one, report)
-        self._producer.flush(FLUSH_TIMEOUT_SECONDS)
+        self._flush(report)
         if failure := report.failure():
             if failure.fatal:
                 self._producer = Producer(self._config)
             raise failure
+
+    def _flush(self, report: "_Report") -> None:
+        deadline = time.monotonic() + FLUSH_TIMEOUT_SECONDS
+        try:
+            while self._producer.flush(FLUSH_SLICE_SECONDS) and time.monotonic() < deadline and not self._stop.is_set():
+                continue
+        except KafkaException as error:
+            report.refused(error.args[0])
 
     def _enqueue(self, one: Publication, report: "_Report") -> None:
         for _ in range(10):
@@ -200,7 +214,7 @@ class _Report:
         """Note a failure; a poisonous record's weighs more than that of its neighbours."""
         with self._lock:
             self._failed += 1
-            if self._first is None or error.code() in TOO_LARGE or error.fatal():
+            if self._first is None or error.code() in (*TOO_LARGE, KafkaError._FATAL) or error.fatal():
                 self._first = error
 
     def failure(self) -> PublishError | None:

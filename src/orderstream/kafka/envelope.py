@@ -54,7 +54,11 @@ class Record(Struct, frozen=True):
     @classmethod
     def of(cls, message: Message) -> "Record":
         """Copy what is needed out of a message without error()."""
-        headers = message.headers() or []
+        try:
+            headers = message.headers() or []
+        except (SystemError, UnicodeDecodeError):
+            # The client cannot read a header name that is not UTF-8; the record is worth its value without its headers.
+            headers = []
         return cls(
             message.topic() or "",
             message.partition() or 0,

@@ -19,7 +19,7 @@ def dead_letter_topic(group: str) -> str:
 def ensure_topics(settings: Settings) -> list[str]:
     """Create the topics that are missing and return their names. Existing ones are left as they are.
 
-    Raises KafkaException when Kafka does not answer within 10 s, KafkaRefusedError when it does not take us.
+    Raises KafkaException when Kafka does not answer in time, KafkaRefusedError when it does not take us.
     """
     client = admin(settings, "topics")
     try:
@@ -33,7 +33,9 @@ def ensure_topics(settings: Settings) -> list[str]:
     created = []
     for name, future in client.create_topics(missing, operation_timeout=TIMEOUT_SECONDS).items():
         try:
-            future.result(TIMEOUT_SECONDS)
+            future.result(2 * TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{name} was not created in time")) from error
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise

@@ -8,20 +8,26 @@ WHERE aborted_at IS NOT NULL AND NOT (payment IN ('failed', 'voided') AND stock 
 
 -- name: claim_stalled
 -- Takes open orders that nothing has happened to for long, and puts their next check off: 30 s doubling to 5 min, with
--- jitter. An order whose event still waits in the outbox is merely queued. Parameters: rows at most.
+-- jitter. An order whose event still waits in the outbox is merely queued: it is put off too, but not nudged, so that a
+-- run looks at no more rows than it may take. Parameters: rows at most.
 -- Index: orders_open, outbox_order_id, then orders_pkey. Skips rows that others hold: something is happening to them.
-UPDATE orders o
-SET nudges = o.nudges + 1,
-    next_check_at = now() + least(%(longest_seconds)s, %(first_seconds)s * 2 ^ least(o.nudges + 1, 20))
-                          * (0.75 + random() / 4) * interval '1 second'
-WHERE o.id = ANY(ARRAY(
-    SELECT id FROM orders
+WITH due AS MATERIALIZED (
+    SELECT id, EXISTS (SELECT FROM outbox WHERE outbox.order_id = orders.id) AS queued
+    FROM orders
     WHERE status IN ('PROCESSING', 'PAID') AND next_check_at <= now()
-        AND NOT EXISTS (SELECT FROM outbox WHERE outbox.order_id = orders.id)
     ORDER BY next_check_at
     LIMIT %(limit)s
-    FOR NO KEY UPDATE SKIP LOCKED))
-RETURNING o.id, o.user_id, o.amount, o.currency, o.created_at, o.traceparent, o.tracestate;
+    FOR NO KEY UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE orders o
+    SET nudges = o.nudges + CASE WHEN due.queued THEN 0 ELSE 1 END,
+        next_check_at = now() + least(%(longest_seconds)s, %(first_seconds)s * 2 ^ least(o.nudges + 1, 20))
+                              * (0.75 + random() / 4) * interval '1 second'
+    FROM due
+    WHERE o.id = due.id
+    RETURNING o.id, o.user_id, o.amount, o.currency, o.created_at, o.traceparent, o.tracestate, due.queued
+)
+SELECT id, user_id, amount, currency, created_at, traceparent, tracestate FROM taken WHERE NOT queued;
 
 -- name: claim_overdue
 -- Finds open orders that are past their deadline although they were nudged. Parameters: rows at most, seconds, nudges.
@@ -34,15 +40,22 @@ LIMIT %(limit)s
 FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: claim_uncompensated
--- Takes aborted orders whose payment or stock has not answered for 30 s, and puts their next check off by as long.
--- Parameters: rows at most. Index: orders_uncompensated, then orders_pkey. Skips rows that others hold.
-UPDATE orders o
-SET next_check_at = now() + interval '30 seconds' * (0.75 + random() / 4)
-WHERE o.id = ANY(ARRAY(
-    SELECT id FROM orders
+-- Takes aborted orders whose payment or stock has not answered for 30 s, and puts their next check off by as long. One
+-- of which an event still waits in the outbox is put off only: no abort is queued twice. Parameters: rows at most.
+-- Index: orders_uncompensated, outbox_order_id, then orders_pkey. Skips rows that others hold.
+WITH due AS MATERIALIZED (
+    SELECT id, EXISTS (SELECT FROM outbox WHERE outbox.order_id = orders.id) AS queued
+    FROM orders
     WHERE aborted_at IS NOT NULL AND NOT (payment IN ('failed', 'voided') AND stock <> 'reserved')
         AND next_check_at <= now()
     ORDER BY next_check_at
     LIMIT %(limit)s
-    FOR NO KEY UPDATE SKIP LOCKED))
-RETURNING o.id, o.traceparent, o.tracestate;
+    FOR NO KEY UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE orders o
+    SET next_check_at = now() + interval '30 seconds' * (0.75 + random() / 4)
+    FROM due
+    WHERE o.id = due.id
+    RETURNING o.id, o.traceparent, o.tracestate, due.queued
+)
+SELECT id, traceparent, tracestate FROM taken WHERE NOT queued;

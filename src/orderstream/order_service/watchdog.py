@@ -66,7 +66,7 @@ class Watchdog:
                             OrderCreated(
                                 order_id=order_id,
                                 user_id=user_id,
-                                items=items[order_id],
+                                items=items.get(order_id, ()),
                                 amount=amount,
                                 currency=currency,
                             ),

@@ -11,7 +11,7 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from orderstream.domain.events import PAYLOADS, topic
-from orderstream.kafka.client import UNKNOWN_TOPIC, Publication, Publisher, PublishError
+from orderstream.kafka.client import TOPIC_MAY_BE_GONE, Publication, Publisher, PublishError
 from orderstream.kafka.envelope import event_headers
 from orderstream.kafka.topics import ensure_topics
 from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient
@@ -38,7 +38,7 @@ class Relay:
         self._settings = settings
         self._tracer = tracer
         self._stop = stop
-        self._publisher = Publisher(settings, SERVICE)
+        self._publisher = Publisher(settings, SERVICE, stop)
         self._connection: Connection | None = None
         self._measured = 0.0
         self.beat = time.monotonic()
@@ -107,7 +107,7 @@ class Relay:
 
     def _recover(self, error: Exception) -> None:
         log.warning("publish_retry", error=str(error)[:500])
-        if isinstance(error, PublishError) and error.code in UNKNOWN_TOPIC:
+        if isinstance(error, PublishError) and error.code in TOPIC_MAY_BE_GONE:
             try:
                 log.warning("topics_created", topics=ensure_topics(self._settings))
             except KafkaException as failure:

@@ -19,6 +19,7 @@ from orderstream.domain.payment import (
     Authorized,
     Charge,
     Declined,
+    NotAsked,
     NothingToVoid,
     Outcome,
     Pending,
@@ -129,6 +130,9 @@ class Attempts:
                     return _Attempt(claim.order_id, claim.state, "VOIDING", "PROVIDER_UNAVAILABLE", 0, delay=0)
                 delay = self.delay_seconds(number)
                 return _Attempt(claim.order_id, claim.state, claim.state, claim.reason, number, delay=delay)
+            case NotAsked():
+                delay = self.delay_seconds(1)
+                return _Attempt(claim.order_id, claim.state, claim.state, claim.reason, claim.attempts, delay=delay)
             case other:
                 assert_never(other)
 
@@ -159,7 +163,7 @@ def _event(
         case "AUTHORIZED":
             return PaymentAuthorized(
                 order_id=claim.order_id,
-                items=items[claim.order_id],
+                items=items.get(claim.order_id, ()),
                 amount=claim.amount,
                 currency=claim.currency,
             )

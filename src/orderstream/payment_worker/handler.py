@@ -23,7 +23,7 @@ from orderstream.domain.events import (
     topic,
 )
 from orderstream.domain.order import FailureReason
-from orderstream.domain.payment import Authorized, Charge, Declined, Outcome, Pending, State, Unanswered
+from orderstream.domain.payment import Authorized, Charge, Declined, NotAsked, Outcome, Pending, State, Unanswered
 from orderstream.kafka.envelope import Received
 from orderstream.payment_worker.attempts import Attempts
 from orderstream.payment_worker.provider import Desk, PaymentProvider
@@ -127,6 +127,9 @@ class PaymentHandler:
             case Pending() | Unanswered():
                 delay = self._attempts.delay_seconds(1)
                 return _New(received.order_id, "PENDING", charge.amount, None, 1, delay, *received.record.carrier())
+            case NotAsked():
+                delay = self._attempts.delay_seconds(1)
+                return _New(received.order_id, "PENDING", charge.amount, None, 0, delay, *received.record.carrier())
             case other:
                 assert_never(other)
 

@@ -8,7 +8,16 @@ from threading import Lock
 from time import monotonic
 from typing import Protocol, TypeVar
 
-from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, Pending, Unanswered, Voided
+from orderstream.domain.payment import (
+    Authorized,
+    Charge,
+    Declined,
+    NotAsked,
+    NothingToVoid,
+    Pending,
+    Unanswered,
+    Voided,
+)
 from orderstream.telemetry import logs
 
 log = logs.get()
@@ -76,13 +85,16 @@ class Desk:
         self._budget_seconds = budget_seconds
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="provider")
 
-    def ask(self, questions: Iterable[tuple[str, Q]], call: Callable[[Q, float], A]) -> dict[str, A | Unanswered]:
+    def ask(
+        self, questions: Iterable[tuple[str, Q]], call: Callable[[Q, float], A]
+    ) -> dict[str, A | Unanswered | NotAsked]:
         """Call `call(question, seconds left)` for each (order id, question) and return the answers by order id.
 
-        What raised, or is not answered when the budget is spent, is Unanswered: nobody knows, ask again.
+        What raised, or is not answered when the budget is spent, is Unanswered: nobody knows, ask again. What was not
+        begun by then is NotAsked.
         """
         waiting = list(questions)
-        answers: dict[str, A | Unanswered] = {}
+        answers: dict[str, A | Unanswered | NotAsked] = {order_id: NotAsked() for order_id, _ in waiting}
         deadline = monotonic() + self._budget_seconds
         queue, lock = iter(waiting), Lock()
 
@@ -92,6 +104,7 @@ class Desk:
                     order_id, question = next(queue, (None, None))
                 if order_id is None or question is None:
                     return
+                answers[order_id] = Unanswered()
                 try:
                     answers[order_id] = call(question, left)
                 except ProviderUnavailableError:
@@ -100,5 +113,4 @@ class Desk:
                     log.warning("provider_failed", order_id=order_id, error=repr(error)[:300])
 
         wait([self._pool.submit(work) for _ in range(min(self._concurrency, len(waiting)))], self._budget_seconds)
-        settled = dict(answers)
-        return {order_id: settled.get(order_id, Unanswered()) for order_id, _ in waiting}
+        return dict(answers)

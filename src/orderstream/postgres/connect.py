@@ -76,6 +76,11 @@ def names_unknown_order(error: Exception) -> bool:
     return isinstance(error, psycopg.errors.ForeignKeyViolation)
 
 
+def is_bad_value(error: Exception) -> bool:
+    """Say whether a value cannot be stored: a NUL in a text, a number out of range."""
+    return isinstance(error, psycopg.DataError)
+
+
 def is_fatal(error: Exception) -> bool:
     """Say whether no retry and no other record can help: a missing table or column, a wrong password."""
     if not isinstance(error, psycopg.Error):

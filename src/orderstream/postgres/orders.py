@@ -44,7 +44,7 @@ def changes(orders: Sequence[Order]) -> dict[str, list[Any]]:
 
 def items_of(tx: Connection, ids: Sequence[str]) -> dict[str, tuple[Item, ...]]:
     """Return the lines of orders, in the order of their SKUs."""
-    items: dict[str, tuple[Item, ...]] = {}
+    items: dict[str, list[Item]] = {}
     for order_id, sku, qty, price in tx.execute(SQL["items_of"], {"ids": ids}) if ids else ():
-        items[order_id] = (*items.get(order_id, ()), Item(sku=sku, qty=qty, price=price))
-    return items
+        items.setdefault(order_id, []).append(Item(sku=sku, qty=qty, price=price))
+    return {order_id: tuple(lines) for order_id, lines in items.items()}

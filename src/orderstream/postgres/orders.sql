@@ -11,14 +11,13 @@ ORDER BY id
 FOR NO KEY UPDATE;
 
 -- name: update_orders
--- Writes what changed. The abort of an order is repeated by the clock 30 s after it was set, if need be.
+-- Writes what changed. Something has happened to these orders: the watchdog looks at them in 30 s at the earliest.
 -- Parameters: arrays of equal length. Index: orders_pkey. The rows are locked already (lock_orders).
 UPDATE orders o
 SET status = c.status, payment = c.payment, stock = c.stock, payment_at = c.payment_at, stock_at = c.stock_at,
     failure_reason = c.failure_reason, version = c.version, updated_at = now(),
     aborted_at = c.aborted_at,
-    next_check_at = CASE WHEN c.aborted_at IS DISTINCT FROM o.aborted_at
-                         THEN now() + interval '30 seconds' ELSE o.next_check_at END
+    next_check_at = now() + interval '30 seconds'
 FROM unnest(
         %(ids)s::text[], %(statuses)s::text[], %(payments)s::text[], %(stocks)s::text[],
         %(payments_at)s::timestamptz[], %(stocks_at)s::timestamptz[], %(reasons)s::text[], %(versions)s::int[],

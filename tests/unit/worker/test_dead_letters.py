@@ -37,23 +37,26 @@ def test_the_record_is_kept_as_it_was(key: bytes | None, value: bytes | None) ->
 
 def test_twenty_failures_are_borne_and_one_more_is_not() -> None:
     limit = FailureLimit(Clock())
+    limit.check(20, 20)
     limit.note(20, 20)
     with pytest.raises(TooManyFailuresError):
-        limit.note(1, 1)
+        limit.check(1, 1)
 
 
 def test_of_many_records_a_tenth_may_fail() -> None:
     limit = FailureLimit(Clock())
     limit.note(1_000, 100)
+    limit.check(10, 1)
     limit.note(10, 1)
     with pytest.raises(TooManyFailuresError):
-        limit.note(1, 1)
+        limit.check(1, 1)
 
 
 def test_failures_are_forgotten_after_five_minutes() -> None:
     clock = Clock()
     limit = FailureLimit(clock)
     for _ in range(10):
+        limit.check(20, 20)
         limit.note(20, 20)
         clock.now += 301
 
@@ -61,4 +64,5 @@ def test_failures_are_forgotten_after_five_minutes() -> None:
 def test_records_without_failures_are_never_too_many() -> None:
     limit = FailureLimit(Clock())
     for _ in range(100):
+        limit.check(500, 0)
         limit.note(500, 0)
