@@ -32,6 +32,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
+from orderstream.telemetry import metrics
 
 CLAIM_ROWS = 200
 CLAIM_SECONDS = 30.0
@@ -102,6 +103,13 @@ class Attempts:
         with connection.transaction():
             self._finish(connection, claims, attempts)
         return len(claims) == CLAIM_ROWS
+
+    @staticmethod
+    def measure(connection: Connection) -> bool:
+        """Show how old the oldest payment is that should be voided and is not; there is no more to do."""
+        row = connection.execute(SQL["oldest_voiding"]).fetchone()
+        metrics.VOIDING_OLDEST_SECONDS.set(row[0] if row else 0)
+        return False
 
     def delay_seconds(self, attempts: int) -> float:
         """Return the wait after so many attempts at one payment."""

@@ -75,7 +75,7 @@ class PaymentHandler:
         self._provider = provider
         self._desk = desk
         self._attempts = attempts
-        self.timers = (Timer("attempts", 0.2, attempts.run),)
+        self.timers = (Timer("attempts", 0.2, attempts.run), Timer("measure_voiding", 5.0, attempts.measure))
 
     def prepare(self, connection: Connection, batch: Sequence[Received], /) -> Answers:
         """Ask the provider about the orders of the batch that are new and not aborted, within the desk's budget."""

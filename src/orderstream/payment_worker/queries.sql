@@ -51,6 +51,12 @@ WHERE p.order_id = ANY(ARRAY(
 RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.created_at, p.traceparent, p.tracestate,
     o.created_at < now() - %(oldest_seconds)s * interval '1 second';
 
+-- name: oldest_voiding
+-- Seconds since the oldest payment began to be voided that still is not. Index: payments_due.
+SELECT coalesce(extract(epoch FROM now() - min(decided_at)), 0)::float8
+FROM payments
+WHERE state = 'VOIDING' AND next_attempt_at IS NOT NULL;
+
 -- name: finish_attempts
 -- Records what attempts came to, each only if its payment is still in the state that the attempt began with.
 -- One that ends again, having been voided again, keeps the time of its first end: its event repeats as itself.

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 Connection = psycopg.Connection[TupleRow]
@@ -51,14 +52,21 @@ def options(name: str) -> dict[str, Any]:
     }
 
 
+def _merged(url: str, name: str) -> dict[str, Any]:
+    """Return our options, and before them the server options that the connection string brings along."""
+    ours = options(name)
+    theirs = conninfo_to_dict(url).get("options")
+    return ours | {"options": f"{theirs} {ours['options']}"} if theirs else ours
+
+
 def connect(url: str, name: str) -> Connection:
     """Open a connection in autocommit mode. Raises psycopg.OperationalError when Postgres cannot be reached."""
-    return psycopg.connect(url, autocommit=True, **options(name))
+    return psycopg.connect(url, autocommit=True, **_merged(url, name))
 
 
 async def connect_async(url: str, name: str) -> AsyncConnection:
     """Open an asyncio connection in autocommit mode. Raises as `connect` does."""
-    return await psycopg.AsyncConnection.connect(url, autocommit=True, **options(name))
+    return await psycopg.AsyncConnection.connect(url, autocommit=True, **_merged(url, name))
 
 
 def is_transient(error: Exception) -> bool:

@@ -58,6 +58,7 @@ class Kafka:
         self._cache = cache
         self._classpath = ":".join(str(jar) for jar in jars.paths(cache / "jars"))
         self._admin: AdminClient | None = None
+        self._group_asker: AdminClient | None = None
 
     @property
     def brokers(self) -> str:
@@ -130,10 +131,20 @@ class Kafka:
                 return False
         except KafkaException:
             return False
-        # The first group of a new broker waits seconds for the topic that holds all groups. Asking for any group has
-        # the broker make it now, while the services load; the answer does not matter.
-        self._admin.describe_consumer_groups(["any"])
+        self._prepare_groups()
         return True
+
+    def _prepare_groups(self) -> None:
+        """Have a new broker make the topic that holds all groups now, while the services load, not at the first group.
+
+        Asked once by a client of its own, which is kept until it is answered; the answer does not matter. A client
+        that is asked again across the broker's restarts may end this process by an assertion of its own.
+        """
+        from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - as above
+
+        if self._group_asker is None:
+            self._group_asker = AdminClient({"bootstrap.servers": self.brokers, "log_level": 0})
+            self._group_asker.describe_consumer_groups(["any"])
 
     def _broker(self, options: list[str]) -> Command:
         return self._java([*options, "-Xmx256m"], "kafka.Kafka", [str(self._folder / "server.properties")])

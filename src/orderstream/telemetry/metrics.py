@@ -80,6 +80,11 @@ UNCOMPENSATED_OLDEST_SECONDS = _gauge(
     "Time since the oldest abort that payment and stock have not both answered; 0 when there is none.",
 )
 
+VOIDING_OLDEST_SECONDS = _gauge(
+    "orderstream_voiding_oldest_seconds",
+    "Time since the oldest payment began to be voided that still is not; 0 when there is none.",
+)
+
 HTTP_REQUESTS = _counter(
     "orderstream_http_requests_total", "HTTP requests answered; route is method and path.", "route", "status"
 )

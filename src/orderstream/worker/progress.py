@@ -12,6 +12,8 @@ ASK_SECONDS = 1.0
 DEAF_SECONDS = 15.0
 """Records that wait for so long, while the loop polls, are not on their way."""
 
+LEFT_OUT_MAX_SECONDS = 300.0
+
 _END, _FIRST = -1, -2
 
 Place = tuple[str, int]
@@ -25,6 +27,8 @@ class Progress:
         self._clock = clock
         self._still: dict[Place, tuple[int, float]] = {}
         """Where records wait: the position, and since when it is the same."""
+        self._idle_since: float | None = None
+        self._idle_limit_seconds = DEAF_SECONDS
 
     def waiting(self, consumer: Consumer) -> dict[Place, int]:
         """Return how many records wait in each assigned partition.
@@ -34,7 +38,10 @@ class Progress:
         assigned = consumer.assignment()
         if not assigned:
             self._still.clear()
+            if self._idle_since is None:
+                self._idle_since = self._clock()
             return {}
+        self._idle_since, self._idle_limit_seconds = None, DEAF_SECONDS
         ends, firsts = _ask(consumer, assigned, _END), _ask(consumer, assigned, _FIRST)
         positions = _offsets(consumer.position(assigned))
         if untouched := [one for one in assigned if positions[_place(one)] < 0]:
@@ -55,9 +62,21 @@ class Progress:
         now = self._clock()
         return sorted(place for place, (_, since) in self._still.items() if now - since > DEAF_SECONDS)
 
+    def left_out(self) -> bool:
+        """Say whether the group has given this consumer no partition for too long, as it does when its topics are gone.
+
+        That may be as it should be, where a service has more processes than a topic has partitions: so each time it is
+        said, it is said half as often.
+        """
+        if self._idle_since is None or self._clock() - self._idle_since <= self._idle_limit_seconds:
+            return False
+        self._idle_limit_seconds = min(2 * self._idle_limit_seconds, LEFT_OUT_MAX_SECONDS)
+        return True
+
     def begin_anew(self) -> None:
-        """Forget everything: there is a new consumer, or polling was interrupted."""
+        """Forget what was waiting: there is a new consumer, or polling was interrupted."""
         self._still.clear()
+        self._idle_since = None
 
 
 def _ask(consumer: Consumer, assigned: list[TopicPartition], which: int) -> dict[Place, int]:

@@ -268,7 +268,10 @@ class Runner(Generic[P]):
                 return
 
     def _measure_lag(self) -> None:
-        """Say how many records of each of our partitions wait; a consumer that takes none of them is replaced."""
+        """Say how many records of each of our partitions wait; a consumer that takes none of them is replaced.
+
+        So is one that was given no partition: when a group forms while its topics are gone, it may stay so.
+        """
         if time.monotonic() - self._measured < MEASURE_SECONDS:
             return
         try:
@@ -280,7 +283,8 @@ class Runner(Generic[P]):
         self._measured = time.monotonic()
         for (name, partition), records in waiting.items():
             self._meters.lag(name, partition, records)
-        if deaf := self._progress.deaf():
+        deaf = self._progress.deaf()
+        if deaf or (self._joined and self._progress.left_out()):
             log.warning("consumer_replaced", partitions=[f"{name}/{partition}" for name, partition in deaf])
             self._progress.begin_anew()
             self._joined = False

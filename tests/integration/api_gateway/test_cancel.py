@@ -53,8 +53,8 @@ def move(rows: Any, path: str, /, *to: str | None) -> None:
 def told(rows: Connection, path: str) -> list[Any]:
     """Return what the outbox says of an order after its acceptance, in its order."""
     return rows.execute(
-        "SELECT topic, event_id::text, value, traceparent FROM outbox WHERE order_id = %s AND topic <> 'order.created.v1'"
-        " ORDER BY id",
+        "SELECT topic, event_id::text, value, traceparent FROM outbox"
+        " WHERE order_id = %s AND topic <> 'order.created.v1' ORDER BY id",
         (path.removeprefix("/orders/"),),
     ).fetchall()
 

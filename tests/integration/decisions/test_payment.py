@@ -17,6 +17,7 @@ from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.payment_worker.provider import Desk, PaymentProvider, ProviderUnavailableError, SimulatedProvider
 from orderstream.postgres.connect import Connection, connect
+from orderstream.telemetry import metrics
 from tests.contracts import assert_event
 from tests.integration.decisions.orders import (
     AMOUNT,
@@ -73,8 +74,7 @@ def _handler(provider: PaymentProvider, budget_seconds: float = 2) -> PaymentHan
 
 
 def _run_timer(handler: PaymentHandler, connection: Connection) -> bool:
-    (timer,) = handler.timers
-    return timer.run(connection)
+    return handler.timers[0].run(connection)
 
 
 def _make_due(connection: Connection) -> None:
@@ -433,6 +433,34 @@ def test_an_attempt_that_comes_back_authorized_after_the_void_is_voided_again(
     first, second = _outbox(quiet)
     assert first["type"] == "payment.voided"
     assert first == second
+
+
+def test_the_oldest_void_that_is_not_done_is_shown(quiet: Connection) -> None:
+    _in_state(quiet, "VOIDED")
+    measure = _handler(Provider()).timers[1].run
+    assert measure(quiet) is False
+    assert metrics.VOIDING_OLDEST_SECONDS._value.get() == 0
+    _in_state(quiet, "VOIDING")
+    quiet.execute("UPDATE payments SET decided_at = now() - interval '1 h' WHERE state = 'VOIDING'")
+    measure(quiet)
+    assert 3_600 <= metrics.VOIDING_OLDEST_SECONDS._value.get() < 3_700
+
+
+def test_what_the_desk_had_no_time_to_ask_is_no_attempt(quiet: Connection) -> None:
+    ids = [_in_state(quiet, "PENDING", attempts=MAX_ATTEMPTS - 1) for _ in range(6)]
+    provider = Provider(Authorized())
+    never = threading.Event()
+
+    def take_long() -> None:
+        never.wait(0.3)
+
+    provider.meanwhile = take_long
+    handler = _handler(provider, budget_seconds=0.2)
+    _run_timer(handler, quiet)
+    asked = {one.order_id for one in provider.asked}
+    assert 0 < len(asked) < len(ids)
+    for order_id in set(ids) - asked:
+        assert _payment(quiet, order_id) == ("PENDING", None, MAX_ATTEMPTS - 1)
 
 
 def test_an_attempt_under_way_is_not_made_by_another_too(quiet: Connection, postgres_url: str) -> None:

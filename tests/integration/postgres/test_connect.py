@@ -122,3 +122,9 @@ def test_a_server_that_is_busy_is_transient(words: str) -> None:
     error = psycopg.OperationalError(f"connection failed: FATAL:  {words}")
     assert is_transient(error)
     assert not is_fatal(error)
+
+
+def test_options_of_the_connection_string_hold_beside_ours(postgres_url: str) -> None:
+    with connect(f"{postgres_url}?options=-csearch_path%3Dshop", "test") as opened:
+        assert opened.execute("SHOW search_path").fetchone() == ("shop",)
+        assert opened.execute("SHOW enable_seqscan").fetchone() == ("off",)

@@ -68,3 +68,19 @@ def test_a_quiet_partition_is_not_deaf() -> None:
         progress.waiting(ear)
         now += DEAF_SECONDS
     assert progress.deaf() == []
+
+
+def test_a_consumer_without_partitions_is_left_out_and_said_to_be_so_ever_more_rarely() -> None:
+    now = 0.0
+    progress = Progress(lambda: now)
+    ear: Any = Ear(5, 5, 0, 6)
+    ear.assignment = list
+    said = []
+    for now in range(0, 120, 5):
+        progress.waiting(ear)
+        if progress.left_out():
+            said.append(now)
+            progress.begin_anew()
+    assert said == [20, 60]
+    progress.waiting(Ear(5, 5, 0, 6))  # type: ignore[arg-type]
+    assert not progress.left_out()
