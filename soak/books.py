@@ -28,8 +28,8 @@ Checks = Mapping[str, list[str]]
 
 _UNDER_WAY = """
 SELECT count(*) FILTER (WHERE status IN ('PROCESSING', 'PAID')),
-       count(*) FILTER (WHERE status IN ('FAILED', 'CANCELLED')
-                        AND NOT (payment IN ('failed', 'voided') AND stock <> 'reserved')),
+       count(*) FILTER (WHERE aborted_at IS NOT NULL
+                        AND NOT (payment IN ('failed', 'voided') AND stock = 'released')),
        (SELECT count(*) FROM outbox)
 FROM orders
 """

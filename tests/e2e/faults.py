@@ -24,7 +24,7 @@ ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 1}], "am
 PACE_SECONDS = 0.02
 _OPEN = """
 SELECT (SELECT count(*) FROM orders WHERE status IN ('PROCESSING', 'PAID')
-            OR (status <> 'CONFIRMED' AND NOT (payment IN ('failed', 'voided') AND stock <> 'reserved')))
+            OR (aborted_at IS NOT NULL AND NOT (payment IN ('failed', 'voided') AND stock = 'released')))
      + (SELECT count(*) FROM outbox)
 """
 

@@ -4,7 +4,7 @@
 -- Seconds since the oldest abort that is not compensated yet. Index: orders_uncompensated.
 SELECT coalesce(extract(epoch FROM now() - min(aborted_at)), 0)::float8
 FROM orders
-WHERE aborted_at IS NOT NULL AND NOT (payment IN ('failed', 'voided') AND stock <> 'reserved');
+WHERE aborted_at IS NOT NULL AND NOT (payment IN ('failed', 'voided') AND stock = 'released');
 
 -- name: claim_stalled
 -- Takes open orders that nothing has happened to for long, and puts their next check off: 30 s doubling to 5 min, with
@@ -40,13 +40,14 @@ LIMIT %(limit)s
 FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: claim_uncompensated
--- Takes aborted orders whose payment or stock has not answered for 30 s, and puts their next check off by as long. One
--- of which an event still waits in the outbox is put off only: no abort is queued twice. Parameters: rows at most.
+-- Takes aborted orders of whose payment or stock no end is known for 30 s (what told of it may be lost), and puts their
+-- next check off by as long. One of which an event still waits in the outbox is put off only: no abort is queued twice.
+-- Parameters: rows at most.
 -- Index: orders_uncompensated, outbox_order_id, then orders_pkey. Skips rows that others hold.
 WITH due AS MATERIALIZED (
     SELECT id, EXISTS (SELECT FROM outbox WHERE outbox.order_id = orders.id) AS queued
     FROM orders
-    WHERE aborted_at IS NOT NULL AND NOT (payment IN ('failed', 'voided') AND stock <> 'reserved')
+    WHERE aborted_at IS NOT NULL AND NOT (payment IN ('failed', 'voided') AND stock = 'released')
         AND next_check_at <= now()
     ORDER BY next_check_at
     LIMIT %(limit)s

@@ -140,7 +140,10 @@ def test_an_order_is_given_its_time_and_its_nudges(
 
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
-@pytest.mark.parametrize(("payment", "stock"), [("authorized", "none"), ("voided", "reserved"), ("none", "none")])
+@pytest.mark.parametrize(
+    ("payment", "stock"),
+    [("authorized", "none"), ("voided", "reserved"), ("none", "none"), ("voided", "none"), ("failed", "failed")],
+)
 def test_an_abort_that_was_not_answered_is_repeated_as_itself(
     watchdog: Watchdog, connection: Connection, status: Status, payment: PaymentState, stock: StockState
 ) -> None:
@@ -157,7 +160,7 @@ def test_an_abort_that_was_not_answered_is_repeated_as_itself(
     assert _outbox(connection) == []
 
 
-@pytest.mark.parametrize(("payment", "stock"), [("voided", "released"), ("failed", "none"), ("voided", "none")])
+@pytest.mark.parametrize(("payment", "stock"), [("voided", "released"), ("failed", "released")])
 def test_a_compensated_order_is_left_alone(
     watchdog: Watchdog, connection: Connection, payment: PaymentState, stock: StockState
 ) -> None:
