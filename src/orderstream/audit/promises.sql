@@ -1,9 +1,9 @@
 -- The promises as SQL: each block finds what breaks one, as rows of (subject, detail); no row means that it holds.
--- They are meant for a system at rest: orders younger than `grace_seconds` are still on their way and left out.
+-- They are meant for a system at rest: where a block takes `grace_seconds`, orders that changed within them are left out.
 -- All of them read whole tables, without a lock.
 
 -- name: p1_durable
--- Every order was committed whole: with its lines, and, while nothing has happened to it, with its event.
+-- Every order was committed with its lines.
 SELECT o.id AS subject, 'has no lines' AS detail
 FROM orders o
 WHERE NOT EXISTS (SELECT FROM order_items i WHERE i.order_id = o.id);
