@@ -42,7 +42,7 @@ FROM (SELECT FROM accepted LIMIT 1) AS any_accepted;
 -- Finds the orders of idempotency keys, and the digests of what was asked for. Parameter: `keys`.
 -- It is a statement of its own: the one that lost to a concurrent twin cannot see the twin's row in its snapshot.
 -- Index: orders_idempotency_key. Locks: none.
-SELECT idempotency_key, id, request_hash FROM orders WHERE idempotency_key = ANY (%(keys)s::text[]);
+SELECT idempotency_key, id, request_hash FROM orders WHERE idempotency_key = ANY(%(keys)b::text[]);
 
 -- name: read_orders
 -- Reads orders with their items, in the order of their SKUs. Parameters: `ids`; unknown ones have no row.
@@ -59,11 +59,11 @@ CROSS JOIN LATERAL (
     FROM order_items
     WHERE order_id = o.id
 ) AS i
-WHERE o.id = ANY (%(ids)s::text[]);
+WHERE o.id = ANY(%(ids)b::text[]);
 
 -- name: settled_of
 -- Finds out which of these orders have settled. Parameter: `ids`. Index: orders_pkey. Locks: none.
-SELECT id FROM orders WHERE id = ANY (%(ids)s::text[]) AND status NOT IN ('PROCESSING', 'PAID');
+SELECT id FROM orders WHERE id = ANY(%(ids)b::text[]) AND status NOT IN ('PROCESSING', 'PAID');
 
 -- name: outbox_exceeds
 -- Says whether the outbox holds more rows than `limit`; reads no more than one row beyond. Index: outbox_pkey.

@@ -5,7 +5,7 @@
 -- Index: reservations_pkey. Locks the rows in the order of their ids.
 SELECT order_id, state, lines, reason, skus, decided_at
 FROM reservations
-WHERE order_id = ANY(%(ids)s::text[])
+WHERE order_id = ANY(%(ids)b::text[])
 ORDER BY order_id
 FOR UPDATE;
 
@@ -14,7 +14,7 @@ FOR UPDATE;
 -- two batches that want the same SKUs never wait for each other crosswise.
 SELECT sku, available
 FROM inventory
-WHERE sku = ANY(%(skus)s::text[])
+WHERE sku = ANY(%(skus)b::text[])
 ORDER BY sku
 FOR NO KEY UPDATE;
 

@@ -2,10 +2,16 @@
 
 -- name: claim
 -- Takes the oldest rows that no other relay holds; they are gone when the transaction commits, and back when it does
--- not. Parameter: rows at most. Index: outbox_pkey, for the order and, by the array, for the delete on an empty table
--- too. Skips locked rows: never "id greater than the last", which would pass over a row that commits late.
+-- not. Parameters: rows at most; bytes of values, which only the last row taken may go beyond.
+-- Index: outbox_pkey, for the order and, by the array, for the delete on an empty table too. Skips locked rows: never
+-- "id greater than the last", which would pass over a row that commits late.
+WITH held AS MATERIALIZED (
+    SELECT id, octet_length(value) AS bytes FROM outbox ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), summed AS (
+    SELECT id, sum(bytes) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - bytes AS bytes_before FROM held
+)
 DELETE FROM outbox
-WHERE id = ANY(ARRAY(SELECT id FROM outbox ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+WHERE id = ANY(ARRAY(SELECT id FROM summed WHERE bytes_before < %(bytes)s))
 RETURNING id, topic, order_id, event_id::text, value, traceparent, tracestate;
 
 -- name: depth

@@ -6,7 +6,7 @@
 -- Index: orders_pkey, payments_pkey. Takes no lock: the insert decides.
 SELECT o.id, o.amount, o.currency, o.created_at, o.created_at < now() - %(oldest_seconds)s * interval '1 second'
 FROM orders o
-WHERE o.id = ANY(%(ids)s::text[]) AND NOT EXISTS (SELECT FROM payments p WHERE p.order_id = o.id);
+WHERE o.id = ANY(%(ids)b::text[]) AND NOT EXISTS (SELECT FROM payments p WHERE p.order_id = o.id);
 
 -- name: insert_payments
 -- Records first outcomes and tombstones; an order that has a row already is left out of what comes back.
@@ -33,7 +33,7 @@ WHERE p.order_id = a.order_id AND p.state = ANY(%(from_states)s::text[]);
 -- name: payments_of
 -- What is recorded for these orders. Parameter: order ids. Index: payments_pkey. Takes no lock; run after the inserts,
 -- in a statement of its own, so that it sees a concurrent winner.
-SELECT order_id, state, reason, decided_at FROM payments WHERE order_id = ANY(%(ids)s::text[]);
+SELECT order_id, state, reason, decided_at FROM payments WHERE order_id = ANY(%(ids)b::text[]);
 
 -- name: claim_due
 -- Takes the attempts that are due, by pushing their time beyond the longest attempt: who dies holding them loses them.
@@ -82,4 +82,4 @@ RETURNING p.order_id, p.state, p.reason, p.decided_at, p.traceparent, p.tracesta
 -- Parameter: order ids. Index: payments_pkey.
 UPDATE payments
 SET state = 'VOIDING', attempts = 0, next_attempt_at = now(), decided_at = now()
-WHERE order_id = ANY(%(ids)s::text[]) AND state IN ('VOIDED', 'FAILED');
+WHERE order_id = ANY(%(ids)b::text[]) AND state IN ('VOIDED', 'FAILED');

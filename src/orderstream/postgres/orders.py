@@ -7,12 +7,16 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from orderstream.domain.events import Item
-from orderstream.domain.order import Facts, Order, OrderState
+from orderstream.domain.order import FailureReason, Facts, Order, OrderState, PaymentState, Status, StockState
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 
 SQL = load("orderstream.postgres", "orders.sql")
+_encode = msgspec.json.Encoder().encode
 
 
 def locked(rows: Iterable[Sequence[Any]]) -> tuple[dict[str, Order], datetime | None]:
@@ -26,20 +30,39 @@ def locked(rows: Iterable[Sequence[Any]]) -> tuple[dict[str, Order], datetime | 
     return orders, now
 
 
-def changes(orders: Sequence[Order]) -> dict[str, list[Any]]:
-    """Return the arrays that `update_orders` takes for these orders as they are to be."""
-    states = [order.state for order in orders]
-    return {
-        "ids": [order.order_id for order in orders],
-        "statuses": [state.status for state in states],
-        "payments": [state.facts.payment for state in states],
-        "stocks": [state.facts.stock for state in states],
-        "payments_at": [state.facts.payment_at for state in states],
-        "stocks_at": [state.facts.stock_at for state in states],
-        "reasons": [state.failure_reason for state in states],
-        "versions": [state.version for state in states],
-        "aborts_at": [order.aborted_at for order in orders],
-    }
+class _Change(Struct, frozen=True, omit_defaults=True):
+    """One element of what `update_orders` takes: the columns that change."""
+
+    id: str
+    status: Status
+    payment: PaymentState
+    stock: StockState
+    version: int
+    payment_at: datetime | None = None
+    stock_at: datetime | None = None
+    failure_reason: FailureReason | None = None
+    aborted_at: datetime | None = None
+
+
+def changes(orders: Iterable[Order]) -> dict[str, str]:
+    """Return what `update_orders` takes for these orders as they are to be."""
+    return {"orders": _encode([_change(order) for order in orders]).decode()}
+
+
+def _change(order: Order) -> _Change:
+    state = order.state
+    facts = state.facts
+    return _Change(
+        order.order_id,
+        state.status,
+        facts.payment,
+        facts.stock,
+        state.version,
+        facts.payment_at,
+        facts.stock_at,
+        state.failure_reason,
+        order.aborted_at,
+    )
 
 
 def items_of(tx: Connection, ids: Sequence[str]) -> dict[str, tuple[Item, ...]]:
