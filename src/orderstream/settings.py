@@ -4,9 +4,11 @@ A process builds one `Settings` at its start and passes it down. `load` reports 
 """
 
 import json
+import re
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 SERVICES = ("api-gateway", "outbox-relay", "payment-worker", "inventory-worker", "order-service")
@@ -15,6 +17,20 @@ Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Replicas = Annotated[int, Field(ge=0, le=16)]
+
+_POSTGRES_URL = "postgresql://app@127.0.0.1:5432/orders"
+_PORT_MAX = 65_535
+_BROKER = re.compile(r"(?:[^\s,:/@\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):([0-9]{1,5})")
+_REDIS_NUMBERS = {
+    **dict.fromkeys(("db", "health_check_interval", "max_connections", "protocol", "socket_read_size"), int),
+    **dict.fromkeys(("socket_connect_timeout", "socket_timeout", "timeout"), float),
+    "ssl_min_version": int,
+}
+"""What redis-py reads as a number in the query of its URL."""
+_MAY_HOLD_PASSWORD = re.compile(r"[@=?%\s]|:(?!//|[0-9]{1,5}(?:[/,]|$)|$)")
+"""More than a scheme, hosts, ports and a path."""
+_QUOTED = re.compile(r'".*"', re.DOTALL)
+"""What libpq repeats of a connection string in its complaint."""
 
 
 def _options(value: Any) -> Any:
@@ -29,6 +45,57 @@ def _options(value: Any) -> Any:
     return {name.strip(): setting.strip() for name, _, setting in pairs}
 
 
+def _postgres(value: str) -> str:
+    """Have libpq read it, but for the default: a process that never asks PostgreSQL need not load psycopg."""
+    if value == _POSTGRES_URL:
+        return value
+    from psycopg import ProgrammingError  # noqa: PLC0415 - see above
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+    try:
+        given = str(conninfo_to_dict(value).get("port", ""))
+    except ProgrammingError as error:
+        why = _QUOTED.sub("…", str(error)).strip()
+        raise ValueError(f"expected postgresql://user@host:port/name, or name=value pairs; libpq says: {why}") from None
+    if not all(_is_port(one.strip()) for one in given.split(",") if one):
+        raise ValueError(f"its port is not a number from 1 to {_PORT_MAX}")
+    return value
+
+
+def _redis(value: str) -> str:
+    """Refuse what redis-py would refuse. Not by redis-py, whose memory only two of the services need."""
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("it must begin with redis://, rediss:// or unix://")
+    try:
+        url = urlsplit(value)
+        _ = url.port
+    except ValueError:
+        raise ValueError("its host and port cannot be read; in a password, write what is no letter as %XX") from None
+    if url.scheme == "unix":
+        if not url.path:
+            raise ValueError("it must name the path of a socket")
+    elif not re.fullmatch(r"/?[0-9]*/?", url.path):
+        raise ValueError("its path must be the number of a database")
+    for name, (first, *_) in parse_qs(url.query).items():
+        try:
+            _REDIS_NUMBERS.get(name, str)(first)
+        except ValueError:
+            raise ValueError(f"{name} must be a number") from None
+    return value
+
+
+def _brokers(value: str) -> str:
+    brokers = [one.strip() for one in value.split(",")]
+    found = [_BROKER.fullmatch(one) for one in brokers]
+    if not all(one and _is_port(one[1]) for one in found):
+        raise ValueError("expected host:port pairs separated by commas, an IPv6 address in brackets")
+    return ",".join(brokers)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and 1 <= int(text) <= _PORT_MAX
+
+
 class Settings(BaseSettings):
     """One field per environment variable, whose name is the field's in capitals. Durations are in seconds."""
 
@@ -39,11 +106,15 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         0, ge=0, le=65_535, description="Port of /livez, /readyz and /metrics of a worker; 0 takes a free one."
     )
-    postgres_url: str = Field(
-        "postgresql://app@127.0.0.1:5432/orders", description="PostgreSQL; any libpq connection string."
+    postgres_url: Annotated[str, AfterValidator(_postgres)] = Field(
+        _POSTGRES_URL, description="PostgreSQL; any libpq connection string."
     )
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey.")
-    kafka_brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, separated by commas.")
+    redis_url: Annotated[str, AfterValidator(_redis)] = Field(
+        "redis://127.0.0.1:6379/0", description="Redis or Valkey; begins with redis://, rediss:// or unix://."
+    )
+    kafka_brokers: Annotated[str, AfterValidator(_brokers)] = Field(
+        "127.0.0.1:9092", description="Kafka bootstrap servers: host:port pairs separated by commas."
+    )
     kafka_options: Annotated[dict[str, str], NoDecode, BeforeValidator(_options)] = Field(
         default_factory=dict,
         description="Further librdkafka options: name=value pairs separated by commas, or a JSON object of strings.",
@@ -127,6 +198,7 @@ def load() -> Settings:
 
 
 def _problem(field: str, message: str, value: object) -> str:
-    """One line; what may hold a password is not repeated."""
-    shown = "" if field == "kafka_options" else f" (is {value!r})"
-    return f"{field.upper()}: {message}{shown}"
+    """One line; a value that may hold a password is not repeated."""
+    hidden = field == "kafka_options" or _MAY_HOLD_PASSWORD.search(str(value))
+    shown = "not shown, as it may hold a password" if hidden else f"is {value!r}"
+    return f"{field.upper()}: {message.removeprefix('Value error, ')} ({shown})"

@@ -34,8 +34,9 @@ def test_every_service_is_a_command() -> None:
 
 @pytest.mark.parametrize("command", ["up", "down", "status", "env", "payment-worker", "migrate", "topics"])
 def test_bad_configuration_names_every_wrong_variable_and_exits_2(command: str) -> None:
-    result = CliRunner().invoke(main, [command], env={"PORT": "0", "PAYMENT_SUCCESS_RATE": "2"})
+    result = CliRunner().invoke(main, [command], env={"PORT": "0", "PAYMENT_SUCCESS_RATE": "2", "REDIS_URL": "cache"})
     assert result.exit_code == 2
+    assert "REDIS_URL: " in result.stderr
     assert "PORT: " in result.stderr
     assert "PAYMENT_SUCCESS_RATE: " in result.stderr
 

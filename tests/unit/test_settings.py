@@ -1,9 +1,13 @@
 """The environment is read once, in one place, and everything that is wrong with it is said at once."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import redis
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 
 from orderstream import settings
 from orderstream.settings import SERVICES, Settings, SettingsError, load
@@ -36,7 +40,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ("PORT", "3001", "port", 3001),
         ("POSTGRES_URL", "postgresql://u@h/d", "postgres_url", "postgresql://u@h/d"),
         ("REDIS_URL", "redis://h:1/2", "redis_url", "redis://h:1/2"),
-        ("KAFKA_BROKERS", "a:1,b:2", "kafka_brokers", "a:1,b:2"),
+        ("KAFKA_BROKERS", "a:1, [::1]:2", "kafka_brokers", "a:1,[::1]:2"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://jaeger:4318", "otel_exporter_otlp_endpoint", "http://jaeger:4318"),
         ("OTEL_SERVICE_NAME", "shop", "otel_service_name", "shop"),
         ("PAYMENT_SUCCESS_RATE", "0.7", "payment_success_rate", 0.7),
@@ -91,6 +95,9 @@ def test_every_wrong_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) 
         "REPLICAS_ORDER_SERVICE": "-1",
         "TRACE_SAMPLES_PER_SECOND": "inf",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "jaeger:4318",
+        "POSTGRES_URL": "db.example:5432/orders",
+        "REDIS_URL": "http://cache.example:6379/0",
+        "KAFKA_BROKERS": "kafka.example",
     }
     for name, value in wrong.items():
         monkeypatch.setenv(name, value)
@@ -100,6 +107,109 @@ def test_every_wrong_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert problems.keys() == wrong.keys()
     assert all(repr(value) in problems[name] for name, value in wrong.items() if name != "KAFKA_OPTIONS")
     assert str(caught.value).splitlines() == caught.value.problems
+
+
+WRONG_ADDRESSES = {
+    "POSTGRES_URL": [
+        "postgresql+psycopg://app:hidden@db/orders",
+        "postgresql://app:hid%den@db/orders",
+        "postgresql://app:hidden@[::1/orders",
+        "postgresql://app:hidden@db:postgres/orders",
+        "postgresql://app:hidden@db:65536/orders",
+        "postgresql://app:hidden x@db/orders",
+        "postgresql://db/orders?pasword=hidden",
+        "postgresql://db/orders?hidden",
+        "postgresql://app:hidden",
+        "host=db pasword=hidden",
+        "host=db password='hidden",
+        "host=db password hidden",
+        "http://db",
+    ],
+    "REDIS_URL": [
+        "127.0.0.1:6379",
+        "http://:hidden@cache:6379/0",
+        "redis:/:hidden@cache",
+        "redis://:hidden@cache:redis/0",
+        "redis://:hidden@cache:65536/0",
+        "redis://:hid/den@cache:6379/0",
+        "redis://:1/hidden@cache:6379/0",
+        "redis://:hidden@[::1/0",
+        "redis://:hidden",
+        "redis://:hidden@cache/orders",
+        "redis://:hidden@cache?db=first",
+        "rediss://cache?password=hidden&socket_timeout=long",
+        "unix://:hidden@",
+    ],
+    "KAFKA_BROKERS": [
+        "kafka",
+        "kafka:",
+        "kafka:0",
+        "kafka:65536",
+        "kafka:http",
+        "a:1;b:2",
+        "a:1,,b:2",
+        "::1:9092",
+        "[::1]",
+        "[kafka]:9092",
+        "app:hidden@kafka:9092",
+    ],
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ["ftp://app:hidden@jaeger:4318"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG_ADDRESSES.items() for value in values]
+)
+def test_a_wrong_address_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"^{name}: ") as caught:
+        load()
+    assert len(caught.value.problems) == 1
+    assert "\n" not in str(caught.value)
+    assert "hid" not in str(caught.value)
+
+
+ADDRESSES = {
+    "POSTGRES_URL": [
+        "postgres://db",
+        "postgresql://app:a%2Cb%40@[::1]:5432/orders?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem",
+        "postgresql://a:5432,b:5433/orders?target_session_attrs=read-write",
+        "postgresql:///orders?host=/run/postgresql",
+        "host=db port=5432 dbname=orders user=app password='a b'",
+        "service=orders",
+    ],
+    "REDIS_URL": [
+        "redis://",
+        "redis://cache",
+        "redis://app:a%2Cb%40@[::1]:6379/1",
+        "rediss://:a@cache:6380/0?ssl_ca_certs=/etc/ssl/cache.pem&socket_timeout=0.5&db=2",
+        "unix:///run/valkey.sock?db=1",
+        "unix://app:a@/run/valkey.sock",
+    ],
+    "KAFKA_BROKERS": ["kafka:9092", "kafka-1.example:9092,kafka_2:9093", "[2001:db8::1]:9092,[fe80::1%eth0]:1"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ADDRESSES.items() for value in values])
+def test_addresses_of_every_shape_are_taken(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert getattr(load(), name.lower()) == value
+
+
+def test_redis_py_reads_what_is_taken_and_what_it_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ADDRESSES["REDIS_URL"]:
+        redis.Redis.from_url(value).close()
+    for option, read in URL_QUERY_ARGUMENT_PARSERS.items():
+        if read in {int, float}:
+            monkeypatch.setenv("REDIS_URL", f"redis://cache?{option}=x")
+            with pytest.raises(SettingsError, match=f"{option} must be a number"):
+                load()
+
+
+def test_who_is_given_no_address_of_postgresql_loads_no_driver() -> None:
+    script = "import sys; from orderstream.settings import load; load(); sys.exit('psycopg' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env={}, timeout=60, check=False)
+    assert done.returncode == 0
 
 
 def test_every_setting_says_what_it_is_for() -> None:
