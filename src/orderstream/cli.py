@@ -34,15 +34,10 @@ def main() -> None:
 
 def _settings() -> "Settings":
     """Read the settings; name every wrong variable and exit 2."""
-    from orderstream.settings import SettingsError, load
+    from orderstream.settings import load
 
-    try:
+    with _plain_errors():
         return load()
-    except SettingsError as error:
-        click.echo("Wrong settings (environment variables):", err=True)
-        for problem in error.problems:
-            click.echo(f"  {problem}", err=True)
-        sys.exit(_BAD_CONFIGURATION)
 
 
 def _located() -> "Settings":
@@ -74,9 +69,16 @@ def _running(state: "StateDir") -> "Run":
 
 @contextlib.contextmanager
 def _plain_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn the errors that a person can do something about into one line and exit 1."""
+    """Turn the errors that a person can do something about into one line and exit 1; wrong settings, and exit 2."""
+    from orderstream.settings import SettingsError
+
     try:
         yield
+    except SettingsError as error:
+        click.echo("Wrong settings (environment variables):", err=True)
+        for problem in error.problems:
+            click.echo(f"  {problem}", err=True)
+        sys.exit(_BAD_CONFIGURATION)
     except kinds as error:
         raise click.ClickException(str(error).strip()) from error
 
@@ -95,6 +97,10 @@ def up(detach: bool) -> None:
     stop = Stop(terminal)
     settings, state = _settings(), _state()
     with _plain_errors(OSError, ModuleNotFoundError):
+        if settings.kafka_options:
+            from orderstream.kafka.client import check_options
+
+            check_options(settings)
         if detach and state.running() is None:
             from orderstream.stack.control import start_detached
 
@@ -180,7 +186,8 @@ def _service(name: str, summary: str) -> None:
         app = importlib.import_module(f"orderstream.{name.replace('-', '_')}.app")
         settings = _located()
         _collect_garbage_seldom()
-        sys.exit(app.run(settings))
+        with _plain_errors():
+            sys.exit(app.run(settings))
 
     main.command(name, help=summary)(run)
 

@@ -1,5 +1,8 @@
 """The command line: help everywhere, and a wrong setting is named before anything happens."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -39,6 +42,16 @@ def test_bad_configuration_names_every_wrong_variable_and_exits_2(command: str) 
     assert "REDIS_URL: " in result.stderr
     assert "PORT: " in result.stderr
     assert "PAYMENT_SUCCESS_RATE: " in result.stderr
+
+
+@pytest.mark.parametrize("words", ["up", "up -d", "topics", "dlq list", "outbox-relay", "payment-worker"])
+def test_options_that_librdkafka_refuses_are_bad_configuration(words: str) -> None:
+    environment = os.environ | {"KAFKA_OPTIONS": "sasl.pasword=x"}
+    argv = [sys.executable, "-m", "orderstream.cli", *words.split()]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Wrong settings (environment variables):\n  KAFKA_OPTIONS: ")
+    assert len(done.stderr.splitlines()) == 2
 
 
 @pytest.mark.parametrize("command", ["env", "status"])

@@ -1,17 +1,18 @@
 """Kafka clients with the settings that the promises rest on, and the one way to publish: all, or an error."""
 
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Event as StopSignal
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
 from msgspec import Struct
 
-from orderstream.settings import Settings
+from orderstream.settings import Settings, SettingsError
 
 DELIVERY_TIMEOUT_SECONDS = 30
 FLUSH_TIMEOUT_SECONDS = DELIVERY_TIMEOUT_SECONDS + 5
@@ -37,6 +38,10 @@ FENCED = (
 )
 """A commit refused with one of these: the partitions belong to somebody else by now."""
 
+_QUOTED = re.compile(r'(?<!property )"(?![a-z]+(?:\.[a-z]+)+")[^"]*"')
+"""What librdkafka repeats of the options in its complaint, but for what is surely the name of one."""
+
+C = TypeVar("C")
 log = structlog.get_logger()
 
 
@@ -103,14 +108,36 @@ class _Bridge:
         self._log.debug("kafka_client", detail=" ".join(str(one) for one in arguments)[:500])
 
 
+def _make(kind: Callable[[dict[str, Any]], C], ours: dict[str, Any], settings: Settings) -> C:
+    """Make a client of our options and the given ones, which go before ours. Raises SettingsError for wrong ones."""
+    try:
+        return kind(ours | settings.kafka_options)
+    except (KafkaException, TypeError, AttributeError) as error:
+        refused = not isinstance(error, KafkaException) or error.args[0].code() == KafkaError._INVALID_ARG
+        if not settings.kafka_options or not refused:
+            raise
+        why = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        raise SettingsError([f"KAFKA_OPTIONS: librdkafka says: {_QUOTED.sub('…', why).strip()}"]) from error
+
+
+def check_options(settings: Settings) -> None:
+    """Raise SettingsError if librdkafka would refuse KAFKA_OPTIONS. Speaks to nobody."""
+    Publisher(settings, "check")
+    consumer(settings, "check").close()
+
+
 def admin(settings: Settings, name: str) -> AdminClient:
-    """Return an AdminClient; keep it in a variable as long as a result of it is awaited."""
-    return AdminClient(_common(settings, name) | settings.kafka_options)
+    """Return an AdminClient; keep it in a variable as long as a result of it is awaited.
+
+    Raises SettingsError, as whatever makes a client does, when librdkafka refuses KAFKA_OPTIONS.
+    """
+    return _make(AdminClient, _common(settings, name), settings)
 
 
 def consumer(settings: Settings, group: str) -> Consumer:
     """Return a consumer of `group` that commits nothing by itself and starts a new group at the beginning."""
-    return Consumer(
+    return _make(
+        Consumer,
         _common(settings, group)
         | {
             "group.id": group,
@@ -128,8 +155,8 @@ def consumer(settings: Settings, group: str) -> Consumer:
             "queued.max.messages.kbytes": 8_192,
             "enable.partition.eof": False,
             "allow.auto.create.topics": False,
-        }
-        | settings.kafka_options
+        },
+        settings,
     )
 
 
@@ -138,22 +165,19 @@ class Publisher:
 
     def __init__(self, settings: Settings, name: str, stop: StopSignal | None = None) -> None:
         self._stop = stop or StopSignal()
-        self._config = (
-            _common(settings, name)
-            | {
-                "acks": "all",
-                "enable.idempotence": True,
-                "max.in.flight.requests.per.connection": 5,
-                "delivery.timeout.ms": DELIVERY_TIMEOUT_SECONDS * 1_000,
-                "linger.ms": 1,
-                "message.max.bytes": MAX_MESSAGE_BYTES,
-                "queue.buffering.max.messages": 20_000,
-                "queue.buffering.max.kbytes": 65_536,
-                "partitioner": "murmur2_random",
-            }
-            | settings.kafka_options
-        )
-        self._producer = Producer(self._config)
+        self._settings = settings
+        self._config = _common(settings, name) | {
+            "acks": "all",
+            "enable.idempotence": True,
+            "max.in.flight.requests.per.connection": 5,
+            "delivery.timeout.ms": DELIVERY_TIMEOUT_SECONDS * 1_000,
+            "linger.ms": 1,
+            "message.max.bytes": MAX_MESSAGE_BYTES,
+            "queue.buffering.max.messages": 20_000,
+            "queue.buffering.max.kbytes": 65_536,
+            "partitioner": "murmur2_random",
+        }
+        self._producer = _make(Producer, self._config, settings)
 
     def publish(self, records: Sequence[Publication]) -> None:
         """Send the records and wait until Kafka has acknowledged every one: 35 s at most, and only until `stop`.
@@ -169,7 +193,7 @@ class Publisher:
         self._flush(report)
         if failure := report.failure():
             if failure.fatal:
-                self._producer = Producer(self._config)
+                self._producer = _make(Producer, self._config, self._settings)
             raise failure
 
     def _flush(self, report: "_Report") -> None:

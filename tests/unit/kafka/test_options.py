@@ -1,0 +1,58 @@
+"""What librdkafka refuses of KAFKA_OPTIONS is a wrong setting, named as one, whoever makes the client."""
+
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import KafkaException
+
+from orderstream.kafka import client
+from orderstream.kafka.client import Publisher, admin, check_options, consumer
+from orderstream.settings import Settings, SettingsError
+
+CLIENTS: list[Callable[[Settings], object]] = [
+    lambda settings: admin(settings, "test"),
+    lambda settings: consumer(settings, "test"),
+    lambda settings: Publisher(settings, "test"),
+    check_options,
+]
+
+
+def given(**options: str) -> Settings:
+    """Settings with these options, whose names have _ for each dot."""
+    return Settings.model_validate({"kafka_options": {name.replace("_", "."): one for name, one in options.items()}})
+
+
+@pytest.mark.parametrize("make", CLIENTS)
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (given(sasl_pasword="hidden"), 'No such configuration property: "sasl.pasword"'),
+        (given(sasl_password="some", hidden="x"), "No such configuration property: …"),
+        (given(security_protocol="hidden"), 'Invalid value … for configuration property "security.protocol"'),
+        (given(socket_timeout_ms="soon"), 'Invalid value for configuration property "socket.timeout.ms"'),
+        (given(security_protocol="SSL", ssl_ca_location="/nowhere"), "ssl.ca.location failed"),
+        (Settings.model_validate({"kafka_options": {"error_cb": "print"}}), "expected error_cb"),
+    ],
+    ids=["unknown", "rest of a password", "value", "number", "file", "callback"],
+)
+def test_a_refused_option_is_a_wrong_setting(make: Callable[[Settings], object], settings: Settings, says: str) -> None:
+    with pytest.raises(SettingsError, match=f"^KAFKA_OPTIONS: .*{says}") as caught:
+        make(settings)
+    assert "hidden" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_options_that_only_a_producer_refuses_are_found_too() -> None:
+    with pytest.raises(SettingsError, match="acks"):
+        check_options(given(acks="1"))
+
+
+def test_options_that_are_taken_pass() -> None:
+    check_options(given())
+    check_options(given(socket_timeout_ms="1000"))
+
+
+def test_what_is_no_fault_of_the_options_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_common", lambda *_: {"no.such.option": "x"})
+    with pytest.raises(KafkaException):
+        admin(given(), "test")
