@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _BAD_CONFIGURATION = 2
+_NOT_CHECKED = 2
 GARBAGE_OBJECTS = 50_000
 """So many new objects, instead of 700, have a service look for cycles among them."""
 
@@ -68,8 +69,8 @@ def _running(state: "StateDir") -> "Run":
 
 
 @contextlib.contextmanager
-def _plain_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn the errors that a person can do something about into one line and exit 1; wrong settings, and exit 2."""
+def _plain_errors(*kinds: type[Exception], exit_code: int = 1) -> Iterator[None]:
+    """Turn the errors that a person can do something about into one line and `exit_code`; wrong settings into 2."""
     from orderstream.settings import SettingsError
 
     try:
@@ -80,7 +81,8 @@ def _plain_errors(*kinds: type[Exception]) -> Iterator[None]:
             click.echo(f"  {problem}", err=True)
         sys.exit(_BAD_CONFIGURATION)
     except kinds as error:
-        raise click.ClickException(str(error).strip()) from error
+        click.echo(f"Error: {str(error).strip()}", err=True)
+        sys.exit(exit_code)
 
 
 # The local stack
@@ -237,13 +239,13 @@ def topics() -> None:
     help="Seconds that an order may have been on its way.",
 )
 def audit(grace_seconds: float) -> None:
-    """Hold the database against the promises; exit 1 if one is broken."""
+    """Hold the database against the promises; exit 1 if one is broken, 2 if that could not be checked."""
     import psycopg
 
     from orderstream.audit.check import audit as check
     from orderstream.audit.check import table
 
-    with _plain_errors(psycopg.Error):
+    with _plain_errors(psycopg.Error, exit_code=_NOT_CHECKED):
         found = check(_located().postgres_url, grace_seconds)
     click.echo(table(found))
     sys.exit(1 if any(found.values()) else 0)

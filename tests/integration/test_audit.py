@@ -107,3 +107,7 @@ def test_the_command_prints_a_table_and_tells_by_its_exit_code(books: Connection
     assert broken.exit_code == 1
     assert "FAIL p2_charged_once" in broken.output
     assert CONFIRMED in broken.output
+    books.execute("DROP TABLE outbox")
+    unknown = run.invoke(main, ["audit", "--grace", "0"])
+    assert unknown.exit_code == 2
+    assert "FAIL" not in unknown.output

@@ -54,6 +54,12 @@ def test_options_that_librdkafka_refuses_are_bad_configuration(words: str) -> No
     assert len(done.stderr.splitlines()) == 2
 
 
+def test_an_audit_that_could_not_ask_is_not_one_that_found_something() -> None:
+    result = CliRunner().invoke(main, ["audit"], env={"POSTGRES_URL": "postgresql://app@127.0.0.1:1/orders"})
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+
+
 @pytest.mark.parametrize("command", ["env", "status"])
 def test_without_a_running_stack_it_says_so(command: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     result = CliRunner().invoke(main, [command], env={"ORDERSTREAM_STATE": str(tmp_path_factory.mktemp("state"))})
