@@ -18,8 +18,10 @@ _WATCH_SECONDS = 0.2
 _LOG_CHECK_SECONDS = 10.0
 _STILL_SECONDS = 3.0
 _RESTART_WINDOW_SECONDS = 60.0
-# A short rest, so that what a dead process held (a port, shared memory) is free again.
-_RESTART_PAUSE_SECONDS = 0.3
+# A rest, so that what a dead process held (a port, shared memory) is free again. It doubles with each death of the last
+# minute: a part that cannot start for some seconds must not use up all its restarts within them.
+_RESTART_PAUSE_FIRST_SECONDS = 0.3
+_RESTART_PAUSE_MAX_SECONDS = 5.0
 _WAITS = {
     0: "waiting for requests under way",
     1: "waiting for the work in hand",
@@ -62,9 +64,7 @@ class Supervisor:
             child.start(service.command())
             if await_ready(service, child, self._stop.requested):
                 break
-            self._count_death(child)
-            if self._stop.requested.wait(_RESTART_PAUSE_SECONDS):
-                raise StoppingError
+            self._rest(self._count_death(child))
         self._starting.discard(service.name)
 
     def in_background(self, name: str, work: Callable[[Workshop], None]) -> None:
@@ -104,12 +104,15 @@ class Supervisor:
             child.kill()
 
     def _restart(self, child: Child) -> None:
-        self._count_death(child)
+        """Start it again in a thread: at once after the first death of a minute, else after the pause."""
+        deaths = self._count_death(child)
         service = self._services[child.name]
         self._starting.add(child.name)
 
         def work() -> None:
             try:
+                if deaths > 1:
+                    self._rest(deaths)
                 self.bring_up(service, lambda _: None)
                 self._terminal.say(f"{service.name} is back")
             except StoppingError:
@@ -119,8 +122,17 @@ class Supervisor:
 
         threading.Thread(target=work, name=f"restart {child.name}", daemon=True).start()
 
-    def _count_death(self, child: Child) -> None:
-        """Say that it died and what it said last. Raises GaveUpError when that was once too often."""
+    def _rest(self, deaths: int) -> None:
+        """Wait before a restart, the longer the more deaths there were of late. Raises StoppingError."""
+        pause = min(_RESTART_PAUSE_FIRST_SECONDS * 2 ** (deaths - 1), _RESTART_PAUSE_MAX_SECONDS)
+        if self._stop.requested.wait(pause):
+            raise StoppingError
+
+    def _count_death(self, child: Child) -> int:
+        """Say that it died and what it said last, and return how often it did within the last minute.
+
+        Raises GaveUpError when that was once too often.
+        """
         if self._stop.requested.is_set():
             raise StoppingError
         self._roster.forget(child)
@@ -133,6 +145,7 @@ class Supervisor:
             raise GaveUpError(f"{died}\n{child.name} died {len(deaths) + 1} times within a minute; giving up")
         deaths.append(now)
         self._terminal.say(f"{died}\nRestarting {child.name} ({len(deaths)} of {self._restarts_per_minute} a minute)")
+        return len(deaths)
 
     def _stop_wave(self, children: Sequence[Child], reason: str) -> None:
         if not children:

@@ -5,9 +5,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from orderstream.stack import supervisor
 from orderstream.stack.process import Child, Command, Roster, StoppingError
 from orderstream.stack.services import Workshop
 from orderstream.stack.state import StateDir
@@ -17,13 +19,32 @@ from orderstream.stack.terminal import Terminal
 from tests.unit.stack.conftest import SLEEPER, python
 from tests.waiting import wait_until
 
+LOOK_SECONDS = 0.2
+"""The supervisor looks after its children so often."""
 SAYS_WHEN_ASKED_TO_STOP = (
     "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), sys.exit()));" + SLEEPER
 )
 
 
+class Hurried(threading.Event):
+    """Notes how long it was waited for, and makes short work of whatever is longer than a look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait a moment."""
+        if timeout is not None and timeout > LOOK_SECONDS:
+            self.pauses.append(timeout)
+            timeout = 0.0
+        return super().wait(timeout)
+
+
 class Asked(Stop):
     """Asked by the test, not by signals."""
+
+    requested: threading.Event
 
     def __init__(self) -> None:  # without the handlers
         self.requested = threading.Event()
@@ -123,6 +144,49 @@ def test_a_child_that_dies_on_its_way_up_is_installed_again(bench: Bench) -> Non
     with pytest.raises(GaveUpError):
         bench.up(worker)
     assert worker.installed == 3
+
+
+@pytest.fixture
+def hurried(state: StateDir, roster: Roster) -> Iterator[tuple[Bench, Hurried]]:
+    """A bench on which nobody waits long, with the waits; a service may be restarted eight times a minute."""
+    made, waits = Bench(state, roster, restarts=8), Hurried()
+    made.stop.requested = waits
+    yield made, waits
+    waits.set()
+    made.supervisor.stop_all()
+
+
+def test_the_pause_grows_with_the_deaths_of_a_minute(hurried: tuple[Bench, Hurried]) -> None:
+    bench, waits = hurried
+    with pytest.raises(GaveUpError, match="died 9 times"):
+        bench.up(Small("worker", "raise SystemExit(3)"))
+    assert waits.pauses == [0.3, 0.6, 1.2, 2.4, 4.8, 5.0, 5.0, 5.0]
+
+
+def test_what_served_is_restarted_at_once_the_first_time_only(hurried: tuple[Bench, Hurried]) -> None:
+    bench, waits = hurried
+    bench.up(Small("worker", "print('ready', flush=True); import time; time.sleep(0.2); raise SystemExit(7)"))
+    bench.watch().join(60)
+    assert isinstance(bench.outcome[0], GaveUpError)
+    assert waits.pauses == [0.6, 1.2, 2.4, 4.8, 5.0, 5.0, 5.0]
+
+
+def dies_once(mark: Path) -> str:
+    """The line of a service that dies on its way up, and the next time does not."""
+    return f"import pathlib, sys; it = pathlib.Path({str(mark)!r}); it.exists() or sys.exit(it.touch() or 3); {SLEEPER}"
+
+
+def test_deaths_of_others_and_of_long_ago_do_not_count(
+    hurried: tuple[Bench, Hurried], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, waits = hurried
+    with pytest.raises(GaveUpError):
+        bench.up(Small("worker", "raise SystemExit(3)"))
+    waits.pauses.clear()
+    bench.up(Small("another", dies_once(tmp_path / "another")))
+    monkeypatch.setattr(supervisor, "_RESTART_WINDOW_SECONDS", 0.0)
+    bench.up(Small("worker", dies_once(tmp_path / "worker")))
+    assert waits.pauses == [0.3, 0.3]
 
 
 def test_nothing_is_restarted_while_stopping(bench: Bench) -> None:
