@@ -6,10 +6,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from orderstream.cli import main
 from orderstream.postgres import migrate as migrate_module
-from orderstream.postgres.migrate import MigrationError, migrate, migrations
+from orderstream.postgres.migrate import LOCK_KEY, MigrationError, migrate, migrations
 from tests.databases import Databases
+from tests.waiting import wait_until
 
 NAMES = [name for name, _ in migrations()]
 DB = Path(__file__).parents[3] / "db"
@@ -71,6 +74,57 @@ def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None:
     with ThreadPoolExecutor(6) as pool:
         applied = list(pool.map(migrate, [empty_url] * 6))
     assert sorted(applied, key=len) == [[], [], [], [], [], NAMES]
+
+
+@pytest.fixture
+def half_migrated_url(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database with all migrations but one, which changes `orders`; a lock is not waited for long."""
+    migrate(empty_url)
+    later = [*migrations(), ("9998_later.sql", "CREATE TABLE more (); ALTER TABLE orders ADD COLUMN more TEXT;")]
+    monkeypatch.setattr(migrate_module, "migrations", lambda: later)
+    monkeypatch.setattr(migrate_module, "LOCK_TIMEOUT_SECONDS", 0.3)
+    return empty_url
+
+
+def test_a_table_in_use_is_not_waited_for_long(half_migrated_url: str) -> None:
+    with psycopg.connect(half_migrated_url) as busy:
+        busy.execute("INSERT INTO orders (id, user_id, amount, currency, status) VALUES ('1', '1', 1, 'USD', 'PAID')")
+        run = CliRunner().invoke(main, ["migrate"], env={"POSTGRES_URL": half_migrated_url})
+        assert run.exit_code == 1
+        assert run.stderr.startswith("Error: 9998_later.sql waited 0.3 s for a table that is in use")
+        assert run.stderr.endswith("try again\n")
+        assert "more" not in _tables(half_migrated_url)
+    assert migrate(half_migrated_url) == ["9998_later.sql"]
+
+
+def test_limits_of_the_connection_string_do_not_end_a_migration(
+    half_migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = [*migrations(), ("9998_slow.sql", "SELECT pg_sleep(0.3)")]
+    monkeypatch.setattr(migrate_module, "migrations", lambda: slow)
+    assert migrate(f"{half_migrated_url}?options=-c%20statement_timeout%3D100") == ["9998_slow.sql"]
+
+
+def test_another_migration_is_waited_for_longer_than_a_table(half_migrated_url: str) -> None:
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(half_migrated_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
+        waiting = pool.submit(migrate, f"{half_migrated_url}?options=-c%20lock_timeout%3D100")
+        wait_until(lambda: _waits_since(half_migrated_url) > 1, 20, "it waits")
+        other.rollback()
+        assert waiting.result(20) == ["9998_later.sql"]
+
+
+def _waits_since(url: str) -> float:
+    """Return for how many seconds a migration has been waiting for another one."""
+    ((seconds,),) = _rows(
+        url,
+        """
+        SELECT COALESCE(max(EXTRACT(EPOCH FROM clock_timestamp() - query_start)), 0)::float
+        FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+        """,
+    )
+    assert isinstance(seconds, float)
+    return seconds
 
 
 def test_a_changed_file_is_refused(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
