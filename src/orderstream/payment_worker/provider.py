@@ -1,6 +1,7 @@
 """The payment provider, as OrderStream sees it, and the simulated one that runs until there is a real one."""
 
 import random
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from hashlib import blake2b
@@ -18,9 +19,19 @@ from orderstream.domain.payment import (
     Unanswered,
     Voided,
 )
-from orderstream.telemetry import logs
+from orderstream.telemetry import logs, metrics
 
 log = logs.get()
+
+_OUTCOMES: dict[type, str] = {
+    Authorized: "authorized",
+    Declined: "declined",
+    Pending: "pending",
+    Voided: "voided",
+    NothingToVoid: "nothing_to_void",
+    Unanswered: "unanswered",
+    NotAsked: "not_asked",
+}
 
 
 class ProviderUnavailableError(Exception):
@@ -113,4 +124,7 @@ class Desk:
                     log.warning("provider_failed", order_id=order_id, error=repr(error)[:300])
 
         wait([self._pool.submit(work) for _ in range(min(self._concurrency, len(waiting)))], self._budget_seconds)
-        return dict(answers)
+        found = dict(answers)
+        for answer, number in Tally(map(type, found.values())).items():
+            metrics.PROVIDER_ANSWERS.labels(_OUTCOMES[answer]).inc(number)
+        return found

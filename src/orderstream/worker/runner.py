@@ -28,7 +28,7 @@ from orderstream.kafka.topics import ensure_topics
 from orderstream.postgres.connect import Connection, connect, is_bad_value, is_fatal, is_transient, names_unknown_order
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
-from orderstream.telemetry.tracing import Tracer
+from orderstream.telemetry.tracing import Tracer, trace_id
 from orderstream.worker.dead_letters import DeadLetter, FailureLimit, publication
 from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
@@ -249,8 +249,14 @@ class Runner(Generic[P]):
         self._publisher.publish([publication(self._handler.group, letter) for letter in letters])
         for letter in letters:
             record = letter.record
-            place = f"{record.topic}/{record.partition}@{record.offset}"
-            log.error("dead_letter", reason=letter.reason, detail=letter.detail[:500], record=place)
+            log.error(
+                "dead_letter",
+                reason=letter.reason,
+                detail=letter.detail[:500],
+                record=f"{record.topic}/{record.partition}@{record.offset}",
+                order_id=(record.key or b"").decode("utf-8", "replace")[:100],
+                trace_id=trace_id(record.carrier()),
+            )
         self._meters.dead_lettered(letter.record.topic for letter in letters)
 
     def _commit(self, batch: _Batch) -> None:
@@ -281,8 +287,7 @@ class Runner(Generic[P]):
             self._progress.begin_anew()
             waiting = {}
         self._measured = time.monotonic()
-        for (name, partition), records in waiting.items():
-            self._meters.lag(name, partition, records)
+        self._meters.lag(waiting)
         deaf = self._progress.deaf()
         if deaf or (self._joined and self._progress.left_out()):
             log.warning("consumer_replaced", partitions=[f"{name}/{partition}" for name, partition in deaf])
