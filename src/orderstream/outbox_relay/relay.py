@@ -14,6 +14,7 @@ from orderstream.domain.events import PAYLOADS, topic
 from orderstream.kafka.client import TOPIC_MAY_BE_GONE, Publication, Publisher, PublishError
 from orderstream.kafka.envelope import event_headers
 from orderstream.kafka.topics import ensure_topics
+from orderstream.outbox_relay.retention import Retention
 from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
@@ -39,6 +40,7 @@ class Relay:
         self._tracer = tracer
         self._stop = stop
         self._publisher = Publisher(settings, SERVICE, stop)
+        self._retention = Retention(settings.order_retention_days)
         self._connection: Connection | None = None
         self._measured = 0.0
         self.beat = time.monotonic()
@@ -57,6 +59,7 @@ class Relay:
                 connection = self._connected()
                 self._measure(connection)
                 published = self._publish_batch(connection)
+                self._retention.run_if_due(connection)
                 if published < BATCH_ROWS:
                     self._await_rows(connection)
                 wait = BACKOFF_FIRST_SECONDS
