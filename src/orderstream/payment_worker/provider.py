@@ -102,7 +102,7 @@ class Desk:
         """Call `call(question, seconds left)` for each (order id, question) and return the answers by order id.
 
         What raised, or is not answered when the budget is spent, is Unanswered: nobody knows, ask again. What was not
-        begun by then is NotAsked.
+        begun by then is NotAsked; all of it, if calls that ignore their time hold every thread.
         """
         waiting = list(questions)
         answers: dict[str, A | Unanswered | NotAsked] = {order_id: NotAsked() for order_id, _ in waiting}
@@ -123,7 +123,10 @@ class Desk:
                 except Exception as error:  # noqa: BLE001 - whatever an adapter raises, the outcome is unknown
                     log.warning("provider_failed", order_id=order_id, error=repr(error)[:300])
 
-        wait([self._pool.submit(work) for _ in range(min(self._concurrency, len(waiting)))], self._budget_seconds)
+        works = [self._pool.submit(work) for _ in range(min(self._concurrency, len(waiting)))]
+        wait(works, self._budget_seconds)
+        if works and all(one.cancel() for one in works):
+            log.error("provider_calls_stuck", calls=self._concurrency)
         found = dict(answers)
         for answer, number in Tally(map(type, found.values())).items():
             metrics.PROVIDER_ANSWERS.labels(_OUTCOMES[answer]).inc(number)

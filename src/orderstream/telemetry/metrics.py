@@ -82,6 +82,7 @@ OUTBOX_ROWS = _gauge("orderstream_outbox_rows", "Events in the outbox that are n
 OUTBOX_OLDEST_SECONDS = _gauge(
     "orderstream_outbox_oldest_seconds", "Age of the oldest event in the outbox; 0 when it is empty."
 )
+ORDERS_REMOVED = _counter("orderstream_orders_removed_total", "Old orders removed by retention.")
 UNCOMPENSATED_OLDEST_SECONDS = _gauge(
     "orderstream_uncompensated_oldest_seconds",
     "Time since the oldest abort that payment and stock have not both answered; 0 when there is none.",

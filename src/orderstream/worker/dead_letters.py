@@ -30,11 +30,11 @@ class TooManyFailuresError(Exception):
     """So many records fail that a defect is likelier than bad records: stop before the topic is drained."""
 
 
-def publication(group: str, letter: DeadLetter) -> Publication:
+def publication(group: str, letter: DeadLetter, bytes_max: int = LETTER_MAX_BYTES) -> Publication:
     """Return the dead letter as a record: key, value and headers as they were, and headers that say what happened.
 
-    A record that is larger than a letter may be loses its headers and is cut; `dlq-cut-from` says how many bytes it had.
-    There are such: a topic's limit is on what is compressed.
+    A record of more than `bytes_max` loses its headers and is cut; `dlq-cut-from` says how many bytes it had. There are
+    such: a topic's limit is on what is compressed.
     """
     record = letter.record
     key, value, headers = record.key, record.value, record.headers
@@ -47,10 +47,10 @@ def publication(group: str, letter: DeadLetter) -> Publication:
         "dlq-attempts": str(letter.attempts),
     }
     size = len(key or b"") + len(value or b"") + sum(len(name) + len(one or b"") for name, one in headers)
-    if size > LETTER_MAX_BYTES:
+    if size > bytes_max:
         notes["dlq-cut-from"] = str(size)
         key, headers = key and key[:KEY_MAX_BYTES], []
-        value = value and value[: LETTER_MAX_BYTES - KEY_MAX_BYTES]
+        value = value and value[: max(0, bytes_max - KEY_MAX_BYTES)]
     return Publication(dead_letter_topic(group), key, value, [*headers, *notes.items()])
 
 
