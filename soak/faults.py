@@ -47,6 +47,11 @@ class Target:
             self._pause.wait(_POLL_SECONDS)
         raise TimeoutError(f"{name} is not started again within {BACK_SECONDS} s")
 
+    def services(self) -> list[int]:
+        """Return the pids of all processes of the five services that live."""
+        children = self._system.children()
+        return [one.pid for one in children if one.name.startswith(SERVICES) and birth(one.pid) == one.birth]
+
     def signal(self, name: str, number: signal.Signals) -> int:
         """Signal a process and all that it has started; returns its pid."""
         pid = self.pid(name)
@@ -90,6 +95,18 @@ def hang(name: str, seconds: float) -> Callable[[Target], None]:
             signal_family(pid, signal.SIGCONT)
 
     return harm
+
+
+def stop_every_service(target: Target) -> None:
+    """SIGTERM to every process of the five services: each drains, and is started again."""
+    for pid in target.services():
+        os.kill(pid, signal.SIGTERM)
+
+
+def kill_every_service(target: Target) -> None:
+    """`kill -9` of every process of the five services at once."""
+    for pid in target.services():
+        signal_family(pid, signal.SIGKILL)
 
 
 def restart_postgres(target: Target) -> None:
@@ -152,8 +169,12 @@ ALL: Mapping[str, Callable[[Target], None]] = {
     "kill -9 outbox-relay": kill("outbox-relay"),
     "payment-worker stopped beyond its session": hang("payment-worker", SESSION_SECONDS),
     "Valkey hangs": hang_valkey,
+    "Kafka hangs": hang("kafka", HANG_SECONDS),
     "Postgres restarted": restart_postgres,
     "order-service stopped beyond its session": hang("order-service", SESSION_SECONDS),
+    "Postgres hangs": hang("postgres", HANG_SECONDS),
+    "SIGTERM to every service": stop_every_service,
     "kill -9 one of every service at once": kill(*SERVICES),
+    "kill -9 every service at once": kill_every_service,
 }
 """Every fault, in the order in which they come; what loses records comes early, so that much is left to be checked."""

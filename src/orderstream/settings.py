@@ -8,7 +8,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 SERVICES = ("api-gateway", "outbox-relay", "payment-worker", "inventory-worker", "order-service")
@@ -17,6 +17,9 @@ Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Replicas = Annotated[int, Field(ge=0, le=16)]
+
+DEAD_LETTER_RETENTIONS = 4
+"""A dead letter is kept for so many times as long as an event: somebody has to look at it."""
 
 _POSTGRES_URL = "postgresql://app@127.0.0.1:5432/orders"
 _PORT_MAX = 65_535
@@ -164,6 +167,12 @@ class Settings(BaseSettings):
     gateway_request_timeout_seconds: Seconds = Field(10, description="Time a client has to send a whole request.")
     cache_budget_seconds: Seconds = Field(0.05, description="Time that Redis has to answer before Postgres is asked.")
     relay_poll_seconds: Seconds = Field(0.5, description="How often the outbox is read when no notice arrives.")
+    order_retention_days: int = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="Days for which an order that is over is kept after its last change; 0: for ever.",
+    )
 
     orderstream_state: str | None = Field(
         None, description="State directory of `orderstream up`; .orderstream by default."
@@ -174,6 +183,24 @@ class Settings(BaseSettings):
     replicas_payment_worker: Replicas = Field(1, description="Processes of payment-worker that `up` starts.")
     replicas_inventory_worker: Replicas = Field(1, description="Processes of inventory-worker that `up` starts.")
     replicas_order_service: Replicas = Field(1, description="Processes of order-service that `up` starts.")
+
+    @field_validator("order_retention_days")
+    @classmethod
+    def _outlives_its_events(cls, days: int, info: ValidationInfo) -> int:
+        """An event may become a dead letter as its topic forgets it, and be redriven as long as that one is kept."""
+        hours = info.data.get("kafka_retention_hours")
+        if days and hours is not None and days * 24 <= (1 + DEAD_LETTER_RETENTIONS) * hours:
+            least = (1 + DEAD_LETTER_RETENTIONS) * hours // 24 + 1
+            raise ValueError(
+                f"must be 0, or at least {least}: longer than an event and then its dead letter are kept,"
+                f" {1 + DEAD_LETTER_RETENTIONS} times KAFKA_RETENTION_HOURS ({hours})"
+            )
+        return days
+
+    @property
+    def dead_letter_retention_hours(self) -> int:
+        """How long a dead-letter topic keeps its records."""
+        return DEAD_LETTER_RETENTIONS * self.kafka_retention_hours
 
     def replicas(self, service: str) -> int:
         """Return how many processes of `service` (one of SERVICES) `up` starts."""

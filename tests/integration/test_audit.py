@@ -12,13 +12,15 @@ from tests.integration.decisions.orders import place
 
 CONFIRMED = "c0000000-0000-7000-8000-000000000000"
 FAILED = "f0000000-0000-7000-8000-000000000000"
+DECLINED = "d0000000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture
 def books(connection: Connection) -> Connection:
-    """A database with an order that was confirmed, one that failed and was undone, and stock that matches."""
+    """A database with an order that was confirmed, one that failed and was undone, one that was declined, and stock."""
     place(connection, order_id=CONFIRMED)
     place(connection, order_id=FAILED)
+    place(connection, order_id=DECLINED)
     connection.execute(
         "UPDATE orders SET status = 'CONFIRMED', payment = 'authorized', stock = 'reserved', version = 3 WHERE id = %s",
         (CONFIRMED,),
@@ -29,12 +31,17 @@ def books(connection: Connection) -> Connection:
         (FAILED,),
     )
     connection.execute(
-        "INSERT INTO payments (order_id, state, amount) VALUES (%s, 'AUTHORIZED', 129.00), (%s, 'VOIDED', 129.00)",
-        (CONFIRMED, FAILED),
+        "UPDATE orders SET status = 'FAILED', failure_reason = 'PAYMENT_DECLINED', payment = 'failed' WHERE id = %s",
+        (DECLINED,),
     )
     connection.execute(
-        "INSERT INTO reservations (order_id, state, lines)"
-        " VALUES (%s, 'RESERVED', '{\"SKU-1\": 1}'), (%s, 'RELEASED', '{}')",
+        "INSERT INTO payments (order_id, state, amount, reason) VALUES (%s, 'AUTHORIZED', 129.00, NULL),"
+        " (%s, 'VOIDED', 129.00, 'OUT_OF_STOCK'), (%s, 'FAILED', 129.00, 'PAYMENT_DECLINED')",
+        (CONFIRMED, FAILED, DECLINED),
+    )
+    connection.execute(
+        "INSERT INTO reservations (order_id, state, lines, reason)"
+        " VALUES (%s, 'RESERVED', '{\"SKU-1\": 1}', NULL), (%s, 'RELEASED', '{}', 'OUT_OF_STOCK')",
         (CONFIRMED, FAILED),
     )
     connection.execute("INSERT INTO inventory (sku, available, reserved) VALUES ('SKU-1', 99, 1)")
@@ -73,6 +80,14 @@ def test_clean_books_pass(books: Connection, postgres_url: str) -> None:
         ("UPDATE orders SET failure_reason = NULL WHERE id = '{f}'", "p6_settled_stays", FAILED),
         ("UPDATE orders SET status = 'CANCELLED' WHERE id = '{c}'", "p6_settled_stays", CONFIRMED),
         (
+            "UPDATE orders SET status = 'CANCELLED', failure_reason = NULL WHERE id = '{f}'",
+            "p6_settled_stays",
+            FAILED,
+        ),
+        ("UPDATE orders SET failure_reason = 'TIMED_OUT' WHERE id = '{f}'", "p6_settled_stays", FAILED),
+        ("UPDATE orders SET failure_reason = 'TIMED_OUT' WHERE id = '{d}'", "p6_settled_stays", DECLINED),
+        ("UPDATE orders SET stock = 'failed' WHERE id = '{f}'", "p5_settles", FAILED),
+        (
             "UPDATE orders SET status = 'FAILED', failure_reason = 'OUT_OF_STOCK' WHERE id = '{c}'",
             "p6_settled_stays",
             CONFIRMED,
@@ -87,8 +102,23 @@ def test_clean_books_pass(books: Connection, postgres_url: str) -> None:
     ],
 )
 def test_a_breach_is_named(books: Connection, postgres_url: str, breach: str, promise: str, subject: str) -> None:
-    books.execute(breach.format(c=CONFIRMED, f=FAILED).encode())
+    books.execute(breach.format(c=CONFIRMED, f=FAILED, d=DECLINED).encode())
     assert (promise, subject) in _broken(postgres_url)
+
+
+@pytest.mark.parametrize(
+    ("breach", "promise"),
+    [
+        ("UPDATE payments SET state = 'AUTHORIZED' WHERE order_id = '{f}'", "p2_charged_once"),
+        ("UPDATE reservations SET state = 'RESERVED' WHERE order_id = '{f}'", "p7_facts_agree"),
+        ("DELETE FROM reservations WHERE order_id = '{f}'", "p7_facts_agree"),
+    ],
+)
+def test_what_no_event_under_way_could_explain_is_named_at_once(
+    books: Connection, postgres_url: str, breach: str, promise: str
+) -> None:
+    books.execute(breach.format(f=FAILED).encode())
+    assert FAILED in {one.subject for one in audit(postgres_url, 60)[promise]}
 
 
 def test_what_is_on_its_way_is_given_grace(books: Connection, postgres_url: str) -> None:

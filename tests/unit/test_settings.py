@@ -212,6 +212,38 @@ def test_who_is_given_no_address_of_postgresql_loads_no_driver() -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("days", "hours"), [("0", "168"), ("36", "168"), ("36500", "168"), ("0", "87600"), ("1", "4"), ("2", "5")]
+)
+def test_orders_are_kept_for_ever_or_longer_than_their_events_and_dead_letters(
+    monkeypatch: pytest.MonkeyPatch, days: str, hours: str
+) -> None:
+    monkeypatch.setenv("KAFKA_RETENTION_HOURS", hours)
+    monkeypatch.setenv("ORDER_RETENTION_DAYS", days)
+    assert load().order_retention_days == int(days)
+
+
+@pytest.mark.parametrize(
+    ("days", "hours", "least"), [("1", "168", 36), ("28", "168", 36), ("35", "168", 36), ("1", "5", 2)]
+)
+def test_orders_kept_for_less_are_refused(monkeypatch: pytest.MonkeyPatch, days: str, hours: str, least: int) -> None:
+    monkeypatch.setenv("PORT", "0")
+    monkeypatch.setenv("KAFKA_RETENTION_HOURS", hours)
+    monkeypatch.setenv("ORDER_RETENTION_DAYS", days)
+    with pytest.raises(SettingsError) as caught:
+        load()
+    port, retention = caught.value.problems
+    assert port.startswith("PORT: ")
+    assert retention.startswith(f"ORDER_RETENTION_DAYS: must be 0, or at least {least}: ")
+
+
+def test_a_wrong_retention_of_topics_is_not_blamed_on_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_RETENTION_HOURS", "0")
+    monkeypatch.setenv("ORDER_RETENTION_DAYS", "1")
+    with pytest.raises(SettingsError, match=r"\AKAFKA_RETENTION_HOURS: .*\Z"):
+        load()
+
+
 def test_every_setting_says_what_it_is_for() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name

@@ -17,10 +17,14 @@ WRITERS = {
     "orders": {
         "api_gateway": "inserts what was accepted, cancels",
         "order_service": "puts off when it looks at an order again",
+        "outbox_relay": "removes what is over and old; items, payments and reservations go by their foreign keys",
         ROOM_OF_ALL: "the one way to change an order that exists, for the order service and a cancel",
     },
     "order_items": {"api_gateway": "inserts them with their order"},
-    "inventory": {"inventory_worker": "reserves and gives back; its room holds the stock commands too"},
+    "inventory": {
+        "inventory_worker": "reserves and gives back; its room holds the stock commands too",
+        "outbox_relay": "takes out what a confirmed order held, as it removes the order",
+    },
     "payments": {"payment_worker": "decides"},
     "reservations": {"inventory_worker": "decides"},
     "outbox": {

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from orderstream.api_gateway import problems
+from orderstream.api_gateway.joining import JoiningTransport
 from orderstream.api_gateway.problems import Problem
 from orderstream.telemetry.tracing import Tracer
 
@@ -48,7 +49,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
-        super().connection_made(transport)
+        super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
         if len(self.connections) > self._connection_limit:
             self._refuse(problems.unavailable("Too many connections are open."))
         else:

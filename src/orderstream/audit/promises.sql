@@ -18,7 +18,8 @@ LEFT JOIN payments p ON p.order_id = o.id
 WHERE (p.state = 'AUTHORIZED' AND p.amount IS DISTINCT FROM o.amount)
    OR (o.status = 'CONFIRMED' AND p.state IS DISTINCT FROM 'AUTHORIZED')
    OR (o.status IN ('FAILED', 'CANCELLED') AND p.state IN ('PENDING', 'AUTHORIZED', 'VOIDING')
-       AND o.updated_at < now() - %(grace_seconds)s * interval '1 second');
+       AND o.updated_at < now() - %(grace_seconds)s * interval '1 second')
+   OR (o.payment IN ('failed', 'voided') AND p.state IN ('PENDING', 'AUTHORIZED'));
 
 -- name: p3_stock_conserved
 -- What is reserved of a SKU is what the orders that hold stock hold of it, and nothing is below zero.
@@ -57,36 +58,45 @@ SELECT o.id AS subject,
 FROM orders o
 WHERE o.updated_at < now() - %(grace_seconds)s * interval '1 second'
   AND (o.status IN ('PROCESSING', 'PAID')
-       OR (o.status IN ('FAILED', 'CANCELLED')
-           AND NOT (o.payment IN ('failed', 'voided') AND o.stock <> 'reserved')));
+       OR (o.status IN ('FAILED', 'CANCELLED') AND o.payment NOT IN ('failed', 'voided'))
+       OR (o.aborted_at IS NOT NULL AND o.stock <> 'released'));
 
 -- name: p6_settled_stays
--- What the row says of its end agrees with how it came to it: derived from its facts, timed out, or cancelled.
+-- What the row says of its end agrees with how it came to it: derived from its facts, timed out, or cancelled; and with
+-- what payment and inventory were told of it.
 SELECT o.id AS subject,
        concat(o.status, ' (', o.failure_reason, ') with payment ', o.payment, ' and stock ', o.stock,
-              ', aborted at ', o.aborted_at) AS detail
+              ', aborted at ', o.aborted_at, '; payment ', p.state, ' (', p.reason, '), stock ', r.state, ' (', r.reason,
+              ')') AS detail
 FROM orders o
+LEFT JOIN payments p ON p.order_id = o.id
+LEFT JOIN reservations r ON r.order_id = o.id
 WHERE (o.status = 'FAILED' AND (o.failure_reason IS NULL
            OR (o.failure_reason IN ('PAYMENT_DECLINED', 'PROVIDER_UNAVAILABLE') AND o.payment = 'authorized')
            OR (o.failure_reason IN ('OUT_OF_STOCK', 'UNKNOWN_SKU') AND o.stock NOT IN ('failed', 'released'))))
    OR (o.status = 'CANCELLED' AND o.aborted_at IS NULL)
    OR (o.status = 'CONFIRMED' AND o.aborted_at IS NOT NULL)
    OR (o.status = 'PROCESSING' AND o.payment <> 'none')
-   OR (o.status = 'PAID' AND o.payment <> 'authorized');
+   OR (o.status = 'PAID' AND o.payment <> 'authorized')
+   OR (r.state = 'RELEASED' AND r.reason IS DISTINCT FROM o.failure_reason)
+   OR (o.status = 'FAILED' AND o.aborted_at IS NULL AND p.reason IS DISTINCT FROM o.failure_reason);
 
 -- name: p7_facts_agree
--- What an order says of its payment and stock is what was decided about them, however often it was told.
+-- What an order says of its payment and stock is what was decided about them, however often it was told; it may learn
+-- of a decision late, but never know of one that was not made.
 SELECT o.id AS subject,
        concat('payment ', o.payment, ', decided ', coalesce(p.state, 'nothing'), '; stock ', o.stock,
               ', decided ', coalesce(r.state, 'nothing')) AS detail
 FROM orders o
 LEFT JOIN payments p ON p.order_id = o.id
 LEFT JOIN reservations r ON r.order_id = o.id
-WHERE o.updated_at < now() - %(grace_seconds)s * interval '1 second'
-  AND ((p.state IN ('AUTHORIZED', 'FAILED', 'VOIDED') AND o.payment <> lower(p.state))
-       OR (p.state IS NULL AND o.payment <> 'none')
-       OR (r.state IS NOT NULL AND o.stock <> lower(r.state))
-       OR (r.state IS NULL AND o.stock <> 'none'));
+WHERE (o.updated_at < now() - %(grace_seconds)s * interval '1 second'
+       AND ((p.state IN ('AUTHORIZED', 'FAILED', 'VOIDED') AND o.payment <> lower(p.state))
+            OR (r.state IS NOT NULL AND o.stock <> lower(r.state))))
+   OR (p.state IS NULL AND o.payment <> 'none')
+   OR (r.state IS NULL AND o.stock <> 'none')
+   OR (o.stock = 'released' AND r.state <> 'RELEASED')
+   OR (o.stock = 'failed' AND r.state = 'RESERVED');
 
 -- name: p10_one_order_a_key
 -- No idempotency key gave two orders.

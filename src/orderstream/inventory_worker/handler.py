@@ -1,6 +1,7 @@
 """Reserves all lines of a paid order or none, and gives them back when the order is aborted (P3).
 
-One row in `reservations` is the decision for an order, for ever; whatever comes again is answered from it (P7).
+One row in `reservations` is the decision for an order, for as long as the order is kept; whatever comes again is
+answered from it (P7).
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
--- The inventory worker's statements. It alone writes `reservations`; `inventory` it shares with the stock commands.
+-- The inventory worker's statements. It alone writes `reservations`; `inventory` it shares with the stock commands and
+-- retention.
 
 -- name: reservations_of
 -- What has been decided for these orders, locked so that a release happens once. Parameter: order ids.

@@ -25,6 +25,9 @@ Headers = list[tuple[str, bytes | None]]
 Carrier = tuple[str | None, str | None]
 """W3C trace context: traceparent, tracestate."""
 
+_YEARS = range(1970, 9_999)
+"""Years of `occurredAt`: beyond these, another offset from UTC makes a time that Postgres keeps and nobody can read."""
+
 _encode = msgspec.json.Encoder().encode
 _decoders = {
     topic(name): (name, msgspec.json.Decoder(Event[payload]))  # type: ignore[valid-type]
@@ -111,6 +114,8 @@ def decode(topic_name: str, key: bytes | None, value: bytes | None) -> Event[Pay
         raise _explain(value, expected, error) from error
     if event.type != expected or event.version != VERSION:
         raise _mislabelled(event.type, event.version, expected)
+    if event.occurred_at.year not in _YEARS:
+        raise Undecodable("BAD_PAYLOAD", f"occurredAt is in the year {event.occurred_at.year}")
     if event.correlation_id.encode("utf-8", "surrogatepass") != key or event.payload.order_id != event.correlation_id:
         raise Undecodable("KEY_MISMATCH", "key, correlationId and orderId are not the same")
     return event

@@ -52,7 +52,7 @@ def _wanted(settings: Settings) -> list[NewTopic]:
             settings,
             dead_letter_topic(group),
             {
-                "retention.ms": str(4 * settings.kafka_retention_hours * 3_600_000),
+                "retention.ms": str(settings.dead_letter_retention_hours * 3_600_000),
                 "max.message.bytes": str(MAX_MESSAGE_BYTES),
             },
         )

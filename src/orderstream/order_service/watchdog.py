@@ -78,7 +78,7 @@ class Watchdog:
                 ],
             )
         if rows:
-            log.warning("stalled_orders_nudged", orders=len(rows), first=rows[0][0])
+            log.warning("stalled_orders_nudged", orders=len(rows), order_id=rows[0][0])
         return False
 
     def end_overdue(self, connection: Connection) -> bool:
@@ -108,7 +108,7 @@ class Watchdog:
                     for event in (order_updated, order_aborted)
                 ],
             )
-        log.warning("overdue_orders_failed", orders=len(ended), first=next(iter(carriers)))
+        log.warning("overdue_orders_failed", orders=len(ended), order_id=next(iter(carriers)))
         return len(carriers) == ROWS_PER_RUN
 
     def repeat_aborts(self, connection: Connection) -> bool:
@@ -119,7 +119,7 @@ class Watchdog:
                 orders, _ = locked(connection.execute(ORDERS["lock_orders"], {"ids": list(carriers)}))
                 append(connection, [OutboxRow(order_aborted(one), *carriers[key]) for key, one in orders.items()])
         if carriers:
-            log.warning("aborts_repeated", orders=len(carriers), first=next(iter(carriers)))
+            log.warning("aborts_repeated", orders=len(carriers), order_id=next(iter(carriers)))
         oldest = connection.execute(SQL["oldest_uncompensated"]).fetchone()
         metrics.UNCOMPENSATED_OLDEST_SECONDS.set(oldest[0] if oldest else 0)
         return False

@@ -15,6 +15,7 @@ from orderstream.domain.events import PAYLOADS, topic
 from orderstream.kafka.client import TOPIC_MAY_BE_GONE, Publication, Publisher, PublishError
 from orderstream.kafka.envelope import event_headers
 from orderstream.kafka.topics import ensure_topics
+from orderstream.outbox_relay.retention import Retention
 from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
@@ -44,6 +45,7 @@ class Relay:
         self._tracer = tracer
         self._stop = stop
         self._publisher = Publisher(settings, SERVICE, stop)
+        self._retention = Retention(settings.order_retention_days)
         self._connection: Connection | None = None
         self._measured = 0.0
         self.beat = time.monotonic()
@@ -62,10 +64,8 @@ class Relay:
                 connection = self._connected()
                 self._measure(connection)
                 rows, full = self._publish_batch(connection)
-                if rows < GATHER_FROM and not full:
-                    self._await_rows(connection)
-                elif not full:
-                    self._stop.wait(GATHER_SECONDS)
+                self._retention.run_if_due(connection)
+                self._await_more(connection, rows, full=full)
                 wait = BACKOFF_FIRST_SECONDS
             except (psycopg.Error, PublishError, KafkaException) as error:
                 if is_fatal(error) or (isinstance(error, psycopg.Error) and not is_transient(error)):
@@ -107,11 +107,18 @@ class Relay:
             context = span.carrier
         return Publication(name, order_id, value, event_headers(event_type, event_id, context))
 
-    def _await_rows(self, connection: Connection) -> None:
-        """Sleep until somebody says that there are rows, or for the poll interval; a stop signal ends it too late by
-        that interval at most."""
-        for _ in connection.notifies(timeout=self._settings.relay_poll_seconds, stop_after=1):
-            return
+    def _await_more(self, connection: Connection, rows: int, *, full: bool) -> None:
+        """After a batch of so many rows wait until somebody says that there are more, or for the poll interval.
+
+        After a large batch a moment is enough, after a full one there is no need to. A stop signal ends the wait too
+        late by the poll interval at most. Every notice so far is taken, as the connection keeps them all; the next
+        claim sees what they were about.
+        """
+        queued = full or rows >= GATHER_FROM
+        if queued and not full:
+            self._stop.wait(GATHER_SECONDS)
+        for _ in connection.notifies(timeout=0 if queued else self._settings.relay_poll_seconds, stop_after=1):
+            pass
 
     def _recover(self, error: Exception) -> None:
         log.warning("publish_retry", error=str(error)[:500])

@@ -1,6 +1,7 @@
 """The payment provider, as OrderStream sees it, and the simulated one that runs until there is a real one."""
 
 import random
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from hashlib import blake2b
@@ -18,9 +19,19 @@ from orderstream.domain.payment import (
     Unanswered,
     Voided,
 )
-from orderstream.telemetry import logs
+from orderstream.telemetry import logs, metrics
 
 log = logs.get()
+
+_OUTCOMES: dict[type, str] = {
+    Authorized: "authorized",
+    Declined: "declined",
+    Pending: "pending",
+    Voided: "voided",
+    NothingToVoid: "nothing_to_void",
+    Unanswered: "unanswered",
+    NotAsked: "not_asked",
+}
 
 
 class ProviderUnavailableError(Exception):
@@ -91,7 +102,7 @@ class Desk:
         """Call `call(question, seconds left)` for each (order id, question) and return the answers by order id.
 
         What raised, or is not answered when the budget is spent, is Unanswered: nobody knows, ask again. What was not
-        begun by then is NotAsked.
+        begun by then is NotAsked; all of it, if calls that ignore their time hold every thread.
         """
         waiting = list(questions)
         answers: dict[str, A | Unanswered | NotAsked] = {order_id: NotAsked() for order_id, _ in waiting}
@@ -112,5 +123,11 @@ class Desk:
                 except Exception as error:  # noqa: BLE001 - whatever an adapter raises, the outcome is unknown
                     log.warning("provider_failed", order_id=order_id, error=repr(error)[:300])
 
-        wait([self._pool.submit(work) for _ in range(min(self._concurrency, len(waiting)))], self._budget_seconds)
-        return dict(answers)
+        works = [self._pool.submit(work) for _ in range(min(self._concurrency, len(waiting)))]
+        wait(works, self._budget_seconds)
+        if works and all(one.cancel() for one in works):
+            log.error("provider_calls_stuck", calls=self._concurrency)
+        found = dict(answers)
+        for answer, number in Tally(map(type, found.values())).items():
+            metrics.PROVIDER_ANSWERS.labels(_OUTCOMES[answer]).inc(number)
+        return found

@@ -85,8 +85,8 @@ def names_unknown_order(error: Exception) -> bool:
 
 
 def is_bad_value(error: Exception) -> bool:
-    """Say whether a value cannot be stored: a NUL in a text, a number out of range."""
-    return isinstance(error, psycopg.DataError)
+    """Say whether a value cannot be stored: a NUL in a text, a number out of range, a key too long for its index."""
+    return isinstance(error, psycopg.DataError | psycopg.errors.ProgramLimitExceeded)
 
 
 def is_fatal(error: Exception) -> bool:

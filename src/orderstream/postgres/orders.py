@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from orderstream.domain.events import Item
-from orderstream.domain.order import FailureReason, Facts, Order, OrderState, PaymentState, Status, StockState
+from orderstream.domain.order import Facts, FailureReason, Order, OrderState, PaymentState, Status, StockState
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 

@@ -71,10 +71,18 @@ LAG = _gauge(
     "partition",
 )
 
+PROVIDER_ANSWERS = _counter(
+    "orderstream_provider_answers_total",
+    "Payments that the provider was to authorize or void, by what came of it: authorized, declined, pending, voided,"
+    " nothing_to_void; unanswered where nobody knows, not_asked where the time was up before.",
+    "outcome",
+)
+
 OUTBOX_ROWS = _gauge("orderstream_outbox_rows", "Events in the outbox that are not published yet.")
 OUTBOX_OLDEST_SECONDS = _gauge(
     "orderstream_outbox_oldest_seconds", "Age of the oldest event in the outbox; 0 when it is empty."
 )
+ORDERS_REMOVED = _counter("orderstream_orders_removed_total", "Old orders removed by retention.")
 UNCOMPENSATED_OLDEST_SECONDS = _gauge(
     "orderstream_uncompensated_oldest_seconds",
     "Time since the oldest abort that payment and stock have not both answered; 0 when there is none.",

@@ -221,6 +221,12 @@ def parse(carrier: Carrier) -> Context | None:
     return Context(trace_id, span_id, bool(int(flags, 16) & 1), tracestate or None)
 
 
+def trace_id(carrier: Carrier) -> str | None:
+    """Return the id of the trace that a carrier continues."""
+    context = parse(carrier)
+    return context.trace_id if context else None
+
+
 def _is_visible(text: str) -> bool:
     return text.isascii() and text.isprintable()
 

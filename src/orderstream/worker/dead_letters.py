@@ -5,13 +5,16 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from orderstream.kafka.client import Publication
+from orderstream.kafka.client import MAX_MESSAGE_BYTES, Publication
 from orderstream.kafka.envelope import Reason, Record
 from orderstream.kafka.topics import dead_letter_topic
 
 WINDOW_SECONDS = 300
 MIN_FAILURES = 20
 MAX_FAILED_SHARE = 0.10
+LETTER_MAX_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
+KEY_MAX_BYTES = 1 << 10
+"""What is kept of the key of a record that does not fit into a letter."""
 
 
 class DeadLetter(Struct, frozen=True):
@@ -27,9 +30,14 @@ class TooManyFailuresError(Exception):
     """So many records fail that a defect is likelier than bad records: stop before the topic is drained."""
 
 
-def publication(group: str, letter: DeadLetter) -> Publication:
-    """Return the dead letter as a record: key, value and headers as they were, and headers that say what happened."""
+def publication(group: str, letter: DeadLetter, bytes_max: int = LETTER_MAX_BYTES) -> Publication:
+    """Return the dead letter as a record: key, value and headers as they were, and headers that say what happened.
+
+    A record of more than `bytes_max` loses its headers and is cut; `dlq-cut-from` says how many bytes it had. There are
+    such: a topic's limit is on what is compressed.
+    """
     record = letter.record
+    key, value, headers = record.key, record.value, record.headers
     notes = {
         "dlq-topic": record.topic,
         "dlq-partition": str(record.partition),
@@ -38,8 +46,12 @@ def publication(group: str, letter: DeadLetter) -> Publication:
         "dlq-error": letter.detail[:1_000],
         "dlq-attempts": str(letter.attempts),
     }
-    headers: list[tuple[str, str | bytes | None]] = [*record.headers, *notes.items()]
-    return Publication(dead_letter_topic(group), record.key, record.value, headers)
+    size = len(key or b"") + len(value or b"") + sum(len(name) + len(one or b"") for name, one in headers)
+    if size > bytes_max:
+        notes["dlq-cut-from"] = str(size)
+        key, headers = key and key[:KEY_MAX_BYTES], []
+        value = value and value[: max(0, bytes_max - KEY_MAX_BYTES)]
+    return Publication(dead_letter_topic(group), key, value, [*headers, *notes.items()])
 
 
 class FailureLimit:

@@ -1,7 +1,7 @@
 """The metrics of one worker, bound to its name once, so that a batch costs a few additions."""
 
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import Counter
 
@@ -15,6 +15,7 @@ class WorkerMeters:
         self._service = service
         self._batch_records = metrics.BATCH_RECORDS.labels(service)
         self._batch_seconds = metrics.BATCH_SECONDS.labels(service)
+        self._lagging: set[tuple[str, int]] = set()
         for topic in topics:
             for metric in (metrics.CONSUMED, metrics.DECIDED, metrics.DEAD_LETTERED, metrics.RETRIED):
                 metric.labels(service, topic)
@@ -44,9 +45,13 @@ class WorkerMeters:
         self._batch_records.observe(records)
         self._batch_seconds.observe(seconds)
 
-    def lag(self, topic: str, partition: int, records: int) -> None:
-        """Note how many records of a partition are still to be taken."""
-        metrics.LAG.labels(self._service, topic, str(partition)).set(max(0, records))
+    def lag(self, waiting: Mapping[tuple[str, int], int]) -> None:
+        """Note how many records of each (topic, partition) are still to be taken; of others no more is said."""
+        for topic, partition in self._lagging - waiting.keys():
+            metrics.LAG.remove(self._service, topic, str(partition))
+        self._lagging = set(waiting)
+        for (topic, partition), records in waiting.items():
+            metrics.LAG.labels(self._service, topic, str(partition)).set(max(0, records))
 
     def _count(self, metric: Counter, topics: Iterable[str]) -> None:
         for topic, number in Tally(topics).items():

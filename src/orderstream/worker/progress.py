@@ -4,15 +4,13 @@ The client library may hold on to the identity of a topic that was deleted and m
 nothing and reports nothing. Whatever the cause, a new consumer hears again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from confluent_kafka import Consumer, TopicPartition
 
 ASK_SECONDS = 1.0
 DEAF_SECONDS = 15.0
 """Records that wait for so long, while the loop polls, are not on their way."""
-
-LEFT_OUT_MAX_SECONDS = 300.0
 
 _END, _FIRST = -1, -2
 
@@ -23,28 +21,27 @@ Place = tuple[str, int]
 class Progress:
     """What one consumer has left to take, and since when it has not moved."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], topics: Sequence[str]) -> None:
         self._clock = clock
+        self._topics = topics
         self._still: dict[Place, tuple[int, float]] = {}
         """Where records wait: the position, and since when it is the same."""
-        self._idle_since: float | None = None
-        self._idle_limit_seconds = DEAF_SECONDS
 
     def waiting(self, consumer: Consumer) -> dict[Place, int]:
         """Return how many records wait in each assigned partition.
 
-        Raises KafkaException when Kafka does not answer: nothing is known then.
+        A consumer that the group gave no partition returns nothing, but looks after all of them: others may have them,
+        or nobody, when the group was formed while its topics were gone. Raises KafkaException when Kafka does not
+        answer: nothing is known then.
         """
         assigned = consumer.assignment()
-        if not assigned:
+        watched = assigned or self._partitions(consumer)
+        if not watched:
             self._still.clear()
-            if self._idle_since is None:
-                self._idle_since = self._clock()
             return {}
-        self._idle_since, self._idle_limit_seconds = None, DEAF_SECONDS
-        ends, firsts = _ask(consumer, assigned, _END), _ask(consumer, assigned, _FIRST)
-        positions = _offsets(consumer.position(assigned))
-        if untouched := [one for one in assigned if positions[_place(one)] < 0]:
+        ends, firsts = _ask(consumer, watched, _END), _ask(consumer, watched, _FIRST)
+        positions = _offsets(consumer.position(watched))
+        if untouched := [one for one in watched if positions[_place(one)] < 0]:
             positions |= _offsets(consumer.committed(untouched, timeout=ASK_SECONDS))
         now, waiting, still = self._clock(), {}, {}
         for place, end in ends.items():
@@ -55,28 +52,22 @@ class Progress:
                 before, since = self._still.get(place, (start, now))
                 still[place] = (start, since if before == start else now)
         self._still = still
-        return waiting
+        return waiting if assigned else {}
+
+    def _partitions(self, consumer: Consumer) -> list[TopicPartition]:
+        known = consumer.list_topics(timeout=ASK_SECONDS).topics
+        return [
+            TopicPartition(name, number) for name in self._topics if name in known for number in known[name].partitions
+        ]
 
     def deaf(self) -> list[Place]:
         """Return the partitions whose records have been waiting too long."""
         now = self._clock()
         return sorted(place for place, (_, since) in self._still.items() if now - since > DEAF_SECONDS)
 
-    def left_out(self) -> bool:
-        """Say whether the group has given this consumer no partition for too long, as it does when its topics are gone.
-
-        That may be as it should be, where a service has more processes than a topic has partitions: so each time it is
-        said, it is said half as often.
-        """
-        if self._idle_since is None or self._clock() - self._idle_since <= self._idle_limit_seconds:
-            return False
-        self._idle_limit_seconds = min(2 * self._idle_limit_seconds, LEFT_OUT_MAX_SECONDS)
-        return True
-
     def begin_anew(self) -> None:
         """Forget what was waiting: there is a new consumer, or polling was interrupted."""
         self._still.clear()
-        self._idle_since = None
 
 
 def _ask(consumer: Consumer, assigned: list[TopicPartition], which: int) -> dict[Place, int]:

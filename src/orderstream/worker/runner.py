@@ -28,7 +28,7 @@ from orderstream.kafka.topics import ensure_topics
 from orderstream.postgres.connect import Connection, connect, is_bad_value, is_fatal, is_transient, names_unknown_order
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
-from orderstream.telemetry.tracing import Tracer
+from orderstream.telemetry.tracing import Tracer, trace_id
 from orderstream.worker.dead_letters import DeadLetter, FailureLimit, publication
 from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
@@ -80,7 +80,7 @@ class Runner(Generic[P]):
         self._last_size = 0
         self._measured = 0.0
         self._ensured = 0.0
-        self._progress = Progress(time.monotonic)
+        self._progress = Progress(time.monotonic, handler.topics)
         self._joined = False
         self.beat = time.monotonic()
 
@@ -164,7 +164,10 @@ class Runner(Generic[P]):
                 wait = min(2 * wait, BACKOFF_MAX_SECONDS)
             else:
                 self._commit(batch)
-                self._meters.batch(len(records), time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self._meters.batch(len(records), seconds)
+                if seconds > MEASURE_SECONDS:
+                    self._progress.begin_anew()
                 return
 
     def _decode(self, records: list[Record]) -> _Batch:
@@ -246,11 +249,23 @@ class Runner(Generic[P]):
         self._meters.produced(topic(outgoing.event.type) for outgoing in decision.emit)
 
     def _bury(self, letters: list[DeadLetter]) -> None:
-        self._publisher.publish([publication(self._handler.group, letter) for letter in letters])
+        try:
+            self._publisher.publish([publication(self._handler.group, letter) for letter in letters])
+        except PublishError as error:
+            if not error.poisonous:
+                raise
+            # The topic was made by somebody else, for smaller records: what happened matters more than the value.
+            self._publisher.publish([publication(self._handler.group, letter, bytes_max=0) for letter in letters])
         for letter in letters:
             record = letter.record
-            place = f"{record.topic}/{record.partition}@{record.offset}"
-            log.error("dead_letter", reason=letter.reason, detail=letter.detail[:500], record=place)
+            log.error(
+                "dead_letter",
+                reason=letter.reason,
+                detail=letter.detail[:500],
+                record=f"{record.topic}/{record.partition}@{record.offset}",
+                order_id=(record.key or b"").decode("utf-8", "replace")[:100],
+                trace_id=trace_id(record.carrier()),
+            )
         self._meters.dead_lettered(letter.record.topic for letter in letters)
 
     def _commit(self, batch: _Batch) -> None:
@@ -270,7 +285,8 @@ class Runner(Generic[P]):
     def _measure_lag(self) -> None:
         """Say how many records of each of our partitions wait; a consumer that takes none of them is replaced.
 
-        So is one that was given no partition: when a group forms while its topics are gone, it may stay so.
+        So is one that was given no partition, if nobody takes what waits: a group that forms while its topics are gone
+        may stay so.
         """
         if time.monotonic() - self._measured < MEASURE_SECONDS:
             return
@@ -281,10 +297,8 @@ class Runner(Generic[P]):
             self._progress.begin_anew()
             waiting = {}
         self._measured = time.monotonic()
-        for (name, partition), records in waiting.items():
-            self._meters.lag(name, partition, records)
-        deaf = self._progress.deaf()
-        if deaf or (self._joined and self._progress.left_out()):
+        self._meters.lag(waiting)
+        if self._joined and (deaf := self._progress.deaf()):
             log.warning("consumer_replaced", partitions=[f"{name}/{partition}" for name, partition in deaf])
             self._progress.begin_anew()
             self._joined = False

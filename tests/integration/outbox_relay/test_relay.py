@@ -13,52 +13,18 @@ from orderstream.kafka import client
 from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import encode
 from orderstream.outbox_relay import relay
-from orderstream.outbox_relay.relay import Relay
-from orderstream.postgres.connect import Connection
-from orderstream.postgres.outbox import OutboxRow, append
+from orderstream.postgres.connect import Connection, connect
+from orderstream.postgres.outbox import SQL, OutboxRow, append
 from orderstream.settings import Settings
 from orderstream.stack.parts import Part, Parts
 from orderstream.telemetry.tracing import start
 from tests.integration.decisions.orders import created
+from tests.integration.outbox_relay.running import running
 from tests.topics import Letter, Tap
 from tests.waiting import wait_until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 CREATED = topic("order.created")
-
-
-class _Loop:
-    """A relay in a thread."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._signal = threading.Event()
-        self.relay = Relay(settings, start("outbox-relay", settings), self._signal)
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="relay")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.relay.run()
-        except BaseException as error:  # noqa: BLE001 - handed to the test
-            self.error = error
-
-    def stop(self) -> None:
-        self._signal.set()
-        self._thread.join(40)
-        assert not self._thread.is_alive(), "the relay does not stop"
-
-
-@contextmanager
-def _running(settings: Settings) -> Iterator[_Loop]:
-    loop = _Loop(settings)
-    try:
-        wait_until(lambda: loop.relay.ready or loop.error, 10, "the relay is ready")
-        yield loop
-    finally:
-        loop.stop()
-    if loop.error is not None:
-        raise loop.error
 
 
 def _events(number: int) -> list[Event[Payload]]:
@@ -95,21 +61,36 @@ def _assert_published(letters: Sequence[Letter], events: Sequence[Event[Payload]
 def test_what_waits_is_published_once_and_deleted(settings: Settings, connection: Connection) -> None:
     events = _events(1_200)
     _append(connection, events)
-    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings):
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings):
         _assert_published(tap.count(1_200), events)
         _wait_empty(connection)
 
 
 def test_a_commit_wakes_it(settings: Settings, connection: Connection) -> None:
     slow = settings.model_copy(update={"relay_poll_seconds": 4})
-    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(slow):
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, running(slow):
         for number in range(1, 6):
             _append(connection, _events(1))
             tap.count(number, limit_seconds=2)
 
 
+@pytest.mark.parametrize(("rows", "full"), [(relay.GATHER_FROM - 1, False), (relay.GATHER_FROM, False), (1, True)])
+def test_every_notice_is_taken_at_once(
+    settings: Settings, connection: Connection, postgres_url: str, rows: int, full: bool
+) -> None:
+    """A connection keeps what it was told; notices that are left behind would add up, and later wake in vain."""
+    subject = relay.Relay(settings, start("outbox-relay", settings), threading.Event())
+    with connect(postgres_url, "relay") as listening:
+        listening.execute(relay.SQL["listen"])
+        for _ in range(5):
+            connection.execute(SQL["wake_relay"])
+        listening.execute("SELECT")
+        subject._await_more(listening, rows, full=full)
+        assert list(listening.notifies(timeout=0)) == []
+
+
 def test_it_finds_rows_that_nobody_told_it_of(settings: Settings, connection: Connection) -> None:
-    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings):
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings):
         (event,) = _events(1)
         connection.execute(
             "INSERT INTO outbox (topic, order_id, event_id, value) VALUES (%s, %s, %s, %s)",
@@ -122,7 +103,7 @@ def test_when_kafka_answers_late_rows_stay_until_it_does(
     settings: Settings, connection: Connection, parts: Parts
 ) -> None:
     events = _events(20)
-    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings):
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings):
         parts.kafka.pause()
         try:
             _append(connection, events)
@@ -145,7 +126,7 @@ def test_while_kafka_is_down_orders_wait_and_later_leave(
 ) -> None:
     monkeypatch.setattr(client, "DELIVERY_TIMEOUT_SECONDS", 2)
     monkeypatch.setattr(client, "FLUSH_TIMEOUT_SECONDS", 3)
-    with _running(settings):
+    with running(settings):
         with _stopped(parts.kafka):
             _append(connection, _events(5))
             wait_until(lambda: _claimed(connection), 10, "the relay tries")
@@ -181,7 +162,7 @@ def test_rows_that_kafka_did_not_acknowledge_are_published_again(
     monkeypatch.setattr(relay, "Publisher", Failing)
     events = _events(3)
     _append(connection, events)
-    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings):
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings):
         letters = tap.count(6)
         _wait_empty(connection)
     _assert_published(letters, events)
@@ -190,7 +171,7 @@ def test_rows_that_kafka_did_not_acknowledge_are_published_again(
 
 def test_relays_share_the_work_and_publish_nothing_twice(settings: Settings, connection: Connection) -> None:
     events = _events(2_000)
-    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(settings), _running(settings):
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings), running(settings):
         for first in range(0, 2_000, 100):
             _append(connection, events[first : first + 100])
         _assert_published(tap.count(2_000), events)
@@ -199,7 +180,7 @@ def test_relays_share_the_work_and_publish_nothing_twice(settings: Settings, con
 
 def test_a_lost_connection_is_opened_again_and_listens(settings: Settings, connection: Connection) -> None:
     slow = settings.model_copy(update={"relay_poll_seconds": 4})
-    with Tap(settings.kafka_brokers, [CREATED]) as tap, _running(slow):
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, running(slow):
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = 'outbox-relay' AND datname = current_database()"

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import psycopg
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from orderstream.kafka import client
 from orderstream.kafka.client import Publication, PublishError
@@ -118,6 +118,25 @@ def test_a_poison_record_is_a_dead_letter_and_its_neighbours_pass(settings: Sett
         letter, notes = dead[place]
         assert (letter.key, letter.value, notes["dlq-reason"], notes["dlq-attempts"]) == (key, value, reason, "0")
         assert {name: letter.headers[name] for name in headers} == headers
+
+
+def test_a_record_larger_than_a_letter_is_cut_and_blocks_nobody(settings: Settings, group: str) -> None:
+    (event,) = authorized(1)
+    value = b"{" * 5_000_000
+    compressing = Producer(
+        {"bootstrap.servers": settings.kafka_brokers, "compression.type": "gzip", "message.max.bytes": 10_000_000}
+    )
+    with _tap(settings, group) as tap, running(Recorder(group), settings):
+        compressing.produce(IN, value, b"key")
+        assert compressing.flush(20) == 0
+        publish_events(settings.kafka_brokers, [event])
+        letters = tap.count(2)
+        _wait_caught_up(settings, group)
+    (letter,) = (one for one in letters if one.topic != OUT)
+    assert letter.key == b"key"
+    assert letter.value is not None
+    assert value.startswith(letter.value)
+    assert (letter.headers["dlq-reason"], letter.headers["dlq-cut-from"]) == (b"NOT_JSON", b"5000003")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,13 @@
 import pytest
 
 from orderstream.kafka.envelope import Record
-from orderstream.worker.dead_letters import DeadLetter, FailureLimit, TooManyFailuresError, publication
+from orderstream.worker.dead_letters import (
+    LETTER_MAX_BYTES,
+    DeadLetter,
+    FailureLimit,
+    TooManyFailuresError,
+    publication,
+)
 from tests.contracts import assert_dead_letter_headers
 
 
@@ -33,6 +39,16 @@ def test_the_record_is_kept_as_it_was(key: bytes | None, value: bytes | None) ->
         "dlq-error": "x" * 1_000,
         "dlq-attempts": "0",
     }
+
+
+def test_a_record_larger_than_a_letter_is_cut_and_says_so() -> None:
+    record = Record("t.v1", 0, 0, b"k" * 5_000, b"v" * 3_000_000, [("large", b"h" * 1_000)])
+    letter = publication("a-worker", DeadLetter(record, "NOT_JSON", "", 0))
+    assert isinstance(letter.key, bytes)
+    assert isinstance(letter.value, bytes)
+    assert len(letter.key) + len(letter.value) == LETTER_MAX_BYTES
+    assert dict(letter.headers)["dlq-cut-from"] == str(5_000 + 3_000_000 + len("large") + 1_000)
+    assert "large" not in dict(letter.headers)
 
 
 def test_twenty_failures_are_borne_and_one_more_is_not() -> None:

@@ -1,11 +1,17 @@
 """What waits for a consumer, and when one counts as deaf, whatever offsets a lost topic has left behind."""
 
-from typing import Any
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from confluent_kafka import OFFSET_INVALID, TopicPartition
 
 from orderstream.worker.progress import DEAF_SECONDS, Progress
+
+
+def _progress(clock: Callable[[], float]) -> Progress:
+    return Progress(clock, ["t"])
 
 
 class Ear:
@@ -22,6 +28,9 @@ class Ear:
 
     def committed(self, _places: Any, **_limit: float) -> list[TopicPartition]:
         return [TopicPartition("t", 0, self.stored)]
+
+    def list_topics(self, **_limit: float) -> "Listing":
+        return Listing()
 
     def offsets_for_times(self, places: list[TopicPartition], **_limit: float) -> list[TopicPartition]:
         return [TopicPartition("t", 0, self.end if places[0].offset == -1 else self.first)]
@@ -40,12 +49,12 @@ class Ear:
     ],
 )
 def test_how_much_waits(ear: Any, waiting: int) -> None:
-    assert Progress(lambda: 0.0).waiting(ear) == {("t", 0): waiting}
+    assert _progress(lambda: 0.0).waiting(ear) == {("t", 0): waiting}
 
 
 def test_a_consumer_is_deaf_when_records_wait_and_it_does_not_move() -> None:
     now = 0.0
-    progress = Progress(lambda: now)
+    progress = _progress(lambda: now)
     ear: Any = Ear(5, 5, 0, 6)
     progress.waiting(ear)
     now = DEAF_SECONDS - 1
@@ -62,7 +71,7 @@ def test_a_consumer_is_deaf_when_records_wait_and_it_does_not_move() -> None:
 
 def test_a_quiet_partition_is_not_deaf() -> None:
     now = 0.0
-    progress = Progress(lambda: now)
+    progress = _progress(lambda: now)
     ear: Any = Ear(5, 5, 0, 5)
     for _ in range(3):
         progress.waiting(ear)
@@ -70,17 +79,34 @@ def test_a_quiet_partition_is_not_deaf() -> None:
     assert progress.deaf() == []
 
 
-def test_a_consumer_without_partitions_is_left_out_and_said_to_be_so_ever_more_rarely() -> None:
+class Listing:
+    """What Kafka says of topic `t`: it has one partition."""
+
+    topics: ClassVar[dict[str, Any]] = {"t": SimpleNamespace(partitions={0: None})}
+
+
+def _without_partitions(ear: Ear) -> Any:
+    ear.assignment = list  # type: ignore[method-assign]
+    ear.offset = OFFSET_INVALID
+    return ear
+
+
+def test_a_consumer_without_partitions_is_deaf_when_nobody_takes_what_waits() -> None:
     now = 0.0
-    progress = Progress(lambda: now)
-    ear: Any = Ear(5, 5, 0, 6)
-    ear.assignment = list
-    said = []
-    for now in range(0, 120, 5):
+    progress = _progress(lambda: now)
+    ear = _without_partitions(Ear(0, 5, 0, 6))
+    assert progress.waiting(ear) == {}
+    now = DEAF_SECONDS + 1
+    progress.waiting(ear)
+    assert progress.deaf() == [("t", 0)]
+
+
+def test_a_consumer_without_partitions_is_well_while_others_take_what_waits() -> None:
+    now = 0.0
+    progress = _progress(lambda: now)
+    ear = _without_partitions(Ear(0, 5, 0, 100))
+    for _ in range(10):
         progress.waiting(ear)
-        if progress.left_out():
-            said.append(now)
-            progress.begin_anew()
-    assert said == [20, 60]
-    progress.waiting(Ear(5, 5, 0, 6))  # type: ignore[arg-type]
-    assert not progress.left_out()
+        assert progress.deaf() == []
+        ear.stored += 1
+        now += DEAF_SECONDS - 1

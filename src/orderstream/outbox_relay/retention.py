@@ -1,0 +1,122 @@
+"""Removes orders that ended longer ago than ORDER_RETENTION_DAYS, and all that hangs on them; conserves stock (P3).
+
+Any number of relays do it at once, in small steps between two batches of events, so that no event waits for it long. A
+step that fails is tried again later, and the relay goes on publishing.
+"""
+
+import time
+from itertools import takewhile
+
+import psycopg
+from msgspec import Struct
+
+from orderstream.postgres.connect import Connection, is_transient
+from orderstream.postgres.sql import load
+from orderstream.telemetry import logs, metrics
+
+ROWS_PER_STEP = 100
+STEP_SECONDS = 0.2
+"""Rate cap: one relay looks at 500 orders a second at most, and publishes between any two steps."""
+WALK_SECONDS = 60.0
+"""Time between two walks over the old orders, and after a step that failed."""
+LOCK_TIMEOUT_SECONDS = 0.1
+STATEMENT_TIMEOUT_SECONDS = 1
+
+SQL = load("orderstream.outbox_relay")
+_TIMEOUTS = {
+    "lock_timeout": f"{LOCK_TIMEOUT_SECONDS * 1000:.0f}ms",
+    "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
+}
+log = logs.get()
+
+
+class Step(Struct, frozen=True):
+    """What one step came to: orders looked at and removed, units sold with them, and whether a walk has ended."""
+
+    seen: int
+    removed: int
+    sold: int
+    last: bool
+
+
+class Retention:
+    """Walks over the old orders by their ids, which sort by time, and removes those that are over."""
+
+    def __init__(self, days: int) -> None:
+        self._days = days
+        self._due = 0.0
+        self._rows = ROWS_PER_STEP
+        # The last id looked at, and the last one before the first order that was left in place. Nothing is ever
+        # inserted among old ids, so each walk begins at the second and steps over no index entry that is long dead.
+        self._after = ""
+        self._gone = ""
+        self._none_kept = True
+
+    def run_if_due(self, connection: Connection) -> None:
+        """Take a step if it is time for one; raises no error of Postgres."""
+        if self._days == 0 or time.monotonic() < self._due:
+            return
+        pause = WALK_SECONDS
+        try:
+            if not self.step(connection).last:
+                pause = STEP_SECONDS
+        except psycopg.Error as error:
+            log.warning("retention_failed", error=str(error)[:500])
+        self._due = time.monotonic() + pause
+
+    def step(self, connection: Connection) -> Step:
+        """Look at the next old orders, at most `ROWS_PER_STEP`, and remove those that may go, in one transaction.
+
+        Raises psycopg.Error; then nothing was removed. What no repetition can help is stepped over until the next walk,
+        anything else tried again with half as many orders: they may have too many lines for the time that a step has.
+        """
+        rows = self._rows
+        page: list[str] = []
+        try:
+            with connection.transaction():
+                connection.execute(SQL["be_brief"], _TIMEOUTS)
+                page, removable = self._look(connection)
+                sold = _remove(connection, removable) if removable else 0
+        except psycopg.Error as error:
+            if is_transient(error):
+                self._rows = max(1, rows // 2)
+            elif page:
+                self._advance(page, [], last=len(page) < rows)
+            raise
+        if removable:
+            metrics.ORDERS_REMOVED.inc(len(removable))
+            log.info("orders_removed", orders=len(removable), units_sold=sold, first=removable[0], last=removable[-1])
+        self._rows = min(ROWS_PER_STEP, 2 * rows)
+        last = len(page) < rows
+        self._advance(page, removable, last=last)
+        return Step(len(page), len(removable), sold, last)
+
+    def _look(self, connection: Connection) -> tuple[list[str], list[str]]:
+        parameters = {"after": self._after, "days": self._days, "limit": self._rows}
+        row = connection.execute(SQL["old_orders"], parameters).fetchone()
+        assert row is not None
+        return row[0], row[1]
+
+    def _advance(self, page: list[str], removed: list[str], *, last: bool) -> None:
+        """Put the next step behind this page; after the last page of a walk, begin the next one."""
+        if self._none_kept:
+            for order_id in takewhile(set(removed).__contains__, page):
+                self._gone = order_id
+            self._none_kept = len(page) == len(removed)
+        if last:
+            self._after, self._none_kept = self._gone, True
+        else:
+            self._after = page[-1]
+
+
+def _remove(tx: Connection, ids: list[str]) -> int:
+    """Remove orders that are locked, and take the units that the confirmed ones hold out of the stock: they are sold.
+
+    Returns their number. The SKUs, which every order wants, are locked last.
+    """
+    units: dict[str, int] = dict(tx.execute(SQL["units_of"], {"ids": ids}).fetchall())
+    tx.execute(SQL["remove_orders"], {"ids": ids})
+    if units:
+        tx.execute(SQL["lock_skus"], {"skus": list(units)})
+        tx.execute(SQL["take_sold"], {"skus": list(units), "quantities": list(units.values())})
+    return sum(units.values())

@@ -1,0 +1,43 @@
+"""A relay in a thread, for tests that need it as it runs."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orderstream.outbox_relay.relay import Relay
+from orderstream.settings import Settings
+from orderstream.telemetry.tracing import start
+from tests.waiting import wait_until
+
+
+class _Loop:
+    def __init__(self, settings: Settings) -> None:
+        self._signal = threading.Event()
+        self.relay = Relay(settings, start("outbox-relay", settings), self._signal)
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="relay")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.relay.run()
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            self.error = error
+
+    def stop(self) -> None:
+        self._signal.set()
+        self._thread.join(40)
+        assert not self._thread.is_alive(), "the relay does not stop"
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[None]:
+    """Have a relay run for the length of the block; raises what ended it before."""
+    loop = _Loop(settings)
+    try:
+        wait_until(lambda: loop.relay.ready or loop.error, 10, "the relay is ready")
+        yield
+    finally:
+        loop.stop()
+    if loop.error is not None:
+        raise loop.error
