@@ -13,6 +13,7 @@ from orderstream.stack.parts import Parts
 from orderstream.stack.state import checkout
 from tests.databases import Databases
 from tests.e2e.stack import Stack, stack
+from tests.figures import Labels, figures
 from tests.topics import begin_here
 from tests.waiting import wait_until
 
@@ -31,6 +32,12 @@ class Services:
         answer = self._stack.run(*arguments, **self._given)
         assert answer.returncode == 0, answer.stderr
         return answer.stdout
+
+    def figures(self, service: str) -> dict[tuple[str, Labels], float]:
+        """Ask a service for its figures, where `orderstream status` asks for its health."""
+        health_url = self._stack.children[service].health_url
+        assert health_url is not None
+        return figures(httpx.get(health_url.replace("/readyz", "/metrics"), timeout=10).text)
 
     def read(self, order_id: str) -> httpx.Response:
         """GET the order."""

@@ -2,17 +2,27 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+from math import nan
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
 import redis
+from soak.poison import CONSUMERS
 
+from orderstream.domain.events import topic
+from orderstream.settings import SERVICES, Settings
 from orderstream.stack.parts import Parts
+from orderstream.stack.state import checkout
+from orderstream.telemetry.metrics import CATALOGUE
 from tests.databases import Databases
 from tests.e2e.path import Services, readme_block, services
+from tests.figures import Labels
 from tests.waiting import wait_until
 
 ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}], "amount": 129.0, "currency": "USD"}
@@ -146,10 +156,104 @@ def test_without_stock_an_order_fails_and_its_payment_is_voided(
     assert _rows(running, "SELECT * FROM inventory ORDER BY sku") == before
 
 
+# What one good order has a service take and tell.
+TOLD = {
+    "outbox-relay": ((), ("order.created",)),
+    "payment-worker": (("order.created",), ("payment.authorized",)),
+    "inventory-worker": (("payment.authorized",), ("inventory.reserved",)),
+    "order-service": (("payment.authorized", "inventory.reserved"), ("order.updated",)),
+}
+Sample = tuple[str, str, Labels]
+
+
+def _sample(service: str, name: str, /, **labels: str) -> Sample:
+    return service, f"orderstream_{name}", tuple(sorted(labels.items()))
+
+
+def _figures(running: Services) -> dict[Sample, float]:
+    return {(service, *sample): value for service in SERVICES for sample, value in running.figures(service).items()}
+
+
+def _await(running: Services, sample: Sample, holds: Callable[[float], bool]) -> None:
+    service, name, labels = sample
+    wait_until(lambda: holds(running.figures(service).get((name, labels), nan)), 20, f"a better value of {sample}")
+
+
+def _grown_by_an_order() -> Iterator[Sample]:
+    for service, (taken, told) in TOLD.items():
+        for name, events in (("records_consumed", taken), ("records_decided", taken), ("events_produced", told)):
+            for event in events:
+                yield _sample(service, f"{name}_total", service=service, topic=topic(event))
+    for service in CONSUMERS:
+        for name in ("records_sum", "records_count", "seconds_sum", "seconds_count"):
+            yield _sample(service, f"batch_{name}", service=service)
+    for outcome in ("hit", "miss"):
+        yield _sample("api-gateway", "cache_reads_total", outcome=outcome)
+
+
+def test_every_service_shows_what_it_did_for_an_order(running: Services) -> None:
+    before = _figures(running)
+    order_id = _place(running)
+    assert running.settled(order_id)["status"] == "CONFIRMED"
+    wait_until(lambda: running.read(order_id).headers["X-Cache"] == "HIT", 10, "the order is cached")
+    for sample in _grown_by_an_order():
+        _await(running, sample, before.get(sample, 0.0).__lt__)
+    now = _figures(running)
+    for service, topics in CONSUMERS.items():
+        for name in topics:
+            for count in ("records_dead_lettered_total", "records_retried_total"):
+                one = _sample(service, count, service=service, topic=name)
+                assert now[one] == before[one]
+
+
+def _zero_at_rest() -> Iterator[Sample]:
+    yield _sample("outbox-relay", "outbox_rows")
+    yield _sample("outbox-relay", "outbox_oldest_seconds")
+    yield _sample("payment-worker", "voiding_oldest_seconds")
+    yield _sample("order-service", "uncompensated_oldest_seconds")
+    for service, topics in CONSUMERS.items():
+        for name, partition in product(topics, range(Settings.model_fields["kafka_partitions"].default)):
+            yield _sample(service, "lag_records", service=service, topic=name, partition=str(partition))
+
+
+def test_at_rest_every_metric_is_there_nothing_lags_and_nothing_is_owed(running: Services) -> None:
+    for sample in _zero_at_rest():
+        _await(running, sample, lambda value: value == 0)
+    shown = {name.removesuffix("_bucket") for _, name, _ in _figures(running)}
+    assert {one.name for one in CATALOGUE} <= shown
+
+
 def test_the_stock_commands(running: Services) -> None:
     running.command("stock", "set", "SKU-9", "5")
     running.command("stock", "add", "SKU-9", "2")
     assert running.command("stock", "list").split()[-3:] == ["SKU-9", "7", "0"]
+
+
+K6_THRESHOLDS_CROSSED = 99
+"""Exit code of k6 when a limit of the script was not kept."""
+
+
+def _k6(running: Services, order_path: str, summary: Path) -> int:
+    command = [str(Path(sys.executable).with_name("k6")), "run", str(checkout() / "k6" / "orderstream.js"), "--quiet"]
+    command += ["--no-usage-report", "--vus", "2", "--duration", "3s", f"--summary-export={summary}"]
+    for variable in (f"BASE_URL={running.base_url}", f"ORDER_PATH={order_path}", "ID_FIELD=orderId"):
+        command += ["--env", variable]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode
+
+
+def test_the_load_script_places_orders_that_settle_within_its_limits(running: Services, tmp_path: Path) -> None:
+    running.command("stock", "set", "SKU-1", "100000")
+    assert _k6(running, "/orders", tmp_path / "summary.json") == 0
+    metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
+    assert metrics["orders_confirmed"]["count"] > 0
+    assert "orders_failed" not in metrics
+    crossed = [limits for one in metrics.values() for limits in one.get("thresholds", {}).values()]
+    assert len(crossed) >= 6
+    assert not any(crossed)
+
+
+def test_the_load_script_fails_when_no_order_is_taken(running: Services, tmp_path: Path) -> None:
+    assert _k6(running, "/no-orders", tmp_path / "summary.json") == K6_THRESHOLDS_CROSSED
 
 
 def test_a_clean_start_and_stop_leaves_nothing_in_the_outbox(running: Services) -> None:

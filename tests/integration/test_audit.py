@@ -121,6 +121,14 @@ def test_what_no_event_under_way_could_explain_is_named_at_once(
     assert FAILED in {one.subject for one in audit(postgres_url, 60)[promise]}
 
 
+def test_no_more_violations_are_shown_than_may_be(
+    books: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orderstream.audit.check.SHOWN_PER_PROMISE", 2)
+    books.execute("INSERT INTO inventory SELECT 'LOST-' || n, 0, 1 FROM generate_series(1, 3) AS n")
+    assert len(audit(postgres_url, 0)["p3_stock_conserved"]) == 2
+
+
 def test_what_is_on_its_way_is_given_grace(books: Connection, postgres_url: str) -> None:
     open_order = place(books)
     assert ("p5_settles", open_order) in _broken(postgres_url)

@@ -26,6 +26,8 @@ class Progress:
         self._topics = topics
         self._still: dict[Place, tuple[int, float]] = {}
         """Where records wait: the position, and since when it is the same."""
+        self._may_be_left_out = False
+        self._idle_since: float | None = None
 
     def waiting(self, consumer: Consumer) -> dict[Place, int]:
         """Return how many records wait in each assigned partition.
@@ -36,6 +38,7 @@ class Progress:
         """
         assigned = consumer.assignment()
         watched = assigned or self._partitions(consumer)
+        self._note_idle(idle=not assigned and bool(watched))
         if not watched:
             self._still.clear()
             return {}
@@ -65,9 +68,29 @@ class Progress:
         now = self._clock()
         return sorted(place for place, (_, since) in self._still.items() if now - since > DEAF_SECONDS)
 
+    def _note_idle(self, *, idle: bool) -> None:
+        if not idle:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = self._clock()
+
+    def topics_lost(self) -> None:
+        """Note that topics are gone: a group that forms meanwhile may leave out who is in it, and not look again."""
+        self._may_be_left_out = True
+
+    def left_out(self) -> bool:
+        """Say whether the group, formed while its topics were gone, has had no partition for this consumer since.
+
+        It may be an idle replica that never has one; so it is said once for each loss.
+        """
+        return (
+            self._may_be_left_out and self._idle_since is not None and self._clock() - self._idle_since > DEAF_SECONDS
+        )
+
     def begin_anew(self) -> None:
         """Forget what was waiting: there is a new consumer, or polling was interrupted."""
         self._still.clear()
+        self._idle_since = None
 
 
 def _ask(consumer: Consumer, assigned: list[TopicPartition], which: int) -> dict[Place, int]:

@@ -38,6 +38,8 @@ from orderstream.worker.traces import BatchTrace
 BATCH_RECORDS = 500
 POLL_SECONDS = 0.1
 GATHER_SECONDS = 0.03
+GATHER_BYTES = 8 << 20
+"""A batch that weighs so much gathers no more."""
 GATHER_FROM = 20
 """A batch this large says that there is a queue: only then is it worth waiting for more."""
 RETRY_SECONDS = 60
@@ -120,8 +122,10 @@ class Runner(Generic[P]):
             self._last_size = 0
             return []
         messages = [message, *self._consumer.consume(BATCH_RECORDS - 1, 0)]
-        if self._last_size >= GATHER_FROM and len(messages) < BATCH_RECORDS:
-            messages += self._consumer.consume(BATCH_RECORDS - len(messages), GATHER_SECONDS)
+        weight = sum(map(len, messages))
+        room = min(BATCH_RECORDS, len(messages) * GATHER_BYTES // max(1, weight)) - len(messages)
+        if self._last_size >= GATHER_FROM and room > 0:
+            messages += self._consumer.consume(room, GATHER_SECONDS)
         records = []
         for one in messages:
             error = one.error()
@@ -138,6 +142,7 @@ class Runner(Generic[P]):
         if error.fatal():
             raise KafkaException(error)
         if error.code() in UNKNOWN_TOPIC:
+            self._progress.topics_lost()
             self._ensure_topics()
 
     def _process(self, records: list[Record]) -> None:
@@ -285,8 +290,8 @@ class Runner(Generic[P]):
     def _measure_lag(self) -> None:
         """Say how many records of each of our partitions wait; a consumer that takes none of them is replaced.
 
-        So is one that was given no partition, if nobody takes what waits: a group that forms while its topics are gone
-        may stay so.
+        So is one that was given no partition, if nobody takes what waits, or if topics were gone: a group that forms
+        then may stay so.
         """
         if time.monotonic() - self._measured < MEASURE_SECONDS:
             return
@@ -298,9 +303,10 @@ class Runner(Generic[P]):
             waiting = {}
         self._measured = time.monotonic()
         self._meters.lag(waiting)
-        if self._joined and (deaf := self._progress.deaf()):
+        deaf = self._progress.deaf()
+        if self._joined and (deaf or self._progress.left_out()):
             log.warning("consumer_replaced", partitions=[f"{name}/{partition}" for name, partition in deaf])
-            self._progress.begin_anew()
+            self._progress = Progress(time.monotonic, self._handler.topics)
             self._joined = False
             self._consumer.close()
             self._consumer = consumer(self._settings, self._handler.group)

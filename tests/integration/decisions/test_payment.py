@@ -463,6 +463,16 @@ def test_what_the_desk_had_no_time_to_ask_is_no_attempt(quiet: Connection) -> No
         assert _payment(quiet, order_id) == ("PENDING", None, MAX_ATTEMPTS - 1)
 
 
+def test_one_round_claims_no_more_than_it_may(quiet: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orderstream.payment_worker.attempts.CLAIM_ROWS", 3)
+    ids, provider = {_in_state(quiet, "PENDING") for _ in range(5)}, Provider(Authorized())
+    handler = _handler(provider)
+    assert _run_timer(handler, quiet)
+    assert len(provider.asked) == 3
+    assert not _run_timer(handler, quiet)
+    assert sorted(one.order_id for one in provider.asked) == sorted(ids)
+
+
 def test_an_attempt_under_way_is_not_made_by_another_too(quiet: Connection, postgres_url: str) -> None:
     order_id, gate, reached = _in_state(quiet, "PENDING"), threading.Event(), threading.Event()
     provider, idle = Provider(Authorized()), Provider(Authorized())

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import KafkaError
 
-from orderstream.domain.events import Event, Payload, topic
+from orderstream.domain.events import Event, Payload, build, topic
 from orderstream.kafka import client
 from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import encode
@@ -20,11 +20,12 @@ from orderstream.stack.parts import Part, Parts
 from orderstream.telemetry.tracing import start
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
+from tests.samples import AT, order_updated
 from tests.topics import Letter, Tap
 from tests.waiting import wait_until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
-CREATED = topic("order.created")
+CREATED, UPDATED = topic("order.created"), topic("order.updated")
 
 
 def _events(number: int) -> list[Event[Payload]]:
@@ -64,6 +65,27 @@ def test_what_waits_is_published_once_and_deleted(settings: Settings, connection
     with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings):
         _assert_published(tap.count(1_200), events)
         _wait_empty(connection)
+
+
+def test_what_is_more_than_a_batch_may_weigh_is_the_next_batch(
+    settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order_id = str(uuid4())
+    batches: list[tuple[int, int]] = []
+
+    class Noting(client.Publisher):
+        def publish(self, records: Sequence[Publication]) -> None:
+            batches.append((len(records), _waiting(connection)))
+            super().publish(records)
+
+    monkeypatch.setattr(relay, "Publisher", Noting)
+    events = [build(order_updated(version, order_id), AT) for version in range(1, 10)]
+    monkeypatch.setattr(relay, "BATCH_BYTES", 2 * len(encode(events[0])) + 1)
+    _append(connection, events)
+    with Tap(settings.kafka_brokers, [UPDATED]) as tap, running(settings):
+        assert [letter.event() for letter in tap.count(9)] == events
+        _wait_empty(connection)
+    assert [(size, waiting) for size, waiting in batches if size] == [(3, 9), (3, 6), (3, 3)]
 
 
 def test_a_commit_wakes_it(settings: Settings, connection: Connection) -> None:

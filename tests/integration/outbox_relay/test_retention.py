@@ -235,6 +235,20 @@ def test_a_step_waits_for_a_lock_only_briefly_and_comes_again(connection: Connec
     assert connection.execute("SHOW lock_timeout").fetchone() == ("5s",)
 
 
+def test_a_step_s_statement_is_ended_in_time_and_comes_again(
+    connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _confirmed(connection)
+    walker = Retention(DAYS)
+    monkeypatch.setitem(retention._TIMEOUTS, "lock_timeout", "0")
+    with connect(postgres_url, "inventory-worker") as worker, worker.transaction():
+        worker.execute("SELECT FROM inventory FOR UPDATE")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            walker.step(connection)
+    assert walker.step(connection) == Step(1, 1, 1, last=True)
+    assert connection.execute("SHOW statement_timeout").fetchone() == ("10s",)
+
+
 def test_after_a_failure_steps_are_shorter_until_they_succeed(connection: Connection, postgres_url: str) -> None:
     for _ in range(ROWS_PER_STEP):
         _confirmed(connection)

@@ -1,6 +1,7 @@
 """Every connection has its limits, and tells which failures may pass."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,6 +45,13 @@ def test_a_refused_connection_is_transient() -> None:
         connect("postgresql://app@127.0.0.1:1/orders", "test")
     assert is_transient(refused.value)
     assert not is_fatal(refused.value)
+
+
+def test_a_server_that_says_nothing_is_waited_for_so_long_and_may_speak_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orderstream.postgres.connect.CONNECT_TIMEOUT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(psycopg.OperationalError) as waited:
+        connect(f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/orders", "test")
+    assert is_transient(waited.value)
 
 
 @pytest.mark.parametrize(

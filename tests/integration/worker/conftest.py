@@ -4,6 +4,7 @@ import itertools
 from uuid import uuid4
 
 import pytest
+from msgspec import structs
 
 from orderstream.domain.events import Event, Payload, PaymentAuthorized, build
 from orderstream.postgres.connect import Connection
@@ -24,9 +25,10 @@ def group(settings: Settings, connection: Connection) -> str:
     return name
 
 
-def authorized(number: int) -> list[Event[Payload]]:
+def authorized(number: int, sku: str = ITEMS[0].sku) -> list[Event[Payload]]:
     """Return so many payment.authorized, each of an order of its own."""
+    items = (structs.replace(ITEMS[0], sku=sku), *ITEMS[1:])
     return [
-        build(PaymentAuthorized(order_id=str(uuid4()), items=ITEMS, amount=ITEMS[0].price, currency="USD"), AT)
+        build(PaymentAuthorized(order_id=str(uuid4()), items=items, amount=ITEMS[0].price, currency="USD"), AT)
         for _ in range(number)
     ]

@@ -9,19 +9,21 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
+from orderstream.domain.events import InventoryReserved, StockLine, build
 from orderstream.kafka import client
-from orderstream.kafka.client import Publication, PublishError
+from orderstream.kafka.client import MAX_MESSAGE_BYTES, Publication, PublishError
 from orderstream.kafka.envelope import Received
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from orderstream.worker import progress, runner
 from orderstream.worker.dead_letters import MIN_FAILURES, TooManyFailuresError
-from orderstream.worker.handler import Decision, Rejected, Timer
+from orderstream.worker.handler import Decision, Outgoing, Rejected, Timer
 from tests.contracts import assert_dead_letter_headers
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
 from tests.integration.worker.running import Running, running
+from tests.samples import AT
 from tests.topics import Letter, Tap, end_offsets, offsets_of, publish, publish_events
 from tests.waiting import wait_until
 
@@ -174,6 +176,43 @@ def _orders(letters: Sequence[Letter], topic: str) -> set[str]:
 
 def _both(letters: Sequence[Letter]) -> set[bytes | None]:
     return {letter.key for letter in letters}
+
+
+@pytest.mark.parametrize("size", [MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES // 2 + 100_000], ids=["client", "broker"])
+def test_an_answer_too_large_to_send_is_found_by_halving(settings: Settings, group: str, size: int) -> None:
+    events = authorized(16)
+    bad = events[5].correlation_id
+    large = build(InventoryReserved(order_id=bad, items=(StockLine(sku="S" * size, qty=1),)), AT)
+
+    class Verbose(Recorder):
+        def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> Decision:
+            emitted = super().decide(tx, batch, prepared).emit
+            return Decision([Outgoing(large, one.cause) if one.cause.order_id == bad else one for one in emitted])
+
+    publish_events(settings.kafka_brokers, events)
+    with _tap(settings, group) as tap, running(Verbose(group), settings):
+        letters = tap.until(lambda seen: len(_both(seen)) == 16, 20, "all are settled")
+        _wait_caught_up(settings, group)
+    assert _orders(letters, OUT) == {one.correlation_id for one in events} - {bad}
+    (dead,) = [letter for letter in letters if letter.topic != OUT]
+    assert assert_dead_letter_headers(dead.headers)["dlq-reason"] == "FAILED"
+
+
+@pytest.mark.parametrize(("size", "number"), [(900_000, 40), (100_000, 400)])
+def test_a_batch_of_large_records_weighs_little_more_than_what_is_fetched_ahead(
+    settings: Settings, group: str, size: int, number: int
+) -> None:
+    weights: list[int] = []
+
+    def weigh(_tx: Connection, batch: Sequence[Received]) -> None:
+        weights.append(sum(len(one.record.value or b"") for one in batch))
+
+    publish_events(settings.kafka_brokers, authorized(number, sku="S" * size))
+    with _tap(settings, group) as tap, running(Recorder(group, weigh), settings):
+        tap.count(number)
+        _wait_caught_up(settings, group)
+    assert number * size <= sum(weights)
+    assert max(weights) <= 16 << 20
 
 
 def test_a_real_sql_error_rolls_back_only_its_own_part(settings: Settings, connection: Connection, group: str) -> None:
@@ -422,6 +461,20 @@ def test_timers_run_while_there_is_nothing_to_consume_and_while_there_is(setting
         seen = runs.count("often")
         wait_until(lambda: runs.count("often") > seen, 10, "a timer comes round after a batch")
     assert runs.count("in-rounds") == 3
+
+
+def test_a_timer_that_is_never_done_makes_way_for_the_next_batch(settings: Settings, group: str) -> None:
+    rounds: list[int] = []
+
+    def endless(_connection: Connection) -> bool:
+        rounds.append(1)
+        return True
+
+    with _tap(settings, group) as tap, running(Recorder(group, timers=[Timer("endless", 0, endless)]), settings):
+        for number in range(1, 4):
+            publish_events(settings.kafka_brokers, authorized(1))
+            tap.count(number)
+    assert len(rounds) > 3
 
 
 def test_a_consumer_that_takes_nothing_is_replaced(

@@ -29,6 +29,28 @@ class FailedProducer:
         raise KafkaException(KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "lost", True))
 
 
+class FullProducer:
+    """One whose queue has room after so many flushes."""
+
+    room_after = 0
+    flushes = 0
+
+    def __init__(self, _config: dict[str, Any]) -> None:
+        FullProducer.flushes = 0
+        self._sent: list[Callable[..., None]] = []
+
+    def produce(self, *_record: object, on_delivery: Callable[..., None], **_options: object) -> None:
+        if FullProducer.flushes < FullProducer.room_after:
+            raise BufferError
+        self._sent.append(on_delivery)
+
+    def flush(self, _seconds: float) -> int:
+        FullProducer.flushes += 1
+        while self._sent:
+            self._sent.pop()(None, None)
+        return 0
+
+
 class SilentProducer:
     """One whose broker never answers."""
 
@@ -56,6 +78,19 @@ def test_a_producer_that_failed_for_good_is_replaced(monkeypatch: pytest.MonkeyP
         assert caught.value.fatal
         assert not caught.value.poisonous
         assert FailedProducer.made == made
+
+
+def test_a_queue_that_stays_full_fails_the_batch_which_may_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "Producer", FullProducer)
+    publisher = Publisher(Settings.model_validate({}), "test")
+    monkeypatch.setattr(FullProducer, "room_after", 3)
+    publisher.publish(RECORDS)
+    monkeypatch.setattr(FullProducer, "room_after", 1_000)
+    with pytest.raises(PublishError) as caught:
+        publisher.publish(RECORDS)
+    assert caught.value.code == KafkaError._QUEUE_FULL
+    assert not caught.value.poisonous
+    assert FullProducer.flushes < 20
 
 
 def test_a_stop_is_not_held_up_by_a_broker_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,9 @@
 import re
 
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.parser import text_string_to_metric_families
 
 from orderstream.telemetry import metrics
+from tests.figures import figures
 
 UNITS = ("seconds", "records", "rows", "orders", "reads", "total")
 
@@ -32,11 +32,7 @@ def test_the_exposition_is_what_prometheus_reads() -> None:
     consumed.inc(3)
     metrics.BATCH_SECONDS.labels("test-worker").observe(0.02)
     metrics.OUTBOX_ROWS.set(7)
-    samples = {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(metrics.exposition().decode())
-        for sample in family.samples
-    }
+    samples = figures(metrics.exposition().decode())
     labels = (("service", "test-worker"), ("topic", "order.created.v1"))
     assert samples["orderstream_records_consumed_total", labels] == 3
     assert samples["orderstream_batch_seconds_bucket", (("le", "0.025"), ("service", "test-worker"))] == 1

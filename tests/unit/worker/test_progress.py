@@ -101,6 +101,28 @@ def test_a_consumer_without_partitions_is_deaf_when_nobody_takes_what_waits() ->
     assert progress.deaf() == [("t", 0)]
 
 
+def test_a_consumer_without_partitions_is_left_out_only_after_topics_were_gone() -> None:
+    now = 0.0
+    progress = _progress(lambda: now)
+    ear = _without_partitions(Ear(0, 6, 0, 6))
+
+    def left_out_after(seconds: float) -> bool:
+        nonlocal now
+        progress.waiting(ear)
+        now += seconds
+        progress.waiting(ear)
+        return progress.left_out()
+
+    assert not left_out_after(DEAF_SECONDS + 1)
+    progress.topics_lost()
+    assert progress.left_out()
+    progress.begin_anew()
+    assert not left_out_after(DEAF_SECONDS - 1)
+    assert left_out_after(DEAF_SECONDS + 1)
+    ear.assignment = lambda: [TopicPartition("t", 0)]
+    assert not left_out_after(DEAF_SECONDS + 1)
+
+
 def test_a_consumer_without_partitions_is_well_while_others_take_what_waits() -> None:
     now = 0.0
     progress = _progress(lambda: now)
