@@ -36,11 +36,10 @@ def services(target: Harmed) -> Iterator[Harmed]:
     target.balanced()
 
 
-@pytest.mark.parametrize("name", ["payment-worker", "inventory-worker", "order-service", "outbox-relay"])
-def test_the_work_of_a_killed_worker_moves_on(services: Harmed, name: str) -> None:
+def test_the_work_of_killed_workers_moves_on_to_their_replicas(services: Harmed) -> None:
     with orders_flowing(services, 1) as flowing:
-        services.kill(name)
-    services.all_confirmed(flowing, MOVE_SECONDS, "its partitions have moved")
+        services.kill("payment-worker", "inventory-worker", "order-service", "outbox-relay")
+    services.all_confirmed(flowing, MOVE_SECONDS, "their partitions have moved")
 
 
 def test_all_services_killed_at_once(services: Harmed) -> None:
@@ -77,10 +76,10 @@ def test_a_worker_that_is_asked_to_stop_finishes_what_it_has(services: Harmed) -
     wait_until(lambda: _lag(services, "order-service") == 0, MOVE_SECONDS, "every offset is committed")
 
 
-@pytest.mark.parametrize("name", ["payment-worker", "order-service"])
-def test_a_worker_that_sleeps_beyond_its_session_does_no_harm(services: Harmed, name: str) -> None:
+def test_workers_that_sleep_beyond_their_session_do_no_harm(services: Harmed) -> None:
     before = services.pids()
-    with orders_flowing(services, PAUSED_SECONDS + 3) as flowing, services.paused(name):
+    asleep = services.paused("payment-worker"), services.paused("order-service")
+    with orders_flowing(services, PAUSED_SECONDS + 3) as flowing, asleep[0], asleep[1]:
         threading.Event().wait(PAUSED_SECONDS)
     services.all_confirmed(flowing, MOVE_SECONDS, "all settle")
     assert services.pids() == before, "a service was restarted"

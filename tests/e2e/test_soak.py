@@ -7,7 +7,7 @@ import pytest
 from soak import books, faults
 from soak.__main__ import soak
 
-SECONDS = 45
+SECONDS = 30
 RATE = 60
 FAULTS = (
     "kill -9 payment-worker",

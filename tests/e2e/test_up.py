@@ -159,7 +159,7 @@ def test_after_kill_9_the_next_up_ends_its_own_leftovers_and_starts(shared: Stac
 
 def test_a_child_that_dies_is_restarted_and_its_last_lines_are_shown(shared: Stack) -> None:
     up = serving(shared)
-    for name in ("payment-worker", "postgres", "kafka"):
+    for name in ("outbox-relay", "postgres", "kafka"):
         os.kill(shared.children[name].pid, signal.SIGKILL)
         up.says(f"{name} is back")
         assert f"{name} was ended by SIGKILL\n  | " in up.said
@@ -193,11 +193,11 @@ def test_ctrl_c_while_starting_leaves_nothing(shared: Stack) -> None:
 def test_a_child_that_keeps_dying_ends_up_with_1(shared: Stack) -> None:
     up = serving(shared, RESTARTS_PER_MINUTE="1")
     children = shared.children
-    os.kill(children["payment-worker"].pid, signal.SIGKILL)
-    up.says("payment-worker is back")
-    os.kill(shared.children["payment-worker"].pid, signal.SIGKILL)
+    os.kill(children["outbox-relay"].pid, signal.SIGKILL)
+    up.says("outbox-relay is back")
+    os.kill(shared.children["outbox-relay"].pid, signal.SIGKILL)
     assert up.ends() == 1
-    assert "payment-worker died 2 times within a minute; giving up" in up.said
+    assert "outbox-relay died 2 times within a minute; giving up" in up.said
     assert alive(children) == []
 
 
