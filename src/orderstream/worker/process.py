@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -111,7 +112,10 @@ def _serve_pages(settings: Settings, loop: Loop) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
             del format, args
 
-    server = ThreadingHTTPServer((settings.host, settings.metrics_port), Pages)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        daemon_threads = True
+
+    server = Server((settings.host, settings.metrics_port), Pages)
     threading.Thread(target=server.serve_forever, name="pages", daemon=True).start()
     return server
