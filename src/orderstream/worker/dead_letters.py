@@ -33,8 +33,8 @@ class TooManyFailuresError(Exception):
 def publication(group: str, letter: DeadLetter) -> Publication:
     """Return the dead letter as a record: key, value and headers as they were, and headers that say what happened.
 
-    A record that is larger than a letter may be loses its headers and is cut; `dlq-cut-from` says how many bytes it had.
-    There are such: a topic's limit is on what is compressed.
+    A record that is larger than a letter may be loses its headers and is cut; `dlq-cut-from` says how many bytes it
+    had. There are such: a topic's limit is on what is compressed.
     """
     record = letter.record
     key, value, headers = record.key, record.value, record.headers
