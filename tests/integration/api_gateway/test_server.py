@@ -255,6 +255,25 @@ def test_it_ends_in_time_whatever_waits(start: Start, postgres_url: str, connect
     assert gateway.process.returncode == 0
 
 
+def test_it_ends_in_time_when_postgres_hangs(
+    start: Start, postgres_url: str, connection: Connection, parts: Parts
+) -> None:
+    gateway = start(DRAIN_TIMEOUT_SECONDS="1")
+    with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
+        blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        line.sendall(POST + README)
+        wait_until(lambda: _number(connection, WAITING), 10, "the commit waits for the lock")
+        parts.postgres.pause()
+        try:
+            gateway.process.send_signal(signal.SIGTERM)
+            assert elapsed(lambda: gateway.process.wait(10)) < 2
+            assert to_the_end(line).startswith(b"HTTP/1.1 503")
+        finally:
+            parts.postgres.resume()
+    assert gateway.process.returncode == 1
+    assert '"drain_timeout"' in gateway.log
+
+
 def test_it_says_when_it_cannot_listen(start: Start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
