@@ -45,7 +45,8 @@ class Protocol(HttpToolsProtocol):
         self._request_timeout_seconds = request_timeout_seconds
         self._request_timer: asyncio.TimerHandle | None = None
         self._incomplete = False
-        self._head_bytes = 0
+        self._field_bytes = 0
+        self._progressed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -67,7 +68,7 @@ class Protocol(HttpToolsProtocol):
             return
         if self._incomplete:
             self._arm()
-            self._limit_head(len(data))
+            self._limit_fields(len(data))
         elif self._is_idle and self.timeout_keep_alive_task is None:
             self._arm()
 
@@ -76,7 +77,23 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._disarm()
         self._incomplete = True
-        self._head_bytes = 0
+        self._field_bytes = 0
+        self._progressed = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head; one that follows the body is of no use to anyone here."""
+        if not self._has_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._progressed = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._progressed = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is there as a whole."""
@@ -106,6 +123,10 @@ class Protocol(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]
 
+    @property
+    def _has_head(self) -> bool:
+        return self.cycle is not None and self.cycle.scope is self.scope  # type: ignore[redundant-expr]
+
     def _arm(self) -> None:
         if self._request_timer is None:
             self._request_timer = self.loop.call_later(self._request_timeout_seconds, self._time_out)
@@ -115,11 +136,12 @@ class Protocol(HttpToolsProtocol):
             self._request_timer.cancel()
             self._request_timer = None
 
-    def _limit_head(self, received_bytes: int) -> None:
-        if self.cycle is None or self.cycle.scope is not self.scope:  # type: ignore[redundant-expr]
-            self._head_bytes += received_bytes
-            if self._head_bytes > HEAD_MAX_BYTES:
-                self._refuse(problems.head_too_large(HEAD_MAX_BYTES))
+    def _limit_fields(self, received_bytes: int) -> None:
+        """Count what is not body: the head, what frames the pieces of a chunked body, the fields that follow it."""
+        self._field_bytes = 0 if self._progressed else self._field_bytes + received_bytes
+        self._progressed = False
+        if self._field_bytes > HEAD_MAX_BYTES:
+            self._refuse(problems.head_too_large(HEAD_MAX_BYTES))
 
     def _time_out(self) -> None:
         self._request_timer = None

@@ -196,6 +196,32 @@ def test_an_endless_head_is_refused(shared: Gateway) -> None:
     assert shared.client.get("/livez").status_code == 200
 
 
+@pytest.mark.parametrize("piece", [b"x: " + b"y" * 100 + b"\r\n", b"y" * 100], ids=["many fields", "one field"])
+def test_endless_trailers_are_refused(shared: Gateway, piece: bytes) -> None:
+    with shared.connect() as line:
+        line.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\nx: " % (len(README), README))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20_000):
+                line.sendall(piece)
+            pytest.fail("all of it was taken")
+        with contextlib.suppress(ConnectionError):
+            assert b"431" in line.recv(65536)
+    assert shared.client.get("/livez").status_code == 200
+
+
+def test_trailers_are_no_headers(shared: Gateway) -> None:
+    with shared.connect() as line:
+        line.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\nidempotency-key: %b\r\n\r\n" % (len(README), README, b"k" * 300))
+        assert answer(line).startswith(b"HTTP/1.1 201")
+
+
+def test_a_body_may_come_in_any_number_of_pieces(shared: Gateway) -> None:
+    pieces = b"".join(b"1;%b\r\n%c\r\n" % (b"e" * 1_000, byte) for byte in README)
+    with shared.connect() as line:
+        line.sendall(CHUNKED + pieces + b"0\r\n\r\n")
+        assert answer(line).startswith(b"HTTP/1.1 201")
+
+
 def test_an_offered_upgrade_is_answered_as_plain_http(shared: Gateway) -> None:
     with shared.connect() as line:
         line.sendall(LIVE.replace(b"host: x", b"host: x\r\nconnection: upgrade\r\nupgrade: h2c"))
