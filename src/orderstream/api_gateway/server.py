@@ -1,7 +1,7 @@
 """The HTTP server: uvicorn, with a limit on how long a client may take, and our own socket and signals.
 
 uvicorn waits for ever for the rest of a request. Here a request that has not arrived as a whole in time is answered 408
-and its connection closed, however steadily it drips.
+and its connection closed, however steadily it drips. So does it for a client to take its answers; here no longer.
 """
 
 import asyncio
@@ -44,12 +44,15 @@ class Protocol(HttpToolsProtocol):
         self._connection_limit = connection_limit
         self._request_timeout_seconds = request_timeout_seconds
         self._request_timer: asyncio.TimerHandle | None = None
+        self._answer_timer: asyncio.TimerHandle | None = None
         self._incomplete = False
         self._field_bytes = 0
         self._progressed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
+        # Whatever the socket does not take at once pauses writing: closing, too, would wait for it without end.
+        transport.set_write_buffer_limits(high=0)
         super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
         if len(self.connections) > self._connection_limit:
             self._refuse(problems.unavailable("Too many connections are open."))
@@ -59,6 +62,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._disarm()
+        self._stop_answer_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -101,6 +105,17 @@ class Protocol(HttpToolsProtocol):
         self._incomplete = False
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        """The client does not take its answer: it has as long as for a request."""
+        super().pause_writing()
+        if self._answer_timer is None:
+            self._answer_timer = self.loop.call_later(self._request_timeout_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has taken all of it."""
+        self._stop_answer_timer()
+        super().resume_writing()
+
     def shutdown(self) -> None:
         """Finish what is being worked on; a request that has not arrived yet is not waited for."""
         if self._incomplete:
@@ -135,6 +150,11 @@ class Protocol(HttpToolsProtocol):
         if self._request_timer is not None:
             self._request_timer.cancel()
             self._request_timer = None
+
+    def _stop_answer_timer(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
 
     def _limit_fields(self, received_bytes: int) -> None:
         """Count what is not body: the head, what frames the pieces of a chunked body, the fields that follow it."""

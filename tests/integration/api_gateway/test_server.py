@@ -8,19 +8,23 @@ import time
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import psycopg
 import pytest
 
 from orderstream.postgres.connect import Connection
 from orderstream.stack.parts import Parts
-from tests.bodies import README
+from tests.bodies import README, order
 from tests.integration.api_gateway.conftest import Gateway, Start, elapsed, free_port, running
 from tests.waiting import wait_until
 
 TIMEOUT_SECONDS = 0.5
 CHUNKED = b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+MANY_WRONG = order(items="[" + ",".join(["{}"] * 1_000) + "]")
 POST = b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(README)
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'orders'::regclass"
+WRONG = POST.replace(b" %d" % len(README), b" %d" % len(MANY_WRONG)) + MANY_WRONG
+"""Its answer, with thousands of violations, is fifty times as long."""
 LIVE = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -110,6 +114,23 @@ def test_a_dripped_request_ends_in_time(hasty: Gateway, data: bytes) -> None:
         with dripping(line, data[at_once:]):
             to_the_end(line)
         assert time.monotonic() - started < TIMEOUT_SECONDS + 1
+
+
+def test_a_client_that_takes_no_answer_is_let_go_in_time(hasty: Gateway) -> None:
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        line.settimeout(20)
+        line.connect(("127.0.0.1", hasty.port))
+        port = line.getsockname()[1]
+        for _ in range(60):
+            line.sendall(WRONG)
+        wait_until(lambda: not _holds(hasty, port), TIMEOUT_SECONDS + 5, "the connection ends")
+
+
+def _holds(gateway: Gateway, port: int) -> bool:
+    """Whether the gateway has the connection of this port of ours open."""
+    connections = psutil.Process(gateway.process.pid).net_connections("tcp")
+    return any(one.raddr[1:] == (port,) for one in connections)
 
 
 def test_a_silent_connection_ends_in_time(hasty: Gateway) -> None:
