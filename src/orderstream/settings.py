@@ -164,7 +164,9 @@ class Settings(BaseSettings):
     outbox_limit: int = Field(
         100_000, ge=1, le=1_000_000, description="Events waiting to be published; beyond: no new orders, 503."
     )
-    gateway_request_timeout_seconds: Seconds = Field(10, description="Time a client has to send a whole request.")
+    gateway_request_timeout_seconds: Seconds = Field(
+        10, description="Time a client has to send a whole request, and to take an answer."
+    )
     cache_budget_seconds: Seconds = Field(0.05, description="Time that Redis has to answer before Postgres is asked.")
     relay_poll_seconds: Seconds = Field(0.5, description="How often the outbox is read when no notice arrives.")
     order_retention_days: int = Field(

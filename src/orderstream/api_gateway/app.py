@@ -17,13 +17,15 @@ from orderstream.api_gateway.writer import Writer
 from orderstream.cache import AsyncCache
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, tracing
+from orderstream.worker.drain import limit_drain
 
 SERVICE = "api-gateway"
 READY_BUDGET_SECONDS = 1.0
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM, then finish what is under way within the drain budget. Returns the exit code."""
+    """Serve until SIGTERM, then finish what is under way within the drain budget, beyond which the process ends with
+    code 1. Returns the exit code."""
     logs.configure(SERVICE, settings)
     try:
         listener = listen(settings.host, settings.port)
@@ -53,10 +55,15 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         canceller = await enter(Canceller(cancels, cache, waiting_limit=limit))
         waiters = await enter(Waiters(polls))
         outbox = await enter(OutboxBound(checks, settings.outbox_limit))
+
+        def stop() -> None:
+            limit_drain(settings.drain_timeout_seconds)
+            waiters.drain()
+
         http = server(
             router(Orders(writer, reader, canceller, waiters, outbox), Health(checks), tracer),
             tracer,
-            on_stop=waiters.drain,
+            on_stop=stop,
             connection_limit=allow_connections(settings.gateway_connection_limit),
             request_timeout_seconds=settings.gateway_request_timeout_seconds,
             # The other half is for the writer to be done with a Postgres that hangs.

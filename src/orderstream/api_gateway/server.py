@@ -1,7 +1,7 @@
 """The HTTP server: uvicorn, with a limit on how long a client may take, and our own socket and signals.
 
 uvicorn waits for ever for the rest of a request. Here a request that has not arrived as a whole in time is answered 408
-and its connection closed, however steadily it drips.
+and its connection closed, however steadily it drips. So does it for a client to take its answers; here no longer.
 """
 
 import asyncio
@@ -44,11 +44,15 @@ class Protocol(HttpToolsProtocol):
         self._connection_limit = connection_limit
         self._request_timeout_seconds = request_timeout_seconds
         self._request_timer: asyncio.TimerHandle | None = None
+        self._answer_timer: asyncio.TimerHandle | None = None
         self._incomplete = False
-        self._head_bytes = 0
+        self._field_bytes = 0
+        self._progressed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
+        # Whatever the socket does not take at once pauses writing: closing, too, would wait for it without end.
+        transport.set_write_buffer_limits(high=0)
         super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
         if len(self.connections) > self._connection_limit:
             self._refuse(problems.unavailable("Too many connections are open."))
@@ -58,6 +62,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._disarm()
+        self._stop_answer_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -67,7 +72,7 @@ class Protocol(HttpToolsProtocol):
             return
         if self._incomplete:
             self._arm()
-            self._limit_head(len(data))
+            self._limit_fields(len(data))
         elif self._is_idle and self.timeout_keep_alive_task is None:
             self._arm()
 
@@ -76,13 +81,40 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._disarm()
         self._incomplete = True
-        self._head_bytes = 0
+        self._field_bytes = 0
+        self._progressed = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head; one that follows the body is of no use to anyone here."""
+        if not self._has_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._progressed = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._progressed = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is there as a whole."""
         self._disarm()
         self._incomplete = False
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer: it has as long as for a request."""
+        super().pause_writing()
+        if self._answer_timer is None:
+            self._answer_timer = self.loop.call_later(self._request_timeout_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has taken all of it."""
+        self._stop_answer_timer()
+        super().resume_writing()
 
     def shutdown(self) -> None:
         """Finish what is being worked on; a request that has not arrived yet is not waited for."""
@@ -106,6 +138,10 @@ class Protocol(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]
 
+    @property
+    def _has_head(self) -> bool:
+        return self.cycle is not None and self.cycle.scope is self.scope  # type: ignore[redundant-expr]
+
     def _arm(self) -> None:
         if self._request_timer is None:
             self._request_timer = self.loop.call_later(self._request_timeout_seconds, self._time_out)
@@ -115,11 +151,17 @@ class Protocol(HttpToolsProtocol):
             self._request_timer.cancel()
             self._request_timer = None
 
-    def _limit_head(self, received_bytes: int) -> None:
-        if self.cycle is None or self.cycle.scope is not self.scope:  # type: ignore[redundant-expr]
-            self._head_bytes += received_bytes
-            if self._head_bytes > HEAD_MAX_BYTES:
-                self._refuse(problems.head_too_large(HEAD_MAX_BYTES))
+    def _stop_answer_timer(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
+
+    def _limit_fields(self, received_bytes: int) -> None:
+        """Count what is not body: the head, what frames the pieces of a chunked body, the fields that follow it."""
+        self._field_bytes = 0 if self._progressed else self._field_bytes + received_bytes
+        self._progressed = False
+        if self._field_bytes > HEAD_MAX_BYTES:
+            self._refuse(problems.head_too_large(HEAD_MAX_BYTES))
 
     def _time_out(self) -> None:
         self._request_timer = None

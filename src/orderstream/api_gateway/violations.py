@@ -1,5 +1,6 @@
 """Everything that is wrong with a body, each with its JSON pointer. Slow and thorough: only for bodies that need it."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,10 +14,13 @@ from orderstream.api_gateway.schemas import ITEMS_MAX, QTY_MAX, SKU_MAX_CHARACTE
 from orderstream.domain.money import MINOR_DIGITS, MoneyError, in_currency, parse
 
 VIOLATIONS_MAX = 5_000
+MARKS_MAX = 100_000
+"""Commas and opening brackets, which bound the values in a body. The largest order has 5,000, its names 64,128 more."""
 POINTER_MAX_CHARACTERS = 500
 
 _INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
 _MISSING = object()
 
 
@@ -40,7 +44,12 @@ class _Line(Struct):
 
 
 def violations(body: bytes) -> list[Violation]:
-    """Return what is wrong with a body that should be an order: first its form, then its members in their order."""
+    """Return what is wrong with a body that should be an order: first its form, then its members in their order.
+
+    The loop serves nobody else meanwhile, so a body with far more values than an order has is not looked into.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MARKS_MAX:
+        return [Violation("", f"has more than {MARKS_MAX} commas and opening brackets")]
     try:
         parsed = json.loads(
             body.decode(),
@@ -57,8 +66,8 @@ def violations(body: bytes) -> list[Violation]:
         return [Violation("", "is nested too deeply")]
     if not isinstance(parsed, _Object):
         return [Violation("", "must be an object")]
-    found = [*_malformed(parsed), *_order(parsed)]
-    return [Violation(_printable(one.pointer)[:POINTER_MAX_CHARACTERS], one.detail) for one in found[:VIOLATIONS_MAX]]
+    found = itertools.islice(itertools.chain(_malformed(parsed), _order(parsed)), VIOLATIONS_MAX)
+    return [Violation(_printable(one.pointer)[:POINTER_MAX_CHARACTERS], one.detail) for one in found]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> _Object:
@@ -78,24 +87,34 @@ def _join(pointer: str, name: str | int) -> str:
 
 
 def _malformed(root: _Object) -> Iterator[Violation]:
-    """Find names that stand twice in one object and lone surrogates, at any depth, in members that are ignored too."""
-    waiting: list[tuple[str, Any]] = [("", root)]
+    """Find names that stand twice in one object and lone surrogates, at any depth, in members that are ignored too.
+
+    Only what violates or holds other values costs a pointer: a body may have many values.
+    """
+    waiting: list[tuple[str, _Object | list[Any]]] = [("", root)]
     while waiting:
-        pointer, value = waiting.pop()
-        if isinstance(value, _Object):
-            for name in value.repeated:
-                yield Violation(_join(pointer, name), "stands more than once in its object")
-            for name, member in value.items():
-                if _SURROGATE.search(name):
-                    yield Violation(_join(pointer, name), "has a name with a lone surrogate")
-                waiting.append((_join(pointer[:POINTER_MAX_CHARACTERS], name), member))
-        elif isinstance(value, list):
-            waiting += [(_join(pointer[:POINTER_MAX_CHARACTERS], index), one) for index, one in enumerate(value)]
-        elif isinstance(value, _Number):
-            if value in ("NaN", "Infinity", "-Infinity"):
-                yield Violation(pointer, f"is {value}, which JSON does not have")
-        elif isinstance(value, str) and _SURROGATE.search(value):
-            yield Violation(pointer, "has a lone surrogate")
+        pointer, holder = waiting.pop()
+        if isinstance(holder, _Object):
+            yield from _names(pointer, holder)
+        for place, value in holder.items() if isinstance(holder, _Object) else enumerate(holder):
+            if isinstance(value, _Object | list):
+                waiting.append((_join(pointer, place)[:POINTER_MAX_CHARACTERS], value))
+            elif isinstance(value, str) and (wrong := _malformation(value)):
+                yield Violation(_join(pointer, place), wrong)
+
+
+def _names(pointer: str, members: _Object) -> Iterator[Violation]:
+    for name in members.repeated:
+        yield Violation(_join(pointer, name), "stands more than once in its object")
+    for name in members:
+        if _SURROGATE.search(name):
+            yield Violation(_join(pointer, name), "has a name with a lone surrogate")
+
+
+def _malformation(value: str) -> str | None:
+    if isinstance(value, _Number):
+        return f"is {value}, which JSON does not have" if value in _NO_NUMBERS else None
+    return "has a lone surrogate" if _SURROGATE.search(value) else None
 
 
 def _order(order: _Object) -> Iterator[Violation]:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import socket
+import struct
 import uuid
 from dataclasses import replace
 from importlib.metadata import version
@@ -25,6 +26,7 @@ _LEARNING_SECONDS = 180.0
 _ANSWER_SECONDS = 0.5
 _JVM = ["-XX:+UseSerialGC", "-XX:-UsePerfData", "-Xlog:aot*=error"]
 _LOGGING = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
+_SEPARATORS = ",:"
 # One node keeps every internal topic. The short session lets a broker that was killed register again in 2 s.
 _PROPERTIES = {
     "process.roles": "broker,controller",
@@ -161,7 +163,8 @@ class Kafka:
             options = [*options, f"-XX:AOTCache={self._fast_start()}"]
         temporary = f"-Djava.io.tmpdir={self._folder}"
         argv = [str(JAVA), *options, *_JVM, temporary, *_LOGGING, "-cp", self._classpath, main_class, *arguments]
-        return Command(argv, {"LC_ALL": "C"}, self._folder, stop_seconds=_STOP_SECONDS, wave=STORE_WAVE)
+        # Java takes the encoding of file names from the locale.
+        return Command(argv, {"LC_ALL": "C.UTF-8"}, self._folder, stop_seconds=_STOP_SECONDS, wave=STORE_WAVE)
 
     def _write_properties(self, name: str, data: Path) -> Path:
         addresses = {
@@ -171,8 +174,23 @@ class Kafka:
             "log.dirs": str(data),
         }
         path = self._folder / name
-        path.write_text("".join(f"{key}={value}\n" for key, value in sorted({**_PROPERTIES, **addresses}.items())))
+        lines = (f"{key}={_escaped(value)}\n" for key, value in sorted({**_PROPERTIES, **addresses}.items()))
+        path.write_text("".join(lines), encoding="ascii")
         return path
+
+
+def problem_with(*folders: Path) -> str | None:
+    """Say why Kafka could not work in these folders, or return None."""
+    for folder in folders:
+        if any(mark in str(folder) for mark in _SEPARATORS):
+            return f"Kafka cannot work in {folder}: it takes a comma or a colon for the end of a path."
+    return None
+
+
+def _escaped(value: str) -> str:
+    """A value for a file of properties, in which Java takes a byte for a character and a backslash for an escape."""
+    units = [unit for (unit,) in struct.iter_unpack(">H", value.encode("utf-16-be"))]
+    return "".join(chr(unit) if " " <= chr(unit) <= "~" and chr(unit) != "\\" else f"\\u{unit:04x}" for unit in units)
 
 
 def _new_cluster_id() -> str:

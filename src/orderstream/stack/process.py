@@ -101,10 +101,10 @@ class Roster:
             return list(self._children.values())
 
     def update(self, change: Callable[[Record], None]) -> None:
-        """Change the record and write it."""
+        """Change the record and write it, if it can be written: a full disk must not keep children from being ended."""
         with self._lock:
             change(self._record)
-            self._state.write(self._record)
+            self._write_if_possible()
 
     def close(self) -> None:
         """From now on no child starts; one that is starting has been written down when this returns."""
@@ -112,7 +112,8 @@ class Roster:
             self._closed = True
 
     def spawn(self, child: "Child", start: Callable[[], ChildRecord]) -> None:
-        """Start and write down, with nothing in between. Raises StoppingError after `close`."""
+        """Start and write down, with nothing in between. Raises StoppingError after `close`, OSError when it cannot be
+        written down: it runs then, and is among `children`."""
         with self._lock:
             if self._closed:
                 raise StoppingError
@@ -129,6 +130,11 @@ class Roster:
                 del self._children[child.name]
             if self._record.run is not None:
                 self._record.run.children = [one for one in self._record.run.children if one.pid != child.pid]
+            self._write_if_possible()
+
+    def _write_if_possible(self) -> None:
+        # What stands there names children that have ended at worst, and their births tell them from strangers.
+        with contextlib.suppress(OSError):
             self._state.write(self._record)
 
 

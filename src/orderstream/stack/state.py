@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,9 @@ from typing import Literal
 import msgspec
 
 Phase = Literal["starting", "up", "stopping"]
+
+_PROBES = 50
+_PROBE_SECONDS = 0.01
 
 
 class ChildRecord(msgspec.Struct, frozen=True):
@@ -90,27 +94,42 @@ class StateDir:
         self.open()
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError from None
+            # Whoever asks whether it is held is in the way for an instant, and is no holder.
+            for _ in range(_PROBES):
+                if _flock(descriptor, fcntl.LOCK_EX):
+                    break
+                if self.locked():
+                    raise BusyError
+                time.sleep(_PROBE_SECONDS)
+            else:
+                raise BusyError
             yield
         finally:
             os.close(descriptor)
 
     def locked(self) -> bool:
-        """Tell whether some process holds this directory now."""
-        if not self._lock.exists():
+        """Tell whether some process holds this directory now. Any number may ask at once."""
+        try:
+            descriptor = os.open(self._lock, os.O_RDONLY)
+        except FileNotFoundError:
             return False
         try:
-            with self.lock():
-                return False
-        except BusyError:
-            return True
+            return not _flock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
 
     def running(self) -> Run | None:
         """Return the record of the `up` that holds this directory, or None."""
         return self.read().run if self.locked() else None
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    """Take a lock if it is free, and tell whether it was."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def checkout() -> Path:

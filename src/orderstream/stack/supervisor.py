@@ -90,7 +90,8 @@ class Supervisor:
             if time.monotonic() - checked > _LOG_CHECK_SECONDS:
                 checked = time.monotonic()
                 for child in self._roster.children:
-                    bound(child.log)
+                    with contextlib.suppress(OSError):
+                        bound(child.log)
 
     def stop_all(self) -> None:
         """Stop every child, wave after wave, within the budget of each; at once when a stop is asked for again."""

@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Iterator
 
 from orderstream.settings import Settings
-from orderstream.stack import ports, steps
+from orderstream.stack import kafka, ports, steps
 from orderstream.stack.banner import banner
 from orderstream.stack.jars import FetchError
-from orderstream.stack.plan import SCHEMA, TOPICS, Plan, plan
+from orderstream.stack.plan import SCHEMA, TOPICS, Plan, given, plan
 from orderstream.stack.process import ChildError, Roster, StoppingError, birth, end_leftovers, rotate, wait_until
 from orderstream.stack.services import Service
-from orderstream.stack.state import BusyError, Phase, Record, Run, StateDir, checkout
+from orderstream.stack.state import BusyError, Phase, Record, Run, StateDir, checkout, shared_cache
 from orderstream.stack.stopping import Stop
 from orderstream.stack.supervisor import GaveUpError, Supervisor
 from orderstream.stack.terminal import Terminal
@@ -48,7 +48,7 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
     record = state.read()
     if record.run is not None and (ended := end_leftovers(record.run.children)):
         terminal.say(f"Ended what an earlier run left behind: {', '.join(ended)}")
-    if problem := _problem_with_port(settings):
+    if problem := _problem_with_port(settings) or _problem_with_path(settings, state, record):
         terminal.say(problem)
         return 1
     todo = plan(settings, state, record.ports)
@@ -89,6 +89,14 @@ def _problem_with_port(settings: Settings) -> str | None:
         f"Port {settings.port} is taken by {ports.holder(settings.port)}.\n"
         "Stop that, or choose another port for the API, for instance: PORT=3001 make up"
     )
+
+
+def _problem_with_path(settings: Settings, state: StateDir, record: Record) -> str | None:
+    """Say why Kafka could not start from where its files are, or return None."""
+    if "kafka" in given(settings, record.ports):
+        return None
+    problem = kafka.problem_with(state.root, shared_cache())
+    return problem and f"{problem}\nMove the checkout (or ORDERSTREAM_STATE), or set KAFKA_BROKERS to another Kafka."
 
 
 @contextlib.contextmanager

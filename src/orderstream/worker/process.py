@@ -1,7 +1,7 @@
 """How a service runs as a process: signals, a bounded drain, the pages for health and metrics, and the exit code."""
 
-import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Tracer, start
 from orderstream.worker.dead_letters import TooManyFailuresError
+from orderstream.worker.drain import EXIT_FAILED, limit_drain
 
 EXIT_STOPPED = 0
-EXIT_FAILED = 1
 BEAT_LIMIT_SECONDS = 180.0
 """A loop that has not come round for so long is stuck; its longest wait, a batch's retries, is shorter."""
 
@@ -45,7 +45,8 @@ class Loop(Protocol):
 def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopSignal], Loop]) -> int:
     """Run a service in the foreground until SIGTERM or SIGINT, and return its exit code.
 
-    From the signal on it has `drain_timeout_seconds`; beyond that the process ends with code 1, which loses nothing.
+    From the signal on, or from a failure, it has `drain_timeout_seconds`; beyond that the process ends with code 1,
+    which loses nothing.
     """
     logs.configure(service, settings)
     stop = StopSignal()
@@ -53,7 +54,7 @@ def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopS
     def on_signal(number: int, _frame: object) -> None:
         if not stop.is_set():
             log.info("draining", signal=signal.Signals(number).name)
-            _limit_drain(settings.drain_timeout_seconds)
+            limit_drain(settings.drain_timeout_seconds)
             stop.set()
 
     signal.signal(signal.SIGTERM, on_signal)
@@ -68,19 +69,11 @@ def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopS
         log.exception("stopped_by_failure")
         return EXIT_FAILED
     finally:
+        # Python waits for the threads of its pools, and one of them may hang in a call to the provider.
+        limit_drain(settings.drain_timeout_seconds)
         tracer.shutdown()
     log.info("stopped")
     return EXIT_STOPPED
-
-
-def _limit_drain(seconds: float) -> None:
-    def give_up() -> None:
-        log.error("drain_timeout", seconds=seconds)
-        os._exit(EXIT_FAILED)
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
 
 
 def _serve_pages(settings: Settings, loop: Loop) -> ThreadingHTTPServer:
@@ -111,7 +104,10 @@ def _serve_pages(settings: Settings, loop: Loop) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
             del format, args
 
-    server = ThreadingHTTPServer((settings.host, settings.metrics_port), Pages)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        daemon_threads = True
+
+    server = Server((settings.host, settings.metrics_port), Pages)
     threading.Thread(target=server.serve_forever, name="pages", daemon=True).start()
     return server

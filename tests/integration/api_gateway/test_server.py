@@ -8,19 +8,23 @@ import time
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import psycopg
 import pytest
 
 from orderstream.postgres.connect import Connection
 from orderstream.stack.parts import Parts
-from tests.bodies import README
+from tests.bodies import README, order
 from tests.integration.api_gateway.conftest import Gateway, Start, elapsed, free_port, running
 from tests.waiting import wait_until
 
 TIMEOUT_SECONDS = 0.5
 CHUNKED = b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+MANY_WRONG = order(items="[" + ",".join(["{}"] * 1_000) + "]")
 POST = b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(README)
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'orders'::regclass"
+WRONG = POST.replace(b" %d" % len(README), b" %d" % len(MANY_WRONG)) + MANY_WRONG
+"""Its answer, with thousands of violations, is fifty times as long."""
 LIVE = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -112,6 +116,23 @@ def test_a_dripped_request_ends_in_time(hasty: Gateway, data: bytes) -> None:
         assert time.monotonic() - started < TIMEOUT_SECONDS + 1
 
 
+def test_a_client_that_takes_no_answer_is_let_go_in_time(hasty: Gateway) -> None:
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        line.settimeout(20)
+        line.connect(("127.0.0.1", hasty.port))
+        port = line.getsockname()[1]
+        for _ in range(60):
+            line.sendall(WRONG)
+        wait_until(lambda: not _holds(hasty, port), TIMEOUT_SECONDS + 5, "the connection ends")
+
+
+def _holds(gateway: Gateway, port: int) -> bool:
+    """Whether the gateway has the connection of this port of ours open."""
+    connections = psutil.Process(gateway.process.pid).net_connections("tcp")
+    return any(one.raddr[1:] == (port,) for one in connections)
+
+
 def test_a_silent_connection_ends_in_time(hasty: Gateway) -> None:
     with hasty.connect() as line:
         assert TIMEOUT_SECONDS * 0.9 < elapsed(lambda: to_the_end(line)) < TIMEOUT_SECONDS + 1
@@ -196,6 +217,32 @@ def test_an_endless_head_is_refused(shared: Gateway) -> None:
     assert shared.client.get("/livez").status_code == 200
 
 
+@pytest.mark.parametrize("piece", [b"x: " + b"y" * 100 + b"\r\n", b"y" * 100], ids=["many fields", "one field"])
+def test_endless_trailers_are_refused(shared: Gateway, piece: bytes) -> None:
+    with shared.connect() as line:
+        line.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\nx: " % (len(README), README))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20_000):
+                line.sendall(piece)
+            pytest.fail("all of it was taken")
+        with contextlib.suppress(ConnectionError):
+            assert b"431" in line.recv(65536)
+    assert shared.client.get("/livez").status_code == 200
+
+
+def test_trailers_are_no_headers(shared: Gateway) -> None:
+    with shared.connect() as line:
+        line.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\nidempotency-key: %b\r\n\r\n" % (len(README), README, b"k" * 300))
+        assert answer(line).startswith(b"HTTP/1.1 201")
+
+
+def test_a_body_may_come_in_any_number_of_pieces(shared: Gateway) -> None:
+    pieces = b"".join(b"1;%b\r\n%c\r\n" % (b"e" * 1_000, byte) for byte in README)
+    with shared.connect() as line:
+        line.sendall(CHUNKED + pieces + b"0\r\n\r\n")
+        assert answer(line).startswith(b"HTTP/1.1 201")
+
+
 def test_an_offered_upgrade_is_answered_as_plain_http(shared: Gateway) -> None:
     with shared.connect() as line:
         line.sendall(LIVE.replace(b"host: x", b"host: x\r\nconnection: upgrade\r\nupgrade: h2c"))
@@ -253,6 +300,25 @@ def test_it_ends_in_time_whatever_waits(start: Start, postgres_url: str, connect
         assert elapsed(lambda: gateway.process.wait(10)) < 2
         assert to_the_end(line).startswith(b"HTTP/1.1 503")
     assert gateway.process.returncode == 0
+
+
+def test_it_ends_in_time_when_postgres_hangs(
+    start: Start, postgres_url: str, connection: Connection, parts: Parts
+) -> None:
+    gateway = start(DRAIN_TIMEOUT_SECONDS="1")
+    with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
+        blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        line.sendall(POST + README)
+        wait_until(lambda: _number(connection, WAITING), 10, "the commit waits for the lock")
+        parts.postgres.pause()
+        try:
+            gateway.process.send_signal(signal.SIGTERM)
+            assert elapsed(lambda: gateway.process.wait(10)) < 2
+            assert to_the_end(line).startswith(b"HTTP/1.1 503")
+        finally:
+            parts.postgres.resume()
+    assert gateway.process.returncode == 1
+    assert '"drain_timeout"' in gateway.log
 
 
 def test_it_says_when_it_cannot_listen(start: Start) -> None:

@@ -115,3 +115,10 @@ def test_what_no_retry_can_help_ends_with_1(settings: Settings, connection: Conn
     connection.execute("DROP TABLE decisions")
     with process(VICTIM, settings, group, "nowhere") as worker:
         assert _ends(worker) == 1
+
+
+def test_a_failure_is_the_end_whatever_hangs(settings: Settings, connection: Connection, group: str) -> None:
+    settings = settings.model_copy(update={"drain_timeout_seconds": 0.5})
+    publish_events(settings.kafka_brokers, authorized(1))
+    with process(VICTIM, settings, group, "hung") as worker:
+        assert _ends(worker) == 1

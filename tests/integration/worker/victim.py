@@ -1,16 +1,19 @@
 """A recorder in a process of its own, which kills itself (SIGKILL) at the point that its arguments name.
 
-Arguments: group, and one of `nowhere`, `before-publishing`, `before-offsets`, or `slowly`, which holds its first batch
-until an advisory lock is free.
+Arguments: group, and one of `nowhere`, `before-publishing`, `before-offsets`, `slowly`, which holds its first batch
+until an advisory lock is free, or `hung`, which fails for good while a thread of a pool hangs.
 """
 
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from confluent_kafka import Consumer
+from psycopg.errors import UndefinedTable
 
 from orderstream.kafka import client
 from orderstream.kafka.envelope import Received
@@ -47,12 +50,19 @@ def _wait_at_gate(tx: Connection, _batch: Sequence[Received]) -> None:
     tx.execute("SELECT pg_advisory_xact_lock(%s)", (GATE,))
 
 
+def _leave_a_thread(_tx: Connection, _batch: Sequence[Received]) -> None:
+    ThreadPoolExecutor(1).submit(threading.Event().wait)
+    raise UndefinedTable('relation "decisions" does not exist')
+
+
 def main(group: str, point: str) -> int:
     """Run until killed or told to stop."""
     settings = load()
     handler = Recorder(group, after_commit=die if point == "before-publishing" else nothing)
     if point == "slowly":
         handler = Recorder(group, fault=_wait_at_gate)
+    if point == "hung":
+        handler = Recorder(group, fault=_leave_a_thread)
     if point == "before-offsets":
         runner.__dict__["consumer"] = lambda settings, group: _DiesBeforeOffsets(client.consumer(settings, group))
     return run_process(group, settings, lambda tracer, stop: runner.Runner(handler, settings, tracer, stop))

@@ -1,9 +1,13 @@
 """What a body is read as, and everything that is wrong with one that is no order."""
 
+import json
+from typing import Any
+
 import pytest
 
+from orderstream.api_gateway import violations as module
 from orderstream.api_gateway.intake import InvalidOrderError, read_order
-from orderstream.api_gateway.violations import violations
+from orderstream.api_gateway.violations import MARKS_MAX, violations
 from tests.bodies import BAD, GOOD, README, Bad, Good, order
 from tests.samples import ORDER_ID
 
@@ -55,3 +59,37 @@ def test_pointers_and_their_number_are_bounded() -> None:
     found = violations(order(more=f',"{"x" * 10_000}":{{{names}}}'))
     assert len(found) <= 5_000
     assert max(len(one.pointer) for one in found) <= 500
+
+
+def test_what_is_ignored_costs_no_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = []
+    join = module._join
+
+    def count(pointer: str, name: str | int) -> str:
+        joined.append(name)
+        return join(pointer, name)
+
+    monkeypatch.setattr(module, "_join", count)
+    zeros = ",".join(["0"] * 90_000)
+    assert read_order(order(more=f',"x":[{zeros}]'), ORDER_ID).user_id == "u-1"
+    assert joined == ["items", "x", 0]
+
+
+def test_a_body_with_far_more_values_than_an_order_has_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
+    for value in ("0", "[]", "{}", "[[]]"):
+        values = ",".join([value] * (MARKS_MAX + 1))
+        with pytest.raises(InvalidOrderError) as caught:
+            read_order(order(more=f',"x":[{values}]'), ORDER_ID)
+        assert [(error.pointer, error.detail) for error in caught.value.errors] == [
+            ("", "has more than 100000 commas and opening brackets")
+        ]
+
+
+def test_the_largest_order_has_fewer_values_than_are_looked_into() -> None:
+    def name(number: int) -> str:
+        return f"{number:04}:" + "," * 59
+
+    lines: list[Any] = [{"sku": name(number), "qty": 1_000_000, "price": "9" * 12} for number in range(1_000)]
+    body = json.dumps({"userId": "," * 128, "items": lines, "amount": 1, "currency": "USD"}).encode()
+    assert len(read_order(body, ORDER_ID).items) == 1_000

@@ -1,5 +1,6 @@
 """The state directory: whole records, one holder."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,34 @@ def test_only_one_holder_at_a_time(state: StateDir) -> None:
         with pytest.raises(BusyError), state.lock():
             pass
     assert not state.locked()
+
+
+def test_those_who_ask_are_not_taken_for_a_holder(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    (state.root / "lock").touch()
+    with (state.root / "lock").open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not state.locked()
+        pauses: list[float] = []
+
+        def ask_no_more(seconds: float) -> None:
+            pauses.append(seconds)
+            fcntl.flock(asking, fcntl.LOCK_UN)
+
+        monkeypatch.setattr("orderstream.stack.state.time.sleep", ask_no_more)
+        with state.lock():
+            assert state.locked()
+        assert len(pauses) == 1
+
+
+def test_whoever_never_ends_to_ask_is_not_waited_for_without_end(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orderstream.stack.state.time.sleep", lambda _: None)
+    (state.root / "lock").touch()
+    with (state.root / "lock").open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        with pytest.raises(BusyError), state.lock():
+            pass
 
 
 def test_a_run_without_a_holder_is_not_running(state: StateDir) -> None:

@@ -1,5 +1,6 @@
 """The supervisor: what dies is restarted, what keeps dying ends the stack, and stopping has an order."""
 
+import errno
 import io
 import os
 import signal
@@ -211,3 +212,20 @@ def test_a_forced_stop_kills_what_does_not_listen(bench: Bench) -> None:
     bench.supervisor.stop_all()
     assert "Killing worker" in bench.said.getvalue()
     assert bench.roster.children == []
+
+
+def test_a_log_that_cannot_be_cut_ends_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = threading.Event()
+
+    def fail(_log: Path) -> None:
+        tried.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(supervisor, "_LOG_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor, "bound", fail)
+    bench.up(Small("worker"))
+    watching = bench.watch()
+    assert tried.wait(10)
+    bench.stop.requested.set()
+    watching.join(10)
+    assert bench.outcome == [None]
