@@ -16,7 +16,8 @@ from orderstream.api_gateway.waiters import Waiters
 from orderstream.api_gateway.writer import Writer
 from orderstream.cache import AsyncCache
 from orderstream.settings import Settings
-from orderstream.telemetry import logs, tracing
+from orderstream.telemetry import logs
+from orderstream.telemetry.starting import start
 from orderstream.worker.drain import limit_drain
 
 SERVICE = "api-gateway"
@@ -39,7 +40,7 @@ def run(settings: Settings) -> int:
 
 async def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT."""
-    tracer = tracing.start(SERVICE, settings)
+    tracer = start(SERVICE, settings)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         stack.callback(tracer.shutdown)

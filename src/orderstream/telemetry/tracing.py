@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from orderstream.settings import Settings
-
 Carrier = tuple[str | None, str | None]
 """`traceparent` and `tracestate` of the W3C, as they travel in HTTP headers, outbox rows and Kafka headers."""
 
@@ -195,16 +193,6 @@ class Tracer:
         if key not in self._buckets:
             self._buckets[key] = TokenBucket(self._samples_per_second, self._clock)
         return self._buckets[key].take()
-
-
-def start(service: str, settings: Settings) -> Tracer:
-    """Return the tracer of a process; the OpenTelemetry SDK is loaded only if there is a collector to send to."""
-    if settings.otel_exporter_otlp_endpoint is None:
-        return Tracer(None, 0)
-    from orderstream.telemetry.otlp import OtlpSink  # noqa: PLC0415 - 20 MB that a process without it keeps
-
-    sink = OtlpSink(settings.otel_service_name or service, settings.otel_exporter_otlp_endpoint)
-    return Tracer(sink, settings.trace_samples_per_second)
 
 
 def parse(carrier: Carrier) -> Context | None:

@@ -15,7 +15,8 @@ from confluent_kafka import KafkaException
 from orderstream.kafka.client import KafkaRefusedError
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
-from orderstream.telemetry.tracing import Tracer, start
+from orderstream.telemetry.starting import start
+from orderstream.telemetry.tracing import Tracer
 from orderstream.worker.dead_letters import TooManyFailuresError
 from orderstream.worker.drain import EXIT_FAILED, limit_drain
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from orderstream.outbox_relay.relay import Relay
 from orderstream.settings import Settings
-from orderstream.telemetry.tracing import start
+from orderstream.telemetry.starting import start
 from tests.waiting import wait_until
 
 

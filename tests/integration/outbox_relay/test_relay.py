@@ -17,7 +17,7 @@ from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import SQL, OutboxRow, append
 from orderstream.settings import Settings
 from orderstream.stack.parts import Part, Parts
-from orderstream.telemetry.tracing import start
+from orderstream.telemetry.starting import start
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
 from tests.samples import AT, order_updated

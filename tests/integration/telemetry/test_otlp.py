@@ -8,7 +8,8 @@ import pytest
 
 from orderstream.settings import Settings
 from orderstream.telemetry import otlp
-from orderstream.telemetry.tracing import Carrier, Tracer, start
+from orderstream.telemetry.starting import start
+from orderstream.telemetry.tracing import Carrier, Tracer
 from tests import collector
 from tests.collector import Behaviour, Collector, roots
 

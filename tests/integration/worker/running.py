@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orderstream.settings import Settings
-from orderstream.telemetry.tracing import start
+from orderstream.telemetry.starting import start
 from orderstream.worker.runner import Runner
 from tests.waiting import wait_until
 
