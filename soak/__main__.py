@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from urllib.parse import urlsplit
 
 import psycopg
@@ -38,6 +39,9 @@ SETTINGS = {
 QUIET_LIMIT_SECONDS = 180
 FIRST_FAULT_SECONDS = 8
 POISON_SECONDS = 0.7
+WEIGH_SECONDS = 2.0
+GROWTH_MAX = 1.5
+"""What the services may weigh in the last third of a run, in terms of what they did in the first."""
 
 Faults = Mapping[str, Callable[[faults.Target], None]]
 
@@ -59,6 +63,7 @@ class Soak:
         self._client = Client(self._base.hostname or "", self._base.port or 80)
         self._load = Load(self._client, self._ledger, rate, chance)
         self._poisoner = Poisoner(urls["KAFKA_BROKERS"], chance)
+        self._weights: list[float] = []
 
     def run(self) -> tuple[dict[str, str], books.Checks]:
         """Load and harm the system, wait for quiet, and return the figures and the checks."""
@@ -73,6 +78,13 @@ class Soak:
             quiet_seconds, left = books.await_quiet(connection, QUIET_LIMIT_SECONDS)
             checks = books.check(connection, self._target, self._ledger, self._poisoner.put)
             statuses = connection.execute("SELECT status, count(*) FROM orders GROUP BY 1 ORDER BY 1").fetchall()
+        weights = self._medians()
+        grown = weights[-1] > GROWTH_MAX * weights[0]
+        checks = {
+            "all is settled": [left] if left else [],
+            "memory stays flat": [f"{weights[-1]:.0f} MiB after {weights[0]:.0f} MiB"] if grown else [],
+            **checks,
+        }
         figures = {
             "orders offered": f"{self._load.offered} in {self._seconds:.0f} s, {self._load.withheld} withheld"
             f" ({self._load.offered / self._seconds:.0f}/s of {self._rate}/s); the last left after {loaded:.0f} s",
@@ -80,20 +92,33 @@ class Soak:
             "in Postgres": ", ".join(f"{count} {status}" for status, count in statuses),
             "quiet after": f"{quiet_seconds:.1f} s" + (f", not reached: {left}" if left else ""),
             "poison put in": str(len(self._poisoner.put)),
-            "memory of the services (PSS)": f"{counters.services_memory_mib(self._system.children()) or 0:.0f} MiB",
+            "memory of the services (PSS), thirds of the run": " / ".join(f"{one:.0f}" for one in weights) + " MiB",
             "answers": ", ".join(f"{count} {what}" for what, count in sorted(self._ledger.answers.items())),
         }
-        return figures, {"all is settled": [left] if left else [], **checks}
+        return figures, checks
+
+    def _medians(self) -> list[float]:
+        """What the services weighed in each third of the run, in MiB."""
+        size = len(self._weights) // 3
+        return [median(self._weights[start : start + size]) for start in (0, size, 2 * size)] if size else [0.0]
 
     async def _trouble(self) -> None:
         harming = asyncio.create_task(self._harm())
-        poisoning = asyncio.create_task(self._poison())
+        meanwhile = [asyncio.create_task(self._poison()), asyncio.create_task(self._weigh())]
         await self._load.run(self._seconds)
         await harming
-        poisoning.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await poisoning
+        for task in meanwhile:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         self._client.close()
+
+    async def _weigh(self) -> None:
+        """Note what the services weigh, from time to time."""
+        while True:
+            weight = await asyncio.to_thread(counters.services_memory_mib, self._system.children())
+            self._weights += [weight] if weight else []
+            await asyncio.sleep(WEIGH_SECONDS)
 
     async def _harm(self) -> None:
         """Do every fault, evenly over the time."""
