@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _HELP = {"help_option_names": ["-h", "--help"]}
 _BAD_CONFIGURATION = 2
 _NOT_CHECKED = 2
+_SKU_MAX_CHARACTERS = 64
+_UNITS_MAX = 2**31 - 1
 GARBAGE_OBJECTS = 50_000
 """So many new objects, instead of 700, have a service look for cycles among them."""
 
@@ -70,9 +72,17 @@ def _running(state: "StateDir") -> "Run":
 
 @contextlib.contextmanager
 def _plain_errors(*kinds: type[Exception], exit_code: int = 1) -> Iterator[None]:
-    """Turn the errors that a person can do something about into one line and `exit_code`; wrong settings into 2."""
+    """Turn the errors that a person can do something about into one line and `exit_code`; wrong settings into 2.
+
+    Where a command names its errors, what the clients log on the way to them is left out.
+    """
+    import structlog
+
     from orderstream.settings import SettingsError
 
+    before = structlog.get_config()
+    if kinds:
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
     try:
         yield
     except SettingsError as error:
@@ -83,6 +93,9 @@ def _plain_errors(*kinds: type[Exception], exit_code: int = 1) -> Iterator[None]
     except kinds as error:
         click.echo(f"Error: {str(error).strip()}", err=True)
         sys.exit(exit_code)
+    finally:
+        if kinds:
+            structlog.configure(**before)
 
 
 # The local stack
@@ -251,14 +264,29 @@ def audit(grace_seconds: float) -> None:
     sys.exit(1 if any(found.values()) else 0)
 
 
+class _Sku(click.ParamType[str]):
+    """A SKU as the API takes it."""
+
+    name = "sku"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the SKU; fails for what no order can name."""
+        if not 1 <= len(value) <= _SKU_MAX_CHARACTERS:
+            self.fail(f"a SKU has 1 to {_SKU_MAX_CHARACTERS} characters", param, ctx)
+        return value
+
+
+_SKU = _Sku()
+
+
 @main.group(context_settings=_HELP)
 def stock() -> None:
     """Look at the stock, and change it."""
 
 
 @stock.command("set")
-@click.argument("sku")
-@click.argument("available", type=click.IntRange(min=0))
+@click.argument("sku", type=_SKU)
+@click.argument("available", type=click.IntRange(0, _UNITS_MAX))
 def stock_set(sku: str, available: int) -> None:
     """Make AVAILABLE units of SKU available; what is reserved stays reserved."""
     import psycopg
@@ -271,15 +299,15 @@ def stock_set(sku: str, available: int) -> None:
 
 
 @stock.command("add", context_settings={"ignore_unknown_options": True})
-@click.argument("sku")
-@click.argument("quantity", type=int)
+@click.argument("sku", type=_SKU)
+@click.argument("quantity", type=click.IntRange(-_UNITS_MAX, _UNITS_MAX))
 def stock_add(sku: str, quantity: int) -> None:
     """Add QUANTITY units to what is available of SKU; a negative QUANTITY takes them away."""
     import psycopg
 
-    from orderstream.inventory_worker.stock import UnknownSkuError, add_available
+    from orderstream.inventory_worker.stock import TooFewError, UnknownSkuError, add_available
 
-    with _plain_errors(psycopg.Error, UnknownSkuError):
+    with _plain_errors(psycopg.Error, UnknownSkuError, TooFewError):
         add_available(_located().postgres_url, sku, quantity)
     click.echo(f"{sku}: {quantity} added")
 

@@ -1,9 +1,8 @@
 """The stock commands on PostgreSQL: how units come in and go out beside the worker's own moves (P3)."""
 
-import psycopg
 import pytest
 
-from orderstream.inventory_worker.stock import UnknownSkuError, add_available, listing, set_available
+from orderstream.inventory_worker.stock import TooFewError, UnknownSkuError, add_available, listing, set_available
 from orderstream.postgres.connect import Connection
 
 
@@ -19,7 +18,7 @@ def test_units_are_set_added_and_taken(connection: Connection, postgres_url: str
 
 def test_no_more_is_taken_than_there_is(postgres_url: str) -> None:
     add_available(postgres_url, "A", 2)
-    with pytest.raises(psycopg.errors.CheckViolation):
+    with pytest.raises(TooFewError, match="fewer than 3 units of A"):
         add_available(postgres_url, "A", -3)
     with pytest.raises(UnknownSkuError, match="GONE"):
         add_available(postgres_url, "GONE", -1)

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import click
 import pytest
+import structlog
 from click.testing import CliRunner
+from confluent_kafka import KafkaError, KafkaException
 
 from orderstream.cli import main
 from orderstream.settings import SERVICES
+from orderstream.worker import dead_letter_reader
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -52,6 +55,25 @@ def test_options_that_librdkafka_refuses_are_bad_configuration(words: str) -> No
     assert done.returncode == 2
     assert done.stderr.startswith("Wrong settings (environment variables):\n  KAFKA_OPTIONS: ")
     assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_command_that_fails_says_so_in_one_line_whatever_its_clients_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        structlog.get_logger().warning("kafka_unreachable")
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    monkeypatch.setattr(dead_letter_reader, "newest", fail)
+    result = CliRunner().invoke(main, ["dlq", "list"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["set", "", "4"], ["add", "S" * 65, "1"], ["set", "SKU-1", str(2**31)]])
+def test_stock_that_no_order_could_name_or_hold_is_refused(words: list[str]) -> None:
+    result = CliRunner().invoke(main, ["stock", *words])
+    assert result.exit_code == 2
+    assert "Invalid value" in result.stderr
 
 
 def test_an_audit_that_could_not_ask_is_not_one_that_found_something() -> None:

@@ -1,5 +1,10 @@
 """The stock commands: how units come into `inventory` beside the worker's own moves."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
 from orderstream.inventory_worker.handler import SQL
 from orderstream.postgres.connect import connect
 
@@ -8,6 +13,10 @@ NAME = "stock"
 
 class UnknownSkuError(Exception):
     """Nothing is known of the SKU."""
+
+
+class TooFewError(Exception):
+    """Fewer units are available than are to be taken away."""
 
 
 def set_available(postgres_url: str, sku: str, available: int) -> None:
@@ -22,13 +31,21 @@ def set_available(postgres_url: str, sku: str, available: int) -> None:
 def add_available(postgres_url: str, sku: str, quantity: int) -> None:
     """Add units to a SKU, or take them away with a negative quantity.
 
-    Raises UnknownSkuError when there is nothing to take from, psycopg.errors.CheckViolation when too little is left.
+    Raises UnknownSkuError when there is nothing to take from, TooFewError when too little is left.
     """
-    with connect(postgres_url, NAME) as connection:
+    with connect(postgres_url, NAME) as connection, _enough(sku, quantity):
         if quantity >= 0:
             connection.execute(SQL["add_available"], {"sku": sku, "units": quantity})
         elif connection.execute(SQL["take_available"], {"sku": sku, "units": -quantity}).fetchone() is None:
             raise UnknownSkuError(f"there is no stock of {sku}")
+
+
+@contextmanager
+def _enough(sku: str, quantity: int) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.CheckViolation as error:
+        raise TooFewError(f"fewer than {-quantity} units of {sku} are available") from error
 
 
 def listing(postgres_url: str) -> list[tuple[str, int, int]]:

@@ -124,7 +124,8 @@ class Relay:
         log.warning("publish_retry", error=str(error)[:500])
         if isinstance(error, PublishError) and error.code in TOPIC_MAY_BE_GONE:
             try:
-                log.warning("topics_created", topics=ensure_topics(self._settings))
+                if created := ensure_topics(self._settings):
+                    log.warning("topics_created", topics=created)
             except KafkaException as failure:
                 log.warning("ensure_topics_failed", detail=str(failure)[:300])
         if self._connection is not None and self._connection.broken:
