@@ -1,8 +1,8 @@
 """`make bench-smoke`: how fast orders settle, what one costs, and whether the books balance after it.
 
-It starts a system of its own and warms it up, as Kafka's Java compiles for half a minute. Then a fixed number of
-clients place as many orders as they can, and after that 40 orders a second come. It prints one table; figures are only
-reported, books that do not balance end it with exit code 1.
+It starts a system of its own and warms it up, as Kafka's Java compiles for the better part of a minute. Then a fixed
+number of clients place as many orders as they can, and after that 40 orders a second come. It prints one table; figures
+are only reported, books that do not balance end it with exit code 1.
 """
 
 import sys
@@ -19,8 +19,8 @@ from bench.system import AlreadyRunningError, System, running
 
 SKU = "BENCH-1"
 STOCKED = 10_000_000
-WARM_UP_SECONDS = 25
-WARM_UP_CLIENTS = 32
+WARM_UP_SECONDS = 45
+WARM_UP_CLIENTS = 64
 PACED_RATE = 40
 PACED_SECONDS = 15
 SATURATED_SECONDS = 20
