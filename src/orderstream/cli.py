@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _HELP = {"help_option_names": ["-h", "--help"]}
 _BAD_CONFIGURATION = 2
 _NOT_CHECKED = 2
-_SKU_MAX_CHARACTERS = 64
 _UNITS_MAX = 2**31 - 1
 GARBAGE_OBJECTS = 50_000
 """So many new objects, instead of 700, have a service look for cycles among them."""
@@ -271,8 +270,10 @@ class _Sku(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the SKU; fails for what no order can name."""
-        if not 1 <= len(value) <= _SKU_MAX_CHARACTERS:
-            self.fail(f"a SKU has 1 to {_SKU_MAX_CHARACTERS} characters", param, ctx)
+        from orderstream.api_gateway.schemas import SKU_MAX_CHARACTERS
+
+        if not 1 <= len(value) <= SKU_MAX_CHARACTERS:
+            self.fail(f"a SKU has 1 to {SKU_MAX_CHARACTERS} characters", param, ctx)
         return value
 
 

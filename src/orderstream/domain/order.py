@@ -152,7 +152,10 @@ def time_out(order: OrderState) -> OrderState:
 
 
 def compensated(facts: Facts) -> bool:
-    """Say whether nothing is left to undo for an order that ended FAILED or CANCELLED (P5)."""
+    """Say whether nothing that is known of is left to undo for an order that ended FAILED or CANCELLED (P5).
+
+    A reservation may not be known of: so the watchdog repeats an abort until inventory has said that it is released.
+    """
     return facts.payment in ("failed", "voided") and facts.stock != "reserved"
 
 
