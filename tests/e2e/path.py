@@ -63,8 +63,9 @@ def services(root: Path, parts: Parts, databases: Databases, **settings: str) ->
         begin_here(parts.kafka_brokers, group)
     with databases.migrated() as postgres_url, stack(root) as made:
         given = {**parts.environment, "POSTGRES_URL": postgres_url}
-        made.up(**given, **settings).serves()
-        yield Services(made, postgres_url, given)
+        up = made.up(**given, **settings).serves()
+        with up.process.watched("orderstream up", lambda: up.said):
+            yield Services(made, postgres_url, given)
 
 
 def readme_block(heading: str) -> str:

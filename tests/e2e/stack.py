@@ -16,6 +16,7 @@ from typing import Any
 from orderstream.settings import Settings
 from orderstream.stack.process import birth
 from orderstream.stack.state import ChildRecord, StateDir
+from tests.processes import Process
 from tests.waiting import wait_until
 
 EXECUTABLE = Path(sys.executable).with_name("orderstream")
@@ -35,7 +36,7 @@ class Up:
     """A running `orderstream up` and what it has said so far."""
 
     def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
-        self.process = subprocess.Popen(
+        self.process = Process(
             argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -79,7 +80,7 @@ class Up:
 
     def ends(self, limit_seconds: float = STOP_SECONDS) -> int:
         """Wait for its end and return the exit code."""
-        code = self.process.wait(limit_seconds)
+        code = self.process.ends(limit_seconds)
         self._reader_done()
         return code
 

@@ -1,7 +1,6 @@
 """A gateway as a process of its own, on a port, a database and a Redis that a test may do with as it likes."""
 
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pytest
 from orderstream.postgres.connect import Connection, connect
 from orderstream.stack.parts import Parts
 from tests.databases import Databases
+from tests.processes import Process
 from tests.waiting import wait_until
 
 START_SECONDS = 20
@@ -22,7 +22,7 @@ START_SECONDS = 20
 class Gateway:
     """A running gateway and a client of it. Every answer to `client` is checked for its trace."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    def __init__(self, process: Process, port: int, log: Path) -> None:
         self.process = process
         self.port = port
         self._log = log
@@ -62,14 +62,14 @@ def running(log: Path, port: int | None = None, **settings: str) -> Iterator[Gat
     """Run a gateway with these variables; it is ended at the end if it has not ended itself."""
     port = port or free_port()
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = Process(
             [Path(sys.executable).with_name("orderstream"), "api-gateway"],
             stderr=output,
             env={"PORT": str(port), "LOG_FORMAT": "json", **settings},
         )
     gateway = Gateway(process, port, log)
     try:
-        with gateway.client:
+        with gateway.client, process.watched(f"the gateway on port {port}", lambda: gateway.log):
             wait_until(lambda: _lives(gateway), START_SECONDS, "the gateway lives")
             yield gateway
     finally:
@@ -78,7 +78,6 @@ def running(log: Path, port: int | None = None, **settings: str) -> Iterator[Gat
 
 
 def _lives(gateway: Gateway) -> bool:
-    assert gateway.process.poll() is None, gateway.log
     try:
         return gateway.client.get("/livez").status_code == 200
     except httpx.ConnectError:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from orderstream.outbox_relay.relay import Relay
 from orderstream.settings import Settings
 from orderstream.telemetry.starting import start
-from tests.waiting import wait_until
+from tests.waiting import wait_until, watched
 
 
 class _Loop:
@@ -24,6 +24,11 @@ class _Loop:
         except BaseException as error:  # noqa: BLE001 - handed to the test
             self.error = error
 
+    def ending(self) -> BaseException | str | None:
+        if self._thread.is_alive():
+            return None
+        return self.error or "it returned"
+
     def stop(self) -> None:
         self._signal.set()
         self._thread.join(40)
@@ -35,8 +40,9 @@ def running(settings: Settings) -> Iterator[None]:
     """Have a relay run for the length of the block; raises what ended it before."""
     loop = _Loop(settings)
     try:
-        wait_until(lambda: loop.relay.ready or loop.error, 10, "the relay is ready")
-        yield
+        with watched("the relay", loop.ending):
+            wait_until(lambda: loop.relay.ready, 10, "the relay is ready")
+            yield
     finally:
         loop.stop()
     if loop.error is not None:

@@ -1,6 +1,5 @@
 """Runs a worker's loop in a thread of the test, or in a process of its own that may be killed."""
 
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from typing import Any
 from orderstream.settings import Settings
 from orderstream.telemetry.starting import start
 from orderstream.worker.runner import Runner
-from tests.waiting import wait_until
+from tests.processes import Process
+from tests.waiting import wait_until, watched
 
 STOP_SECONDS = 20.0
 _REPOSITORY = Path(__file__).parents[3]
@@ -33,10 +33,15 @@ class Running:
         except BaseException as error:  # noqa: BLE001 - handed to the test
             self.error = error
 
+    def ending(self) -> BaseException | str | None:
+        """Return how it ended without being told to; None while it runs."""
+        if self._signal.is_set() or self._thread.is_alive():
+            return None
+        return self.error or "it returned"
+
     def wait_ready(self) -> None:
         """Wait until the group has given it partitions."""
-        wait_until(lambda: self.runner.ready or self.error, 20, "the runner joins its group")
-        assert self.error is None, self.error
+        wait_until(lambda: self.runner.ready, 20, "the runner joins its group")
 
     def wait_end(self) -> BaseException | None:
         """Wait until it ends by itself and return why it did."""
@@ -55,9 +60,10 @@ def running(handler: Any, settings: Settings, *, ready: bool = True) -> Iterator
     """Run a handler's loop until the block ends; the block fails if the loop did."""
     loop = Running(handler, settings)
     try:
-        if ready:
-            loop.wait_ready()
-        yield loop
+        with watched(f"the runner of {handler.group}", loop.ending):
+            if ready:
+                loop.wait_ready()
+            yield loop
     finally:
         loop.stop()
     if loop.error is not None:
@@ -65,14 +71,15 @@ def running(handler: Any, settings: Settings, *, ready: bool = True) -> Iterator
 
 
 @contextmanager
-def process(module: str, settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(module: str, settings: Settings, *arguments: str) -> Iterator[Process]:
     """Run `python -m module arguments` as a service is run, and kill it when the block ends."""
     names = ("postgres_url", "redis_url", "kafka_brokers", "drain_timeout_seconds")
     env = {name.upper(): str(getattr(settings, name)) for name in names}
     env |= {"KAFKA_OPTIONS": ",".join(f"{key}={value}" for key, value in settings.kafka_options.items())}
-    child = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=_REPOSITORY, env=env)
+    child = Process([sys.executable, "-m", module, *arguments], cwd=_REPOSITORY, env=env)
     try:
-        yield child
+        with child.watched(f"the process of {module}"):
+            yield child
     finally:
         child.kill()
         child.wait(STOP_SECONDS)

@@ -4,7 +4,6 @@ It keeps P5 and P7.
 """
 
 import signal
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -25,11 +24,6 @@ SHORT_SESSION = {"session.timeout.ms": "6000"}
 """The shortest that a broker allows: how long a group waits for a member that was killed."""
 
 
-def _ends(child: subprocess.Popen[bytes], limit_seconds: float = 20) -> int:
-    wait_until(lambda: child.poll() is not None, limit_seconds, "the process ends")
-    return child.returncode
-
-
 def _by_order(letters: Sequence[Letter]) -> dict[str, set[bytes | None]]:
     values: dict[str, set[bytes | None]] = {}
     for letter in letters:
@@ -47,7 +41,7 @@ def test_kill_9_loses_nothing_and_decides_nothing_twice(
     publish_events(settings.kafka_brokers, events)
     with Tap(settings.kafka_brokers, [OUT]) as tap:
         with process(VICTIM, settings, group, point) as victim:
-            assert _ends(victim) == -signal.SIGKILL
+            assert victim.ends() == -signal.SIGKILL
         decided: dict[str, datetime] = dict(connection.execute("SELECT order_id, decided_at FROM decisions").fetchall())
         assert decided, "it died after its commit"
         assert offsets_of(settings.kafka_brokers, group, [IN]) == before
@@ -81,7 +75,7 @@ def test_sigterm_finishes_the_batch_and_leaves_the_group(
             assert worker.poll() is None
         finally:
             connection.execute("SELECT pg_advisory_unlock(%s)", (GATE,))
-        assert _ends(worker, settings.drain_timeout_seconds) == 0
+        assert worker.ends(settings.drain_timeout_seconds) == 0
         answered = {letter.event().correlation_id for letter in tap.so_far()}
     (rows,) = connection.execute("SELECT count(*) FROM decisions").fetchall()
     assert rows == (len(answered),)
@@ -106,7 +100,7 @@ def test_a_drain_that_takes_too_long_ends_with_1(settings: Settings, connection:
     with process(VICTIM, settings, group, "slowly") as worker:
         wait_until(lambda: _waits_at_gate(connection), 20, "it is in the middle of a batch")
         worker.send_signal(signal.SIGTERM)
-        assert _ends(worker, 5) == 1
+        assert worker.ends(5) == 1
     assert offsets_of(settings.kafka_brokers, group, [IN]) == before
 
 
@@ -114,11 +108,11 @@ def test_what_no_retry_can_help_ends_with_1(settings: Settings, connection: Conn
     publish_events(settings.kafka_brokers, authorized(1))
     connection.execute("DROP TABLE decisions")
     with process(VICTIM, settings, group, "nowhere") as worker:
-        assert _ends(worker) == 1
+        assert worker.ends() == 1
 
 
 def test_a_failure_is_the_end_whatever_hangs(settings: Settings, connection: Connection, group: str) -> None:
     settings = settings.model_copy(update={"drain_timeout_seconds": 0.5})
     publish_events(settings.kafka_brokers, authorized(1))
     with process(VICTIM, settings, group, "hung") as worker:
-        assert _ends(worker) == 1
+        assert worker.ends() == 1
