@@ -1,17 +1,20 @@
-"""Order ids: UUIDs of version 7, so that new rows stand together at the end of every index."""
+"""Order ids: UUIDs of version 7, so that new rows stand together at the end of every index.
+
+The time in an id is that of the gateway's clock, which may be wrong. Nothing but the place in an index depends on it.
+"""
 
 import os
 import re
-from datetime import datetime
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
+_MILLISECONDS_MAX = (1 << 48) - 1
 _RANDOM_BITS = (1 << 76) - 1 ^ 0b11 << 62
 
 
-def new_order_id(at: datetime) -> str:
+def new_order_id(unix_seconds: float) -> str:
     """Return a new id in canonical form; ids of different milliseconds sort by time."""
-    milliseconds = int(at.timestamp() * 1000)
+    milliseconds = min(max(0, int(unix_seconds * 1000)), _MILLISECONDS_MAX)
     random_bits = int.from_bytes(os.urandom(10), "big") & _RANDOM_BITS
     digits = f"{milliseconds << 80 | _VERSION_AND_VARIANT | random_bits:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

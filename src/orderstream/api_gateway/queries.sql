@@ -4,6 +4,8 @@
 -- Commits a group of orders, each with its items and its first event, and wakes the relay.
 -- Parameters: `orders`, a JSON array; `channel`. One JSON text costs the gateway half of what arrays of the same values
 -- cost it, and Postgres nothing more.
+-- The time of an order is Postgres's own: created_at, updated_at, and occurredAt of the event, which is put between the
+-- two parts of its JSON. No clock of a gateway decides how old an order is.
 -- An order that is there already, because a group was repeated whose COMMIT was answered by silence, is left alone with
 -- its items and its event: all three hang on the row having been inserted now. So does one whose idempotency key is
 -- taken. A twin still under way is waited for; orders with keys come first and sorted by them, so that two groups never
@@ -12,16 +14,19 @@
 WITH incoming AS (
     SELECT *
     FROM json_to_recordset(%(orders)s::json) AS t (
-        id text, user_id text, amount numeric, currency text, items json, accepted_at timestamptz,
-        topic text, event_id uuid, value text, traceparent text, tracestate text,
+        id text, user_id text, amount numeric, currency text, items json,
+        topic text, event_id uuid, value_before_time text, value_after_time text, traceparent text, tracestate text,
         idempotency_key text, request_hash bytea
     )
+), time AS MATERIALIZED (
+    -- As the services write times in JSON: without a fraction of exactly 0.
+    SELECT replace(to_char(now() AT TIME ZONE 'UTC', '"\""YYYY-MM-DD"T"HH24:MI:SS.US"Z\""'), '.000000Z', 'Z') AS quoted
 ), accepted AS (
     INSERT INTO orders (
         id, user_id, amount, currency, created_at, updated_at, traceparent, tracestate, idempotency_key, request_hash
     )
     SELECT
-        id, user_id, amount, currency, accepted_at, accepted_at, traceparent, tracestate, idempotency_key, request_hash
+        id, user_id, amount, currency, now(), now(), traceparent, tracestate, idempotency_key, request_hash
     FROM incoming
     ON CONFLICT DO NOTHING
     RETURNING id, idempotency_key
@@ -33,7 +38,10 @@ WITH incoming AS (
     CROSS JOIN json_to_recordset(items) AS line (sku text, qty int, price numeric)
 ), events AS (
     INSERT INTO outbox (topic, order_id, event_id, value, traceparent, tracestate)
-    SELECT topic, id, event_id, value, traceparent, tracestate FROM incoming JOIN accepted USING (id)
+    SELECT topic, id, event_id, concat(value_before_time, time.quoted, value_after_time), traceparent, tracestate
+    FROM incoming
+    JOIN accepted USING (id)
+    CROSS JOIN time
 )
 SELECT (SELECT array_agg(id) FROM accepted WHERE idempotency_key IS NOT NULL), pg_notify(%(channel)s, '')
 FROM (SELECT FROM accepted LIMIT 1) AS any_accepted;

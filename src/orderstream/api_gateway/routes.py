@@ -1,8 +1,8 @@
 """The routes of the HTTP API: what each takes, and what it answers (P1, P8, P10, P11)."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TypeVar, TypeVarTuple
 
 import msgspec
@@ -43,13 +43,20 @@ class Orders:
     """What can be asked of orders."""
 
     def __init__(
-        self, writer: Writer, reader: Reader, canceller: Canceller, waiters: Waiters, outbox: OutboxBound
+        self,
+        writer: Writer,
+        reader: Reader,
+        canceller: Canceller,
+        waiters: Waiters,
+        outbox: OutboxBound,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._canceller = canceller
         self._waiters = waiters
         self._outbox = outbox
+        self._clock = clock
         self._bodies = Bodies()
         self._reads = {outcome: metrics.CACHE_READS.labels(outcome.lower()) for outcome in ("HIT", "MISS", "BYPASS")}
         metrics.QUEUED_ORDERS.set_function(lambda: len(writer))
@@ -75,15 +82,14 @@ class Orders:
         """Read an order out of a request. Its body is not kept: large ones would add up while they wait."""
         key = read_key(request.headers.get(b"idempotency-key"))
         body = await self._bodies.read(request)
-        now = datetime.now(UTC)
-        order_id = new_order_id(now)
+        order_id = new_order_id(self._clock())
         try:
             created = read_order(body, order_id)
         except InvalidOrderError as error:
             raise problems.invalid_order(error.errors) from error
         request.span.set({"order.id": order_id})
         identified = None if key is None else IdempotencyKey(key, request_hash(created))
-        return NewOrder(created, now, request.span.carrier, identified)
+        return NewOrder(created, request.span.carrier, identified)
 
     async def read(self, request: Request) -> Reply:
         """GET /orders/{id}: 202 while it is open, 200 once it is settled; the body is always the order."""

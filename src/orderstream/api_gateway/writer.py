@@ -7,7 +7,7 @@ the first at the unique index and is answered with its order.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import msgspec
@@ -35,10 +35,9 @@ SQL = load("orderstream.api_gateway")
 
 
 class NewOrder(Struct, frozen=True):
-    """An order to commit. `accepted_at` becomes both its row's created_at and its event's occurredAt."""
+    """An order to commit. Postgres gives it its time: its row's created_at, which is its event's occurredAt."""
 
     created: OrderCreated
-    accepted_at: datetime
     carrier: Carrier
     key: IdempotencyKey | None = None
 
@@ -58,10 +57,10 @@ class _Row(Struct, frozen=True, omit_defaults=True):
     amount: Decimal
     currency: str
     items: tuple[Item, ...]
-    accepted_at: datetime
     topic: str
     event_id: str
-    value: str
+    value_before_time: str
+    value_after_time: str
     traceparent: str | None
     tracestate: str | None
     idempotency_key: str | None = None
@@ -69,6 +68,9 @@ class _Row(Struct, frozen=True, omit_defaults=True):
 
 
 _encode = msgspec.json.Encoder().encode
+
+_NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_NO_TIME_JSON = _encode(_NO_TIME).decode()
 
 
 class RefusedError(Exception):
@@ -161,7 +163,9 @@ def _parameters(orders: Sequence[NewOrder]) -> dict[str, object]:
 
 def _row(order: NewOrder) -> _Row:
     created = order.created
-    event = events.build(created, order.accepted_at)
+    event = events.build(created, _NO_TIME)
+    # The envelope comes before the payload, so the first match is occurredAt, whatever the client sent.
+    before_time, _, after_time = _encode(event).decode().partition(_NO_TIME_JSON)
     traceparent, tracestate = order.carrier
     return _Row(
         id=created.order_id,
@@ -169,10 +173,10 @@ def _row(order: NewOrder) -> _Row:
         amount=created.amount,
         currency=created.currency,
         items=created.items,
-        accepted_at=order.accepted_at,
         topic=events.topic(event.type),
         event_id=event.id,
-        value=_encode(event).decode(),
+        value_before_time=before_time,
+        value_after_time=after_time,
         traceparent=traceparent,
         tracestate=tracestate,
         idempotency_key=None if order.key is None else order.key.key,

@@ -62,7 +62,11 @@ class Order(Struct, frozen=True):
     state: OrderState
 
     def moved(self, state: OrderState, now: datetime, *, abort: bool) -> "Order":
-        """Return the order in a new state, as of `now`; the first abort sets its time."""
+        """Return the order in a new state, as of `now`; the first abort sets its time.
+
+        An order never changes before its last change, even if `now` is earlier because the database's clock stepped back.
+        """
+        now = max(now, self.updated_at)
         aborted_at = self.aborted_at or (now if abort else None)
         if state is self.state and aborted_at == self.aborted_at:
             return self

@@ -11,7 +11,7 @@ ORDER BY id
 FOR NO KEY UPDATE;
 
 -- name: update_orders
--- Writes what changed. Something has happened to these orders: the watchdog looks at them in 30 s at the earliest.
+-- Writes what changed, as of now, or of its last change if the database's clock stepped back since. Something has happened to these orders: the watchdog looks at them in 30 s at the earliest.
 -- Parameter: a JSON array, which costs the caller a third of what arrays of the same values cost it. Index: orders_pkey;
 -- the array of ids makes sure of it on a table that was empty when this was planned. The rows are locked already
 -- (lock_orders).
@@ -24,7 +24,7 @@ WITH c AS MATERIALIZED (
 )
 UPDATE orders o
 SET status = c.status, payment = c.payment, stock = c.stock, payment_at = c.payment_at, stock_at = c.stock_at,
-    failure_reason = c.failure_reason, version = c.version, updated_at = now(),
+    failure_reason = c.failure_reason, version = c.version, updated_at = greatest(now(), o.updated_at),
     aborted_at = c.aborted_at,
     next_check_at = now() + interval '30 seconds'
 FROM c

@@ -1,6 +1,7 @@
 """The whole API in this process, on a real database and Redis, with parts that a test may replace."""
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.routing import Router
@@ -18,9 +19,15 @@ from orderstream.telemetry.tracing import Tracer
 
 @asynccontextmanager
 async def application(
-    postgres_url: str, redis_url: str, *, waiting_limit: int = 100, outbox_limit: int = 1_000, budget_seconds: float = 5
+    postgres_url: str,
+    redis_url: str,
+    *,
+    waiting_limit: int = 100,
+    outbox_limit: int = 1_000,
+    budget_seconds: float = 5,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Router]:
-    """Run the API; `budget_seconds` is what a transaction may take."""
+    """Run the API; `budget_seconds` is what a transaction may take, `clock` is the gateway's."""
     cache = AsyncCache(redis_url, 0.05)
     async with (
         Session(postgres_url, "writes", budget_seconds) as writes,
@@ -33,4 +40,4 @@ async def application(
         Waiters(others) as waiters,
         OutboxBound(others, outbox_limit) as outbox,
     ):
-        yield router(Orders(writer, reader, canceller, waiters, outbox), Health(others), Tracer(None, 0))
+        yield router(Orders(writer, reader, canceller, waiters, outbox, clock), Health(others), Tracer(None, 0))

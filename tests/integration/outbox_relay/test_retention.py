@@ -39,7 +39,7 @@ def _order(
 ) -> str:
     """Insert an order of that age; payment and stock are its fact and the state of the decision, None without a row."""
     at = datetime.now(UTC) - age
-    order_id = place(connection, lines, new_order_id(at))
+    order_id = place(connection, lines, new_order_id(at.timestamp()))
     connection.execute(
         "UPDATE orders SET status = %s, payment = %s, stock = %s, aborted_at = %s, created_at = %s, updated_at = %s,"
         " failure_reason = CASE WHEN %s = 'FAILED' THEN 'PAYMENT_DECLINED' END WHERE id = %s",

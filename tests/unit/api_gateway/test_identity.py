@@ -11,7 +11,7 @@ from tests.samples import AT, ORDER_ID
 
 def test_an_id_is_a_uuid_of_version_7_in_canonical_form() -> None:
     for _ in range(1000):
-        order_id = new_order_id(AT)
+        order_id = new_order_id(AT.timestamp())
         parsed = UUID(order_id)
         assert str(parsed) == order_id
         assert parsed.version == 7
@@ -20,9 +20,16 @@ def test_an_id_is_a_uuid_of_version_7_in_canonical_form() -> None:
 
 
 def test_ids_are_unique_and_sort_by_time() -> None:
-    ids = [new_order_id(AT + timedelta(milliseconds=number)) for number in range(1000)]
+    ids = [new_order_id((AT + timedelta(milliseconds=number)).timestamp()) for number in range(1000)]
     assert ids == sorted(ids)
-    assert len({new_order_id(AT) for _ in range(10_000)}) == 10_000
+    assert len({new_order_id(AT.timestamp()) for _ in range(10_000)}) == 10_000
+
+
+@pytest.mark.parametrize("unix_seconds", [-1e12, -1, 0, 2**48 / 1000, 1e15])
+def test_a_clock_beyond_what_an_id_can_say_still_gives_ids(unix_seconds: float) -> None:
+    order_id = new_order_id(unix_seconds)
+    assert canonical(order_id) == order_id
+    assert UUID(order_id).version == 7
 
 
 def test_an_id_in_capitals_is_the_same_order() -> None:

@@ -1,0 +1,114 @@
+"""Whatever a gateway's clock says, the times of an order are those of Postgres."""
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from orderstream.order_service.watchdog import Patience, Watchdog
+from orderstream.payment_worker import handler as payment_handler
+from orderstream.postgres.connect import Connection
+from orderstream.stack.parts import Parts
+from tests.asgi import Answer, call
+from tests.bodies import order
+from tests.integration.api_gateway.application import application
+
+JSON = {"content-type": "application/json"}
+UNDATED = '"occurredAt":"1970-01-01T00:00:00Z"'
+WRONG_CLOCKS = {
+    "13 h behind": timedelta(hours=-13),
+    "13 h ahead": timedelta(hours=13),
+    "10 years behind": timedelta(days=-3_653),
+    "10 years ahead": timedelta(days=3_653),
+}
+
+
+def post(postgres_url: str, parts: Parts, shift: timedelta, body: bytes) -> Answer:
+    """Place an order at a gateway whose clock is wrong by `shift`."""
+
+    async def scenario() -> Answer:
+        clock = lambda: time.time() + shift.total_seconds()  # noqa: E731
+        async with application(postgres_url, parts.redis_url, clock=clock) as api:
+            return await call(api, "POST", "/orders", [body], JSON)
+
+    return asyncio.run(scenario())
+
+
+def event(connection: Connection) -> Any:
+    """Take the only event out of the outbox."""
+    ((value,),) = connection.execute("DELETE FROM outbox RETURNING value").fetchall()
+    return json.loads(value)
+
+
+@pytest.mark.parametrize("shift", WRONG_CLOCKS.values(), ids=WRONG_CLOCKS)
+def test_the_clock_of_a_gateway_dates_no_order(
+    postgres_url: str, connection: Connection, parts: Parts, shift: timedelta
+) -> None:
+    before = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
+    answer = post(postgres_url, parts, shift, order(user=json.dumps(UNDATED)))
+    assert answer.status == 201
+    order_id = json.loads(answer.body)["orderId"]
+    ((created_at, updated_at, user_id, now),) = connection.execute(
+        "SELECT created_at, updated_at, user_id, clock_timestamp() FROM orders"
+    ).fetchall()
+    assert before <= created_at <= now
+    assert updated_at == created_at
+    assert user_id == UNDATED
+    in_id = datetime.fromtimestamp((UUID(order_id).int >> 80) / 1000, UTC)
+    assert abs(in_id - created_at - shift) < timedelta(minutes=5), "the clock was not wrong"
+
+    accepted = event(connection)
+    assert accepted["occurredAt"] == created_at.isoformat().replace("+00:00", "Z")
+    assert accepted["payload"]["userId"] == UNDATED
+    connection.execute("UPDATE orders SET next_check_at = now()")
+    Watchdog(Patience()).nudge(connection)
+    assert event(connection) == accepted
+
+    old_after = {"ids": [order_id], "oldest_seconds": 12 * 3_600}
+    ((*_, too_old),) = connection.execute(payment_handler.SQL["unasked"], old_after).fetchall()
+    assert not too_old
+
+
+def test_a_time_is_written_as_by_every_other_service(postgres_url: str, connection: Connection, parts: Parts) -> None:
+    """A nudge is the same event, byte by byte; also in the microsecond that has no fraction."""
+    connection.execute("CREATE SCHEMA clock")
+    connection.execute(
+        "CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT '2026-01-02 03:04:05Z'::timestamptz $$"
+    )
+    ((user, database),) = connection.execute("SELECT current_user, current_database()").fetchall()
+    connection.execute(f'ALTER ROLE "{user}" IN DATABASE "{database}" SET search_path = clock, public, pg_catalog'.encode())
+    assert post(postgres_url, parts, timedelta(), order()).status == 201
+    connection.execute("UPDATE orders SET next_check_at = '2026-01-01'")
+    ((first,),) = connection.execute("DELETE FROM outbox RETURNING value").fetchall()
+    Watchdog(Patience()).nudge(connection)
+    ((again,),) = connection.execute("DELETE FROM outbox RETURNING value").fetchall()
+    assert "\"occurredAt\":\"2026-01-02T03:04:05Z\"" in first
+    assert again == first
+
+
+def test_an_order_is_never_changed_before_it_was_created(
+    postgres_url: str, connection: Connection, parts: Parts
+) -> None:
+    """The clock of the database stepped back by an hour, or another server took over whose clock is behind."""
+
+    async def scenario() -> Answer:
+        async with application(postgres_url, parts.redis_url) as api:
+            placed = await call(api, "POST", "/orders", [order()], JSON)
+            connection.execute(
+                "UPDATE orders SET created_at = now() + interval '1 h', updated_at = now() + interval '1 h'"
+            )
+            return await call(api, "POST", f"{placed.headers['location']}/cancel")
+
+    shown = json.loads(asyncio.run(scenario()).body)
+    assert shown["status"] == "CANCELLED"
+    assert shown["updatedAt"] == shown["createdAt"]
+    (created_at, updated_at, aborted_at) = connection.execute(
+        "SELECT created_at, updated_at, aborted_at FROM orders"
+    ).fetchall()[0]
+    assert created_at == updated_at == aborted_at
+    values = connection.execute("SELECT value FROM outbox WHERE topic <> 'order.created.v1'").fetchall()
+    assert {json.loads(value)["occurredAt"] for (value,) in values} == {shown["updatedAt"]}
