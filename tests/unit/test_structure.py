@@ -104,6 +104,22 @@ def test_the_exceptions_still_touch_the_environment() -> None:
     assert listed == {name for name in listed if _touches_environment(SOURCE / name)}
 
 
+WALL_CLOCK = re.compile(r"datetime\.now\(|\btime\.time(_ns)?\b|utcnow\(|\btoday\(")
+MAY_READ_A_WALL_CLOCK = {
+    "api_gateway/routes.py": "the place of an order id in its index",
+    "telemetry/tracing.py": "when a span began and ended",
+    "worker/traces.py": "when a batch began",
+}
+
+
+def test_no_service_decides_by_its_own_clock() -> None:
+    """Ages are measured by Postgres alone; the local stack watches processes of its own machine."""
+    services = (path for path in PYTHON if not _name(path).startswith(("stack/", "local/")))
+    assert {_name(path) for path in services if WALL_CLOCK.search(path.read_text(encoding="utf-8"))} == set(
+        MAY_READ_A_WALL_CLOCK
+    )
+
+
 @pytest.mark.parametrize("path", PYTHON, ids=_name)
 def test_no_module_is_named_after_nothing(path: Path) -> None:
     words = set(re.split(r"[/_.]", _name(path)))

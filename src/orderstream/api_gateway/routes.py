@@ -49,6 +49,7 @@ class Orders:
         canceller: Canceller,
         waiters: Waiters,
         outbox: OutboxBound,
+        *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._writer = writer

@@ -64,7 +64,7 @@ class Order(Struct, frozen=True):
     def moved(self, state: OrderState, now: datetime, *, abort: bool) -> "Order":
         """Return the order in a new state, as of `now`; the first abort sets its time.
 
-        An order never changes before its last change, even if `now` is earlier because the database's clock stepped back.
+        No change is earlier than the last one, even if the database's clock stepped back and `now` is earlier.
         """
         now = max(now, self.updated_at)
         aborted_at = self.aborted_at or (now if abort else None)

@@ -31,9 +31,10 @@ SELECT set_config('lock_timeout', %(lock_timeout)s, TRUE), set_config('statement
 -- name: old_orders
 -- Looks at the oldest orders after one: returns the ids of all that it looked at, and of those that it locked because
 -- they may be removed: settled, unless confirmed compensated, with stock held exactly if confirmed, and nothing of them
--- under way in `payments` or `outbox`. Parameters: id to begin after ('' for the first), days, rows at most.
--- Index: orders_pkey, since an id begins with the milliseconds of its order: whoever was accepted after the time in
--- question is not looked at. All ids have one form, so they sort by time in every collation. Then outbox_order_id,
+-- under way in `payments` or `outbox`. Parameters: id to begin after ('' for the first), days, rows at most, and
+-- whether to look at every order, since an id may have a wrong time. What is removed depends on updated_at alone.
+-- Index: orders_pkey. An id begins with the milliseconds of its order, so a walk over old ids ends at the time in
+-- question. All ids have one form, so they sort by time in every collation, and before 'g'. Then outbox_order_id,
 -- payments_pkey and reservations_pkey, each by a subquery that returns a value: an EXISTS may be planned as a join that
 -- reads all of the other table.
 -- Locks the rows in the order of their ids; skips those that others hold: something is happening to them.
@@ -41,7 +42,9 @@ WITH page AS MATERIALIZED (
     SELECT id
     FROM orders
     WHERE id > %(after)s AND id < (
-        SELECT concat(left(h, 8), '-', right(h, 4), '-7000-8000-000000000000')
+        SELECT CASE
+            WHEN %(every_order)s THEN 'g' ELSE concat(left(h, 8), '-', right(h, 4), '-7000-8000-000000000000')
+        END
         FROM lpad(to_hex(greatest(0, extract(epoch FROM now() - %(days)s * interval '1 day') * 1000)::bigint), 12, '0')
             AS h)
     ORDER BY id

@@ -19,6 +19,8 @@ STEP_SECONDS = 0.2
 """Rate cap: one relay looks at 500 orders a second at most, and publishes between any two steps."""
 WALK_SECONDS = 60.0
 """Time between two walks over the old orders, and after a step that failed."""
+WALK_OVER_EVERY_ORDER_SECONDS = 3_600.0
+"""Time between two walks over every order, which find orders whose ids have a wrong time."""
 LOCK_TIMEOUT_SECONDS = 0.1
 STATEMENT_TIMEOUT_SECONDS = 1
 
@@ -40,29 +42,49 @@ class Step(Struct, frozen=True):
 
 
 class Retention:
-    """Walks over the old orders by their ids, which sort by time, and removes those that are over."""
+    """Removes old orders that are over, in two walks.
+
+    The first walk is quick: it looks only at ids that are old. An id has its time from a gateway's clock, which may be
+    wrong. So the second walk slowly looks at every order. Both remove by the times that Postgres gave to the order.
+    """
 
     def __init__(self, days: int) -> None:
+        self._walks = (Walk(days), Walk(days, every_order=True)) if days else ()
+
+    def run_if_due(self, connection: Connection) -> None:
+        """Take one step of the first walk that is due; raises no error of Postgres."""
+        for walk in self._walks:
+            if walk.run_if_due(connection):
+                return
+
+
+class Walk:
+    """Walks over orders by their ids and removes those that are over: orders with old ids, or every order."""
+
+    def __init__(self, days: int, *, every_order: bool = False) -> None:
         self._days = days
+        self._every_order = every_order
+        self._pause_seconds = WALK_OVER_EVERY_ORDER_SECONDS if every_order else WALK_SECONDS
         self._due = 0.0
         self._rows = ROWS_PER_STEP
-        # The last id looked at, and the last one before the first order that was left in place. Nothing is ever
-        # inserted among old ids, so each walk begins at the second and steps over no index entry that is long dead.
+        # The last id looked at, and the last one before the first order that was left in place. Only a gateway whose
+        # clock is wrong inserts among old ids, so each quick walk begins at the second and steps over no index entry
+        # that is long dead.
         self._after = ""
         self._gone = ""
         self._none_kept = True
 
-    def run_if_due(self, connection: Connection) -> None:
-        """Take a step if it is time for one; raises no error of Postgres."""
-        if self._days == 0 or time.monotonic() < self._due:
-            return
-        pause = WALK_SECONDS
+    def run_if_due(self, connection: Connection) -> bool:
+        """Take a step if it is time for one, and say so; raises no error of Postgres."""
+        if time.monotonic() < self._due:
+            return False
+        pause_seconds = WALK_SECONDS
         try:
-            if not self.step(connection).last:
-                pause = STEP_SECONDS
+            pause_seconds = self._pause_seconds if self.step(connection).last else STEP_SECONDS
         except psycopg.Error as error:
             log.warning("retention_failed", error=str(error)[:500])
-        self._due = time.monotonic() + pause
+        self._due = time.monotonic() + pause_seconds
+        return True
 
     def step(self, connection: Connection) -> Step:
         """Look at the next old orders, at most `ROWS_PER_STEP`, and remove those that may go, in one transaction.
@@ -92,7 +114,7 @@ class Retention:
         return Step(len(page), len(removable), sold, last)
 
     def _look(self, connection: Connection) -> tuple[list[str], list[str]]:
-        parameters = {"after": self._after, "days": self._days, "limit": self._rows}
+        parameters = {"after": self._after, "days": self._days, "limit": self._rows, "every_order": self._every_order}
         row = connection.execute(SQL["old_orders"], parameters).fetchone()
         assert row is not None
         return row[0], row[1]
@@ -104,7 +126,7 @@ class Retention:
                 self._gone = order_id
             self._none_kept = len(page) == len(removed)
         if last:
-            self._after, self._none_kept = self._gone, True
+            self._after, self._none_kept = "" if self._every_order else self._gone, True
         else:
             self._after = page[-1]
 

@@ -40,4 +40,4 @@ async def application(
         Waiters(others) as waiters,
         OutboxBound(others, outbox_limit) as outbox,
     ):
-        yield router(Orders(writer, reader, canceller, waiters, outbox, clock), Health(others), Tracer(None, 0))
+        yield router(Orders(writer, reader, canceller, waiters, outbox, clock=clock), Health(others), Tracer(None, 0))

@@ -13,7 +13,7 @@ from orderstream.api_gateway.identity import new_order_id
 from orderstream.audit.check import audit
 from orderstream.domain.events import topic
 from orderstream.outbox_relay import retention
-from orderstream.outbox_relay.retention import ROWS_PER_STEP, Retention, Step
+from orderstream.outbox_relay.retention import ROWS_PER_STEP, Retention, Step, Walk
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.settings import Settings
@@ -35,11 +35,12 @@ def _order(
     *,
     aborted: bool = False,
     age: timedelta = OLD,
+    clock_is_wrong_by: timedelta = timedelta(),
     lines: dict[str, int] | None = None,
 ) -> str:
     """Insert an order of that age; payment and stock are its fact and the state of the decision, None without a row."""
     at = datetime.now(UTC) - age
-    order_id = place(connection, lines, new_order_id(at.timestamp()))
+    order_id = place(connection, lines, new_order_id((at + clock_is_wrong_by).timestamp()))
     connection.execute(
         "UPDATE orders SET status = %s, payment = %s, stock = %s, aborted_at = %s, created_at = %s, updated_at = %s,"
         " failure_reason = CASE WHEN %s = 'FAILED' THEN 'PAYMENT_DECLINED' END WHERE id = %s",
@@ -72,8 +73,9 @@ def _confirmed(connection: Connection, lines: dict[str, int] | None = None, age:
     return _order(connection, "CONFIRMED", *states, lines=lines, age=age)
 
 
-def _cancelled(connection: Connection, age: timedelta = OLD) -> str:
-    return _order(connection, "CANCELLED", ("voided", "VOIDED"), ("released", "RELEASED"), aborted=True, age=age)
+def _cancelled(connection: Connection, age: timedelta = OLD, clock_is_wrong_by: timedelta = timedelta()) -> str:
+    states = ("voided", "VOIDED"), ("released", "RELEASED")
+    return _order(connection, "CANCELLED", *states, aborted=True, age=age, clock_is_wrong_by=clock_is_wrong_by)
 
 
 def _failed(connection: Connection) -> str:
@@ -82,7 +84,7 @@ def _failed(connection: Connection) -> str:
 
 def _walk(connection: Connection) -> list[Step]:
     """Take steps until one has looked at the last old order."""
-    walker = Retention(DAYS)
+    walker = Walk(DAYS)
     steps: list[Step] = []
     while not steps or not steps[-1].last:
         steps.append(walker.step(connection))
@@ -182,7 +184,7 @@ def test_an_order_that_is_being_cancelled_is_left_alone(connection: Connection, 
 def test_one_step_looks_at_a_bounded_number_and_what_stays_is_passed_by(connection: Connection) -> None:
     kept = {_order(connection, "PAID", AUTHORIZED, NOTHING) for _ in range(ROWS_PER_STEP + 10)}
     _cancelled(connection, timedelta(days=DAYS, hours=1))
-    walker = Retention(DAYS)
+    walker = Walk(DAYS)
     assert walker.step(connection) == Step(ROWS_PER_STEP, 0, 0, last=False)
     assert walker.step(connection) == Step(11, 1, 0, last=True)
     assert _ids(connection) == kept
@@ -196,7 +198,7 @@ def test_a_walk_does_not_begin_below_what_is_gone(connection: Connection) -> Non
         _cancelled(connection, timedelta(days=DAYS + days))
     kept = _order(connection, "PAID", AUTHORIZED, NOTHING, age=timedelta(days=DAYS + 7))
     _cancelled(connection, timedelta(days=DAYS + 6))
-    walker = Retention(DAYS)
+    walker = Walk(DAYS)
     assert walker.step(connection) == Step(4, 3, 0, last=True)
     assert _ids(connection) == {kept}
     late = _cancelled(connection, timedelta(days=DAYS + 10))
@@ -225,7 +227,7 @@ def test_many_relays_remove_each_order_once(connection: Connection, postgres_url
 
 def test_a_step_waits_for_a_lock_only_briefly_and_comes_again(connection: Connection, postgres_url: str) -> None:
     order_id = _confirmed(connection)
-    walker = Retention(DAYS)
+    walker = Walk(DAYS)
     with connect(postgres_url, "inventory-worker") as worker, worker.transaction():
         worker.execute("SELECT FROM inventory FOR UPDATE")
         with pytest.raises(psycopg.errors.LockNotAvailable):
@@ -239,7 +241,7 @@ def test_a_step_s_statement_is_ended_in_time_and_comes_again(
     connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _confirmed(connection)
-    walker = Retention(DAYS)
+    walker = Walk(DAYS)
     monkeypatch.setitem(retention._TIMEOUTS, "lock_timeout", "0")
     with connect(postgres_url, "inventory-worker") as worker, worker.transaction():
         worker.execute("SELECT FROM inventory FOR UPDATE")
@@ -252,7 +254,7 @@ def test_a_step_s_statement_is_ended_in_time_and_comes_again(
 def test_after_a_failure_steps_are_shorter_until_they_succeed(connection: Connection, postgres_url: str) -> None:
     for _ in range(ROWS_PER_STEP):
         _confirmed(connection)
-    walker = Retention(DAYS)
+    walker = Walk(DAYS)
     with connect(postgres_url, "inventory-worker") as worker, worker.transaction():
         worker.execute("SELECT FROM inventory FOR UPDATE")
         for _ in range(3):
@@ -266,7 +268,7 @@ def test_what_no_repetition_can_help_is_passed_by_until_the_next_walk(connection
         _confirmed(connection)
     connection.execute("UPDATE inventory SET reserved = 1")
     other = _cancelled(connection, timedelta(days=DAYS, hours=1))
-    walker = Retention(DAYS)
+    walker = Walk(DAYS)
     with pytest.raises(psycopg.errors.CheckViolation):
         walker.step(connection)
     assert walker.step(connection) == Step(1, 1, 0, last=True)
@@ -282,7 +284,7 @@ def test_it_comes_due_at_once_while_there_is_more_and_later_when_there_is_not(
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for _ in range(ROWS_PER_STEP + 1):
         _cancelled(connection)
-    walker = Retention(DAYS)
+    walker = Walk(DAYS)
     walker.run_if_due(connection)
     assert len(_ids(connection)) == 1
     walker.run_if_due(connection)
@@ -297,6 +299,45 @@ def test_it_comes_due_at_once_while_there_is_more_and_later_when_there_is_not(
     now += retention.WALK_SECONDS / 2
     walker.run_if_due(connection)
     assert _ids(connection) == set()
+
+
+WRONG_CLOCKS = {
+    "13 h behind": timedelta(hours=-13),
+    "13 h ahead": timedelta(hours=13),
+    "10 years behind": timedelta(days=-3_653),
+    "10 years ahead": timedelta(days=3_653),
+}
+
+
+@pytest.mark.parametrize("shift", WRONG_CLOCKS.values(), ids=WRONG_CLOCKS)
+def test_a_wrong_time_in_an_id_neither_keeps_an_order_nor_removes_it(connection: Connection, shift: timedelta) -> None:
+    relay = Retention(DAYS)
+    kept = _order(connection, "PAID", AUTHORIZED, NOTHING, age=timedelta(days=DAYS + 2))
+    relay.run_if_due(connection)
+    _cancelled(connection, OLD, shift)
+    young = _cancelled(connection, YOUNG, shift)
+    for _ in range(2):
+        relay.run_if_due(connection)
+    assert _ids(connection) == {kept, young}
+
+
+def test_every_order_is_looked_at_in_bounded_steps_from_the_first_id(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for _ in range(ROWS_PER_STEP + 1):
+        _cancelled(connection, YOUNG)
+    walk = Walk(DAYS, every_order=True)
+    assert walk.step(connection) == Step(ROWS_PER_STEP, 0, 0, last=False)
+    assert walk.run_if_due(connection)
+    assert not walk.run_if_due(connection)
+    behind = _cancelled(connection, OLD, WRONG_CLOCKS["10 years behind"])
+    now += retention.WALK_OVER_EVERY_ORDER_SECONDS / 2
+    assert not walk.run_if_due(connection)
+    now += retention.WALK_OVER_EVERY_ORDER_SECONDS / 2
+    assert walk.run_if_due(connection)
+    assert behind not in _ids(connection)
 
 
 def test_orders_are_kept_for_ever_by_default(settings: Settings, connection: Connection) -> None:
@@ -334,7 +375,7 @@ def test_a_relay_whose_retention_fails_goes_on_publishing(
 
 
 def _publish_one(connection: Connection, tap: Tap) -> None:
-    event = created(new_order_id(datetime.now(UTC)))
+    event = created(new_order_id(time.time()))
     with connection.transaction():
         append(connection, [OutboxRow(event)])
     tap.until(lambda seen: event.id in {one.event().id for one in seen}, 20, "it is published")
