@@ -10,6 +10,10 @@ A reader fills only where its own lease still stands, so whoever deletes or bars
 worthless. A bar is taken while the order's row lock is held, and lifted only by whoever set it, so the end of one
 change never lifts the bar of the next. While Redis cannot be reached nothing can be barred or deleted, and an entry
 may outlive a change: what could not be deleted is remembered (in bounds), and deleted as soon as Redis answers again.
+
+A Redis that serves reads may still refuse writes: out of memory, a replica, a full disk, a user without the right. Then
+no process can delete an entry. So every look-up first does what a deletion needs, on PROBE_KEY: if Redis refuses that,
+Postgres answers.
 """
 
 import asyncio
@@ -39,13 +43,20 @@ BREAKER_SECONDS = 1.0
 OWED_MAX = 10_000
 KEYS_MAX = 1_000
 """Keys in one command."""
+PROBE_KEY = "order:probe"
+"""A key that never exists. Look-ups write to it and change nothing. It has the prefix of orders, and their rights."""
 
 DONE = True
 """What a script that returns nothing returned."""
 
+# The last key is PROBE_KEY. SET comes before DEL: a script that has deleted something may write without memory for it.
 _LOOK_UP = """
+local probe = KEYS[#KEYS]
+redis.call('SET', probe, '', 'XX')
+redis.call('DEL', probe)
 local found = {}
-for i, key in ipairs(KEYS) do
+for i = 1, #KEYS - 1 do
+    local key = KEYS[i]
     found[i] = redis.call('GET', key)
     if not found[i] then
         redis.call('SET', key, ARGV[1], 'EX', ARGV[2])
@@ -64,8 +75,10 @@ for i, key in ipairs(KEYS) do
     end
 end
 """
+# DEL comes first: it is allowed without memory, and after it so is SET.
 _BAR = """
 for _, key in ipairs(KEYS) do
+    redis.call('DEL', key)
     redis.call('SET', key, ARGV[1], 'EX', ARGV[2])
 end
 """
@@ -95,7 +108,7 @@ class Lease(Struct, frozen=True):
 
 
 Taken = Literal["leased", "barred", "unreachable"]
-"""Why there is neither: another reader fills it, someone changes it, or Redis does not answer."""
+"""Why there is neither: another reader fills it, someone changes it, or Redis does not answer or refuses."""
 
 Lookup = Entry | Lease | Taken
 
@@ -111,8 +124,9 @@ class Fill(Struct, frozen=True):
 class Breaker:
     """Spares a failed Redis, and its callers' time: after a failure nobody asks for `BREAKER_SECONDS`."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, says: str = "unreachable") -> None:
         self._clock = clock
+        self._says = says
         self._open_until = 0.0
 
     @property
@@ -123,31 +137,43 @@ class Breaker:
     def trip(self, error: Exception) -> None:
         """Note a failure."""
         self._open_until = self._clock() + BREAKER_SECONDS
-        _log.warning("unreachable: %s", str(error) or repr(error))
+        _log.warning("%s: %s", self._says, str(error) or repr(error))
 
 
 class Owed:
-    """The orders whose deletion Redis has yet to hear of; the oldest are given up beyond OWED_MAX."""
+    """The orders whose deletion Redis has yet to hear of; the oldest are given up beyond OWED_MAX.
+
+    Each has the number of its last change: a deletion that began before that change does not pay for it.
+    """
 
     def __init__(self) -> None:
-        self._ids: dict[str, None] = {}
+        self._numbers: dict[str, int] = {}
+        self._last = 0
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
+        return iter(self._numbers)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._numbers)
 
     def add(self, ids: Sequence[str]) -> None:
         """Remember these orders."""
-        self._ids.update(dict.fromkeys(ids))
-        for order_id in list(itertools.islice(self._ids, max(0, len(self._ids) - OWED_MAX))):
-            del self._ids[order_id]
-
-    def pay(self, ids: Sequence[str]) -> None:
-        """Forget these orders: they are deleted."""
+        self._last += 1
         for order_id in ids:
-            self._ids.pop(order_id, None)
+            self._numbers.pop(order_id, None)
+            self._numbers[order_id] = self._last
+        for order_id in list(itertools.islice(self._numbers, max(0, len(self._numbers) - OWED_MAX))):
+            del self._numbers[order_id]
+
+    def due(self) -> dict[str, int]:
+        """Return the oldest orders, as many as one command takes, with their numbers."""
+        return dict(itertools.islice(self._numbers.items(), KEYS_MAX))
+
+    def pay(self, due: Mapping[str, int]) -> None:
+        """Forget what `due` returned: it is deleted. What changed since is still owed."""
+        for order_id, number in due.items():
+            if self._numbers.get(order_id) == number:
+                del self._numbers[order_id]
 
 
 class AsyncCache:
@@ -162,6 +188,13 @@ class AsyncCache:
         self._owed = Owed()
         self._paying: asyncio.Task[None] | None = None
         self.breaker = Breaker()
+        self.refusal = Breaker(says="refused")
+        """Stops look-ups only: what has changed must still be deleted, and a refusal costs no time."""
+
+    @property
+    def is_bypassed(self) -> bool:
+        """Say whether look-ups are not worth asking."""
+        return self.breaker.is_open or self.refusal.is_open
 
     async def close(self) -> None:
         """Close the connections."""
@@ -174,7 +207,9 @@ class AsyncCache:
     async def look_up(self, ids: Sequence[str]) -> list[Lookup]:
         """Return what is cached of each order; where nothing is, a lease on it."""
         token = f"lease:{secrets.token_hex(8)}"
-        found = await self._run(_LOOK_UP, ids, token, LEASE_SECONDS) if await self._pay() else None
+        found = None
+        if not self.is_bypassed and await self._pay():
+            found = await self._run(_LOOK_UP, [*map(key, ids), PROBE_KEY], token, LEASE_SECONDS)
         if not isinstance(found, list):
             return ["unreachable"] * len(ids)
         return [_lookup(value, token) for value in found]
@@ -185,19 +220,19 @@ class AsyncCache:
         for fill in fills:
             ttl = random.randint(TTL_MIN_SECONDS, TTL_MAX_SECONDS)  # noqa: S311 - spreads expiry, guards nothing
             arguments += (fill.token, fill.body, ttl)
-        await self._run(_FILL, [fill.order_id for fill in fills], *arguments)
+        await self._run(_FILL, [key(fill.order_id) for fill in fills], *arguments)
 
     async def bar(self, ids: Sequence[str]) -> bool:
         """Keep settled orders out of the cache, before their change commits and while their rows are locked.
 
-        `delete` lifts the bar; without it the bar ends by itself after BAR_SECONDS. False if Redis did not answer.
+        `delete` lifts the bar; without it the bar ends by itself after BAR_SECONDS. False if Redis did not do it.
         """
-        return not ids or await self._run(_BAR, ids, self._bar, BAR_SECONDS) is not None
+        return not ids or await self._run(_BAR, [*map(key, ids)], self._bar, BAR_SECONDS) is not None
 
     async def delete(self, ids: Sequence[str]) -> bool:
         """Forget orders, after their change committed.
 
-        False if Redis did not answer: it is then tried again by the clock, and before anything is looked up.
+        False if Redis did not do it: it is then tried again by the clock, and before anything is looked up.
         """
         self._owed.add(ids)
         paid = await self._pay()
@@ -206,28 +241,40 @@ class AsyncCache:
         return paid
 
     async def _pay(self) -> bool:
-        while due := list(itertools.islice(self._owed, KEYS_MAX)):
-            if await self._run(_DELETE, due, self._bar) is None:
+        while due := self._owed.due():
+            if await self._run(_DELETE, [*map(key, due)], self._bar) is None:
                 return False
             self._owed.pay(due)
         return True
 
     async def _keep_paying(self) -> None:
-        while not await self._pay():  # noqa: ASYNC110 - Redis tells nobody that it is back
-            await asyncio.sleep(BREAKER_SECONDS)
-        self._paying = None
+        try:
+            while not await self._pay():  # noqa: ASYNC110 - Redis tells nobody that it is back
+                await asyncio.sleep(BREAKER_SECONDS)
+        finally:
+            self._paying = None
 
-    async def _run(self, script: str, ids: Sequence[str], *arguments: Any) -> Any:
-        """Run a script, and return what it did or DONE; None if Redis did not answer."""
+    async def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+        """Run a script, and return what it did or DONE; None if Redis did not answer, or refused."""
         if self.breaker.is_open:
             return None
         try:
             async with asyncio.timeout(self._budget_seconds):
-                found = await self._redis.eval(script, len(ids), *map(key, ids), *arguments)
+                found = await self._redis.eval(script, len(keys), *keys, *arguments)
+        except redis.ResponseError as error:
+            self.refusal.trip(error)
+            await self._reconnect()
+            return None
         except (redis.RedisError, OSError, TimeoutError) as error:
             self.breaker.trip(error)
             return None
         return DONE if found is None else found
+
+    async def _reconnect(self) -> None:
+        """Give up idle connections: the next one may lead to a server that was promoted meanwhile."""
+        with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(self._budget_seconds):
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
 
 
 class CacheInvalidator:
@@ -248,29 +295,33 @@ class CacheInvalidator:
     def bar(self, ids: Sequence[str]) -> bool:
         """Keep settled orders out of the cache, before their change commits and while their rows are locked.
 
-        `delete` lifts the bar; without it the bar ends by itself after BAR_SECONDS. False if Redis did not answer.
+        `delete` lifts the bar; without it the bar ends by itself after BAR_SECONDS. False if Redis did not do it.
         """
-        return self._all(_BAR, ids, self._bar, BAR_SECONDS)
+        return all(
+            self._run(_BAR, ids[start : start + KEYS_MAX], self._bar, BAR_SECONDS)
+            for start in range(0, len(ids), KEYS_MAX)
+        )
 
     def delete(self, ids: Sequence[str]) -> bool:
-        """Forget orders, after their change committed. False if Redis did not answer; a later call then does it too."""
+        """Forget orders, after their change committed. False if Redis did not do it; a later call then does it too."""
         self._owed.add(ids)
-        due = list(self._owed)
-        done = self._all(_DELETE, due, self._bar)
-        if done:
+        while due := self._owed.due():
+            if not self._run(_DELETE, list(due), self._bar):
+                return False
             self._owed.pay(due)
-        return done
-
-    def _all(self, script: str, ids: Sequence[str], *arguments: Any) -> bool:
-        return all(
-            self._run(script, ids[start : start + KEYS_MAX], *arguments) for start in range(0, len(ids), KEYS_MAX)
-        )
+        return True
 
     def _run(self, script: str, ids: Sequence[str], *arguments: Any) -> bool:
         if self.breaker.is_open:
             return False
         try:
             self._redis.eval(script, len(ids), *map(key, ids), *arguments)
+        except redis.ResponseError as error:
+            # A refusal costs no time, and the server may be another one by the next change.
+            _log.warning("refused: %s", error)
+            with contextlib.suppress(redis.RedisError, OSError):
+                self._redis.connection_pool.disconnect(inuse_connections=False)
+            return False
         except (redis.RedisError, OSError) as error:
             self.breaker.trip(error)
             return False

@@ -24,12 +24,26 @@ DEAD_LETTER_RETENTIONS = 4
 _POSTGRES_URL = "postgresql://app@127.0.0.1:5432/orders"
 _PORT_MAX = 65_535
 _BROKER = re.compile(r"(?:[^\s,:/@\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):([0-9]{1,5})")
-_REDIS_NUMBERS = {
-    **dict.fromkeys(("db", "health_check_interval", "max_connections", "protocol", "socket_read_size"), int),
-    **dict.fromkeys(("socket_connect_timeout", "socket_timeout", "timeout"), float),
-    "ssl_min_version": int,
+_REDIS_TAKEN = "db, username, password, client_name"
+_REDIS_REFUSED = (
+    *("decode_responses", "encoding", "encoding_errors", "protocol", "legacy_responses", "socket_read_size"),
+    *("retry_on_timeout", "retry_on_error", "health_check_interval", "max_connections", "socket_keepalive"),
+    *("ssl_include_verify_flags", "ssl_exclude_verify_flags"),
+)
+"""Options of redis-py that change what the cache answers, or how long it takes. Others are not named: they may be a
+part of a password."""
+_REDIS_TLS = (
+    *("ssl_keyfile", "ssl_certfile", "ssl_password", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_ciphers"),
+    *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version"),
+)
+_REDIS_VALUES = {
+    "db": re.compile("[0-9]+"),
+    "client_name": re.compile("[!-~]+"),
+    "ssl_cert_reqs": re.compile("none|optional|required"),
+    "ssl_check_hostname": re.compile("true|false|yes|no|1|0", re.IGNORECASE),
+    "ssl_min_version": re.compile("77[0-2]"),
 }
-"""What redis-py reads as a number in the query of its URL."""
+"""What these may be: redis-py would refuse another value only at its first use, or take it for something else."""
 _MAY_HOLD_PASSWORD = re.compile(r"[@=?%\s]|:(?!//|[0-9]{1,5}(?:[/,]|$)|$)")
 """More than a scheme, hosts, ports and a path."""
 _QUOTED = re.compile(r'".*"', re.DOTALL)
@@ -66,25 +80,44 @@ def _postgres(value: str) -> str:
 
 
 def _redis(value: str) -> str:
-    """Refuse what redis-py would refuse. Not by redis-py, whose memory only two of the services need."""
+    """Refuse what redis-py would refuse, and what the cache does not work with.
+
+    Not by redis-py, whose memory only two of the services need.
+    """
     if not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("it must begin with redis://, rediss:// or unix://")
+        raise ValueError(
+            "it must begin with redis://, rediss:// or unix://; it names one server, no cluster or sentinel"
+        )
     try:
         url = urlsplit(value)
         _ = url.port
     except ValueError:
-        raise ValueError("its host and port cannot be read; in a password, write what is no letter as %XX") from None
+        raise ValueError(
+            "its host and port cannot be read; it names one server, and in a password write what is no letter as %XX"
+        ) from None
     if url.scheme == "unix":
         if not url.path:
             raise ValueError("it must name the path of a socket")
     elif not re.fullmatch(r"/?[0-9]*/?", url.path):
         raise ValueError("its path must be the number of a database")
+    elif "," in (url.hostname or ""):
+        raise ValueError("it must name one server; Redis Cluster, Sentinel and several hosts are not supported")
     for name, (first, *_) in parse_qs(url.query).items():
-        try:
-            _REDIS_NUMBERS.get(name, str)(first)
-        except ValueError:
-            raise ValueError(f"{name} must be a number") from None
+        _redis_option(name, first, tls=url.scheme == "rediss")
     return value
+
+
+def _redis_option(name: str, value: str, *, tls: bool) -> None:
+    """Refuse an option in the query that could change what the cache answers, or how long it takes."""
+    if name in ("timeout", "socket_timeout", "socket_connect_timeout"):
+        raise ValueError(f"{name} is not taken; CACHE_BUDGET_SECONDS is the limit for every answer of Redis")
+    if name not in (*_REDIS_TAKEN.split(", "), *_REDIS_TLS):
+        named = name if name in _REDIS_REFUSED else "an option in it"
+        raise ValueError(f"{named} is not taken; taken are {_REDIS_TAKEN} and, with rediss://, the usual ssl_ options")
+    if name in _REDIS_TLS and not tls:
+        raise ValueError(f"{name} needs rediss://")
+    if (allowed := _REDIS_VALUES.get(name)) is not None and not allowed.fullmatch(value):
+        raise ValueError(f"{name} has a value that it cannot have")
 
 
 def _brokers(value: str) -> str:

@@ -67,7 +67,7 @@ class Reader:
     async def read(self, order_id: str) -> tuple[Reading | None, Outcome]:
         """Return an order, None if there is none, and what the cache had to do with it. Raises FullError."""
         found: Lookup = "unreachable"
-        if not self._cache.breaker.is_open:
+        if not self._cache.is_bypassed:
             found = await self._lookups.ask(order_id, order_id)
         if isinstance(found, Entry) and (reading := _cached(found.body)) is not None:
             return reading, "HIT"

@@ -24,6 +24,7 @@ from tests.integration.api_gateway.proxy import proxy
 from tests.integration.api_gateway.test_get import JSON, place, settle
 from tests.integration.api_gateway.test_post import problem
 from tests.integration.api_gateway.test_reader import PausingSession
+from tests.integration.test_cache_refusals import REFUSALS
 from tests.waiting import wait_until
 
 AT = "2026-01-02 03:04:05Z"
@@ -301,6 +302,22 @@ def test_no_old_state_is_read_after_redis_is_back(start: Start, parts: Parts, co
 
     wait_until(from_the_cache, 70, "the cancelled order is cached")
     assert other.client.get(path).json()["status"] == "CANCELLED"
+
+
+@pytest.mark.parametrize("how", REFUSALS)
+def test_no_old_state_is_read_while_redis_refuses_writes(
+    start: Start, connection: Connection, redis_url: str, how: str
+) -> None:
+    gateways = [start(CACHE_BUDGET_SECONDS="1"), start(CACHE_BUDGET_SECONDS="1")]
+    path = place(gateways[0])
+    settle(connection, path)
+    assert [one.client.get(path).headers["x-cache"] for one in gateways] == ["MISS", "HIT"]
+    with redis.Redis.from_url(redis_url) as client, REFUSALS[how](client):
+        assert b"CONFIRMED" in (client.get(path.replace("/orders/", "order:")) or b"")
+        assert cancel(gateways[0], path).status_code == 202
+        reads = [one.client.get(path) for one in gateways * 2]
+        assert {read.json()["status"] for read in reads} == {"CANCELLED"}
+        assert {read.headers["x-cache"] for read in reads} == {"BYPASS"}
 
 
 def test_what_redis_did_not_hear_of_it_hears_without_being_asked(

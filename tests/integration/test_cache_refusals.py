@@ -1,0 +1,237 @@
+"""A Redis that serves reads and refuses writes: no process can delete an entry, so no process may serve one (P8)."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from orderstream import cache
+from orderstream.cache import AsyncCache, CacheInvalidator, Entry, Fill, Lease, Owed
+from tests.valkeys import valkey
+from tests.waiting import wait_until
+
+BODY = b'{"orderId":"a","version":3}'
+BUDGET_SECONDS = 2.0
+"""Ample: what is tested is what Redis refuses, not how fast it is on a busy machine."""
+
+Client = redis.Redis
+Setting = dict[str, str]
+NO_MEMORY: Setting = {"maxmemory-policy": "noeviction", "maxmemory": "1"}
+"""In this order: the other policy would make room at once."""
+TOO_FEW_REPLICAS: Setting = {"min-replicas-to-write": "1"}
+
+
+@contextmanager
+def _configured(client: Client, setting: Setting) -> Iterator[None]:
+    before: Setting = {name: str(client.config_get(name)[name]) for name in setting}
+    for name, value in setting.items():
+        client.config_set(name, value)
+    try:
+        yield
+    finally:
+        for name, value in reversed(before.items()):
+            client.config_set(name, value)
+
+
+@contextmanager
+def _replica(client: Client) -> Iterator[None]:
+    """Make the server a replica of a master that is gone: it serves what it has, and refuses every write."""
+    client.replicaof("127.0.0.1", "1")
+    try:
+        yield
+    finally:
+        client.replicaof("NO", "ONE")
+
+
+REFUSALS: dict[str, Callable[[Client], Any]] = {
+    "no memory": lambda client: _configured(client, NO_MEMORY),
+    "replica": _replica,
+    "too few replicas": lambda client: _configured(client, TOO_FEW_REPLICAS),
+}
+
+
+def _run(url: str, scenario: Callable[[AsyncCache, AsyncCache], Coroutine[Any, Any, None]]) -> None:
+    """Run a scenario with the caches of two gateways."""
+
+    async def run() -> None:
+        one, other = AsyncCache(url, BUDGET_SECONDS), AsyncCache(url, BUDGET_SECONDS)
+        try:
+            await scenario(one, other)
+        finally:
+            await one.close()
+            await other.close()
+
+    asyncio.run(run())
+
+
+async def _filled(reader: AsyncCache) -> None:
+    (found,) = await reader.look_up(["a"])
+    assert isinstance(found, Lease)
+    await reader.fill([Fill("a", found.token, BODY)])
+    assert await reader.look_up(["a"]) == [Entry(BODY)]
+
+
+@pytest.mark.parametrize("how", REFUSALS)
+def test_what_cannot_be_deleted_is_not_served(redis_url: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BREAKER_SECONDS", 0.05)
+
+    async def scenario(changing: AsyncCache, other: AsyncCache) -> None:
+        await _filled(other)
+        with redis.Redis.from_url(redis_url) as client:
+            with REFUSALS[how](client):
+                assert client.get("order:a") == BODY
+                assert await other.look_up(["a"]) == ["unreachable"]
+                await changing.bar(["a"])
+                await changing.delete(["a"])
+                assert await other.look_up(["a"]) == ["unreachable"]
+            if changing._paying is not None:
+                await asyncio.wait_for(changing._paying, 10)
+            assert client.get("order:a") is None
+
+    _run(redis_url, scenario)
+
+
+@pytest.mark.parametrize("how", REFUSALS)
+def test_no_order_is_asked_for_while_redis_refuses_and_it_is_said(
+    redis_url: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(reader: AsyncCache, _other: AsyncCache) -> None:
+        with redis.Redis.from_url(redis_url) as client, REFUSALS[how](client):
+            assert not reader.is_bypassed
+            assert await reader.look_up(["a", "b"]) == ["unreachable", "unreachable"]
+            assert reader.is_bypassed
+            assert not reader.breaker.is_open
+            assert not client.exists("order:a", "order:b", cache.PROBE_KEY)
+
+    _run(redis_url, scenario)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["refused"]
+
+
+def test_without_memory_a_change_is_still_barred_and_deleted(redis_url: str) -> None:
+    """Memory may come back before the change is deleted: another gateway would find the old entry then."""
+
+    async def scenario(changing: AsyncCache, other: AsyncCache) -> None:
+        invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
+        await _filled(other)
+        with redis.Redis.from_url(redis_url) as client:
+            with _configured(client, NO_MEMORY):
+                assert await changing.look_up(["a"]) == ["unreachable"]
+                assert await changing.bar(["a"])
+            assert await other.look_up(["a"]) == ["barred"]
+            with _configured(client, NO_MEMORY):
+                assert await changing.delete(["a"])
+                assert client.get("order:a") is None
+                assert invalidator.bar(["a"])
+                assert invalidator.delete(["a"])
+            assert client.get("order:a") is None
+        invalidator.close()
+
+    _run(redis_url, scenario)
+
+
+@pytest.mark.parametrize(
+    "rights", ["+get +eval", "+get +eval +set", "+get +eval +del", "+get +eval +set +del %R~order:*"]
+)
+def test_a_user_who_could_not_delete_is_served_nothing(redis_url: str, rights: str) -> None:
+    words = rights.split()
+    patterns = [word for word in words if "~" in word] or ["~order:*"]
+    with redis.Redis.from_url(redis_url) as client:
+        client.set("order:a", BODY)
+        client.execute_command("ACL", "SETUSER", "reader", "reset", "on", ">a", *patterns, *set(words) - set(patterns))
+        url = f"redis://reader:a@{urlsplit(redis_url).netloc}/0"
+
+        async def scenario(reader: AsyncCache, _other: AsyncCache) -> None:
+            assert await reader.look_up(["a"]) == ["unreachable"]
+
+        try:
+            _run(url, scenario)
+        finally:
+            client.acl_deluser("reader")
+
+
+def test_the_least_rights_that_the_documents_name_are_enough(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.execute_command(
+            "ACL", "SETUSER", "least", "reset", "on", ">a", "~order:*", "+eval", "+get", "+set", "+del"
+        )
+        url = f"redis://least:a@{urlsplit(redis_url).netloc}/0"
+
+        async def scenario(changing: AsyncCache, other: AsyncCache) -> None:
+            await _filled(other)
+            assert await changing.bar(["a"])
+            assert await other.look_up(["a"]) == ["barred"]
+            assert await changing.delete(["a"])
+            (found,) = await other.look_up(["a"])
+            assert isinstance(found, Lease)
+
+        try:
+            _run(url, scenario)
+        finally:
+            client.acl_deluser("least")
+
+
+def test_a_disk_that_takes_no_snapshot_is_a_refusal(tmp_path: Path) -> None:
+    async def scenario(reader: AsyncCache, other: AsyncCache) -> None:
+        await _filled(other)
+        client.config_set("save", "3600 1000000")
+        client.bgsave()
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 20, "the snapshot fails")
+        assert client.get("order:a") == BODY
+        assert await reader.look_up(["a"]) == ["unreachable"]
+
+    # Nobody can create a file there, root included.
+    with valkey(tmp_path / "log", dir="/proc") as url, redis.Redis.from_url(url) as client:
+        _run(url, scenario)
+
+
+def test_a_cluster_is_never_served_from(tmp_path: Path) -> None:
+    """One order can be read there and two cannot be barred at once: their keys are in different slots."""
+
+    async def scenario(reader: AsyncCache, other: AsyncCache) -> None:
+        client.set("order:a", BODY)
+        assert not await other.bar(["a", "b"])
+        assert await reader.look_up(["a"]) == ["unreachable"]
+
+    options = {"dir": str(tmp_path), "cluster_enabled": "yes"}
+    with valkey(tmp_path / "log", **options) as url, redis.Redis.from_url(url) as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        wait_until(lambda: client.cluster("INFO")["cluster_state"] == "ok", 20, "the cluster is ready")
+        _run(url, scenario)
+
+
+def test_after_a_refusal_the_address_is_looked_up_again(redis_url: str) -> None:
+    """The name may lead to another server by now, which was promoted."""
+    invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
+
+    async def scenario(reader: AsyncCache, other: AsyncCache) -> None:
+        await _filled(reader)
+        assert invalidator.delete(["b"])
+        with redis.Redis.from_url(redis_url) as client:
+            before = {one["id"] for one in client.client_list()}
+            with _replica(client):
+                assert not await reader.delete(["a"])
+                assert not invalidator.delete(["a"])
+            assert reader._paying is not None
+            await asyncio.wait_for(reader._paying, 20)
+            wait_until(lambda: invalidator.delete([]), 20, "what is owed is deleted")
+            kept = {one["id"] for one in client.client_list()} & before
+            assert kept == {str(client.client_id())}
+
+    _run(redis_url, scenario)
+    invalidator.close()
+
+
+def test_a_deletion_does_not_pay_for_a_change_that_came_after_it_began() -> None:
+    owed = Owed()
+    owed.add(["a", "b"])
+    under_way = owed.due()
+    owed.add(["a"])
+    owed.pay(under_way)
+    assert list(owed) == ["a"]
+    owed.pay(owed.due())
+    assert len(owed) == 0
