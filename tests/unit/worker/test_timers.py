@@ -1,0 +1,42 @@
+"""Every timer that is written is registered, and every timer that is registered reaches the loop of its process."""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from orderstream.settings import Settings
+from tests.queries import SOURCE
+from tests.wiring import WORKERS, wired_handler
+
+Function = ast.FunctionDef
+
+
+def _functions(service: str) -> Iterator[Function]:
+    for path in sorted((SOURCE / service.replace("-", "_")).glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        yield from (node for node in ast.walk(tree) if isinstance(node, Function))
+
+
+def _is_timer(function: Function) -> bool:
+    """Say whether a function has the signature of `Timer.run`."""
+    arguments = [argument for argument in function.args.args if argument.arg != "self"]
+    return (
+        [argument.annotation and ast.unparse(argument.annotation) for argument in arguments] == ["Connection"]
+        and function.returns is not None
+        and ast.unparse(function.returns) == "bool"
+    )
+
+
+@pytest.mark.parametrize("service", WORKERS)
+def test_the_process_runs_each_timer_that_is_written(monkeypatch: pytest.MonkeyPatch, service: str) -> None:
+    handler = wired_handler(monkeypatch, service, Settings())
+    written = {function.name for function in _functions(service) if _is_timer(function)}
+    assert {timer.run.__name__ for timer in handler.timers} == written
+    assert len({timer.name for timer in handler.timers}) == len(handler.timers) == len(written)
+
+
+def test_the_signature_finds_the_timers() -> None:
+    found = {service: sum(map(_is_timer, _functions(service))) for service in WORKERS}
+    assert found["order-service"] >= 4
+    assert found["payment-worker"] >= 2

@@ -1,0 +1,28 @@
+"""The handlers of the three workers, wired as their processes wire them."""
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from orderstream.settings import Settings
+
+WORKERS = ("payment-worker", "inventory-worker", "order-service")
+
+
+def app_of(service: str) -> ModuleType:
+    """Return the module that wires a worker."""
+    return import_module(f"orderstream.{service.replace('-', '_')}.app")
+
+
+def wired_handler(monkeypatch: pytest.MonkeyPatch, service: str, settings: Settings) -> Any:
+    """Return the handler that the worker's own `run` hands to its loop, without running it."""
+    handlers: list[Any] = []
+    app = app_of(service)
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "Runner", lambda handler, *_rest: handlers.append(handler))
+        patch.setattr(app, "run_process", lambda _service, _settings, build: build(None, None))
+        app.run(settings)
+    (handler,) = handlers
+    return handler
