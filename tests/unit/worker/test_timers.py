@@ -30,7 +30,7 @@ def _is_timer(function: Function) -> bool:
 
 @pytest.mark.parametrize("service", WORKERS)
 def test_the_process_runs_each_timer_that_is_written(monkeypatch: pytest.MonkeyPatch, service: str) -> None:
-    handler = wired_handler(monkeypatch, service, Settings())
+    handler = wired_handler(monkeypatch, service, Settings.model_validate({}))
     written = {function.name for function in _functions(service) if _is_timer(function)}
     assert {timer.run.__name__ for timer in handler.timers} == written
     assert len({timer.name for timer in handler.timers}) == len(handler.timers) == len(written)
