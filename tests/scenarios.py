@@ -38,7 +38,6 @@ from orderstream.domain.order import (
     fold,
     settled,
 )
-from orderstream.order_service.handler import news_of
 
 ORDER_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 ACCEPTED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -204,6 +203,26 @@ SCENARIOS: tuple[Scenario, ...] = (
         reason="TIMED_OUT",
     ),
 )
+
+
+def news_of(event: Event[Payload]) -> News:
+    """Return what the decision behind an event tells its order."""
+    at = event.occurred_at
+    match event.payload:
+        case PaymentAuthorized():
+            return News(Facts(payment="authorized", payment_at=at))
+        case PaymentFailed(reason=reason):
+            return News(Facts(payment="failed", payment_at=at), payment_reason=reason)
+        case PaymentVoided(reason=reason):
+            return News(Facts(payment="voided", payment_at=at), payment_reason=reason)
+        case InventoryReserved():
+            return News(Facts(stock="reserved", stock_at=at))
+        case InventoryFailed(reason=reason):
+            return News(Facts(stock="failed", stock_at=at), stock_reason=reason)
+        case InventoryReleased(reason=reason):
+            return News(Facts(stock="released", stock_at=at), stock_reason=reason)
+        case _:
+            raise TypeError(f"{event.type} says nothing of an order's facts")
 
 
 def close(order: OrderState, how: Close) -> OrderState:

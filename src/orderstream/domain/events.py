@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha1
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar, get_args
 from uuid import UUID
 
 from msgspec import Meta, Struct
@@ -29,6 +29,12 @@ EventId = Annotated[str, Meta(min_length=36, max_length=36, extra_json_schema={"
 """A UUID in its usual form; as text, since nobody computes with it and every event has one."""
 Time = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "Z$"})]
 """An instant, in JSON RFC 3339 in UTC."""
+
+_OPEN = "The values of this version are the examples. A newer version may add others: pass them on."
+AnyReason = Annotated[str, Meta(description=_OPEN, examples=[*get_args(FailureReason)])]
+AnyStatus = Annotated[str, Meta(description=_OPEN, examples=[*get_args(Status)])]
+AnyState = Annotated[str, Meta(description=_OPEN, examples=[*get_args(PaymentState), *get_args(StockState)[1:]])]
+"""Sets that may grow. During an upgrade an older reader meets new values, and they are no reason to reject an event."""
 
 
 class Payload(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -78,8 +84,8 @@ class OrderCreated(Payload, frozen=True, kw_only=True, rename="camel"):
 class OrderAborted(Payload, frozen=True, kw_only=True, rename="camel"):
     """Undo whatever was done for this order; the one compensation command."""
 
-    status: Status
-    reason: FailureReason | None = None
+    status: AnyStatus
+    reason: AnyReason | None = None
 
 
 class PaymentAuthorized(Payload, frozen=True, kw_only=True, rename="camel"):
@@ -93,13 +99,13 @@ class PaymentAuthorized(Payload, frozen=True, kw_only=True, rename="camel"):
 class PaymentFailed(Payload, frozen=True, kw_only=True, rename="camel"):
     """No money was taken, and none will be."""
 
-    reason: FailureReason
+    reason: AnyReason
 
 
 class PaymentVoided(Payload, frozen=True, kw_only=True, rename="camel"):
     """Whatever was held was given back, and nothing can be taken any more; `reason` is the abort's."""
 
-    reason: FailureReason | None = None
+    reason: AnyReason | None = None
 
 
 class InventoryReserved(Payload, frozen=True, kw_only=True, rename="camel"):
@@ -111,7 +117,7 @@ class InventoryReserved(Payload, frozen=True, kw_only=True, rename="camel"):
 class InventoryFailed(Payload, frozen=True, kw_only=True, rename="camel"):
     """No line is held; `skus` were unknown or short."""
 
-    reason: FailureReason
+    reason: AnyReason
     skus: tuple[str, ...]
 
 
@@ -119,13 +125,13 @@ class InventoryReleased(Payload, frozen=True, kw_only=True, rename="camel"):
     """Nothing is held any more, and nothing will be; `items` were given back, `reason` is the abort's."""
 
     items: tuple[StockLine, ...]
-    reason: FailureReason | None = None
+    reason: AnyReason | None = None
 
 
 class Decided(Struct, frozen=True, kw_only=True, rename="camel"):
     """A fact and the time at which it was decided."""
 
-    state: PaymentState | StockState
+    state: AnyState
     decided_at: Time | None = None
 
 
@@ -135,8 +141,8 @@ class OrderUpdated(Payload, frozen=True, kw_only=True, rename="camel"):
     user_id: str
     amount: Money
     currency: str
-    status: Status
-    failure_reason: FailureReason | None
+    status: AnyStatus
+    failure_reason: AnyReason | None
     payment: Decided
     stock: Decided
     version: int

@@ -13,9 +13,14 @@ Status = Literal["PROCESSING", "PAID", "CONFIRMED", "FAILED", "CANCELLED"]
 PaymentState = Literal["none", "authorized", "failed", "voided"]
 StockState = Literal["none", "reserved", "failed", "released"]
 FailureReason = Literal["PAYMENT_DECLINED", "PROVIDER_UNAVAILABLE", "OUT_OF_STOCK", "UNKNOWN_SKU", "TIMED_OUT"]
+"""The reasons that this version gives."""
+AnyReason = str
+"""A reason that is passed on: a newer version may give others. No code decides by it, except by a reason it knows."""
 
 PAYMENT_RANK: dict[PaymentState, int] = {"none": 0, "authorized": 1, "failed": 2, "voided": 3}
 STOCK_RANK: dict[StockState, int] = {"none": 0, "reserved": 1, "failed": 2, "released": 3}
+UNKNOWN_RANK = 100
+"""Rank of a fact that a newer version has written. It is stronger than all that this version can say."""
 
 
 class Facts(Struct, frozen=True):
@@ -31,11 +36,11 @@ class News(Struct, frozen=True):
     """What one event, or several folded into one, says: facts, and why the order fails if it does."""
 
     facts: Facts
-    payment_reason: FailureReason | None = None
-    stock_reason: FailureReason | None = None
+    payment_reason: AnyReason | None = None
+    stock_reason: AnyReason | None = None
 
     @property
-    def reason(self) -> FailureReason | None:
+    def reason(self) -> AnyReason | None:
         """The reason that an order failed by this news is given; stock's comes first, as it is decided last."""
         return self.stock_reason or self.payment_reason
 
@@ -45,7 +50,7 @@ class OrderState(Struct, frozen=True):
 
     status: Status
     facts: Facts
-    failure_reason: FailureReason | None = None
+    failure_reason: AnyReason | None = None
     version: int = 1
 
 
@@ -81,10 +86,12 @@ def settled(status: Status) -> bool:
 def merge(left: Facts, right: Facts) -> Facts:
     """Return the stronger of each fact, with its time; of equal facts the earlier time, an undated one last."""
     payment, payment_at = left.payment, left.payment_at
-    if _stronger(PAYMENT_RANK[right.payment], right.payment_at, PAYMENT_RANK[payment], payment_at):
+    ranks = PAYMENT_RANK.get(right.payment, UNKNOWN_RANK), PAYMENT_RANK.get(payment, UNKNOWN_RANK)
+    if _stronger(ranks[0], right.payment_at, ranks[1], payment_at):
         payment, payment_at = right.payment, right.payment_at
     stock, stock_at = left.stock, left.stock_at
-    if _stronger(STOCK_RANK[right.stock], right.stock_at, STOCK_RANK[stock], stock_at):
+    ranks = STOCK_RANK.get(right.stock, UNKNOWN_RANK), STOCK_RANK.get(stock, UNKNOWN_RANK)
+    if _stronger(ranks[0], right.stock_at, ranks[1], stock_at):
         stock, stock_at = right.stock, right.stock_at
     return Facts(payment, stock, payment_at, stock_at)
 
@@ -105,7 +112,7 @@ def fold(left: News, right: News) -> News:
     )
 
 
-def _reason(winner: str, *stated: tuple[str, FailureReason | None]) -> FailureReason | None:
+def _reason(winner: str, *stated: tuple[str, AnyReason | None]) -> AnyReason | None:
     """Return the reason stated with the winning fact; should several be stated, always the same one of them."""
     return max((reason for state, reason in stated if state == winner and reason), default=None)
 
@@ -128,11 +135,12 @@ def derive(payment: PaymentState, stock: StockState) -> Status:
 def apply(order: OrderState, news: News) -> OrderState:
     """Return the order after the news: facts always merge, a settled status stays.
 
+    A status with a fact that this version does not know stays too: the version that wrote the fact derives it.
     The version grows by one when status, failure reason or a fact changes; otherwise `order` itself comes back.
     """
     facts = merge(order.facts, news.facts)
     status, reason = order.status, order.failure_reason
-    if not settled(status):
+    if not settled(status) and facts.payment in PAYMENT_RANK and facts.stock in STOCK_RANK:
         status = derive(facts.payment, facts.stock)
         if status == "FAILED":
             reason = news.reason
@@ -142,11 +150,14 @@ def apply(order: OrderState, news: News) -> OrderState:
 
 
 def cancel(order: OrderState) -> OrderState | None:
-    """Return the order as cancelled, `order` itself if it was cancelled before, or None: a FAILED one cannot be."""
-    if order.status == "FAILED":
-        return None
+    """Return the order as cancelled, `order` itself if it was cancelled before, or None if it cannot be cancelled.
+
+    A FAILED order cannot, nor one in a status that this version does not know.
+    """
     if order.status == "CANCELLED":
         return order
+    if order.status not in ("PROCESSING", "PAID", "CONFIRMED"):
+        return None
     return OrderState("CANCELLED", order.facts, None, order.version + 1)
 
 

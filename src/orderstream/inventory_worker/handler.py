@@ -1,10 +1,11 @@
 """Reserves all lines of a paid order or none, and gives them back when the order is aborted (P3).
 
 One row in `reservations` is the decision for an order, for as long as the order is kept; whatever comes again is
-answered from it (P7).
+answered from it (P7). An event is believed only as far as `payments` or `orders` say the same, and the lines are those
+of `order_items`: anyone with access to a topic can write an event.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import datetime
 from typing import assert_never
 
@@ -18,21 +19,25 @@ from orderstream.domain.events import (
     InventoryReserved,
     OrderAborted,
     Payload,
-    PaymentAuthorized,
     build,
     stock_lines,
     topic,
-    wanted,
 )
-from orderstream.domain.order import FailureReason
+from orderstream.domain.order import AnyReason
 from orderstream.domain.stock import Lines, Refused, Reserved, allocate, give_back, net
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
+from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
 from orderstream.worker.handler import Decision, Outgoing, RepeatBatchError, Timer
+from orderstream.worker.refutation import rejected
 
 SQL = load("orderstream.inventory_worker")
+DECIDED = ("RESERVED", "FAILED")
+"""States that an abort turns into RELEASED. A state that a newer version has added is left to that version."""
+
 _encode = msgspec.json.Encoder().encode
+_decode_lines = msgspec.json.Decoder(dict[str, int]).decode
 
 
 class _Row(Struct, frozen=True):
@@ -40,9 +45,16 @@ class _Row(Struct, frozen=True):
 
     state: str
     lines: dict[str, int]
-    reason: FailureReason | None
+    reason: AnyReason | None
     skus: tuple[str, ...]
     decided_at: datetime
+
+
+class _Payment(Struct, frozen=True):
+    """A row of `payments`, with the lines of its order."""
+
+    state: str
+    lines: dict[str, int]
 
 
 class _New(Struct, frozen=True):
@@ -51,7 +63,7 @@ class _New(Struct, frozen=True):
     order_id: str
     state: str
     lines: Lines
-    reason: FailureReason | None = None
+    reason: AnyReason | None = None
     skus: tuple[str, ...] = ()
 
 
@@ -69,28 +81,33 @@ class InventoryHandler:
     def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> Decision:
         """Reserve, refuse or release, each order once, and answer every record from what is then recorded.
 
-        An order whose abort is in the batch is not reserved. Raises RepeatBatchError.
+        An order whose abort is in the batch is not reserved. Records that the tables refute are rejected.
+        Raises RepeatBatchError.
         """
-        aborts: dict[str, OrderAborted] = {}
-        authorized: dict[str, PaymentAuthorized] = {}
-        for received in batch:
-            payload = received.event.payload
-            if isinstance(payload, OrderAborted):
-                aborts[received.order_id] = payload
-            elif isinstance(payload, PaymentAuthorized):
-                authorized[received.order_id] = payload
-        rows = self._recorded(tx, sorted(aborts.keys() | authorized.keys()))
-        decided = {key: one.reason for key, one in aborts.items() if key in rows and rows[key].state != "RELEASED"}
+        authorized, aborted = _sort(batch)
+        rows = self._recorded(tx, sorted({*authorized, *aborted}))
+        aborts = {key: abort.reason for key, abort in aborts_of(tx, aborted).items() if abort.aborted}
+        payments = self._payments(tx, [key for key in authorized if key not in rows and key not in aborts])
+        wants = {key: one.lines for key, one in payments.items() if one.state == "AUTHORIZED"}
+        decided = {key: reason for key, reason in aborts.items() if key in rows and rows[key].state in DECIDED}
         held = [rows[key].lines for key in decided if rows[key].state == "RESERVED"]
-        wants = {key: wanted(one.items) for key, one in authorized.items() if key not in rows and key not in aborts}
-        tombstones = [_New(key, "RELEASED", {}, one.reason) for key, one in aborts.items() if key not in rows]
+        tombstones = [_New(key, "RELEASED", {}, reason) for key, reason in aborts.items() if key not in rows]
         available = self._lock_stock(tx, [*held, *wants.values()])
         for lines in held:
             give_back(available, lines)
         self._release(tx, rows, decided)
         reserved = self._reserve(tx, rows, wants, tombstones, available)
         self._move(tx, net(reserved, held))
-        return Decision([Outgoing(self._event(one.order_id, rows[one.order_id]), one) for one in batch])
+        believed, refuted = _part(batch, aborts.keys(), rows.keys() | payments.keys())
+        answers = ((_event(one.order_id, rows[one.order_id]), one) for one in believed if one.order_id in rows)
+        return Decision([Outgoing(event, one) for event, one in answers if event], rejected(tx, refuted))
+
+    @staticmethod
+    def _payments(tx: Connection, ids: list[str]) -> dict[str, _Payment]:
+        """Return the payments of orders that are paid, or were; in the order of `ids`."""
+        found = tx.execute(SQL["payments_with_lines"], {"ids": ids}).fetchall() if ids else []
+        payments = {order_id: _Payment(state, _decode_lines(lines)) for order_id, state, lines in found}
+        return {order_id: payments[order_id] for order_id in ids if order_id in payments}
 
     def _recorded(self, tx: Connection, ids: list[str]) -> dict[str, _Row]:
         found = tx.execute(SQL["reservations_of"], {"ids": ids}).fetchall()
@@ -106,7 +123,7 @@ class InventoryHandler:
         return dict(tx.execute(SQL["stock_of"], {"skus": skus}).fetchall()) if skus else {}
 
     @staticmethod
-    def _release(tx: Connection, rows: dict[str, _Row], reasons: dict[str, FailureReason | None]) -> None:
+    def _release(tx: Connection, rows: dict[str, _Row], reasons: dict[str, AnyReason | None]) -> None:
         """Turn decided rows into released ones, in Postgres and in `rows`."""
         if not reasons:
             return
@@ -155,15 +172,36 @@ class InventoryHandler:
         if quantities:
             tx.execute(SQL["move_stock"], {"skus": list(quantities), "quantities": list(quantities.values())})
 
-    @staticmethod
-    def _event(order_id: str, row: _Row) -> Event[Payload]:
-        payload: Payload
-        match row.state:
-            case "RESERVED":
-                payload = InventoryReserved(order_id=order_id, items=stock_lines(row.lines))
-            case "FAILED":
-                assert row.reason is not None
-                payload = InventoryFailed(order_id=order_id, reason=row.reason, skus=row.skus)
-            case _:
-                payload = InventoryReleased(order_id=order_id, items=stock_lines(row.lines), reason=row.reason)
-        return build(payload, row.decided_at)
+
+def _sort(batch: Sequence[Received]) -> tuple[list[str], list[str]]:
+    """Return the orders that a batch says are authorized, and those that it says are aborted, each once."""
+    aborted = {one.order_id: None for one in batch if isinstance(one.event.payload, OrderAborted)}
+    authorized = {one.order_id: None for one in batch if not isinstance(one.event.payload, OrderAborted)}
+    return list(authorized), list(aborted)
+
+
+def _part(
+    batch: Sequence[Received], aborted: Container[str], paid: Container[str]
+) -> tuple[list[Received], list[Received]]:
+    """Part a batch into what the tables confirm and what they refute. An order with a reservation counts as paid."""
+    believed: list[Received] = []
+    refuted: list[Received] = []
+    for received in batch:
+        confirmed_by = aborted if isinstance(received.event.payload, OrderAborted) else paid
+        (believed if received.order_id in confirmed_by else refuted).append(received)
+    return believed, refuted
+
+
+def _event(order_id: str, row: _Row) -> Event[Payload] | None:
+    """Return the event of a recorded decision; None for one that only a newer version can tell of."""
+    payload: Payload
+    match row.state:
+        case "RESERVED":
+            payload = InventoryReserved(order_id=order_id, items=stock_lines(row.lines))
+        case "FAILED":
+            payload = InventoryFailed(order_id=order_id, reason=row.reason or "OUT_OF_STOCK", skus=row.skus)
+        case "RELEASED":
+            payload = InventoryReleased(order_id=order_id, items=stock_lines(row.lines), reason=row.reason)
+        case _:
+            return None
+    return build(payload, row.decided_at)

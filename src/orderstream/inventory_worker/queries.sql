@@ -10,6 +10,16 @@ WHERE order_id = ANY(%(ids)b::text[])
 ORDER BY order_id
 FOR UPDATE;
 
+-- name: payments_with_lines
+-- The payments of these orders that are authorized, or were, with the lines of their orders as a JSON object of SKU and
+-- quantity. Parameter: order ids. Index: payments_pkey, order_items_pkey. Locks: none.
+SELECT p.order_id, p.state, lines::text
+FROM payments p
+CROSS JOIN LATERAL (
+    SELECT json_object_agg(sku, qty) AS lines FROM order_items WHERE order_id = p.order_id
+) AS i
+WHERE p.order_id = ANY(%(ids)b::text[]) AND p.state NOT IN ('PENDING', 'FAILED') AND lines IS NOT NULL;
+
 -- name: stock_of
 -- What is left of these SKUs. Parameter: SKUs. Index: inventory_pkey. Locks the rows in the order of the SKUs, so that
 -- two batches that want the same SKUs never wait for each other crosswise.

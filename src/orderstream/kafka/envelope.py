@@ -17,6 +17,7 @@ Reason = Literal[
     "BAD_PAYLOAD",
     "KEY_MISMATCH",
     "UNKNOWN_ORDER",
+    "NOT_DECIDED",
     "FAILED",
 ]
 """Why a record is a dead letter: the decoder's reasons, then the handlers'."""

@@ -1,6 +1,8 @@
 """Turns the results of payment and stock into the state of orders, and commands the undoing of those that failed.
 
-Facts merge and the status is derived (domain/order.py); this module reads, writes and tells. It keeps P4 to P8.
+An event only says that something was decided about an order. What was decided stands in `payments` and `reservations`,
+and is read from there: anyone with access to a topic can write an event. Facts merge and the status is derived
+(domain/order.py). This module keeps P4 to P8.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,27 +11,64 @@ from datetime import datetime
 from msgspec import Struct
 
 from orderstream.cache import CacheInvalidator
-from orderstream.domain.events import (
-    Event,
-    InventoryFailed,
-    InventoryReleased,
-    InventoryReserved,
-    Payload,
-    PaymentAuthorized,
-    PaymentFailed,
-    PaymentVoided,
-    order_aborted,
-    order_updated,
-    topic,
-)
-from orderstream.domain.order import Facts, News, Order, aborts, apply, fold, settled
+from orderstream.domain.events import Event, Payload, order_aborted, order_updated, topic
+from orderstream.domain.order import Facts, News, Order, PaymentState, StockState, aborts, apply, fold, settled
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
-from orderstream.postgres.orders import SQL, locked
+from orderstream.postgres.orders import ORDER_COLUMNS, locked
+from orderstream.postgres.orders import SQL as ORDERS
 from orderstream.postgres.orders import changes as written
+from orderstream.postgres.sql import load
 from orderstream.worker.handler import Decision, Outgoing, Rejected, Timer
 
+SQL = load("orderstream.order_service")
 FORGET_OWED_SECONDS = 1.0
+
+REFUTED_BY: dict[str, frozenset[str | None]] = {
+    "payment.authorized": frozenset({None, "PENDING", "FAILED"}),
+    "payment.failed": frozenset({None, "PENDING", "AUTHORIZED", "VOIDING"}),
+    "payment.voided": frozenset({None, "PENDING", "AUTHORIZED", "VOIDING", "FAILED"}),
+    "inventory.reserved": frozenset({None, "FAILED"}),
+    "inventory.failed": frozenset({None, "RESERVED"}),
+    "inventory.released": frozenset({None, "RESERVED", "FAILED"}),
+}
+"""Event type -> states of the decision's row (None: no row) in which no worker can have written such an event.
+
+In every other state the event may be older than the row, also in a state that a newer version has added.
+"""
+PAYMENT_FACTS: dict[str | None, PaymentState] = {"AUTHORIZED": "authorized", "FAILED": "failed", "VOIDED": "voided"}
+STOCK_FACTS: dict[str | None, StockState] = {"RESERVED": "reserved", "FAILED": "failed", "RELEASED": "released"}
+"""State of a decision's row -> what the order is told. Other states tell nothing: their events have yet to come."""
+
+
+class _Recorded(Struct, frozen=True):
+    """What is recorded about an order: the rows of `payments` and `reservations`, None where there is no row."""
+
+    payment: str | None
+    payment_at: datetime | None
+    payment_reason: str | None
+    payment_closed: bool
+    stock: str | None
+    stock_at: datetime | None
+    stock_reason: str | None
+
+    def refutes(self, event_type: str) -> bool:
+        """Say whether no worker can have decided what an event of this type says."""
+        if not event_type.startswith("payment."):
+            return self.stock in REFUTED_BY[event_type]
+        voided_again = self.payment == "VOIDING" and self.payment_closed
+        return self.payment in REFUTED_BY[event_type] and not voided_again
+
+    def news(self, event_type: str) -> News:
+        """Return what is recorded of that part of the order which an event of this type is about."""
+        if not event_type.startswith("payment."):
+            stock = STOCK_FACTS.get(self.stock, "none")
+            stock_at = self.stock_at if stock != "none" else None
+            return News(Facts(stock=stock, stock_at=stock_at), stock_reason=self.stock_reason)
+        payment = PAYMENT_FACTS.get(self.payment, "none")
+        payment_at = self.payment_at if payment != "none" else None
+        reason = self.payment_reason or ("PAYMENT_DECLINED" if payment == "failed" else None)
+        return News(Facts(payment=payment, payment_at=payment_at), payment_reason=reason)
 
 
 class _Change(Struct, frozen=True):
@@ -66,27 +105,25 @@ class OrderHandler:
         """Nothing to do outside the transaction."""
 
     def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> Decision:
-        """Merge the news of every order, write the rows that changed, and tell of every order touched.
+        """Merge what is recorded of every order, write the rows that changed, and tell of every order touched.
 
-        Records of orders that do not exist are rejected. A changed row that was settled already may be cached: its key
-        is barred before the commit, so that no reader can put the old row back.
+        Records of orders that do not exist are rejected, and those that the decision's row refutes. A changed row that
+        was settled already may be cached: its key is barred before the commit, so that no reader can put the old row
+        back.
         """
-        news: dict[str, News] = {}
-        last: dict[str, Received] = {}
-        for received in batch:
-            order_id, told = received.order_id, news_of(received.event)
-            news[order_id] = fold(news[order_id], told) if order_id in news else told
-            last[order_id] = received
-        orders, now = locked(tx.execute(SQL["lock_orders"], {"ids": sorted(news)}))
-        changes = [_change(order, news[order_id], now) for order_id, order in orders.items() if now]
+        ids = sorted({received.order_id for received in batch})
+        rows = tx.execute(SQL["lock_orders_with_decisions"], {"ids": ids}).fetchall()
+        orders, now = locked(row[:ORDER_COLUMNS] for row in rows)
+        news, last, reject = _believed(batch, {row[0]: _Recorded(*row[ORDER_COLUMNS:]) for row in rows})
+        changes = [_change(orders[order_id], told, now) for order_id, told in sorted(news.items()) if now]
         changed = [one for one in changes if one.changed]
         if changed:
-            tx.execute(SQL["update_orders"], written([one.after for one in changed]))
+            tx.execute(ORDERS["update_orders"], written([one.after for one in changed]))
         if late := [one.before.order_id for one in changed if settled(one.before.state.status)]:
             self._cache.bar(late)
         return Decision(
             emit=[Outgoing(event, last[one.before.order_id]) for one in changes for event in _events(one)],
-            reject=[Rejected(one, "UNKNOWN_ORDER", one.order_id) for one in batch if one.order_id not in orders],
+            reject=reject,
             after_commit=self._forget([one.before.order_id for one in changed]),
         )
 
@@ -103,24 +140,26 @@ class OrderHandler:
         return forget
 
 
-def news_of(event: Event[Payload]) -> News:
-    """Return what an event says of its order."""
-    payload, at = event.payload, event.occurred_at
-    match payload:
-        case PaymentAuthorized():
-            return News(Facts(payment="authorized", payment_at=at))
-        case PaymentFailed():
-            return News(Facts(payment="failed", payment_at=at), payment_reason=payload.reason)
-        case PaymentVoided():
-            return News(Facts(payment="voided", payment_at=at), payment_reason=payload.reason)
-        case InventoryReserved():
-            return News(Facts(stock="reserved", stock_at=at))
-        case InventoryFailed():
-            return News(Facts(stock="failed", stock_at=at), stock_reason=payload.reason)
-        case InventoryReleased():
-            return News(Facts(stock="released", stock_at=at), stock_reason=payload.reason)
-        case _:
-            raise TypeError(f"{event.type} says nothing of an order's facts")
+def _believed(
+    batch: Sequence[Received], recorded: dict[str, _Recorded]
+) -> tuple[dict[str, News], dict[str, Received], list[Rejected]]:
+    """Return the news of each order, the last record that brought some, and the records that are rejected."""
+    news: dict[str, News] = {}
+    last: dict[str, Received] = {}
+    reject: list[Rejected] = []
+    for received in batch:
+        order_id, event_type = received.order_id, received.event.type
+        order = recorded.get(order_id)
+        if order is None:
+            reject.append(Rejected(received, "UNKNOWN_ORDER", order_id))
+        elif order.refutes(event_type):
+            state = order.payment if event_type.startswith("payment.") else order.stock
+            reject.append(Rejected(received, "NOT_DECIDED", f"{event_type}, but the decision is {state or 'missing'}"))
+        else:
+            told = order.news(event_type)
+            news[order_id] = fold(news[order_id], told) if order_id in news else told
+            last[order_id] = received
+    return news, last, reject
 
 
 def _change(order: Order, news: News, now: datetime) -> _Change:

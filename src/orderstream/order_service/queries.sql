@@ -1,4 +1,24 @@
--- The order service's statements: what it looks for by the clock.
+-- The order service's statements: the orders of a batch with what was decided about them, and what it looks for by the
+-- clock. It reads `payments` and `reservations`, and writes neither.
+
+-- name: lock_orders_with_decisions
+-- The orders that a batch touches, as lock_orders returns them, each with its rows of `payments` and `reservations`.
+-- Parameter: order ids. Index: orders_pkey, payments_pkey, reservations_pkey; LIMIT keeps a plan made on empty tables
+-- from joining in another way. Locks the orders alone, in the order of their ids. An event is published after its
+-- decision has committed, so the decision is in this statement's snapshot.
+SELECT o.id, o.status, o.payment, o.stock, o.payment_at, o.stock_at, o.failure_reason, o.version,
+       o.user_id, o.amount, o.currency, o.created_at, o.updated_at, o.aborted_at, now(),
+       p.state, p.decided_at, p.reason, p.closed_at IS NOT NULL, r.state, r.decided_at, r.reason
+FROM orders o
+LEFT JOIN LATERAL (
+    SELECT state, decided_at, reason, closed_at FROM payments WHERE order_id = o.id LIMIT 1
+) p ON TRUE
+LEFT JOIN LATERAL (
+    SELECT state, decided_at, reason FROM reservations WHERE order_id = o.id LIMIT 1
+) r ON TRUE
+WHERE o.id = ANY(%(ids)b::text[])
+ORDER BY o.id
+FOR NO KEY UPDATE OF o;
 
 -- name: oldest_uncompensated
 -- Seconds since the oldest abort that is not compensated yet. Index: orders_uncompensated.

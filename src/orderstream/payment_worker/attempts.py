@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from orderstream.domain.events import Item, Payload, PaymentAuthorized, PaymentFailed, PaymentVoided, build
-from orderstream.domain.order import FailureReason
+from orderstream.domain.order import AnyReason
 from orderstream.domain.payment import (
     Authorized,
     Charge,
@@ -60,7 +60,7 @@ class _Claim(Struct, frozen=True):
 
     order_id: str
     state: State
-    reason: FailureReason | None
+    reason: AnyReason | None
     attempts: int
     amount: Decimal
     currency: str
@@ -76,7 +76,7 @@ class _Attempt(Struct, frozen=True):
     order_id: str
     began: State
     state: State
-    reason: FailureReason | None
+    reason: AnyReason | None
     attempts: int
     amount: Decimal | None = None
     delay: float | None = None
@@ -163,9 +163,7 @@ class Attempts:
         )
 
 
-def _event(
-    claim: _Claim, state: State, reason: FailureReason | None, items: dict[str, tuple[Item, ...]]
-) -> Payload | None:
+def _event(claim: _Claim, state: State, reason: AnyReason | None, items: dict[str, tuple[Item, ...]]) -> Payload | None:
     """Return the event that a recorded attempt leads to; None while the outcome is open."""
     match state:
         case "AUTHORIZED":

@@ -1,10 +1,11 @@
 """Authorizes the payment of new orders and has those of aborted ones voided: at most one charge an order (P2).
 
 One row in `payments` is the decision for an order; whatever comes again is answered from it (P7). What takes more than
-one attempt is left to the timer (attempts.py).
+one attempt is left to the timer (attempts.py). An event only names an order. What to charge, for which lines, and
+whether the order is aborted, stands in `orders` and `order_items`: anyone with access to a topic can write an event.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import assert_never
@@ -13,8 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from orderstream.domain.events import (
+    Item,
     OrderAborted,
-    OrderCreated,
     Payload,
     PaymentAuthorized,
     PaymentFailed,
@@ -22,17 +23,20 @@ from orderstream.domain.events import (
     build,
     topic,
 )
-from orderstream.domain.order import FailureReason
+from orderstream.domain.order import AnyReason
 from orderstream.domain.payment import Authorized, Charge, Declined, NotAsked, Outcome, Pending, State, Unanswered
 from orderstream.kafka.envelope import Received
 from orderstream.payment_worker.attempts import Attempts
 from orderstream.payment_worker.provider import Desk, PaymentProvider
 from orderstream.postgres.connect import Connection
+from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
-from orderstream.worker.handler import Decision, Outgoing, Rejected, Timer
+from orderstream.worker.handler import Decision, Outgoing, Timer
+from orderstream.worker.refutation import rejected
 
 SQL = load("orderstream.payment_worker")
 _encode = msgspec.json.Encoder(decimal_format="number").encode
+_decode_items = msgspec.json.Decoder(tuple[Item, ...]).decode
 
 
 class _New(Struct, frozen=True):
@@ -41,7 +45,7 @@ class _New(Struct, frozen=True):
     order_id: str
     state: State
     amount: Decimal | None = None
-    reason: FailureReason | None = None
+    reason: AnyReason | None = None
     attempts: int = 0
     delay: float | None = None
     traceparent: str | None = None
@@ -52,16 +56,36 @@ class _Row(Struct, frozen=True):
     """A row of `payments`."""
 
     state: State
-    reason: FailureReason | None
+    reason: AnyReason | None
     decided_at: datetime
 
 
-class Answers(Struct, frozen=True):
-    """What the provider said, by order id, of the orders that had no payment yet; and those too old to be asked for."""
+class _Accepted(Struct, frozen=True):
+    """What was accepted: the columns of `accepted`."""
 
+    order_id: str
+    amount: Decimal
+    currency: str
+    created_at: datetime
+    items: tuple[Item, ...]
+    too_old: bool
+    asked: bool
+
+    @property
+    def charge(self) -> Charge:
+        return Charge(self.order_id, self.amount, self.currency, self.created_at)
+
+
+class Answers(Struct, frozen=True):
+    """What the tables and the provider say of the orders of a batch, by order id.
+
+    `accepted` are the created ones that exist, `outcomes` those that had no payment yet and are not too old to be asked
+    for, `aborts` the reasons of those that are aborted.
+    """
+
+    accepted: dict[str, _Accepted]
     outcomes: dict[str, Outcome]
-    charges: dict[str, Charge]
-    too_old: Sequence[str] = ()
+    aborts: dict[str, AnyReason | None]
 
 
 class PaymentHandler:
@@ -80,42 +104,51 @@ class PaymentHandler:
     def prepare(self, connection: Connection, batch: Sequence[Received], /) -> Answers:
         """Ask the provider about the orders of the batch that are new and not aborted, within the desk's budget."""
         created, aborted = _sort(batch)
-        ids = [order_id for order_id in created if order_id not in aborted]
+        aborts = {key: abort.reason for key, abort in aborts_of(connection, list(aborted)).items() if abort.aborted}
+        ids = [order_id for order_id in created if order_id not in aborts]
         parameters = {"ids": ids, "oldest_seconds": self._attempts.oldest_seconds}
-        unasked = connection.execute(SQL["unasked"], parameters).fetchall() if ids else []
-        charges = {order_id: Charge(order_id, *rest) for order_id, *rest, too_old in unasked if not too_old}
-        return Answers(
-            self._desk.ask(charges.items(), self._provider.authorize),
-            charges,
-            [order_id for order_id, *_, too_old in unasked if too_old],
-        )
+        rows = connection.execute(SQL["accepted"], parameters).fetchall() if ids else []
+        accepted = {
+            order_id: _Accepted(order_id, amount, currency, created_at, _decode_items(items), too_old, asked)
+            for order_id, amount, currency, created_at, items, too_old, asked in rows
+        }
+        charges = {key: one.charge for key, one in accepted.items() if not one.too_old and not one.asked}
+        return Answers(accepted, self._desk.ask(charges.items(), self._provider.authorize), aborts)
 
     def decide(self, tx: Connection, batch: Sequence[Received], prepared: Answers, /) -> Decision:
         """Record what is new, and answer every record from what is then recorded.
 
-        An authorization that finds its payment ended meanwhile is voided. Records of unknown orders are rejected.
+        An authorization that finds its payment ended meanwhile is voided. Records that the tables refute are rejected.
         """
-        created, aborted = _sort(batch)
+        created, said_aborted = _sort(batch)
+        accepted, aborts = prepared.accepted, prepared.aborts
+        aborted = {order_id: one for order_id, one in said_aborted.items() if order_id in aborts}
         new = [
-            self._first(created[order_id], prepared.charges[order_id], outcome)
+            self._first(created[order_id], accepted[order_id].charge, outcome)
             for order_id, outcome in prepared.outcomes.items()
         ]
-        new += [_voiding(created[order_id], "PROVIDER_UNAVAILABLE") for order_id in prepared.too_old]
-        new += [_voiding(received, _reason(received)) for received in aborted.values()]
+        too_old = [key for key, one in accepted.items() if one.too_old and not one.asked]
+        new += [_voiding(created[order_id], "PROVIDER_UNAVAILABLE") for order_id in too_old]
+        new += [_voiding(received, aborts[order_id]) for order_id, received in aborted.items()]
         rows = self._insert(tx, new)
         if aborted:
-            self._begin_voids(tx, [one for order_id, one in aborted.items() if order_id not in rows], OPEN)
+            self._begin_voids(tx, [one for key, one in aborted.items() if key not in rows], aborts, OPEN)
         late = [key for key, answer in prepared.outcomes.items() if isinstance(answer, Authorized) and key not in rows]
         if late:
-            self._begin_voids(tx, [created[order_id] for order_id in late], ENDED)
-        missing = [order_id for order_id in (*created, *aborted) if order_id not in rows]
+            self._begin_voids(tx, [created[order_id] for order_id in late], aborts, ENDED)
+        missing = [order_id for order_id in (*accepted, *aborted) if order_id not in rows]
         if missing:
             found = tx.execute(SQL["payments_of"], {"ids": missing}).fetchall()
             rows |= {order_id: _Row(state, reason, at) for order_id, state, reason, at in found}
-        answers = ((one, _answer(one, rows[one.order_id])) for one in batch if one.order_id in rows)
+        refuted = [one for one in batch if one.order_id not in (aborts if _is_abort(one) else rows)]
+        answers = (
+            (_answer(one, rows[one.order_id], accepted.get(one.order_id)), one)
+            for one in batch
+            if one.order_id in rows and (one.order_id in aborts or not _is_abort(one))
+        )
         return Decision(
-            emit=[Outgoing(build(answer, rows[one.order_id].decided_at), one) for one, answer in answers if answer],
-            reject=[Rejected(one, "UNKNOWN_ORDER", one.order_id) for one in batch if one.order_id not in rows],
+            emit=[Outgoing(build(answer, rows[one.order_id].decided_at), one) for answer, one in answers if answer],
+            reject=rejected(tx, refuted),
         )
 
     def _first(self, received: Received, charge: Charge, outcome: Outcome) -> _New:
@@ -142,14 +175,16 @@ class PaymentHandler:
         return {order_id: _Row(state, reason, at) for order_id, state, reason, at in inserted}
 
     @staticmethod
-    def _begin_voids(tx: Connection, causes: Sequence[Received], from_states: list[State]) -> None:
+    def _begin_voids(
+        tx: Connection, causes: Sequence[Received], aborts: Mapping[str, AnyReason | None], from_states: list[State]
+    ) -> None:
         causes = sorted(causes, key=lambda one: one.order_id)
         carriers = [one.record.carrier() for one in causes]
         tx.execute(
             SQL["begin_voids"],
             {
                 "ids": [one.order_id for one in causes],
-                "reasons": [_reason(one) for one in causes],
+                "reasons": [aborts.get(one.order_id) for one in causes],
                 "traceparents": [traceparent for traceparent, _ in carriers],
                 "tracestates": [tracestate for _, tracestate in carriers],
                 "from_states": from_states,
@@ -161,37 +196,34 @@ OPEN: list[State] = ["PENDING", "AUTHORIZED"]
 ENDED: list[State] = ["VOIDED", "FAILED"]
 
 
+def _is_abort(received: Received) -> bool:
+    return isinstance(received.event.payload, OrderAborted)
+
+
 def _sort(batch: Sequence[Received]) -> tuple[dict[str, Received], dict[str, Received]]:
     """Part a batch into orders created and orders aborted, one record each."""
     created: dict[str, Received] = {}
     aborted: dict[str, Received] = {}
     for received in batch:
-        kind = aborted if isinstance(received.event.payload, OrderAborted) else created
+        kind = aborted if _is_abort(received) else created
         kind[received.order_id] = received
     return created, aborted
 
 
-def _reason(received: Received) -> FailureReason | None:
-    """Return why an order was aborted; None if it was cancelled, or not aborted at all."""
-    payload = received.event.payload
-    return payload.reason if isinstance(payload, OrderAborted) else None
-
-
-def _voiding(received: Received, reason: FailureReason | None) -> _New:
+def _voiding(received: Received, reason: AnyReason | None) -> _New:
     """Return the row of an order whose payment must not be asked for any more: it may be under way elsewhere."""
     return _New(received.order_id, "VOIDING", None, reason, 0, 0.0, *received.record.carrier())
 
 
-def _answer(received: Received, row: _Row) -> Payload | None:
+def _answer(received: Received, row: _Row, accepted: _Accepted | None) -> Payload | None:
     """Return the event that a record is answered with; None while the outcome is open.
 
     An abort is never answered with payment.authorized: the row cannot say so after one.
     """
-    payload = received.event.payload
     match row.state:
-        case "AUTHORIZED" if isinstance(payload, OrderCreated):
+        case "AUTHORIZED" if accepted and not _is_abort(received):
             return PaymentAuthorized(
-                order_id=received.order_id, items=payload.items, amount=payload.amount, currency=payload.currency
+                order_id=received.order_id, items=accepted.items, amount=accepted.amount, currency=accepted.currency
             )
         case "FAILED":
             return PaymentFailed(order_id=received.order_id, reason=row.reason or "PAYMENT_DECLINED")

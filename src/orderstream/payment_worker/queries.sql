@@ -1,12 +1,19 @@
 -- The payment worker's statements. It alone writes `payments`; it reads `orders` and `order_items`.
 
--- name: unasked
--- Which of these orders exist and have no payment yet, with what was accepted, and whether they are too old to be
--- asked for: only for the others is the provider asked. Parameters: order ids, seconds.
--- Index: orders_pkey, payments_pkey. Takes no lock: the insert decides.
-SELECT o.id, o.amount, o.currency, o.created_at, o.created_at < now() - %(oldest_seconds)s * interval '1 second'
+-- name: accepted
+-- What was accepted of these orders, with their lines as JSON; whether they are too old to be asked for; and whether they
+-- have a payment: only for the others is the provider asked. Parameters: order ids, seconds.
+-- Index: orders_pkey, order_items_pkey, payments_pkey. Takes no lock: the insert decides.
+SELECT o.id, o.amount, o.currency, o.created_at, i.lines::text,
+       o.created_at < now() - %(oldest_seconds)s * interval '1 second',
+       (SELECT p.order_id FROM payments p WHERE p.order_id = o.id) IS NOT NULL
 FROM orders o
-WHERE o.id = ANY(%(ids)b::text[]) AND NOT EXISTS (SELECT FROM payments p WHERE p.order_id = o.id);
+CROSS JOIN LATERAL (
+    SELECT coalesce(json_agg(json_build_object('sku', sku, 'qty', qty, 'price', price::text) ORDER BY sku), '[]') AS lines
+    FROM order_items
+    WHERE order_id = o.id
+) AS i
+WHERE o.id = ANY(%(ids)b::text[]);
 
 -- name: insert_payments
 -- Records first outcomes and tombstones; an order that has a row already is left out of what comes back.
@@ -25,7 +32,8 @@ RETURNING order_id, state, reason, decided_at;
 -- Parameters: arrays of equal length, sorted by order id; the states. Index: payments_pkey. Locks the rows it changes.
 UPDATE payments p
 SET state = 'VOIDING', reason = coalesce(a.reason, p.reason), attempts = 0, next_attempt_at = now(),
-    decided_at = now(), traceparent = a.traceparent, tracestate = a.tracestate
+    decided_at = now(), traceparent = a.traceparent, tracestate = a.tracestate,
+    closed_at = CASE WHEN p.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, p.decided_at) END
 FROM unnest(%(ids)s::text[], %(reasons)s::text[], %(traceparents)s::text[], %(tracestates)s::text[])
     AS a (order_id, reason, traceparent, tracestate)
 WHERE p.order_id = a.order_id AND p.state = ANY(%(from_states)s::text[]);
@@ -81,5 +89,6 @@ RETURNING p.order_id, p.state, p.reason, p.decided_at, p.traceparent, p.tracesta
 -- An attempt that came back authorized finds its payment ended meanwhile: void it again.
 -- Parameter: order ids. Index: payments_pkey.
 UPDATE payments
-SET state = 'VOIDING', attempts = 0, next_attempt_at = now(), decided_at = now()
+SET state = 'VOIDING', attempts = 0, next_attempt_at = now(), decided_at = now(),
+    closed_at = coalesce(closed_at, decided_at)
 WHERE order_id = ANY(%(ids)b::text[]) AND state IN ('VOIDED', 'FAILED');

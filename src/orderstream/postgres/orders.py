@@ -11,11 +11,13 @@ import msgspec
 from msgspec import Struct
 
 from orderstream.domain.events import Item
-from orderstream.domain.order import Facts, FailureReason, Order, OrderState, PaymentState, Status, StockState
+from orderstream.domain.order import AnyReason, Facts, Order, OrderState, PaymentState, Status, StockState
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 
 SQL = load("orderstream.postgres", "orders.sql")
+ORDER_COLUMNS = 15
+"""Columns of `lock_orders`; a statement that returns more has these first."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -40,7 +42,7 @@ class _Change(Struct, frozen=True, omit_defaults=True):
     version: int
     payment_at: datetime | None = None
     stock_at: datetime | None = None
-    failure_reason: FailureReason | None = None
+    failure_reason: AnyReason | None = None
     aborted_at: datetime | None = None
 
 
@@ -63,6 +65,19 @@ def _change(order: Order) -> _Change:
         state.failure_reason,
         order.aborted_at,
     )
+
+
+class Abort(Struct, frozen=True):
+    """Whether an order that exists is aborted, and why it failed if it did."""
+
+    aborted: bool
+    reason: AnyReason | None
+
+
+def aborts_of(connection: Connection, ids: Sequence[str]) -> dict[str, Abort]:
+    """Return what is recorded about the aborts of these orders; an order that does not exist is left out."""
+    rows = connection.execute(SQL["aborts_of"], {"ids": ids}) if ids else ()
+    return {order_id: Abort(aborted, reason) for order_id, aborted, reason in rows}
 
 
 def items_of(tx: Connection, ids: Sequence[str]) -> dict[str, tuple[Item, ...]]:

@@ -33,3 +33,8 @@ WHERE o.id = ANY(ARRAY(SELECT id FROM c)) AND o.id = c.id;
 -- name: items_of
 -- The lines of these orders. Parameter: order ids. Index: order_items_pkey.
 SELECT order_id, sku, qty, price FROM order_items WHERE order_id = ANY(%(ids)b::text[]) ORDER BY order_id, sku;
+
+-- name: aborts_of
+-- Which of these orders are aborted, and why they failed. Parameter: order ids. Index: orders_pkey. Locks: none: an
+-- abort is never taken back.
+SELECT id, aborted_at IS NOT NULL, failure_reason FROM orders WHERE id = ANY(%(ids)b::text[]);

@@ -86,6 +86,44 @@ def result(event_type: str, order_id: str, at: datetime = AT, reason: FailureRea
     return authorized(order_id, at=at) if event_type == "payment.authorized" else build(payloads[event_type], at)
 
 
+PAYMENT_STATES = ("PENDING", "AUTHORIZED", "FAILED", "VOIDED")
+STOCK_STATES = ("RESERVED", "FAILED", "RELEASED")
+
+
+def record(connection: Connection, *events: Event[Payload]) -> None:
+    """Record the decisions behind events, as the services that publish them do; a decision never goes back."""
+    for event in events:
+        if isinstance(event.payload, OrderAborted):
+            abort(connection, event.correlation_id, reason=event.payload.reason)
+        if not event.type.startswith(("payment.", "inventory.")):
+            continue
+        kind, _, name = event.type.partition(".")
+        table, states = ("payments", PAYMENT_STATES) if kind == "payment" else ("reservations", STOCK_STATES)
+        connection.execute(
+            f"INSERT INTO {table} AS t (order_id, state, decided_at, reason)"  # noqa: S608 - one of two names
+            f" SELECT id, %(state)s, %(at)s, %(reason)s FROM orders WHERE id = %(id)s"
+            f" ON CONFLICT (order_id) DO UPDATE"
+            f" SET state = excluded.state, decided_at = excluded.decided_at, reason = excluded.reason"
+            f" WHERE array_position(%(states)s, t.state) < array_position(%(states)s, excluded.state)".encode(),
+            {
+                "id": event.correlation_id,
+                "state": name.upper(),
+                "at": event.occurred_at,
+                "reason": getattr(event.payload, "reason", None),
+                "states": list(states),
+            },
+        )
+
+
+def abort(connection: Connection, *order_ids: str, reason: str | None = "OUT_OF_STOCK") -> None:
+    """Abort orders as order-service does, or, without a reason, as a cancel does."""
+    connection.execute(
+        "UPDATE orders SET status = %s, failure_reason = %s, aborted_at = now()"
+        " WHERE id = ANY(%s) AND aborted_at IS NULL",
+        ("FAILED" if reason else "CANCELLED", reason, list(order_ids)),
+    )
+
+
 def received(events: Sequence[Event[Payload]]) -> list[Received]:
     """Return the events as they come out of Kafka."""
     headers: list[tuple[str, bytes | None]] = [("traceparent", TRACEPARENT.encode())]

@@ -7,14 +7,28 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from orderstream.domain.events import InventoryFailed, InventoryReleased, InventoryReserved, StockLine
+from orderstream.domain.events import (
+    Event,
+    InventoryFailed,
+    InventoryReleased,
+    InventoryReserved,
+    Payload,
+    StockLine,
+)
 from orderstream.domain.order import FailureReason
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.postgres.connect import Connection, connect
 from orderstream.worker.handler import Decision, RepeatBatchError
-from tests.integration.decisions.orders import aborted, authorized, decide, emitted, place, row, types
+from tests.integration.decisions import orders
+from tests.integration.decisions.orders import aborted, authorized, emitted, place, record, row, types
 
 HANDLER = InventoryHandler()
+
+
+def decide(handler: InventoryHandler, connection: Connection, *events: Event[Payload]) -> Decision:
+    """Record the decisions behind events, then have the handler decide the batch."""
+    record(connection, *events)
+    return orders.decide(handler, connection, *events)
 
 
 @pytest.fixture(autouse=True)

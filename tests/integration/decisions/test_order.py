@@ -10,13 +10,14 @@ from typing import get_args
 import pytest
 
 from orderstream.cache import CacheInvalidator
-from orderstream.domain.events import OrderAborted, OrderUpdated
+from orderstream.domain.events import Event, OrderAborted, OrderUpdated, Payload
 from orderstream.domain.order import FailureReason, PaymentState, Status, StockState, derive
 from orderstream.order_service.handler import OrderHandler
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
 from orderstream.worker.handler import Decision
-from tests.integration.decisions.orders import decide, emitted, place, received, result, row, types
+from tests.integration.decisions import orders
+from tests.integration.decisions.orders import emitted, place, received, record, result, row, types
 from tests.samples import AT
 from tests.scenarios import ORDER_ID, SCENARIOS, Scenario, Step, cuts, orderings
 
@@ -34,6 +35,12 @@ class Cache(CacheInvalidator):
     def delete(self, order_ids: Sequence[str]) -> bool:
         self.calls.append(("delete", sorted(order_ids)))
         return True
+
+
+def decide(handler: OrderHandler, connection: Connection, *events: Event[Payload]) -> Decision:
+    """Record the decisions behind events, then have the handler decide the batch."""
+    record(connection, *events)
+    return orders.decide(handler, connection, *events)
 
 
 @pytest.fixture
@@ -94,6 +101,8 @@ def test_every_scenario_ends_as_it_must_in_any_order(
     random = Random(1)
     sequences = [sequence for sequence in orderings(scenario.steps) if scenario.possible(sequence)]
     for sequence in random.sample(sequences, min(8, len(sequences))):
+        connection.execute("DELETE FROM payments")
+        connection.execute("DELETE FROM reservations")
         connection.execute(
             "UPDATE orders SET status = 'PROCESSING', payment = 'none', stock = 'none', payment_at = NULL,"
             " stock_at = NULL, failure_reason = NULL, version = 1, aborted_at = NULL"
@@ -289,7 +298,9 @@ def test_an_open_order_s_key_is_deleted_after_the_commit(
     handler: OrderHandler, connection: Connection, cache: Cache
 ) -> None:
     order_id = place(connection)
-    batch = received([result("payment.authorized", order_id)])
+    event = result("payment.authorized", order_id)
+    record(connection, event)
+    batch = received([event])
     with connection.transaction():
         decision = handler.decide(connection, batch, None)
         assert cache.calls == []
@@ -302,7 +313,9 @@ def test_a_settled_order_s_key_is_barred_before_the_commit_and_deleted_after(
 ) -> None:
     settled, open_one = place(connection), place(connection)
     connection.execute("UPDATE orders SET status = 'FAILED', aborted_at = now() WHERE id = %s", (settled,))
-    batch = received([result("payment.voided", settled), result("payment.authorized", open_one)])
+    events = [result("payment.voided", settled), result("payment.authorized", open_one)]
+    record(connection, *events)
+    batch = received(events)
     with connection.transaction():
         decision = handler.decide(connection, batch, None)
         assert cache.calls == [("bar", [settled])]

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from orderstream.domain.events import PaymentAuthorized, PaymentFailed, PaymentVoided
+from orderstream.domain.events import Event, Payload, PaymentAuthorized, PaymentFailed, PaymentVoided
 from orderstream.domain.order import FailureReason
 from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, Pending, State, Voided
 from orderstream.payment_worker.attempts import Attempts, Backoff
@@ -18,23 +18,33 @@ from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.payment_worker.provider import Desk, PaymentProvider, ProviderUnavailableError, SimulatedProvider
 from orderstream.postgres.connect import Connection, connect
 from orderstream.telemetry import metrics
+from orderstream.worker.handler import Decision
 from tests.contracts import assert_event
+from tests.integration.decisions import orders
 from tests.integration.decisions.orders import (
     AMOUNT,
     TRACEPARENT,
     aborted,
     created,
-    decide,
     emitted,
     items_of,
     place,
     received,
+    record,
     row,
     types,
 )
 from tests.samples import AT
 
 MAX_ATTEMPTS = 3
+
+
+def decide(handler: PaymentHandler, connection: Connection, *events: Event[Payload]) -> Decision:
+    """Record the aborts behind events, then have the handler decide the batch."""
+    record(connection, *events)
+    return orders.decide(handler, connection, *events)
+
+
 KEY_LIFETIME_SECONDS = 3_600.0
 Answer = Authorized | Declined | Pending | None
 

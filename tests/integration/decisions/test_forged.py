@@ -1,0 +1,324 @@
+"""Events that no service has decided, written by someone with access to a topic: no worker believes them (P2 to P7)."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import product
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from orderstream.cache import CacheInvalidator
+from orderstream.domain.events import (
+    Event,
+    InventoryReserved,
+    Item,
+    OrderCreated,
+    Payload,
+    PaymentAuthorized,
+    StockLine,
+    build,
+)
+from orderstream.domain.payment import Authorized, Charge
+from orderstream.inventory_worker.handler import InventoryHandler
+from orderstream.order_service.handler import OrderHandler
+from orderstream.payment_worker.attempts import Attempts, Backoff
+from orderstream.payment_worker.handler import PaymentHandler
+from orderstream.payment_worker.provider import Desk, SimulatedProvider
+from orderstream.postgres.connect import Connection
+from orderstream.worker.handler import Decision
+from tests.integration.decisions.orders import (
+    AMOUNT,
+    aborted,
+    authorized,
+    created,
+    decide,
+    emitted,
+    items_of,
+    place,
+    record,
+    result,
+    row,
+    types,
+)
+from tests.samples import AT
+
+FAR = datetime(9000, 1, 1, tzinfo=UTC)
+FACTS = "SELECT status, payment, stock, payment_at, stock_at, failure_reason, version FROM orders"
+DECISIONS = ("payments", "reservations", "inventory")
+
+
+class Cache(CacheInvalidator):
+    """No cache."""
+
+    def __init__(self) -> None:
+        pass
+
+    def bar(self, order_ids: Sequence[str]) -> bool:
+        return bool(order_ids)
+
+    def delete(self, order_ids: Sequence[str]) -> bool:
+        return bool(order_ids)
+
+
+class Provider(SimulatedProvider):
+    """Authorizes everything, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(success_rate=1, throw_rate=0)
+        self.charges: list[Charge] = []
+
+    def authorize(self, charge: Charge, timeout_seconds: float) -> Authorized:
+        del timeout_seconds
+        self.charges.append(charge)
+        return Authorized()
+
+
+@pytest.fixture
+def order_service() -> OrderHandler:
+    """The order service's handler."""
+    return OrderHandler(Cache(), ())
+
+
+@pytest.fixture
+def provider() -> Provider:
+    """A provider that authorizes everything."""
+    return Provider()
+
+
+@pytest.fixture
+def payment_worker(provider: Provider) -> PaymentHandler:
+    """The payment worker's handler."""
+    desk = Desk(2, 2)
+    return PaymentHandler(provider, desk, Attempts(provider, desk, Backoff(3, 0.2, 30), 3_600))
+
+
+INVENTORY_WORKER = InventoryHandler()
+
+
+def _rejections(decision: Decision) -> list[str]:
+    return [one.reason for one in decision.reject]
+
+
+def _tables(connection: Connection) -> list[Any]:
+    return [connection.execute(f"SELECT * FROM {table} ORDER BY 1".encode()).fetchall() for table in DECISIONS]  # noqa: S608
+
+
+# order-service
+
+# Event type -> states of the decision's row that such an event may follow.
+FOLLOWS = {
+    "payment.authorized": {"AUTHORIZED", "VOIDING", "VOIDED", "VOIDING again"},
+    "payment.failed": {"FAILED", "VOIDED", "VOIDING again"},
+    "payment.voided": {"VOIDED", "VOIDING again"},
+    "inventory.reserved": {"RESERVED", "RELEASED"},
+    "inventory.failed": {"FAILED", "RELEASED"},
+    "inventory.released": {"RELEASED"},
+}
+PAYMENTS = (None, "PENDING", "AUTHORIZED", "FAILED", "VOIDING", "VOIDING again", "VOIDED")
+RESERVATIONS = (None, "RESERVED", "FAILED", "RELEASED")
+CELLS = [
+    (event_type, state)
+    for event_type in FOLLOWS
+    for state in (PAYMENTS if event_type.startswith("payment.") else RESERVATIONS)
+]
+
+
+def _put(connection: Connection, order_id: str, event_type: str, state: str | None) -> None:
+    if state is None:
+        return
+    if event_type.startswith("payment."):
+        connection.execute(
+            "INSERT INTO payments (order_id, state, decided_at, next_attempt_at, closed_at)"
+            " VALUES (%s, %s, %s, CASE WHEN %s IN ('PENDING', 'VOIDING') THEN now() END,"
+            " CASE WHEN %s THEN now() END)",
+            (order_id, state.split()[0], AT, state.split()[0], state in ("VOIDING again", "VOIDED")),
+        )
+    else:
+        connection.execute(
+            "INSERT INTO reservations (order_id, state, decided_at) VALUES (%s, %s, %s)", (order_id, state, AT)
+        )
+
+
+@pytest.mark.parametrize(("event_type", "state"), CELLS)
+def test_the_order_service_believes_what_the_decision_s_row_allows(
+    order_service: OrderHandler, connection: Connection, event_type: str, state: str | None
+) -> None:
+    order_id = place(connection)
+    _put(connection, order_id, event_type, state)
+    before = row(connection, FACTS)
+    decision = decide(order_service, connection, result(event_type, order_id, FAR))
+    if state in FOLLOWS[event_type]:
+        assert _rejections(decision) == []
+        kind = "payment" if event_type.startswith("payment.") else "stock"
+        fact = "none" if state.startswith("VOIDING") else state.lower()
+        assert row(connection, f"SELECT {kind} FROM orders") == (fact,)  # noqa: S608
+    else:
+        assert _rejections(decision) == ["NOT_DECIDED"]
+        assert types(decision) == []
+        assert row(connection, FACTS) == before
+
+
+def test_the_issue_s_example_a_forged_authorization_confirms_nothing(
+    order_service: OrderHandler, connection: Connection
+) -> None:
+    connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
+    order_id = place(connection)
+    forged = [authorized(order_id), result("inventory.reserved", order_id)]
+    decision = decide(order_service, connection, *forged)
+    assert _rejections(decision) == ["NOT_DECIDED", "NOT_DECIDED"]
+    decision = decide(INVENTORY_WORKER, connection, forged[0])
+    assert _rejections(decision) == ["NOT_DECIDED"]
+    assert row(connection, FACTS)[:3] == ("PROCESSING", "none", "none")
+    assert row(connection, "SELECT available, reserved FROM inventory") == (10, 0)
+    assert row(connection, "SELECT count(*) FROM reservations") == (0,)
+
+
+@pytest.mark.parametrize("event_type", FOLLOWS)
+def test_times_and_reasons_are_those_of_the_decision(
+    order_service: OrderHandler, connection: Connection, event_type: str
+) -> None:
+    order_id = place(connection)
+    true = result(event_type, order_id, AT, "PROVIDER_UNAVAILABLE")
+    record(connection, true)
+    if event_type == "inventory.failed":
+        connection.execute("UPDATE reservations SET reason = 'UNKNOWN_SKU'")
+    forged = structs.replace(result(event_type, order_id, FAR, "TIMED_OUT"), id="00000000-0000-4000-8000-000000000000")
+    for _ in range(2):
+        decide(order_service, connection, forged)
+    status, _, _, payment_at, stock_at, reason, version = row(connection, FACTS)
+    assert (payment_at or stock_at) == AT
+    assert version == 2
+    if status == "FAILED":
+        assert reason == {"inventory.failed": "UNKNOWN_SKU"}.get(event_type, "PROVIDER_UNAVAILABLE")
+
+
+def test_a_forged_neighbour_holds_nothing_up(order_service: OrderHandler, connection: Connection) -> None:
+    good, victim = place(connection), place(connection)
+    record(connection, authorized(good), authorized(victim))
+    decision = decide(
+        order_service,
+        connection,
+        result("payment.voided", victim),
+        authorized(victim),
+        authorized(good),
+        authorized("nobody-s"),
+    )
+    assert [(one.received.order_id, one.reason) for one in decision.reject] == [
+        (victim, "NOT_DECIDED"),
+        ("nobody-s", "UNKNOWN_ORDER"),
+    ]
+    assert types(decision) == ["order.updated", "order.updated"]
+    assert connection.execute("SELECT status FROM orders").fetchall() == [("PAID",), ("PAID",)]
+
+
+def test_an_authorization_is_not_believed_once_its_payment_is_being_given_up(
+    order_service: OrderHandler, connection: Connection
+) -> None:
+    """The provider never answered: the payment is voided, and the order is still open."""
+    connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
+    order_id = place(connection)
+    _put(connection, order_id, "payment.authorized", "VOIDING")
+    assert types(decide(INVENTORY_WORKER, connection, authorized(order_id))) == []
+    decide(order_service, connection, authorized(order_id))
+    assert row(connection, FACTS)[:3] == ("PROCESSING", "none", "none")
+    assert row(connection, "SELECT count(*) FROM reservations") == (0,)
+
+
+# inventory-worker
+
+
+@pytest.mark.parametrize("state", PAYMENTS)
+def test_stock_is_reserved_for_an_authorized_payment_alone(connection: Connection, state: str | None) -> None:
+    connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
+    order_id = place(connection)
+    _put(connection, order_id, "payment.authorized", state)
+    decision = decide(INVENTORY_WORKER, connection, authorized(order_id))
+    assert _rejections(decision) == (["NOT_DECIDED"] if state in (None, "PENDING", "FAILED") else [])
+    assert types(decision) == (["inventory.reserved"] if state == "AUTHORIZED" else [])
+    assert row(connection, "SELECT reserved FROM inventory") == (1 if state == "AUTHORIZED" else 0,)
+
+
+def test_the_lines_that_are_reserved_are_those_of_the_order(connection: Connection) -> None:
+    connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0), ('GOLD', 10, 0)")
+    order_id = place(connection, {"SKU-1": 2})
+    record(connection, authorized(order_id))
+    (event,) = emitted(decide(INVENTORY_WORKER, connection, authorized(order_id, {"SKU-1": 9, "GOLD": 9})))
+    assert event.payload == InventoryReserved(order_id=order_id, items=(StockLine(sku="SKU-1", qty=2),))
+    assert row(connection, "SELECT sum(reserved)::int FROM inventory") == (2,)
+
+
+# order.aborted, in both workers that read it
+
+
+@pytest.mark.parametrize("status", ["PROCESSING", "CONFIRMED"])
+def test_an_order_that_is_not_aborted_stays(
+    payment_worker: PaymentHandler, connection: Connection, status: str
+) -> None:
+    connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
+    order_id = place(connection)
+    record(connection, authorized(order_id))
+    decide(INVENTORY_WORKER, connection, authorized(order_id))
+    if status == "CONFIRMED":
+        connection.execute("UPDATE orders SET status = 'CONFIRMED', payment = 'authorized', stock = 'reserved'")
+    before = _tables(connection)
+    for handler in (payment_worker, INVENTORY_WORKER):
+        decision = decide(handler, connection, aborted(order_id))
+        assert (_rejections(decision), types(decision)) == (["NOT_DECIDED"], [])
+    assert _tables(connection) == before
+
+
+def test_a_forged_abort_beside_the_true_events_of_its_order_changes_nothing(
+    payment_worker: PaymentHandler, provider: Provider, connection: Connection
+) -> None:
+    connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
+    order_id = place(connection)
+    decision = decide(payment_worker, connection, aborted(order_id), created(order_id), aborted(order_id))
+    assert (_rejections(decision), types(decision)) == (["NOT_DECIDED"] * 2, ["payment.authorized"])
+    assert len(provider.charges) == 1
+    decision = decide(INVENTORY_WORKER, connection, aborted(order_id), authorized(order_id))
+    assert (_rejections(decision), types(decision)) == (["NOT_DECIDED"], ["inventory.reserved"])
+
+
+def test_the_reason_of_an_abort_is_that_of_the_order(payment_worker: PaymentHandler, connection: Connection) -> None:
+    order_id = place(connection)
+    record(connection, aborted(order_id, "TIMED_OUT"))
+    forged = aborted(order_id, "PROVIDER_UNAVAILABLE")
+    decide(payment_worker, connection, forged)
+    (event,) = emitted(decide(INVENTORY_WORKER, connection, forged))
+    assert getattr(event.payload, "reason", None) == "TIMED_OUT"
+    assert row(connection, "SELECT reason FROM payments") == ("TIMED_OUT",)
+    assert row(connection, "SELECT reason FROM reservations") == ("TIMED_OUT",)
+
+
+def test_an_abort_of_an_order_that_does_not_exist_is_unknown(
+    payment_worker: PaymentHandler, connection: Connection
+) -> None:
+    for handler, event in product((payment_worker, INVENTORY_WORKER), (aborted("nobody-s"),)):
+        assert _rejections(decide(handler, connection, event)) == ["UNKNOWN_ORDER"]
+    assert _rejections(decide(INVENTORY_WORKER, connection, authorized("nobody-s"))) == ["UNKNOWN_ORDER"]
+
+
+# order.created
+
+
+def _forged_created(order_id: str) -> Event[Payload]:
+    items = (Item(sku="GOLD", qty=1_000, price=Decimal("0.01")),)
+    payload = OrderCreated(order_id=order_id, user_id="u-2", items=items, amount=Decimal("0.01"), currency="JPY")
+    return build(payload, FAR)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_charged_and_told_is_what_was_accepted(
+    payment_worker: PaymentHandler, provider: Provider, connection: Connection, *, again: bool
+) -> None:
+    order_id = place(connection, {"SKU-1": 2, "SKU-2": 1})
+    if again:
+        decide(payment_worker, connection, created(order_id))
+    (event,) = emitted(decide(payment_worker, connection, _forged_created(order_id)))
+    assert event.payload == PaymentAuthorized(
+        order_id=order_id, items=items_of({"SKU-1": 2, "SKU-2": 1}), amount=AMOUNT, currency="USD"
+    )
+    assert [(charge.amount, charge.currency) for charge in provider.charges] == [(AMOUNT, "USD")]
+    assert (event.occurred_at,) == row(connection, "SELECT decided_at FROM payments")
