@@ -9,11 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from orderstream.settings import Settings
+from orderstream.stack.passwords import read
+from orderstream.stack.postgres import superuser_url
 from orderstream.stack.state import ChildRecord, Run, StateDir, checkout
+from orderstream.stack.up import locations
 
 PROGRAM = str(Path(sys.executable).with_name("orderstream"))
 LIMIT_SECONDS = 300
-_LOCATIONS = ("POSTGRES_URL", "REDIS_URL", "KAFKA_BROKERS", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_LOCATIONS = ("POSTGRES_URL", "REDIS_URL", "KAFKA_BROKERS", "KAFKA_OPTIONS", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 class System:
@@ -25,8 +29,21 @@ class System:
 
     @property
     def urls(self) -> dict[str, str]:
-        """POSTGRES_URL, REDIS_URL, KAFKA_BROKERS and BASE_URL."""
+        """POSTGRES_URL, REDIS_URL, KAFKA_BROKERS, KAFKA_OPTIONS and BASE_URL."""
         return self._run().urls
+
+    @property
+    def settings(self) -> Settings:
+        """Settings that lead to the parts of this system."""
+        return Settings.model_validate(locations(self.urls))
+
+    @property
+    def superuser_url(self) -> str:
+        """PostgreSQL for what the services may not do, such as settings of the whole server."""
+        passwords = read(self.state)
+        if passwords is None:
+            raise RuntimeError("the system under test has no passwords")
+        return superuser_url(self.state.read().ports["postgres"], passwords)
 
     def children(self) -> list[ChildRecord]:
         """Every process that the stack started and keeps alive."""

@@ -18,7 +18,6 @@ import psycopg
 from bench import counters
 from bench.system import AlreadyRunningError, System, running
 
-from orderstream.settings import Settings
 from orderstream.stack.state import checkout
 from soak import books, faults
 from soak.client import Client
@@ -57,12 +56,13 @@ class Soak:
         urls = system.urls
         self._postgres_url = urls["POSTGRES_URL"]
         self._base = urlsplit(urls["BASE_URL"])
-        self._target = faults.Target(system, Settings.model_validate({"kafka_brokers": urls["KAFKA_BROKERS"]}))
+        settings = system.settings
+        self._target = faults.Target(system, settings)
         chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
         self._ledger = Ledger()
         self._client = Client(self._base.hostname or "", self._base.port or 80)
         self._load = Load(self._client, self._ledger, rate, chance)
-        self._poisoner = Poisoner(urls["KAFKA_BROKERS"], chance)
+        self._poisoner = Poisoner(settings, chance)
         self._weights: list[float] = []
 
     def run(self) -> tuple[dict[str, str], books.Checks]:

@@ -16,6 +16,7 @@ from confluent_kafka import KafkaException
 from orderstream.domain.events import TOPICS
 from orderstream.kafka.client import admin
 from orderstream.settings import SERVICES, Settings
+from orderstream.stack.place import place
 from orderstream.stack.process import birth, signal_family
 
 SESSION_SECONDS = 12
@@ -72,7 +73,7 @@ class Target:
     @property
     def kafka_data(self) -> Path:
         """The directory of Kafka's data."""
-        return self._system.state.root / "kafka" / "data"
+        return place(self._system.state).folder("kafka") / "data"
 
 
 def kill(*names: str) -> Callable[[Target], None]:

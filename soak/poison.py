@@ -30,6 +30,7 @@ from orderstream.domain.events import (
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.order_service.handler import OrderHandler
 from orderstream.payment_worker.handler import PaymentHandler
+from orderstream.settings import Settings
 
 HEADER = "soak-poison"
 CONSUMERS = {handler.group: handler.topics for handler in (PaymentHandler, InventoryHandler, OrderHandler)}
@@ -65,8 +66,9 @@ class Poison(Struct, frozen=True):
 class Poisoner:
     """Puts poison in; what Kafka did not acknowledge is not expected anywhere."""
 
-    def __init__(self, brokers: str, chance: random.Random) -> None:
-        self._producer = Producer({"bootstrap.servers": brokers, "message.timeout.ms": 20_000, "log_level": 0})
+    def __init__(self, settings: Settings, chance: random.Random) -> None:
+        ours = {"bootstrap.servers": settings.kafka_brokers, "message.timeout.ms": 20_000, "log_level": 0}
+        self._producer = Producer({**ours, **settings.kafka_options})
         self._chance = chance
         self._count = 0
         self.put: list[Poison] = []

@@ -7,6 +7,7 @@ Every command imports what it runs only when it runs, so a service loads no more
 import contextlib
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -51,8 +52,13 @@ def _located() -> "Settings":
     from orderstream.stack.state import default_state_dir
 
     run = default_state_dir(settings.orderstream_state).running()
-    found = {field: run.urls[field.upper()] for field in fields} if run and run.urls else {}
-    return settings.model_copy(update=found)
+    if run is None or not run.urls:
+        return settings
+    from orderstream.stack.up import locations
+
+    if "kafka_brokers" in fields:
+        fields.add("kafka_options")
+    return settings.model_copy(update={name: value for name, value in locations(run.urls).items() if name in fields})
 
 
 def _state() -> "StateDir":
@@ -107,6 +113,8 @@ def up(detach: bool) -> None:
     from orderstream.stack.stopping import Stop
     from orderstream.stack.terminal import Terminal
 
+    # What it writes holds passwords and orders.
+    os.umask(0o077)
     terminal = Terminal()
     stop = Stop(terminal)
     settings, state = _settings(), _state()

@@ -15,8 +15,10 @@ from soak.faults import empty
 
 from orderstream.audit.check import audit, table
 from orderstream.settings import SERVICES, Settings
+from orderstream.stack.place import place
 from orderstream.stack.process import birth, signal_family
 from orderstream.stack.services import healthy
+from orderstream.stack.up import locations
 from tests.e2e.stack import Stack, Up, stack
 from tests.waiting import wait_until
 
@@ -37,7 +39,7 @@ class Harmed:
         assert run is not None
         self.postgres_url = run.urls["POSTGRES_URL"]
         self.redis_url = run.urls["REDIS_URL"]
-        self.settings = Settings.model_validate({"kafka_brokers": run.urls["KAFKA_BROKERS"]})
+        self.settings = Settings.model_validate(locations(run.urls))
         self.base_url = made.base_url
         self.up = up
         self.stack = made
@@ -87,7 +89,7 @@ class Harmed:
 
     def wipe_kafka(self) -> None:
         """Empty Kafka's data directory and kill it, so that its next start finds nothing of what it knew."""
-        empty(self.stack.state.root / "kafka" / "data")
+        empty(place(self.stack.state).folder("kafka") / "data")
         self.kill("kafka")
 
     def post(self, **headers: str) -> httpx.Response:

@@ -3,19 +3,20 @@
 import shlex
 from collections.abc import Mapping
 
-from orderstream.stack.postgres import place
+from orderstream.stack.masking import masked
+from orderstream.stack.place import place
 from orderstream.stack.state import StateDir
 
 # The example order of the README; a test holds the two against each other.
 _EXAMPLE = """\
 # Create an order
-order=$(curl -s -X POST {base_url}/orders \\
+order=$(curl -s --noproxy '*' -X POST {base_url}/orders \\
   -H 'content-type: application/json' \\
   -d '{{"userId":"u-1","items":[{{"sku":"SKU-1","qty":1,"price":129.0}}],
        "amount":129.0,"currency":"USD"}}'); echo "$order"
 
 # Read it back
-curl -s {base_url}/orders/$(echo "$order" | cut -d '"' -f 4); echo"""
+curl -s --noproxy '*' {base_url}/orders/$(echo "$order" | cut -d '"' -f 4); echo"""
 
 
 def curl_lines(base_url: str) -> str:
@@ -28,9 +29,10 @@ def banner(urls: Mapping[str, str], state: StateDir) -> str:
     base_url = urls["BASE_URL"]
     rows = {
         "API": f"{base_url}  (docs: {base_url}/docs)",
-        "PostgreSQL": urls["POSTGRES_URL"],
-        "Valkey": urls["REDIS_URL"],
+        "PostgreSQL": masked(urls["POSTGRES_URL"]),
+        "Valkey": masked(urls["REDIS_URL"]),
         "Kafka": urls["KAFKA_BROKERS"],
+        "Passwords": 'eval "$(orderstream env)" sets them for your shell, as POSTGRES_URL, REDIS_URL, KAFKA_OPTIONS',
         "Logs": f"{state.logs}  (or: orderstream logs -f)",
         "State": f"{_places(state)}  (orderstream reset removes it)",
     }
@@ -41,8 +43,8 @@ def banner(urls: Mapping[str, str], state: StateDir) -> str:
 
 def _places(state: StateDir) -> str:
     """Where the state is; root's PostgreSQL has its data elsewhere."""
-    data = place(state).data
-    return str(state.root) if data.is_relative_to(state.root) or not data.exists() else f"{state.root} and {data}"
+    shared = place(state).shared
+    return str(state.root) if shared is None or not shared.exists() else f"{state.root} and {shared}"
 
 
 def exports(urls: Mapping[str, str]) -> str:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from orderstream.stack import postgres
+from orderstream.stack import place
+from orderstream.stack.files import open_private
 from orderstream.stack.process import birth, end_leftovers, last_lines, rotate, wait_until
 from orderstream.stack.services import healthy
 from orderstream.stack.state import Record, Run, StateDir
@@ -27,7 +28,7 @@ def start_detached(state: StateDir, stop: Stop) -> int:
     state.open()
     log = state.log("up")
     rotate(log)
-    with log.open("ab") as output:
+    with open_private(log, "ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "orderstream.cli", "up"],
             stdin=subprocess.DEVNULL,
@@ -149,9 +150,9 @@ def reset(state: StateDir, terminal: Terminal) -> None:
     """
     _end_leftovers(state, terminal)
     with state.lock():
-        for path in postgres.remove(state):
+        for path in place.remove(state):
             terminal.say(f"Removed {path}")
-        for name in ("postgres", "kafka", "kafka-learning", "valkey", "logs", "stack.json"):
+        for name in ("logs", "stack.json", "secrets.json"):
             path = state.root / name
             if path.is_dir():
                 shutil.rmtree(path)

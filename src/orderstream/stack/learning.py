@@ -8,16 +8,21 @@ from pathlib import Path
 
 from orderstream.stack import ports
 from orderstream.stack.kafka import Kafka
+from orderstream.stack.passwords import Passwords
+from orderstream.stack.place import Place
 from orderstream.stack.services import Workshop
-from orderstream.stack.state import StateDir
+
+_FOLDER = "kafka-learning"
 
 
 class Learning:
     """The throwaway broker, with a directory and ports of its own."""
 
-    def __init__(self, state: StateDir, cache: Path) -> None:
-        self._folder = state.root / "kafka-learning"
+    def __init__(self, place: Place, cache: Path) -> None:
+        self._place = place
         self._cache = cache
+        # Of its own: what it listens on is gone before anyone could need them.
+        self._passwords = Passwords()
 
     @property
     def starts_fast(self) -> bool:
@@ -32,7 +37,7 @@ class Learning:
             broker.install(workshop)
             broker.learn_to_start_fast(workshop)
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self._place.folder(_FOLDER), ignore_errors=True)
 
     def _broker(self, port: int, controller_port: int) -> Kafka:
-        return Kafka(port, controller_port, self._folder, self._cache)
+        return Kafka(port, controller_port, self._place, self._cache, self._passwords, folder=_FOLDER)

@@ -4,12 +4,11 @@ killed, paused and started again."""
 import contextlib
 import io
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orderstream.stack import ports, postgres, steps
+from orderstream.stack import passwords, place, ports, steps
 from orderstream.stack.kafka import Kafka
 from orderstream.stack.postgres import Postgres
 from orderstream.stack.process import Child, ChildError, Roster, birth, end_leftovers, how_it_ended
@@ -70,10 +69,12 @@ class Parts:
 
     def __init__(self, state: StateDir, roster: Roster, chosen: dict[str, int]) -> None:
         workshop = Workshop(state, roster, _say_nothing, threading.Event())
-        postgres_server = Postgres(chosen["postgres"], state)
-        valkey_server = Valkey(chosen["valkey"], state.root / "valkey")
-        kafka_server = Kafka(chosen["kafka"], chosen["kafka-controller"], state.root / "kafka", shared_cache())
-        self.postgres_url = postgres_server.url
+        where, known = place.choose(state, _say_nothing), passwords.read_or_make(state)
+        postgres_server = Postgres(chosen["postgres"], where, known)
+        valkey_server = Valkey(chosen["valkey"], where, known.valkey)
+        kafka_server = Kafka(chosen["kafka"], chosen["kafka-controller"], where, shared_cache())
+        # Tests make databases and change settings of the server.
+        self.postgres_url = postgres_server.superuser_url
         self.redis_url = valkey_server.url
         self.kafka_brokers = kafka_server.brokers
         self.postgres = Part(postgres_server, Child("postgres", state.log("postgres"), roster), workshop)
@@ -128,6 +129,4 @@ def _say_nothing(text: str) -> None:
 
 
 def _forget_data(state: StateDir) -> None:
-    postgres.remove(state)
-    for name in ("kafka", "valkey"):
-        shutil.rmtree(state.root / name, ignore_errors=True)
+    place.remove(state)

@@ -1,5 +1,6 @@
 """What one `up` starts, where, and in which order: the parts for which no URL was given, then the services."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -8,6 +9,8 @@ from orderstream.settings import SERVICES, Settings
 from orderstream.stack import ports
 from orderstream.stack.kafka import Kafka
 from orderstream.stack.learning import Learning
+from orderstream.stack.passwords import Passwords
+from orderstream.stack.place import Place, place
 from orderstream.stack.postgres import Postgres
 from orderstream.stack.services import OrderStreamService, Service
 from orderstream.stack.state import StateDir, shared_cache
@@ -55,14 +58,21 @@ def _addresses(url: str) -> set[tuple[str, int | None]]:
     return found
 
 
-def plan(settings: Settings, state: StateDir, kept: Mapping[str, int]) -> Plan:
+def plan(
+    settings: Settings,
+    state: StateDir,
+    kept: Mapping[str, int],
+    where: Place | None = None,
+    passwords: Passwords | None = None,
+) -> Plan:
     """Decide what to start. Looks for free ports; raises OSError when there are none."""
+    where, passwords = where or place(state), passwords or Passwords()
     replicas = [(service, _replica(service, n)) for service in SERVICES for n in range(settings.replicas(service))]
     names = ["postgres", "valkey", "kafka", "kafka-controller", *(name for _, name in replicas)]
     chosen = ports.pick(names, kept, avoid=(settings.port,))
-    postgres = Postgres(chosen["postgres"], state)
-    valkey = Valkey(chosen["valkey"], state.root / "valkey")
-    kafka = Kafka(chosen["kafka"], chosen["kafka-controller"], state.root / "kafka", shared_cache())
+    postgres = Postgres(chosen["postgres"], where, passwords)
+    valkey = Valkey(chosen["valkey"], where, passwords.valkey)
+    kafka = Kafka(chosen["kafka"], chosen["kafka-controller"], where, shared_cache(), passwords)
     from_outside = given(settings, kept)
     urls = {
         "POSTGRES_URL": settings.postgres_url if "postgres" in from_outside else postgres.url,
@@ -70,9 +80,13 @@ def plan(settings: Settings, state: StateDir, kept: Mapping[str, int]) -> Plan:
         "KAFKA_BROKERS": settings.kafka_brokers if "kafka" in from_outside else kafka.brokers,
         "BASE_URL": f"http://{_reachable(settings.host)}:{settings.port}",
     }
+    # Our own Kafka's password goes before one that the shell has from an earlier state; other options stay.
+    options = settings.kafka_options if "kafka" in from_outside else {**settings.kafka_options, **kafka.options}
+    if options:
+        urls["KAFKA_OPTIONS"] = json.dumps(options)
     services = [_service(settings, service, name, urls, chosen[name]) for service, name in replicas]
     parts = [part for part in (postgres, valkey, kafka) if part.name not in from_outside]
-    learning = None if "kafka" in from_outside else Learning(state, shared_cache())
+    learning = None if "kafka" in from_outside else Learning(where, shared_cache())
     return Plan(tuple(parts), tuple(services), learning, chosen, urls)
 
 

@@ -6,6 +6,8 @@ import random
 import socket
 from collections.abc import Iterable, Mapping
 
+from orderstream.stack.masking import masked
+
 LOOPBACK = "127.0.0.1"
 # Below the range from which systems take the ports of outgoing connections, so that a kept port is rarely gone.
 _FIRST, _LAST = 20_000, 32_000
@@ -58,7 +60,8 @@ def holder(port: int) -> str:
         listening = []
     for pid in (one.pid for one in listening if one.laddr and one.laddr.port == port and one.pid):
         try:
-            return f"pid {pid} ({' '.join(psutil.Process(pid).cmdline()) or psutil.Process(pid).name()})"
+            command = " ".join(psutil.Process(pid).cmdline()) or psutil.Process(pid).name()
+            return f"pid {pid} ({masked(command)})"
         except psutil.Error:
             return f"pid {pid}"
     return "a process that only its owner or root can name"

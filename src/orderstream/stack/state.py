@@ -1,6 +1,7 @@
 """What a stack keeps on disk: its directory, the ports it picked once, and which processes are its own.
 
-Only the holder of the lock writes. Readers (`status`, `env`, a second `up`) see whole files: each is replaced at once.
+The directory is for its owner alone (0700, files 0600): addresses with passwords and logs are in it. Only the holder of
+the lock writes. Readers (`status`, `env`, a second `up`) see whole files: each is replaced at once.
 """
 
 import contextlib
@@ -14,9 +15,17 @@ from typing import Literal
 
 import msgspec
 
+from orderstream.stack.files import PRIVATE_FILE, PRIVATE_FOLDER, close_to_others, make_private, write_private
+
 Phase = Literal["starting", "up", "stopping"]
 
 _PROBES = 50
+_OURS = {
+    "stack.json", "stack.json.new", "secrets.json", "secrets.json.new", "stores", "stores.new", "lock", "logs", "cache",
+    "postgres", "postgres.new", "postgres-settings", "kafka", "kafka-learning", "valkey", "valkey-settings",
+    "bench", "soak", "benchmark.lock",
+}  # fmt: skip
+"""What the stack, its tests and its benchmarks put into a state directory; `test-<n>` beside these."""
 _PROBE_SECONDS = 0.01
 
 
@@ -73,7 +82,20 @@ class StateDir:
 
     def open(self) -> None:
         """Make the directories. Raises OSError, for instance when they belong to another user."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        make_private(self.root)
+        make_private(self.logs)
+
+    def close_to_others(self) -> None:
+        """Take the rights of other users away from what earlier versions left readable.
+
+        A directory that holds more than a stack's files (a home, /tmp) keeps its own mode.
+        """
+        found = list(self.root.iterdir())
+        ours = [path for path in found if path.name in _OURS or path.name.startswith("test-")]
+        if ours == found and self.root.stat().st_uid == os.geteuid():
+            self.root.chmod(PRIVATE_FOLDER)
+        nested = {"bench", "soak", "postgres", "postgres.new"}
+        close_to_others(path for path in ours if path.name not in nested and not path.name.startswith("test-"))
 
     def read(self) -> Record:
         """Return what was last written; an empty record where nothing (readable) is."""
@@ -84,15 +106,13 @@ class StateDir:
 
     def write(self, record: Record) -> None:
         """Replace the record at once, so that a reader never sees half of it."""
-        fresh = self._file.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
-        fresh.replace(self._file)
+        write_private(self._file, msgspec.json.format(msgspec.json.encode(record), indent=1))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold this directory for one process; the kernel lets go when the process dies. Raises BusyError."""
         self.open()
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
         try:
             # Whoever asks whether it is held is in the way for an instant, and is no holder.
             for _ in range(_PROBES):
@@ -103,6 +123,7 @@ class StateDir:
                 time.sleep(_PROBE_SECONDS)
             else:
                 raise BusyError
+            self.close_to_others()
             yield
         finally:
             os.close(descriptor)

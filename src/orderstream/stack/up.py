@@ -1,13 +1,17 @@
 """`orderstream up`: start everything side by side, say where it is, keep it alive, and stop it in order."""
 
 import contextlib
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from orderstream.settings import Settings
-from orderstream.stack import kafka, ports, steps
+from orderstream.stack import kafka, place, ports, steps
 from orderstream.stack.banner import banner
 from orderstream.stack.jars import FetchError
+from orderstream.stack.passwords import read_or_make
+from orderstream.stack.place import PlaceError
 from orderstream.stack.plan import SCHEMA, TOPICS, Plan, given, plan
 from orderstream.stack.process import ChildError, Roster, StoppingError, birth, end_leftovers, rotate, wait_until
 from orderstream.stack.services import Service
@@ -51,7 +55,12 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
     if problem := _problem_with_port(settings) or _problem_with_path(settings, state, record):
         terminal.say(problem)
         return 1
-    todo = plan(settings, state, record.ports)
+    try:
+        where = place.choose(state, terminal.say)
+    except PlaceError as error:
+        terminal.say(f"{error}")
+        return 1
+    todo = plan(settings, state, record.ports, where, read_or_make(state))
     run = Run(os.getpid(), birth(os.getpid()) or "", urls=dict(todo.urls))
     roster = Roster(state, Record({**record.ports, **todo.ports}, run))
     for log in state.logs.glob("*.log"):
@@ -123,14 +132,19 @@ def _steps(settings: Settings, todo: Plan, supervisor: Supervisor) -> list[steps
     def start(service: Service) -> steps.Step:
         return steps.Step(service.name, service.needs, lambda report: supervisor.bring_up(service, report))
 
-    urls = {name.lower(): url for name, url in todo.urls.items()}
-    located = settings.model_copy(update={name: urls[name] for name in ("postgres_url", "redis_url", "kafka_brokers")})
+    located = settings.model_copy(update=locations(todo.urls))
     return [
         *map(start, todo.parts),
         steps.Step(SCHEMA, ("postgres",), lambda report: prepare_schema(located, report)),
         steps.Step(TOPICS, ("kafka",), lambda report: prepare_topics(located, report)),
         *map(start, todo.services),
     ]
+
+
+def locations(urls: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that lead to the parts at `urls`."""
+    fields: dict[str, Any] = {name: urls[name.upper()] for name in ("postgres_url", "redis_url", "kafka_brokers")}
+    return {**fields, "kafka_options": json.loads(urls.get("KAFKA_OPTIONS", "{}"))}
 
 
 def prepare_schema(settings: Settings, report: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from orderstream.stack import jars
 from orderstream.stack.kafka import Kafka
+from orderstream.stack.place import choose, remove
 from orderstream.stack.process import Roster, birth
 from orderstream.stack.services import Workshop
 from orderstream.stack.state import Record, Run, StateDir, shared_cache
@@ -23,7 +24,9 @@ def test_a_path_may_have_any_characters(name: str, tmp_path: Path) -> None:
     state = StateDir(home / "state")
     state.open()
     roster = Roster(state, Record(run=Run(os.getpid(), birth(os.getpid()) or "")))
-    kafka = Kafka(9_092, 9_093, state.root / "kafka", home / "cache")
+    where = choose(state, lambda _: None)
+    kafka = Kafka(9_092, 9_093, where, home / "cache")
     kafka.install(Workshop(state, roster, lambda _: None, never))
-    assert (state.root / "kafka" / "data" / "meta.properties").exists()
+    assert (where.folder("kafka") / "data" / "meta.properties").exists()
     assert sorted(path.name for path in home.iterdir()) == ["cache", "state"]
+    remove(state)

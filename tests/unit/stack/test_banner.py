@@ -26,7 +26,7 @@ def test_the_lines_create_the_example_order_and_read_it_back(state: StateDir) ->
     done = subprocess.run(
         ["sh", "-c", CURL + curl_lines(URLS["BASE_URL"])], cwd=state.root, capture_output=True, text=True, check=True
     )
-    assert done.stdout == '{"orderId": "an-id"}\nread -s http://127.0.0.1:3000/orders/an-id\n\n'
+    assert done.stdout == '{"orderId": "an-id"}\nread -s --noproxy * http://127.0.0.1:3000/orders/an-id\n\n'
     sent = (state.root / "body").read_text().partition("-d ")[2]
     assert json.loads(sent) == {
         "userId": "u-1",
@@ -39,6 +39,23 @@ def test_the_lines_create_the_example_order_and_read_it_back(state: StateDir) ->
 def test_the_banner_says_where_everything_is(state: StateDir) -> None:
     text = banner(URLS, state)
     assert all(value in text for value in [*URLS.values(), str(state.root), str(state.logs), "/docs"])
+
+
+def test_the_banner_masks_passwords_and_says_how_to_get_them(state: StateDir) -> None:
+    secret = {
+        "POSTGRES_URL": "host=db user=app password='p ss\\'w' dbname=orders",
+        "REDIS_URL": "rediss://cache:p@ss:w/rd@cache.example:6379/0?password=pssw",
+        "KAFKA_OPTIONS": '{"sasl.password": "pssw"}',
+    }
+    text = banner({**URLS, **secret}, state)
+    assert not [word for word in ("p ss", "'w", "p@ss", "w/rd", "pssw") if word in text]
+    assert "host=db user=app password=*** dbname=orders" in text
+    assert "rediss://cache:***@cache.example:6379/0?password=***" in text
+    assert 'eval "$(orderstream env)"' in text
+
+
+def test_the_banner_has_the_lines_to_paste(state: StateDir) -> None:
+    text = banner(URLS, state)
     assert curl_lines(URLS["BASE_URL"]) in text
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orderstream.stack import control, postgres
+from orderstream.stack import control, place
+from orderstream.stack.passwords import read_or_make
 from orderstream.stack.process import Roster
 from orderstream.stack.state import BusyError, Record, StateDir
 from orderstream.stack.terminal import Terminal
@@ -71,37 +72,22 @@ def test_down_without_anything_running_says_so(state: StateDir) -> None:
     assert said.getvalue() == "Nothing is running.\n"
 
 
-def test_reset_removes_data_logs_and_ports_and_keeps_the_rest(
+def test_reset_removes_data_logs_passwords_and_ports_and_keeps_the_rest(
     state: StateDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    data = postgres.Place(tmp_path / "elsewhere" / "data-1", tmp_path / "elsewhere", None)
-    monkeypatch.setattr(postgres, "place", lambda _: data)
-    for folder in (data.data, state.root / "kafka", state.root / "cache"):
+    shared = tmp_path / "elsewhere"
+    where = place.Place(state, shared, None)
+    monkeypatch.setattr(place, "place", lambda _: where)
+    for folder in (where.postgres_data, where.folder("kafka"), state.root / "kafka", state.root / "cache"):
         folder.mkdir(parents=True)
     state.log("kafka").write_text("old")
     state.write(Record({"kafka": 20_001}))
+    read_or_make(state)
     control.reset(state, Terminal(io.StringIO()))
     assert sorted(path.name for path in state.root.iterdir()) == ["cache", "lock"]
-    assert not data.data.exists()
-    assert data.shared is not None
-    assert not data.shared.exists()
+    assert not shared.exists()
 
 
 def test_reset_refuses_while_it_runs(state: StateDir) -> None:
     with state.lock(), pytest.raises(BusyError):
         control.reset(state, Terminal(io.StringIO()))
-
-
-def test_the_copy_for_nobody_is_refused_unless_it_is_ours(tmp_path: Path) -> None:
-    for mode in (0o777, 0o770):
-        folder = tmp_path / f"{mode:o}"
-        folder.mkdir()
-        folder.chmod(mode)
-        with pytest.raises(PermissionError, match="remove it"):
-            postgres._make_ours(folder)
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path)
-    with pytest.raises((PermissionError, FileExistsError)):
-        postgres._make_ours(link)
-    postgres._make_ours(tmp_path / "new")
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o711

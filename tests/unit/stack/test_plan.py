@@ -1,11 +1,14 @@
 """The plan of a start: what was given is not started, and where everything is."""
 
+import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from orderstream.settings import SERVICES, Settings
 from orderstream.stack import plan
+from orderstream.stack.passwords import Passwords
 from orderstream.stack.services import OrderStreamService
 from orderstream.stack.state import StateDir
 
@@ -15,6 +18,7 @@ def given(**values: Any) -> Settings:
     return Settings(**values)
 
 
+LOCATIONS = ("POSTGRES_URL", "REDIS_URL", "KAFKA_BROKERS", "KAFKA_OPTIONS")
 KEPT = {"postgres": 20_101, "valkey": 20_102, "kafka": 20_103}
 
 
@@ -69,13 +73,29 @@ def test_a_service_is_told_where_everything_is(state: StateDir, monkeypatch: pyt
     monkeypatch.setenv("PAYMENT_SUCCESS_RATE", "0.5")
     made = plan.plan(given(port=3456), state, {})
     env = next(one for one in made.services if one.name == "payment-worker").command().env
-    assert {name: env[name] for name in ("POSTGRES_URL", "REDIS_URL", "KAFKA_BROKERS", "PORT", "LOG_FORMAT")} == {
+    assert {name: env[name] for name in (*LOCATIONS, "PORT", "LOG_FORMAT")} == {
         **{name: url for name, url in made.urls.items() if name != "BASE_URL"},
         "PORT": "3456",
         "LOG_FORMAT": "json",
     }
     assert env["METRICS_PORT"] == str(made.ports["payment-worker"])
     assert env["PAYMENT_SUCCESS_RATE"] == "0.5"
+
+
+def test_the_password_of_our_own_kafka_goes_before_one_that_the_shell_has(state: StateDir) -> None:
+    shell = {"sasl.password": "of an earlier state", "client.rack": "a"}
+    made = plan.plan(given(kafka_options=shell), state, {}, passwords=Passwords(kafka="new"))
+    options = json.loads(made.urls["KAFKA_OPTIONS"])
+    assert (options["sasl.password"], options["client.rack"]) == ("new", "a")
+    elsewhere = plan.plan(given(kafka_options=shell, kafka_brokers="kafka.example:9092"), state, {})
+    assert json.loads(elsewhere.urls["KAFKA_OPTIONS"]) == shell
+
+
+def test_no_argument_of_any_process_holds_a_password(state: StateDir) -> None:
+    passwords = Passwords()
+    made = plan.plan(given(), state, {}, passwords=passwords)
+    arguments = " ".join(word for service in (*made.parts, *made.services) for word in service.command().argv)
+    assert not [word for word in msgspec.structs.asdict(passwords).values() if word in arguments]
 
 
 @pytest.mark.parametrize(
