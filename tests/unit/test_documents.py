@@ -127,7 +127,7 @@ class Nothing:
 
 def test_endpoints() -> None:
     nothing = Nothing()
-    orders = Orders(nothing, nothing, nothing, nothing, nothing)  # type: ignore[arg-type]
+    orders = Orders(nothing, nothing, nothing, nothing, nothing, owners=nothing)  # type: ignore[arg-type]
     api = router(orders, Health(nothing), Tracer(None, 0))  # type: ignore[arg-type]
     paths = [route.path for route in api.routes if isinstance(route, Route)]
     served: Rows = []

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 import uvloop
 
 from orderstream.api_gateway.canceller import Canceller
+from orderstream.api_gateway.key_owners import KeyOwners
 from orderstream.api_gateway.outbox_bound import OutboxBound
 from orderstream.api_gateway.reader import Reader
 from orderstream.api_gateway.routes import Health, Orders, router
@@ -56,13 +57,14 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         canceller = await enter(Canceller(cancels, cache, waiting_limit=limit))
         waiters = await enter(Waiters(polls))
         outbox = await enter(OutboxBound(checks, settings.outbox_limit))
+        owners = await enter(KeyOwners(reads, waiting_limit=limit))
 
         def stop() -> None:
             limit_drain(settings.drain_timeout_seconds)
             waiters.drain()
 
         http = server(
-            router(Orders(writer, reader, canceller, waiters, outbox), Health(checks), tracer),
+            router(Orders(writer, reader, canceller, waiters, outbox, owners=owners), Health(checks), tracer),
             tracer,
             on_stop=stop,
             connection_limit=allow_connections(settings.gateway_connection_limit),

@@ -39,7 +39,7 @@ class Bodies:
                 if size > BODY_MAX_BYTES:
                     raise problems.body_too_large(BODY_MAX_BYTES)
                 if self._held_bytes > self._limit_bytes:
-                    raise problems.unavailable("Too many large requests are arriving.")
+                    raise problems.bodies_full()
                 more = message["more_body"]
         finally:
             self._held_bytes -= size

@@ -12,6 +12,9 @@ RETRY_AFTER_SECONDS = 1
 RETRY_AFTER_FULL_OUTBOX_SECONDS = 5
 
 
+_NOTHING_STORED = "This request stored nothing."
+
+
 class Violation(Struct, frozen=True):
     """One thing that is wrong with a body: where, as a JSON pointer (RFC 6901), and what."""
 
@@ -141,13 +144,31 @@ def internal_error() -> Problem:
 
 
 def unavailable(detail: str) -> Problem:
-    """503: no room or no database; nothing is known to have been accepted, and asking again is right."""
+    """503: no room or no database; asking again is right."""
     headers = [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
     return Problem(503, "unavailable", "Try again", detail, headers=headers)
 
 
+def queue_full() -> Problem:
+    """503: as many orders wait to be stored as may. An earlier request with the same key may still be stored."""
+    return unavailable(f"Too many orders are waiting to be stored. {_NOTHING_STORED}")
+
+
+def bodies_full() -> Problem:
+    """503: the bodies that are arriving fill the memory they may have. The key of this request was not looked up."""
+    return unavailable(f"Too many large requests are arriving. {_NOTHING_STORED}")
+
+
+def unknown_whether_stored() -> Problem:
+    """503: Postgres gave no answer in time, so the order may be stored."""
+    return unavailable(
+        "The order could not be stored in time, and it is not known whether it will be."
+        " With an Idempotency-Key you can safely send it again."
+    )
+
+
 def outbox_full() -> Problem:
-    """503: Kafka takes no events, and as many wait for it as may; nothing was accepted."""
+    """503: Kafka takes no events, and as many wait for it as may. An earlier request may be stored."""
     headers = [(b"retry-after", str(RETRY_AFTER_FULL_OUTBOX_SECONDS).encode())]
-    detail = "Too many events are waiting to be published."
+    detail = f"Too many events are waiting to be published. {_NOTHING_STORED}"
     return Problem(503, "outbox-full", "Try again later", detail, headers=headers)

@@ -9,7 +9,8 @@
 -- An order that is there already, because a group was repeated whose COMMIT was answered by silence, is left alone with
 -- its items and its event: all three hang on the row having been inserted now. So does one whose idempotency key is
 -- taken. A twin still under way is waited for; orders with keys come first and sorted by them, so that two groups never
--- wait for each other crosswise. Returns the ids of the accepted orders that have keys, or no row if none was accepted.
+-- wait for each other crosswise. Returns how many orders came in, which shows that this statement ran and no other, and the
+-- ids of the accepted orders that have keys.
 -- Index: orders_pkey, orders_idempotency_key. Locks: the new rows only.
 WITH incoming AS (
     SELECT *
@@ -43,8 +44,10 @@ WITH incoming AS (
     JOIN accepted USING (id)
     CROSS JOIN time
 )
-SELECT (SELECT array_agg(id) FROM accepted WHERE idempotency_key IS NOT NULL), pg_notify(%(channel)s, '')
-FROM (SELECT FROM accepted LIMIT 1) AS any_accepted;
+SELECT
+    (SELECT count(*) FROM incoming),
+    (SELECT array_agg(id) FROM accepted WHERE idempotency_key IS NOT NULL),
+    CASE WHEN EXISTS (SELECT FROM accepted) THEN pg_notify(%(channel)s, '') END;
 
 -- name: orders_of_keys
 -- Finds the orders of idempotency keys, and the digests of what was asked for. Parameter: `keys`.

@@ -18,13 +18,14 @@ from orderstream.api_gateway.gathering import FullError, TryAgainError
 from orderstream.api_gateway.idempotency import IdempotencyKey, read_key, request_hash
 from orderstream.api_gateway.identity import canonical, new_order_id
 from orderstream.api_gateway.intake import InvalidOrderError, read_order
+from orderstream.api_gateway.key_owners import KeyOwners
 from orderstream.api_gateway.outbox_bound import OutboxBound
-from orderstream.api_gateway.problems import RETRY_AFTER_SECONDS, Violation
+from orderstream.api_gateway.problems import RETRY_AFTER_SECONDS, Problem, Violation
 from orderstream.api_gateway.reader import Outcome, Reader, Reading
 from orderstream.api_gateway.schemas import OrderAccepted
 from orderstream.api_gateway.session import BUDGET_SECONDS, Session
 from orderstream.api_gateway.waiters import Waiters, preferred_wait
-from orderstream.api_gateway.writer import SQL, KeyReusedError, NewOrder, RefusedError, Writer
+from orderstream.api_gateway.writer import SQL, KeyReusedError, NewOrder, RefusedError, Stored, Writer
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import Tracer
 
@@ -50,6 +51,7 @@ class Orders:
         waiters: Waiters,
         outbox: OutboxBound,
         *,
+        owners: KeyOwners,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._writer = writer
@@ -57,6 +59,7 @@ class Orders:
         self._canceller = canceller
         self._waiters = waiters
         self._outbox = outbox
+        self._owners = owners
         self._clock = clock
         self._bodies = Bodies()
         self._reads = {outcome: metrics.CACHE_READS.labels(outcome.lower()) for outcome in ("HIT", "MISS", "BYPASS")}
@@ -64,11 +67,12 @@ class Orders:
 
     async def create(self, request: Request) -> Reply:
         """POST /orders: 201 once the order is durable, and never otherwise."""
-        if self._outbox.is_exceeded():
+        key = read_key(request.headers.get(b"idempotency-key"))
+        if key is None and self._outbox.is_exceeded():
             raise problems.outbox_full()
-        new = await self._new_order(request)
+        new = await self._new_order(request, key)
         try:
-            stored = await _in_time("stored", self._writer.ask, new.created.order_id, new)
+            stored = await self._store(new)
         except RefusedError as error:
             raise problems.invalid_order([Violation("", "cannot be stored")]) from error
         except KeyReusedError as error:
@@ -79,9 +83,31 @@ class Orders:
             headers.append(_REPLAYED)
         return Reply(201, headers, _encode(OrderAccepted(stored.order_id)))
 
-    async def _new_order(self, request: Request) -> NewOrder:
+    async def _store(self, new: NewOrder) -> Stored:
+        """Store an order, or find the one that its key has. Raises RefusedError, KeyReusedError or Problem 503."""
+        if self._outbox.is_exceeded():
+            return await self._stored_before(new, problems.outbox_full())
+        try:
+            async with asyncio.timeout(BUDGET_SECONDS):
+                return await self._writer.ask(new.created.order_id, new)
+        except FullError:
+            return await self._stored_before(new, problems.queue_full())
+        except (TimeoutError, TryAgainError) as error:
+            raise problems.unknown_whether_stored() from error
+
+    async def _stored_before(self, new: NewOrder, refusal: Problem) -> Stored:
+        """Answer with the order that the key has. Raises `refusal` if there is none, or KeyReusedError."""
+        if new.key is None:
+            raise refusal
+        owner = await _in_time("looked up by its key", self._owners.ask, new.key.key, new.key.key)
+        if owner is None:
+            raise refusal
+        if owner.request_hash != new.key.request_hash:
+            raise KeyReusedError(owner.order_id)
+        return Stored(owner.order_id, replayed=True)
+
+    async def _new_order(self, request: Request, key: str | None) -> NewOrder:
         """Read an order out of a request. Its body is not kept: large ones would add up while they wait."""
-        key = read_key(request.headers.get(b"idempotency-key"))
         body = await self._bodies.read(request)
         order_id = new_order_id(self._clock())
         try:

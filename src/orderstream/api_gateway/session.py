@@ -10,7 +10,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from orderstream.api_gateway.gathering import TryAgainError
-from orderstream.postgres.connect import AsyncConnection, connect_async, is_transient
+from orderstream.postgres.connect import AsyncConnection, connect_async, is_bad_value, is_transient
 from orderstream.telemetry import logs
 
 BUDGET_SECONDS = 5.0
@@ -21,7 +21,8 @@ class Session:
     """Runs one transaction at a time; whoever comes meanwhile waits for the turn. Used as a context manager.
 
     Both ways raise TryAgainError when Postgres is not there, or did not answer in time: whether a write was committed
-    is then unknown. They raise psycopg.Error when it refused.
+    is then unknown. They raise psycopg.Error when it refused. Only after a refusal of a value is the connection kept:
+    any other error may be the session's, which a new connection does not have.
     """
 
     def __init__(self, postgres_url: str, name: str, budget_seconds: float = BUDGET_SECONDS) -> None:
@@ -43,6 +44,11 @@ class Session:
             cursor = await connection.execute(statement, parameters)
             return await cursor.fetchall()
 
+    async def renew(self) -> None:
+        """Have the next transaction run on a new connection."""
+        async with self._turn:
+            await self._close()
+
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Run several statements as one transaction, all of them within one budget; it commits at the end."""
@@ -62,6 +68,8 @@ class Session:
                     cut.cancel()
             except (psycopg.Error, OSError, TimeoutError) as error:
                 if isinstance(error, psycopg.Error) and not is_transient(error):
+                    if not is_bad_value(error):
+                        await self._close()
                     raise
                 reason = str(error).strip() or repr(error)
                 logs.get().warning("postgres_unavailable", connection=self._name, error=reason)

@@ -13,6 +13,7 @@ from decimal import Decimal
 import msgspec
 import psycopg
 from msgspec import Struct
+from psycopg.errors import CheckViolation, NotNullViolation, UniqueViolation
 
 from orderstream.api_gateway.gathering import Asked, Gathering, TryAgainError
 from orderstream.api_gateway.idempotency import IdempotencyKey
@@ -20,7 +21,7 @@ from orderstream.api_gateway.session import Session
 from orderstream.domain import events
 from orderstream.domain.events import Item, OrderCreated
 from orderstream.postgres import outbox
-from orderstream.postgres.connect import is_fatal
+from orderstream.postgres.connect import is_bad_value, is_fatal
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Carrier
@@ -30,6 +31,9 @@ GROUP_LINES_MAX = 2_000
 
 WAITING_LINES_MAX = 40_000
 """Lines of the orders that wait: what bounds the memory that a queue of large orders takes, to some 20 MB."""
+
+FAULTS_MAX = 24
+"""Errors in one attempt at a group that blame no order. Halving finds two orders of 2,000 within as many."""
 
 SQL = load("orderstream.api_gateway")
 
@@ -81,6 +85,9 @@ class KeyReusedError(Exception):
     """The idempotency key belongs to an order that is not this one."""
 
 
+Group = Sequence[Asked[NewOrder, Stored]]
+
+
 class Writer(Gathering[NewOrder, Stored]):
     """Commits orders. `ask` with the order's id: the answer means that an order is durable, and says which.
 
@@ -97,15 +104,31 @@ class Writer(Gathering[NewOrder, Stored]):
             weight_limit=WAITING_LINES_MAX,
         )
         self._session = session
+        self._faults = 0
 
-    async def _commit(self, group: Sequence[Asked[NewOrder, Stored]]) -> None:
+    async def _commit(self, group: Group) -> None:
+        self._faults = 0
+        await self._store(group)
+        if any(asked.waited_for for asked in group):
+            raise TryAgainError("Postgres stored only others")
+
+    async def _store(self, group: Group, *, doubted: bool = False) -> None:
+        """Commit a group and answer it, but for orders that Postgres does not store through no fault of their own.
+
+        `doubted` says that Postgres has refused a value of this group, which is one order, on another connection.
+        """
         try:
             rows = await self._session.execute(SQL["accept_orders"], _parameters([asked.item for asked in group]))
         except (psycopg.Error, ValueError) as error:
-            await self._isolate(group, error)
+            await self._isolate(group, error, doubted=doubted)
+            return
+        if [row[0] for row in rows] != [len(group)]:
+            # A 201 is worth a check of its own: a pooled connection may run another statement than was meant.
+            logs.get().error("another_statement_ran", orders=len(group))
+            await self._session.renew()
             return
         metrics.COMMITTED_ORDERS.observe(len(group))
-        won = set(rows[0][0] or ()) if rows else set()
+        won = set(rows[0][1] or ())
         beaten: list[tuple[Asked[NewOrder, Stored], IdempotencyKey]] = []
         for asked in group:
             order_id, key = asked.item.created.order_id, asked.item.key
@@ -119,7 +142,7 @@ class Writer(Gathering[NewOrder, Stored]):
     async def _replay(self, beaten: Sequence[tuple[Asked[NewOrder, Stored], IdempotencyKey]]) -> None:
         """Answer those whose key was taken with the order that has it: maybe their own, by an earlier attempt.
 
-        Whoever finds no order, because it was removed meanwhile, tries again.
+        An order whose twin was removed meanwhile stays unanswered, and is tried again.
         """
         try:
             rows = await self._session.execute(SQL["orders_of_keys"], {"keys": [key.key for _, key in beaten]})
@@ -132,22 +155,42 @@ class Writer(Gathering[NewOrder, Stored]):
                 asked.answer(Stored(order_id, replayed=order_id != asked.item.created.order_id))
             elif order_id is not None:
                 asked.fail(KeyReusedError(order_id))
-        if any(asked.waited_for for asked, _ in beaten):
-            raise TryAgainError("the order of a key is gone")
 
-    async def _isolate(self, group: Sequence[Asked[NewOrder, Stored]], error: psycopg.Error | ValueError) -> None:
-        """Halve a refused group until the order that it was refused for stands alone."""
-        if is_fatal(error):
-            logs.get().error("postgres_refuses_every_order", error=str(error))
-            raise TryAgainError from error
-        if len(group) == 1:
+    async def _isolate(self, group: Group, error: psycopg.Error | ValueError, *, doubted: bool) -> None:
+        """Halve a refused group until the order that it was refused for stands alone.
+
+        An order is refused for its values alone, and only when two connections agree: a pooled connection may run
+        another statement than was meant. After any other error the order is tried again, on a new connection.
+        """
+        blamed = _blames_the_order(error)
+        if not blamed:
+            self._faults += 1
+            name = "postgres_refuses_every_order" if is_fatal(error) else "postgres_refuses_orders"
+            logs.get().error(name, orders=len(group), sqlstate=_sqlstate(error), error=str(error))
+            if is_fatal(error) or self._faults > FAULTS_MAX:
+                raise TryAgainError from error
+        if len(group) > 1:
+            middle = len(group) // 2
+            await self._store(group[:middle])
+            await self._store(group[middle:])
+        elif blamed and doubted:
             order_id = group[0].item.created.order_id
             logs.get().error("order_refused_by_postgres", order_id=order_id, error=str(error))
             group[0].fail(RefusedError(str(error)))
-            return
-        middle = len(group) // 2
-        await self._commit(group[:middle])
-        await self._commit(group[middle:])
+        elif blamed:
+            await self._session.renew()
+            await self._store(group, doubted=True)
+
+
+def _blames_the_order(error: Exception) -> bool:
+    """Say whether a value of the order cannot be stored. ValueError is raised here, before Postgres is asked."""
+    if isinstance(error, UniqueViolation):
+        return error.diag.constraint_name == "order_items_pkey"
+    return is_bad_value(error) or isinstance(error, ValueError | CheckViolation | NotNullViolation)
+
+
+def _sqlstate(error: Exception) -> str | None:
+    return error.sqlstate if isinstance(error, psycopg.Error) else None
 
 
 def _lines(order: NewOrder) -> int:

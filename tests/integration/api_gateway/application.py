@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from starlette.routing import Router
 
 from orderstream.api_gateway.canceller import Canceller
+from orderstream.api_gateway.key_owners import KeyOwners
 from orderstream.api_gateway.outbox_bound import OutboxBound
 from orderstream.api_gateway.reader import Reader
 from orderstream.api_gateway.routes import Health, Orders, router
@@ -39,5 +40,10 @@ async def application(
         Canceller(cancels, cache, waiting_limit=waiting_limit) as canceller,
         Waiters(others) as waiters,
         OutboxBound(others, outbox_limit) as outbox,
+        KeyOwners(reads, waiting_limit=waiting_limit) as owners,
     ):
-        yield router(Orders(writer, reader, canceller, waiters, outbox, clock=clock), Health(others), Tracer(None, 0))
+        yield router(
+            Orders(writer, reader, canceller, waiters, outbox, owners=owners, clock=clock),
+            Health(others),
+            Tracer(None, 0),
+        )

@@ -129,7 +129,7 @@ def test_a_bad_order_fails_alone(postgres_url: str, connection: Connection, bad:
             answers = await ask(writer, group)
             assert isinstance(answers.pop(4), RefusedError)
             assert answers == accepted(good)
-            assert len(session.sizes) <= 9
+            assert len(session.sizes) <= 10
 
     asyncio.run(scenario())
     assert stored(connection) == (ids(good), ids(good), 18)

@@ -93,7 +93,7 @@ ORDER = st.fixed_dictionaries(
 def post(body: bytes) -> tuple[int, Any]:
     """Send a body through the whole application, and return status and JSON of the answer."""
     nothing: Any = None
-    orders = Orders(cast("Writer", Taker()), nothing, nothing, nothing, cast("OutboxBound", Roomy()))
+    orders = Orders(cast("Writer", Taker()), nothing, nothing, nothing, cast("OutboxBound", Roomy()), owners=nothing)
     application = router(orders, Health(nothing), Tracer(None, 0))
     answer = asyncio.run(call(application, "POST", "/orders", [body], {"content-type": "application/json"}))
     return answer.status, msgspec.json.decode(answer.body)

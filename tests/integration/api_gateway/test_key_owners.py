@@ -1,0 +1,140 @@
+"""A key whose order is there is answered with its order, also when no new order can be taken (P10)."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from starlette.routing import Router
+
+from orderstream.api_gateway import writer as writer_module
+from orderstream.postgres.connect import Connection, connect
+from orderstream.stack.parts import Parts
+from tests.asgi import Answer, call
+from tests.bodies import README, order
+from tests.integration.api_gateway.application import application
+
+JSON = {"content-type": "application/json"}
+WAIT_SECONDS = 10
+
+
+async def post(api: Router, key: str | None = None, body: bytes = README) -> Answer:
+    return await call(api, "POST", "/orders", [body], JSON if key is None else {**JSON, "idempotency-key": key})
+
+
+def type_of(answer: Answer) -> str:
+    return str(json.loads(answer.body)["type"]).removeprefix("urn:orderstream:problem:")
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for a condition, with a limit."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not await condition():  # noqa: ASYNC110 - Postgres sets no Event
+            await asyncio.sleep(0.01)
+
+
+@contextmanager
+def no_order_is_stored(postgres_url: str) -> Iterator[None]:
+    """Have every insert into `orders` wait; reads go on."""
+    with connect(postgres_url, "lock") as holder, holder.transaction():
+        holder.execute("LOCK TABLE orders IN EXCLUSIVE MODE")
+        yield
+
+
+async def _fill_the_outbox(api: Router) -> None:
+    async def full() -> bool:
+        answer = await post(api)
+        return answer.status == 503 and type_of(answer) == "outbox-full"
+
+    await until(full)
+
+
+async def _assert_keys_are_looked_up(api: Router, first: Answer, refusal: str) -> None:
+    again = await post(api, "known", order(amount='"129.00"'))
+    assert (again.status, again.body) == (201, first.body)
+    assert again.headers["location"] == first.headers["location"]
+    assert again.headers["idempotent-replayed"] == "true"
+    other = await post(api, "known", order(amount="1"))
+    assert (other.status, type_of(other)) == (422, "idempotency-key-reused")
+    for key in ("unknown", None):
+        refused = await post(api, key)
+        assert (refused.status, type_of(refused)) == (503, refusal)
+        assert "This request stored nothing." in json.loads(refused.body)["detail"]
+        assert "retry-after" in refused.headers
+
+
+def test_a_known_key_is_answered_while_the_outbox_is_full(
+    postgres_url: str, connection: Connection, parts: Parts
+) -> None:
+    async def scenario() -> None:
+        async with application(postgres_url, parts.redis_url, outbox_limit=2) as api:
+            first = await post(api, "known")
+            await _fill_the_outbox(api)
+            await _assert_keys_are_looked_up(api, first, "outbox-full")
+
+    asyncio.run(scenario())
+    rows = connection.execute("SELECT count(*) FROM orders WHERE idempotency_key IS NOT NULL").fetchall()
+    assert rows == [(1,)]
+
+
+@pytest.mark.parametrize("bound", ["orders", "lines"])
+def test_a_known_key_is_answered_while_the_queue_is_full(
+    postgres_url: str, connection: Connection, parts: Parts, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 2
+    if bound == "lines":
+        monkeypatch.setattr(writer_module, "WAITING_LINES_MAX", limit)
+        limit = 100
+
+    async def scenario() -> None:
+        async with application(postgres_url, parts.redis_url, waiting_limit=limit) as api:
+            first = await post(api, "known")
+            with no_order_is_stored(postgres_url):
+                waiting = [asyncio.create_task(post(api))]
+                await until(lambda: _is_blocked(connection))
+                waiting += [asyncio.create_task(post(api)) for _ in range(3)]
+                await until(lambda: _any_done(waiting))
+                await _assert_keys_are_looked_up(api, first, "unavailable")
+            for answer in await asyncio.gather(*waiting):
+                assert answer.status == 201 or "This request stored nothing." in answer.body.decode()
+
+    asyncio.run(scenario())
+
+
+async def _is_blocked(connection: Connection) -> bool:
+    return connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchall() != [(0,)]
+
+
+async def _any_done(tasks: list[asyncio.Task[Answer]]) -> bool:
+    return any(task.done() for task in tasks)
+
+
+def test_what_was_asked_in_vain_for_too_long_may_be_stored(
+    postgres_url: str, connection: Connection, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer does not say that nothing was stored: here it is, after the answer."""
+    monkeypatch.setattr("orderstream.api_gateway.routes.BUDGET_SECONDS", 0.5)
+
+    def stored() -> Any:
+        return connection.execute("SELECT id FROM orders").fetchall()
+
+    async def scenario() -> None:
+        async with application(postgres_url, parts.redis_url) as api:
+            with no_order_is_stored(postgres_url):
+                refused = await post(api, "late")
+                assert stored() == []
+            assert refused.status == 503
+            detail = json.loads(refused.body)["detail"]
+            assert "not known" in detail
+            assert "nothing" not in detail
+
+            async def there() -> bool:
+                return bool(stored())
+
+            await until(there)
+            again = await post(api, "late")
+            assert json.loads(again.body) == {"orderId": stored()[0][0]}
+
+    asyncio.run(scenario())
