@@ -165,9 +165,12 @@ class Writer(Gathering[NewOrder, Stored]):
         blamed = _blames_the_order(error)
         if not blamed:
             self._faults += 1
-            name = "postgres_refuses_every_order" if is_fatal(error) else "postgres_refuses_orders"
-            logs.get().error(name, orders=len(group), sqlstate=_sqlstate(error), error=str(error))
-            if is_fatal(error) or self._faults > FAULTS_MAX:
+            if is_fatal(error):
+                logs.get().error("postgres_refuses_every_order", error=str(error))
+                raise TryAgainError from error
+            state = error.sqlstate if isinstance(error, psycopg.Error) else None
+            logs.get().error("postgres_refuses_orders", orders=len(group), sqlstate=state, error=str(error))
+            if self._faults > FAULTS_MAX:
                 raise TryAgainError from error
         if len(group) > 1:
             middle = len(group) // 2
@@ -187,10 +190,6 @@ def _blames_the_order(error: Exception) -> bool:
     if isinstance(error, UniqueViolation):
         return error.diag.constraint_name == "order_items_pkey"
     return is_bad_value(error) or isinstance(error, ValueError | CheckViolation | NotNullViolation)
-
-
-def _sqlstate(error: Exception) -> str | None:
-    return error.sqlstate if isinstance(error, psycopg.Error) else None
 
 
 def _lines(order: NewOrder) -> int:

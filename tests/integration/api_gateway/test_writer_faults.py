@@ -50,7 +50,6 @@ SPOILT = {
     "25006 the session is read-only": ["SET default_transaction_read_only = on"],
     "3F000 another search path": ["SET search_path = nowhere"],
     "42501 another role": ["CREATE ROLE nobody_at_all", "SET ROLE nobody_at_all"],
-    "57014 no time": ["SET statement_timeout = 1", "BEGIN"],
 }
 ANOTHER_STATEMENT = {
     "22P02 that refuses the value": "SELECT $1::int8, NULL::text[], $2",
