@@ -2,8 +2,8 @@
 -- it sets what is available of SKU-1 and leaves what is reserved alone.
 CREATE TABLE IF NOT EXISTS inventory (
   sku TEXT PRIMARY KEY,
-  available INT NOT NULL DEFAULT 0,
-  reserved  INT NOT NULL DEFAULT 0
+  available BIGINT NOT NULL DEFAULT 0,
+  reserved  BIGINT NOT NULL DEFAULT 0
 );
 INSERT INTO inventory (sku, available, reserved)
 VALUES ('SKU-1', 100, 0)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _HELP = {"help_option_names": ["-h", "--help"]}
 _BAD_CONFIGURATION = 2
 _NOT_CHECKED = 2
-_UNITS_MAX = 2**31 - 1
 GARBAGE_OBJECTS = 50_000
 """So many new objects, instead of 700, have a service look for cycles among them."""
 
@@ -282,7 +281,27 @@ class _Sku(click.ParamType[str]):
 
         if not 1 <= len(value) <= SKU_MAX_CHARACTERS:
             self.fail(f"a SKU has 1 to {SKU_MAX_CHARACTERS} characters", param, ctx)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail("a SKU is text in UTF-8", param, ctx)
         return value
+
+
+class _Units(click.ParamType[int]):
+    """A number of units of one SKU, as the schema takes it."""
+
+    name = "units"
+
+    def __init__(self, *, negative: bool) -> None:
+        self._negative = negative
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; fails for what no SKU can have."""
+        from orderstream.domain.stock import UNITS_MAX
+
+        limits: click.ParamType[int] = click.IntRange(-UNITS_MAX if self._negative else 0, UNITS_MAX)
+        return limits.convert(value, param, ctx)
 
 
 _SKU = _Sku()
@@ -295,28 +314,28 @@ def stock() -> None:
 
 @stock.command("set")
 @click.argument("sku", type=_SKU)
-@click.argument("available", type=click.IntRange(0, _UNITS_MAX))
+@click.argument("available", type=_Units(negative=False))
 def stock_set(sku: str, available: int) -> None:
     """Make AVAILABLE units of SKU available; what is reserved stays reserved."""
     import psycopg
 
-    from orderstream.inventory_worker.stock import set_available
+    from orderstream.inventory_worker.stock import StockError, set_available
 
-    with _plain_errors(psycopg.Error):
+    with _plain_errors(psycopg.Error, StockError):
         set_available(_located().postgres_url, sku, available)
     click.echo(f"{sku}: {available} available")
 
 
 @stock.command("add", context_settings={"ignore_unknown_options": True})
 @click.argument("sku", type=_SKU)
-@click.argument("quantity", type=click.IntRange(-_UNITS_MAX, _UNITS_MAX))
+@click.argument("quantity", type=_Units(negative=True))
 def stock_add(sku: str, quantity: int) -> None:
     """Add QUANTITY units to what is available of SKU; a negative QUANTITY takes them away."""
     import psycopg
 
-    from orderstream.inventory_worker.stock import TooFewError, UnknownSkuError, add_available
+    from orderstream.inventory_worker.stock import StockError, add_available
 
-    with _plain_errors(psycopg.Error, UnknownSkuError, TooFewError):
+    with _plain_errors(psycopg.Error, StockError):
         add_available(_located().postgres_url, sku, quantity)
     click.echo(f"{sku}: {quantity} added")
 
@@ -330,9 +349,9 @@ def stock_list() -> None:
 
     with _plain_errors(psycopg.Error):
         rows = listing(_located().postgres_url)
-    click.echo(f"{'sku':<40} {'available':>10} {'reserved':>10}")
+    click.echo(f"{'sku':<40} {'available':>16} {'reserved':>16}")
     for sku, available, reserved in rows:
-        click.echo(f"{sku:<40} {available:>10} {reserved:>10}")
+        click.echo(f"{sku:<40} {available:>16} {reserved:>16}")
 
 
 @main.group(context_settings=_HELP)

@@ -134,6 +134,11 @@ def test_without_memory_a_change_is_still_barred_and_deleted(redis_url: str) -> 
     _run(redis_url, scenario)
 
 
+def _url_of(user: str, redis_url: str) -> str:
+    place = urlsplit(redis_url)
+    return f"redis://{user}:a@{place.hostname}:{place.port}/0"
+
+
 @pytest.mark.parametrize(
     "rights", ["+get +eval", "+get +eval +set", "+get +eval +del", "+get +eval +set +del %R~order:*"]
 )
@@ -143,7 +148,7 @@ def test_a_user_who_could_not_delete_is_served_nothing(redis_url: str, rights: s
     with redis.Redis.from_url(redis_url) as client:
         client.set("order:a", BODY)
         client.execute_command("ACL", "SETUSER", "reader", "reset", "on", ">a", *patterns, *set(words) - set(patterns))
-        url = f"redis://reader:a@{urlsplit(redis_url).netloc}/0"
+        url = _url_of("reader", redis_url)
 
         async def scenario(reader: AsyncCache, _other: AsyncCache) -> None:
             assert await reader.look_up(["a"]) == ["unreachable"]
@@ -159,7 +164,7 @@ def test_the_least_rights_that_the_documents_name_are_enough(redis_url: str) -> 
         client.execute_command(
             "ACL", "SETUSER", "least", "reset", "on", ">a", "~order:*", "+eval", "+get", "+set", "+del"
         )
-        url = f"redis://least:a@{urlsplit(redis_url).netloc}/0"
+        url = _url_of("least", redis_url)
 
         async def scenario(changing: AsyncCache, other: AsyncCache) -> None:
             await _filled(other)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from confluent_kafka import KafkaError, KafkaException
 
 from orderstream.cli import main
+from orderstream.domain.stock import UNITS_MAX
 from orderstream.settings import SERVICES
 from orderstream.worker import dead_letter_reader
 
@@ -69,7 +70,20 @@ def test_a_command_that_fails_says_so_in_one_line_whatever_its_clients_log(monke
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [["set", "", "4"], ["add", "S" * 65, "1"], ["set", "SKU-1", str(2**31)]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["set", "", "4"],
+        ["add", "S" * 65, "1"],
+        ["set", "\udcff", "1"],
+        ["set", "SKU-1", str(UNITS_MAX + 1)],
+        ["add", "SKU-1", str(UNITS_MAX + 1)],
+        ["add", "SKU-1", str(-UNITS_MAX - 1)],
+        ["set", "SKU-1", "--", "-1"],
+        ["set", "SKU-1", "9" * 5_000],
+        ["set", "SKU-1", "1e3"],
+    ],
+)
 def test_stock_that_no_order_could_name_or_hold_is_refused(words: list[str]) -> None:
     result = CliRunner().invoke(main, ["stock", *words])
     assert result.exit_code == 2

@@ -28,7 +28,7 @@ SELECT sku AS subject,
               i.available) AS detail
 FROM inventory i
 FULL JOIN (
-    SELECT l.key AS sku, sum(l.value::bigint) AS held
+    SELECT l.key AS sku, sum(l.value::numeric) AS held
     FROM reservations r, jsonb_each_text(r.lines) l
     WHERE r.state = 'RESERVED'
     GROUP BY l.key

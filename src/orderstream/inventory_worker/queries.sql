@@ -53,7 +53,7 @@ RETURNING r.order_id, r.decided_at;
 -- reserves, a negative one gives back. Parameters: SKUs, quantities. Index: inventory_pkey; rows are locked already.
 UPDATE inventory i
 SET available = i.available - m.quantity, reserved = i.reserved + m.quantity
-FROM unnest(%(skus)s::text[], %(quantities)s::int[]) AS m (sku, quantity)
+FROM unnest(%(skus)s::text[], %(quantities)s::bigint[]) AS m (sku, quantity)
 WHERE i.sku = m.sku;
 
 -- name: set_available

@@ -76,7 +76,7 @@ WITH held AS MATERIALIZED (
     ORDER BY order_id
     FOR UPDATE
 )
-SELECT l.key, sum(l.value::int)::int FROM held, jsonb_each_text(held.lines) l GROUP BY l.key ORDER BY l.key;
+SELECT l.key, sum(l.value::bigint)::bigint FROM held, jsonb_each_text(held.lines) l GROUP BY l.key ORDER BY l.key;
 
 -- name: remove_orders
 -- Removes orders, and with them, by the foreign keys, their items, payments and reservations. Parameter: order ids.
@@ -92,5 +92,5 @@ SELECT FROM inventory WHERE sku = ANY(%(skus)s::text[]) ORDER BY sku FOR NO KEY 
 -- Index: inventory_pkey. The rows are locked already (lock_skus).
 UPDATE inventory i
 SET reserved = i.reserved - m.quantity
-FROM unnest(%(skus)s::text[], %(quantities)s::int[]) AS m (sku, quantity)
+FROM unnest(%(skus)s::text[], %(quantities)s::bigint[]) AS m (sku, quantity)
 WHERE i.sku = m.sku;

@@ -16,6 +16,7 @@ from orderstream.domain.events import (
     StockLine,
 )
 from orderstream.domain.order import FailureReason
+from orderstream.domain.stock import UNITS_MAX
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.postgres.connect import Connection, connect
 from orderstream.worker.handler import Decision, RepeatBatchError
@@ -170,6 +171,18 @@ def test_a_stored_reservation_is_given_back_whatever_was_ordered(connection: Con
     )
     decide(HANDLER, connection, aborted(order_id))
     assert _stock_of(connection) == (10, 0)
+
+
+@pytest.mark.parametrize("available", [2**31 - 1, UNITS_MAX])
+def test_the_most_units_are_reserved_and_given_back(connection: Connection, available: int) -> None:
+    connection.execute("UPDATE inventory SET available = %s WHERE sku = 'SKU-1'", (available,))
+    orders = [place(connection, {"SKU-1": 2_000_000_000}) for _ in range(3)]
+    events = [authorized(order_id, {"SKU-1": 2_000_000_000}) for order_id in orders]
+    for number in (1, 2, 3):  # more than an INT in one batch, too, where there is so much
+        decide(HANDLER, connection, *events[:number])
+    assert sum(_stock_of(connection)) == available
+    decide(HANDLER, connection, *(aborted(order_id) for order_id in orders))
+    assert _stock_of(connection) == (available, 0)
 
 
 def _decide_until_done(url: str, order_ids: tuple[str, ...], seed: int) -> None:

@@ -151,6 +151,13 @@ def test_what_is_open_or_not_undone_or_contradicts_itself_stays(
     assert _stock(connection) == before
 
 
+def test_more_units_are_sold_in_one_step_than_an_int_holds(connection: Connection) -> None:
+    for _ in range(3):
+        _confirmed(connection, {"SKU-1": 2_000_000_000})
+    assert _walk(connection) == [Step(3, 3, 6_000_000_000, last=True)]
+    assert connection.execute("SELECT available, reserved FROM inventory").fetchall() == [(10, 0)]
+
+
 def test_an_order_of_which_an_event_waits_to_be_published_stays(connection: Connection) -> None:
     order_id = _confirmed(connection)
     with connection.transaction():

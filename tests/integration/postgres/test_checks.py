@@ -9,6 +9,7 @@ import pytest
 
 from orderstream.domain.order import FailureReason, PaymentState, Status, StockState
 from orderstream.domain.payment import State
+from orderstream.domain.stock import UNITS_MAX
 from orderstream.postgres.connect import Connection, connect
 from tests.databases import Databases
 
@@ -82,6 +83,14 @@ def test_sets_are_closed_and_amounts_positive(connection: Connection, columns: d
 def test_stock_is_never_negative(connection: Connection, available: int, reserved: int) -> None:
     with pytest.raises(psycopg.errors.CheckViolation, match="not_negative"):
         connection.execute("INSERT INTO inventory VALUES ('A', %s, %s)", (available, reserved))
+
+
+@pytest.mark.parametrize(("available", "reserved"), [(UNITS_MAX, 0), (0, UNITS_MAX), (UNITS_MAX - 1, 1)])
+def test_units_are_bounded_together(connection: Connection, available: int, reserved: int) -> None:
+    connection.execute("INSERT INTO inventory VALUES ('A', %s, %s)", (available, reserved))
+    for column in ("available", "reserved"):
+        with pytest.raises(psycopg.errors.CheckViolation, match="inventory_units_bounded"), connection.transaction():
+            connection.execute(f"UPDATE inventory SET {column} = {column} + 1".encode())  # noqa: S608
 
 
 @pytest.mark.parametrize(("qty", "price"), [(0, 1), (-1, 1), (1, 0), (1, -1)])

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from orderstream.cli import main
 from orderstream.postgres import migrate as migrate_module
+from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.migrate import LOCK_KEY, MigrationError, migrate, migrations
 from tests.databases import Databases
 from tests.waiting import wait_until
@@ -166,6 +167,73 @@ def test_an_inventory_from_before_gets_the_checks(empty_url: str) -> None:
     migrate(empty_url)
     with pytest.raises(psycopg.errors.CheckViolation):
         _run(empty_url, "UPDATE inventory SET available = -1")
+
+
+# What the inventory-worker of the version before prepares, `stock_of` and `move_stock`.
+STOCK_OF = "SELECT sku, available FROM inventory WHERE sku = ANY(%(skus)b::text[]) ORDER BY sku FOR NO KEY UPDATE"
+MOVE_STOCK = """
+UPDATE inventory i
+SET available = i.available - m.quantity, reserved = i.reserved + m.quantity
+FROM unnest(%(skus)s::text[], %(quantities)s::int[]) AS m (sku, quantity)
+WHERE i.sku = m.sku
+"""
+
+
+@pytest.fixture
+def before_0003_url(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database of the version before, with stock at the limit of INT."""
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_module, "migrations", lambda: migrations()[:2])
+        migrate(empty_url)
+    _run(empty_url, "INSERT INTO inventory VALUES ('A', 2147483647, 1), ('B', 5, 0)")
+    return empty_url
+
+
+def _move(connection: Connection, units: int) -> list[tuple[object, ...]]:
+    """Reserve units of B as the version before does."""
+    with connection.transaction():
+        found = connection.execute(STOCK_OF, {"skus": ["B"]}).fetchall()
+        connection.execute(MOVE_STOCK, {"skus": ["B"], "quantities": [units]})
+    return found
+
+
+def test_an_inventory_worker_of_the_version_before_goes_on(before_0003_url: str) -> None:
+    with connect(before_0003_url, "inventory-worker") as worker, connect(before_0003_url, "other") as other:
+        assert _move(worker, 1) == [("B", 5)]
+        assert other.execute("SELECT 1", prepare=True).fetchone() == (1,)
+        assert migrate(before_0003_url)[0].startswith("0003_")
+        # It takes this error for one of the connection, and repeats its batch on a new one.
+        with pytest.raises(psycopg.OperationalError) as caught:
+            _move(worker, 1)
+        assert caught.value.sqlstate in (None, "57P01")
+        assert worker.closed
+        assert other.execute("SELECT 1", prepare=True).fetchone() == (1,)
+        with connect(before_0003_url, "inventory-worker") as again:
+            assert _move(again, 1) == [("B", 4)]
+    assert _rows(before_0003_url, "SELECT * FROM inventory ORDER BY 1") == [("A", 2**31 - 1, 1), ("B", 3, 2)]
+
+
+def test_a_worker_that_waits_for_the_migration_finds_the_new_type(
+    before_0003_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It connects after the others were ended and before the commit: it must not prepare for what is replaced."""
+    name, text = migrations()[2]
+    slow = [*migrations()[:2], (name, text + "SELECT pg_advisory_xact_lock(1);")]
+    monkeypatch.setattr(migrate_module, "migrations", lambda: slow)
+    with ThreadPoolExecutor(2) as pool, psycopg.connect(before_0003_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(1)")
+        migrating = pool.submit(migrate, before_0003_url)
+        wait_until(lambda: _waits_since(before_0003_url) > 0, 20, "the migration has its locks")
+        with connect(before_0003_url, "inventory-worker") as worker:
+            moving = pool.submit(_move, worker, 1)
+            waits = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'relation' AND datname = current_database()"
+            )
+            wait_until(lambda: _rows(before_0003_url, waits) == [(1,)], 20, "the worker waits for the table")
+            other.rollback()
+            assert migrating.result(20) == [name]
+            assert moving.result(20) == [("B", 5)]
+            assert _move(worker, 1) == [("B", 4)]
 
 
 @pytest.mark.parametrize("table", SEED_COLUMNS)
