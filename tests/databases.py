@@ -35,6 +35,17 @@ class Databases:
         with self._database("template0") as url:
             yield url
 
+    def deadlocks(self, url: str) -> int:
+        """End every connection to a database, so that all is counted, and return how many deadlocks it has seen."""
+        name = url.rpartition("/")[2]
+        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+            row = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = %s", (name,)).fetchone()
+        assert row is not None
+        return int(row[0])
+
     @contextmanager
     def _database(self, template: str) -> Iterator[str]:
         name = f"test_{next(self._numbers)}"

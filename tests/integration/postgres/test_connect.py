@@ -10,6 +10,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from orderstream.postgres.connect import Connection, connect, connect_async, is_fatal, is_transient
+from tests.databases import Databases
 
 LIMITS = {
     "statement_timeout": "10s",
@@ -76,17 +77,23 @@ def test_which_failures_may_pass(postgres_url: str, statements: list[str], trans
     assert (is_transient(error), is_fatal(error)) == (transient, fatal)
 
 
-def test_a_deadlock_is_transient(postgres_url: str) -> None:
-    with connect(postgres_url, "one") as one, connect(postgres_url, "two") as two, ThreadPoolExecutor(1) as pool:
+def test_a_deadlock_is_transient_and_counted(databases: Databases) -> None:
+    with databases.migrated() as url:
+        assert [is_transient(error) for error in _deadlock(url)] == [True]
+        assert databases.deadlocks(url) == 1
+
+
+def _deadlock(url: str) -> list[psycopg.Error]:
+    with connect(url, "one") as one, connect(url, "two") as two, ThreadPoolExecutor(1) as pool:
         one.execute("BEGIN")
         two.execute("BEGIN")
         one.execute("LOCK orders")
         two.execute("LOCK inventory")
         waiting = pool.submit(one.execute, "LOCK inventory")
-        errors = [error for error in (_error_of(lambda: two.execute("LOCK orders")),) if error]
+        errors = [_error_of(lambda: two.execute("LOCK orders"))]
         two.execute("ROLLBACK")
-        errors += [error for error in (_error_of(waiting.result),) if error]
-    assert [is_transient(error) for error in errors] == [True]
+        errors.append(_error_of(waiting.result))
+    return [error for error in errors if error]
 
 
 def _execute(postgres_url: str, statements: list[str]) -> None:

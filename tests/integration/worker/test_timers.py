@@ -8,7 +8,7 @@ from orderstream.domain.payment import State
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from orderstream.telemetry import metrics
-from tests.integration.decisions.orders import AMOUNT, place, result, row
+from tests.integration.decisions.orders import AMOUNT, place, record, result, row
 from tests.integration.worker.running import running
 from tests.topics import begin_here, publish_events
 from tests.waiting import wait_until
@@ -51,13 +51,15 @@ def test_the_order_service_deletes_later_what_redis_did_not_take(
 ) -> None:
     order_id = place(connection)
     connection.execute("UPDATE orders SET status = 'CANCELLED', aborted_at = now() WHERE id = %s", (order_id,))
+    voided = result("payment.voided", order_id)
     begin_here(settings.kafka_brokers, "order-service")
     handler = wired_handler(monkeypatch, "order-service", settings)
     with redis.Redis.from_url(redis_url) as client, running(handler, settings):
         client.set(key(order_id), ENTRY)
         client.client_pause(60_000, all=False)
         try:
-            publish_events(settings.kafka_brokers, [result("payment.voided", order_id)])
+            record(connection, voided)
+            publish_events(settings.kafka_brokers, [voided])
             wait_until(
                 lambda: row(connection, "SELECT payment FROM orders") == ("voided",), 20, "the order has changed"
             )

@@ -1,0 +1,160 @@
+"""What the watchdog's claims guard: each guard, lock and limit of the three timers, one test each (P5, P6)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from orderstream.domain.order import PaymentState, Status, StockState
+from orderstream.order_service.watchdog import Patience, Watchdog
+from orderstream.postgres.connect import Connection, connect
+from orderstream.telemetry import metrics
+from tests.integration.decisions.orders import place, row
+
+Run = Callable[[Connection], bool]
+WATCHDOG = Watchdog(Patience())
+RUNS: dict[str, Run] = {timer.name: timer.run for timer in WATCHDOG.timers}
+QUEUES = {"nudge": 1, "end_overdue": 2, "repeat_aborts": 1}
+"""Events that each timer queues for one order that is due."""
+
+
+def _order(connection: Connection, status: Status, payment: PaymentState, stock: StockState, **columns: str) -> str:
+    order_id = place(connection)
+    connection.execute(
+        "UPDATE orders SET status = %s, payment = %s, stock = %s,"
+        " failure_reason = CASE WHEN %s = 'FAILED' THEN 'TIMED_OUT' END WHERE id = %s",
+        (status, payment, stock, status, order_id),
+    )
+    for column, expression in columns.items():
+        statement = f"UPDATE orders SET {column} = {expression} WHERE id = %s"  # noqa: S608 - the test's own words
+        connection.execute(statement.encode(), (order_id,))
+    return order_id
+
+
+def _due(connection: Connection, timer: str, seconds: int = 1) -> str:
+    """Place an order that the timer must take, due for so many seconds."""
+    past = f"now() - interval '{seconds} s'"
+    match timer:
+        case "nudge":
+            return _order(connection, "PROCESSING", "none", "none", next_check_at=past)
+        case "end_overdue":
+            return _order(connection, "PROCESSING", "none", "none", nudges="3", created_at="now() - interval '16 min'")
+        case _:
+            return _order(connection, "CANCELLED", "authorized", "none", aborted_at=past, next_check_at=past)
+
+
+def _queued(connection: Connection, order_id: str) -> int:
+    (count,) = row(connection, "SELECT count(*) FROM outbox WHERE order_id = %s", order_id)
+    return int(count)
+
+
+def _rows(connection: Connection) -> list[tuple[Any, ...]]:
+    return connection.execute("SELECT * FROM orders ORDER BY id").fetchall()
+
+
+@pytest.mark.parametrize("timer", RUNS)
+def test_a_run_whose_events_cannot_be_queued_changes_no_order(connection: Connection, timer: str) -> None:
+    order_id = _due(connection, timer)
+    before = _rows(connection)
+    connection.execute("ALTER TABLE outbox ADD CONSTRAINT refuses CHECK (FALSE)")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        RUNS[timer](connection)
+    assert _rows(connection) == before
+    connection.execute("ALTER TABLE outbox DROP CONSTRAINT refuses")
+    RUNS[timer](connection)
+    assert _queued(connection, order_id) == QUEUES[timer]
+
+
+@pytest.mark.parametrize("timer", RUNS)
+def test_an_order_that_another_holds_is_left_alone_and_its_neighbours_are_not(
+    connection: Connection, postgres_url: str, timer: str
+) -> None:
+    held, free = _due(connection, timer), _due(connection, timer)
+    with connect(postgres_url, "another") as another, another.transaction():
+        another.execute("SELECT FROM orders WHERE id = %s FOR NO KEY UPDATE", (held,))
+        RUNS[timer](connection)
+        assert (_queued(connection, held), _queued(connection, free)) == (0, QUEUES[timer])
+    RUNS[timer](connection)
+    assert _queued(connection, held) == QUEUES[timer]
+
+
+@pytest.mark.parametrize("timer", RUNS)
+def test_two_at_once_queue_the_events_of_an_order_once(connection: Connection, postgres_url: str, timer: str) -> None:
+    order_id = _due(connection, timer)
+    with connect(postgres_url, "another") as another:
+        with connection.transaction():
+            RUNS[timer](connection)
+            RUNS[timer](another)
+        assert _queued(connection, order_id) == QUEUES[timer]
+
+
+@pytest.mark.parametrize("timer", RUNS)
+def test_one_run_takes_no_more_than_the_cap(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, timer: str
+) -> None:
+    monkeypatch.setattr("orderstream.order_service.watchdog.ROWS_PER_RUN", 2)
+    orders = [_due(connection, timer, seconds) for seconds in (10, 20, 30)]
+    more = RUNS[timer](connection)
+    assert sum(_queued(connection, order_id) > 0 for order_id in orders) == 2
+    RUNS[timer](connection)
+    assert [_queued(connection, order_id) for order_id in orders] == [QUEUES[timer]] * 3
+    if timer == "end_overdue":
+        assert more, "what is overdue waits for nothing"
+
+
+@pytest.mark.parametrize("timer", RUNS)
+def test_its_locks_let_a_payment_of_the_order_be_recorded(
+    connection: Connection, postgres_url: str, timer: str
+) -> None:
+    """A foreign key locks its order's row as well: only a weaker lock than FOR UPDATE lets it pass."""
+    order_id = _due(connection, timer)
+    with connect(postgres_url, "payment-worker") as worker, connection.transaction():
+        RUNS[timer](connection)
+        worker.execute("SET lock_timeout = '1s'")
+        worker.execute("INSERT INTO payments (order_id, state) VALUES (%s, 'AUTHORIZED')", (order_id,))
+
+
+@pytest.mark.parametrize("timer", ["nudge", "repeat_aborts"])
+def test_an_order_of_which_an_event_waits_is_rescheduled_only(connection: Connection, timer: str) -> None:
+    order_id = _due(connection, timer)
+    connection.execute(
+        "INSERT INTO outbox (topic, order_id, event_id, value) VALUES ('order.created.v1', %s, gen_random_uuid(), '')",
+        (order_id,),
+    )
+    RUNS[timer](connection)
+    assert _queued(connection, order_id) == 1
+    assert row(connection, "SELECT nudges, next_check_at > now() + interval '20 s' FROM orders") == (0, True)
+
+
+SETTLED: list[tuple[Status, PaymentState, StockState]] = [
+    ("CONFIRMED", "authorized", "reserved"),
+    ("FAILED", "failed", "none"),
+    ("CANCELLED", "voided", "released"),
+]
+
+
+@pytest.mark.parametrize("timer", RUNS)
+def test_a_settled_order_takes_no_turn_of_another(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, timer: str
+) -> None:
+    monkeypatch.setattr("orderstream.order_service.watchdog.ROWS_PER_RUN", 1)
+    long_ago = "now() - interval '1 h'"
+    for settled in SETTLED:
+        _order(connection, *settled, nudges="3", created_at=long_ago, next_check_at=long_ago)
+    before = _rows(connection)
+    order_id = _due(connection, timer)
+    RUNS[timer](connection)
+    assert _queued(connection, order_id) == QUEUES[timer]
+    assert [one for one in _rows(connection) if one[0] != order_id] == before
+    assert row(connection, "SELECT count(*) FROM outbox") == (QUEUES[timer],)
+
+
+def test_the_oldest_abort_that_is_shown_is_one_not_compensated(connection: Connection) -> None:
+    _order(connection, "CANCELLED", "voided", "released", aborted_at="now() - interval '2 h'")
+    _order(connection, "CANCELLED", "voided", "reserved", aborted_at="now() - interval '1 h'")
+    RUNS["repeat_aborts"](connection)
+    assert 3_600 <= metrics.UNCOMPENSATED_OLDEST_SECONDS._value.get() < 3_700
+    connection.execute("UPDATE orders SET stock = 'released'")
+    RUNS["repeat_aborts"](connection)
+    assert metrics.UNCOMPENSATED_OLDEST_SECONDS._value.get() == 0
