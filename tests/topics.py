@@ -1,12 +1,15 @@
 """A test's own view of the shared topics: what is written from now on, and groups that begin here."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Self
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 from msgspec import Struct
 
@@ -194,3 +197,43 @@ class Tap:
         letters = self.until(lambda seen: len(seen) >= number, limit_seconds, f"{number} records")
         assert len(letters) == number
         return letters
+
+
+@contextmanager
+def topic_settings(brokers: str, name: str, values: Mapping[str, str]) -> Iterator[None]:
+    """Have a topic with these settings for the length of the block."""
+    admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
+
+    def alter(wanted: Mapping[str, str]) -> None:
+        entries = [
+            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in wanted.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+        for future in admin.incremental_alter_configs([resource]).values():
+            future.result(_TIMEOUT_SECONDS)
+        wait_until(lambda: _differs(admin, name, wanted) is False, _TIMEOUT_SECONDS, "the broker has the settings")
+
+    before = _config(admin, name)
+    alter(values)
+    try:
+        yield
+    finally:
+        alter({key: before[key] for key in values})
+
+
+def _config(admin: AdminClient, name: str) -> dict[str, str]:
+    def ask() -> dict[str, str]:
+        (future,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name)]).values()
+        try:
+            return {key: entry.value for key, entry in future.result(_TIMEOUT_SECONDS).items()}
+        except KafkaException as error:
+            if error.args[0].code() in _NO_LEADER_YET:
+                return {}
+            raise
+
+    return wait_until(ask, _TIMEOUT_SECONDS, f"the settings of {name}")
+
+
+def _differs(admin: AdminClient, name: str, wanted: Mapping[str, str]) -> bool:
+    config = _config(admin, name)
+    return any(config[key] != value for key, value in wanted.items())

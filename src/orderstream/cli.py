@@ -237,15 +237,19 @@ def migrate() -> None:
 
 @main.command()
 def topics() -> None:
-    """Create the Kafka topics that are missing."""
+    """Create the Kafka topics that are missing; warn of settings that differ on those that exist."""
     from confluent_kafka import KafkaException
 
     from orderstream.kafka.client import KafkaRefusedError
-    from orderstream.kafka.topics import ensure_topics
+    from orderstream.kafka.topics import ensure_topics, topic_warnings
 
+    settings = _located()
     with _plain_errors(KafkaException, KafkaRefusedError):
-        created = ensure_topics(_located())
+        created = ensure_topics(settings)
+        warnings = topic_warnings(settings)
     click.echo("\n".join(f"created {name}" for name in created) or "every topic is there")
+    for warning in warnings:
+        click.echo(f"Warning: {warning}", err=True)
 
 
 @main.command()
@@ -395,6 +399,54 @@ def dlq_show(service: str, partition: int, offset: int) -> None:
     if letter is None:
         raise click.ClickException("there is no such dead letter")
     click.echo(letter.text)
+
+
+@main.group(context_settings=_HELP)
+def refused() -> None:
+    """Look at the records that Kafka refused, and send them again."""
+
+
+@refused.command("list")
+@click.option("-n", "limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Newest records.")
+def refused_list(limit: int) -> None:
+    """List the records refused last: id, time, service, topic, key, how often, and the reason."""
+    import psycopg
+
+    from orderstream.worker.refused_records import newest
+
+    with _plain_errors(psycopg.Error):
+        for record in newest(_located().postgres_url, limit):
+            click.echo(record.line)
+
+
+@refused.command("show")
+@click.argument("record_id", metavar="ID")
+def refused_show(record_id: str) -> None:
+    """Show one refused record whole, by the beginning of its ID."""
+    import psycopg
+
+    from orderstream.worker.refused_records import find
+
+    with _plain_errors(psycopg.Error):
+        record = find(_located().postgres_url, record_id)
+    if record is None:
+        raise click.ClickException("there is no such record, or more than one")
+    click.echo(record.text)
+
+
+@refused.command("redrive")
+def refused_redrive() -> None:
+    """Publish all refused records again; exit 1 if Kafka refuses one of them once more."""
+    import psycopg
+    from confluent_kafka import KafkaException
+
+    from orderstream.kafka.client import KafkaRefusedError, PublishError
+    from orderstream.worker.refused_records import redrive
+
+    with _plain_errors(psycopg.Error, KafkaException, KafkaRefusedError, PublishError):
+        sent, still_refused = redrive(_located())
+    click.echo(f"{sent} published, {still_refused} refused again")
+    sys.exit(1 if still_refused else 0)
 
 
 if __name__ == "__main__":

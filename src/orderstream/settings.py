@@ -155,6 +155,12 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="Further librdkafka options: name=value pairs separated by commas, or a JSON object of strings.",
     )
+    kafka_topic_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Begins the names of all topics and consumer groups, so that deployments can share brokers.",
+    )
     kafka_partitions: int = Field(4, ge=1, le=1_000, description="Partitions of each topic when it is created.")
     kafka_replication_factor: int = Field(1, ge=1, le=10, description="Replicas of each topic when it is created.")
     kafka_retention_hours: int = Field(168, ge=1, le=87_600, description="How long a topic keeps its events.")

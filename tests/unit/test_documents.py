@@ -76,7 +76,7 @@ def code(text: str) -> str:
 
 def test_settings() -> None:
     def default(value: object) -> str:
-        if value in (None, {}):
+        if value in (None, {}, ""):
             return "none"
         return code(f"{value:g}" if isinstance(value, float) else f"{value}")
 

@@ -10,7 +10,16 @@ import pytest
 from tests.queries import SOURCE, queries
 
 ROOM_OF_ALL = "postgres"
-TABLES = {"orders", "order_items", "inventory", "payments", "reservations", "outbox"}
+TABLES = {
+    "orders",
+    "order_items",
+    "inventory",
+    "payments",
+    "reservations",
+    "outbox",
+    "outbox_floor",
+    "refused_records",
+}
 
 # Who writes a table; whatever is not the one owner stands here with its reason.
 WRITERS = {
@@ -30,8 +39,10 @@ WRITERS = {
     "outbox": {
         "api_gateway": "appends in the statement that accepts orders",
         ROOM_OF_ALL: "the append that everyone uses",
-        "outbox_relay": "takes out what it publishes",
+        "outbox_relay": "takes out what it publishes, puts back what Kafka did not acknowledge",
     },
+    "outbox_floor": {"outbox_relay": "says where to begin"},
+    "refused_records": {"worker": "keeps what Kafka refuses; its room holds the redrive too"},
 }
 _WRITE = re.compile(
     r"\b(?:INSERT\s+INTO|DELETE\s+FROM|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?|COPY|(?<!FOR )(?<!KEY )(?<!DO )UPDATE)\s+"

@@ -3,7 +3,8 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from threading import Event as StopSignal
 from typing import Any, TypeVar
 
@@ -16,11 +17,43 @@ from orderstream.settings import Settings, SettingsError
 
 DELIVERY_TIMEOUT_SECONDS = 30
 FLUSH_TIMEOUT_SECONDS = DELIVERY_TIMEOUT_SECONDS + 5
+FLUSH_AGAIN_SECONDS = 5
 FLUSH_SLICE_SECONDS = 0.2
 MAX_MESSAGE_BYTES = 2_097_152
 """Largest record a producer sends: a dead letter carries the original and some more."""
 
-TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError._INVALID_ARG)
+LONELY_FAILURES_MAX = 3
+"""Publishes in a row in which a topic acknowledged nothing while another one did: then its records are set aside."""
+LONELY_EVIDENCE_SECONDS = 60
+"""An acknowledgement is evidence for so long. A topic that is set aside is tried again after as long."""
+TOPIC_CHECK_SECONDS = 10
+
+BATCH_REFUSED = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_MSG,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+        KafkaError._INVALID_DIFFERENT_RECORD,
+        KafkaError._INVALID_ARG,
+    }
+)
+"""Kafka refuses a batch of one partition for good, and one record in it may be the cause."""
+TOPIC_REFUSED = frozenset(
+    {
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.INVALID_REQUIRED_ACKS,
+        KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+        KafkaError.INVALID_CONFIG,
+    }
+)
+"""Kafka refuses every record of a topic for good."""
+REFUSED = BATCH_REFUSED | TOPIC_REFUSED
 UNKNOWN_TOPIC = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
@@ -59,17 +92,29 @@ class KafkaRefusedError(Exception):
 
 
 class PublishError(Exception):
-    """Not every record was acknowledged; `code` is librdkafka's of the first failure."""
+    """Not every record was acknowledged; `code` is librdkafka's of the first failure.
 
-    def __init__(self, error: KafkaError, failed: int) -> None:
+    `refused` has the records that Kafka refuses for good, by their index, with the reason. `unacknowledged` has the
+    indexes of those that a retry may bring to their topic; None: any of the records may be one.
+    """
+
+    def __init__(
+        self,
+        error: KafkaError,
+        failed: int,
+        refused: Mapping[int, str] | None = None,
+        unacknowledged: Collection[int] | None = None,
+    ) -> None:
         super().__init__(f"{failed} records were not acknowledged: {error.str()}")
         self.code = error.code()
         self.fatal = error.fatal() or self.code == KafkaError._FATAL
+        self.refused = refused or {}
+        self.unacknowledged = unacknowledged
 
     @property
     def poisonous(self) -> bool:
-        """Say whether a record itself is at fault, so that a retry of the same records cannot succeed."""
-        return self.code in TOO_LARGE
+        """Say whether every failing record is refused for good, so that a retry of the same records cannot succeed."""
+        return bool(self.refused) and self.unacknowledged is not None and not self.unacknowledged
 
 
 def _common(settings: Settings, name: str) -> dict[str, Any]:
@@ -135,12 +180,15 @@ def admin(settings: Settings, name: str) -> AdminClient:
 
 
 def consumer(settings: Settings, group: str) -> Consumer:
-    """Return a consumer of `group` that commits nothing by itself and starts a new group at the beginning."""
+    """Return a consumer of `group` that commits nothing by itself and starts a new group at the beginning.
+
+    The group's name in Kafka begins with KAFKA_TOPIC_PREFIX. Topics are given to the consumer as they are in Kafka.
+    """
     return _make(
         Consumer,
         _common(settings, group)
         | {
-            "group.id": group,
+            "group.id": settings.kafka_topic_prefix + group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
@@ -161,7 +209,7 @@ def consumer(settings: Settings, group: str) -> Consumer:
 
 
 class Publisher:
-    """An idempotent producer with acks=all. Used by one thread."""
+    """An idempotent producer with acks=all. Used by one thread. Topics are named without KAFKA_TOPIC_PREFIX."""
 
     def __init__(self, settings: Settings, name: str, stop: StopSignal | None = None) -> None:
         self._stop = stop or StopSignal()
@@ -171,6 +219,7 @@ class Publisher:
             "enable.idempotence": True,
             "max.in.flight.requests.per.connection": 5,
             "delivery.timeout.ms": DELIVERY_TIMEOUT_SECONDS * 1_000,
+            "topic.metadata.propagation.max.ms": 5_000,
             "linger.ms": 1,
             "message.max.bytes": MAX_MESSAGE_BYTES,
             "queue.buffering.max.messages": 20_000,
@@ -178,71 +227,161 @@ class Publisher:
             "partitioner": "murmur2_random",
         }
         self._producer = _make(Producer, self._config, settings)
+        self._single: Producer | None = None
+        self._lonely = LonelyTopics(time.monotonic)
 
     def publish(self, records: Sequence[Publication]) -> None:
-        """Send the records and wait until Kafka has acknowledged every one: 35 s at most, and only until `stop`.
+        """Send the records and wait until Kafka has acknowledged every one: 40 s at most, and only until `stop`.
 
         Raises PublishError when one was not. Some of the others may then be in their topics: publishing is at least
-        once, and readers know events by their id.
+        once, and readers know events by their id. A record that Kafka refuses is sent once more, in a batch of its own,
+        to find out which records of the refused batch are at fault.
         """
         if not records:
             return
-        report = _Report(len(records))
-        for one in records:
-            self._enqueue(one, report)
-        self._flush(report)
-        if failure := report.failure():
-            if failure.fatal:
-                self._producer = _make(Producer, self._config, self._settings)
-            raise failure
-
-    def _flush(self, report: "_Report") -> None:
+        refused = {
+            index: f"topic {record.topic} acknowledges nothing while other topics do"
+            for index, record in enumerate(records)
+            if self._lonely.is_set_aside(record.topic)
+        }
         deadline = time.monotonic() + FLUSH_TIMEOUT_SECONDS
+        sent = [index for index in range(len(records)) if index not in refused]
+        failures = self._send(self._producer, records, sent, deadline)
+        if suspects := [index for index, error in failures.items() if error.code() in BATCH_REFUSED]:
+            for index in suspects:
+                del failures[index]
+            deadline = max(deadline, time.monotonic() + FLUSH_AGAIN_SECONDS)
+            failures |= self._send(self._single_producer(), records, suspects, deadline)
+        self._lonely.note(records, failures, refused)
+        refused |= {index: _reason(error) for index, error in failures.items() if error.code() in REFUSED}
+        if failures or refused:
+            raise self._failure(failures, refused)
+
+    def absent(self, topics: Collection[str]) -> set[str]:
+        """Return those of the topics that Kafka does not have. Creates none. Raises PublishError without an answer."""
+        if not topics:
+            return set()
         try:
-            while self._producer.flush(FLUSH_SLICE_SECONDS) and time.monotonic() < deadline and not self._stop.is_set():
+            known = self._producer.list_topics(timeout=TOPIC_CHECK_SECONDS).topics
+        except KafkaException as error:
+            raise PublishError(error.args[0], len(topics)) from error
+        return {topic for topic in topics if self._settings.kafka_topic_prefix + topic not in known}
+
+    def _failure(self, failures: Mapping[int, KafkaError], refused: Mapping[int, str]) -> PublishError:
+        """Return the error for what was not acknowledged, and replace a producer that failed for good."""
+        waiting = {index: error for index, error in failures.items() if index not in refused}
+        if any(_is_fatal(error) for error in waiting.values()):
+            self._producer = _make(Producer, self._config, self._settings)
+            self._single = None
+        worst = min(waiting.values() or failures.values(), key=lambda error: not _is_fatal(error), default=None)
+        total = len(waiting) + len(refused)
+        return PublishError(worst or KafkaError(KafkaError._TIMED_OUT), total, refused, frozenset(waiting))
+
+    def _single_producer(self) -> Producer:
+        """Return the producer that sends each record in a batch of its own, so that each is blamed for itself alone."""
+        if self._single is None:
+            alone = {"batch.num.messages": "1", "max.in.flight.requests.per.connection": "1", "linger.ms": "0"}
+            options = self._settings.kafka_options | alone
+            self._single = _make(Producer, self._config, self._settings.model_copy(update={"kafka_options": options}))
+        return self._single
+
+    def _send(
+        self, producer: Producer, records: Sequence[Publication], indexes: Collection[int], deadline: float
+    ) -> dict[int, KafkaError]:
+        """Send the records at `indexes`, and return why each that was not acknowledged was not."""
+        report = _Report(indexes)
+        for index in indexes:
+            self._enqueue(producer, records[index], partial(report, index))
+        try:
+            while producer.flush(FLUSH_SLICE_SECONDS) and time.monotonic() < deadline and not self._stop.is_set():
                 continue
         except KafkaException as error:
-            report.refused(error.args[0])
+            report.interrupted = error.args[0]
+        return report.failures()
 
-    def _enqueue(self, one: Publication, report: "_Report") -> None:
+    def _enqueue(self, producer: Producer, record: Publication, report: Callable[..., None]) -> None:
+        topic = self._settings.kafka_topic_prefix + record.topic
         for _ in range(10):
             try:
-                self._producer.produce(one.topic, one.value, one.key, on_delivery=report, headers=one.headers)
+                producer.produce(topic, record.value, record.key, on_delivery=report, headers=record.headers)
             except BufferError:
-                self._producer.flush(1)
+                producer.flush(1)
             except KafkaException as error:
-                report.refused(error.args[0])
+                report(error.args[0], None)
                 return
             else:
                 return
-        report.refused(KafkaError(KafkaError._QUEUE_FULL))
+        report(KafkaError(KafkaError._QUEUE_FULL), None)
+
+
+def _is_fatal(error: KafkaError) -> bool:
+    return error.fatal() or error.code() == KafkaError._FATAL
+
+
+def _reason(error: KafkaError) -> str:
+    return f"{error.name()}: {error.str()}"
 
 
 class _Report:
-    """Counts the delivery reports of one publish; an outstanding one is a failure too."""
+    """Collects the delivery reports of one publish; a record without one is a failure too."""
 
-    def __init__(self, expected: int) -> None:
-        self._expected = expected
-        self._delivered = 0
-        self._failed = 0
-        self._first: KafkaError | None = None
+    def __init__(self, indexes: Collection[int]) -> None:
+        self._waiting = set(indexes)
+        self._failures: dict[int, KafkaError] = {}
         self._lock = threading.Lock()
+        self.interrupted: KafkaError | None = None
 
-    def __call__(self, error: KafkaError | None, _message: Message) -> None:
+    def __call__(self, index: int, error: KafkaError | None, _message: Message | None) -> None:
         if error is None:
-            self._delivered += 1
+            self._waiting.discard(index)
         else:
-            self.refused(error)
+            with self._lock:
+                self._failures[index] = error
 
-    def refused(self, error: KafkaError) -> None:
-        """Note a failure; a poisonous record's weighs more than that of its neighbours."""
+    def failures(self) -> dict[int, KafkaError]:
+        """Return why each record that was not acknowledged was not."""
+        if not self._waiting:
+            return {}
         with self._lock:
-            self._failed += 1
-            if self._first is None or error.code() in (*TOO_LARGE, KafkaError._FATAL) or error.fatal():
-                self._first = error
+            unknown = self.interrupted or KafkaError(KafkaError._TIMED_OUT)
+            return {index: self._failures.get(index, unknown) for index in sorted(self._waiting)}
 
-    def failure(self) -> PublishError | None:
-        """Return what went wrong, if anything did."""
-        if self._delivered == self._expected:
-            return None
-        return PublishError(self._first or KafkaError(KafkaError._TIMED_OUT), self._expected - self._delivered)
+
+class LonelyTopics:
+    """Notices a topic that acknowledges nothing while other topics do, such as one with too few replicas.
+
+    Its records would hold up all others by the delivery timeout, without end. So they count as refused, and one publish
+    tries the topic again after LONELY_EVIDENCE_SECONDS.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._acknowledged: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
+        self._set_aside_until: dict[str, float] = {}
+
+    def is_set_aside(self, topic: str) -> bool:
+        """Say whether records of the topic need not be tried now."""
+        return bool(self._set_aside_until) and self._set_aside_until.get(topic, 0) > self._clock()
+
+    def note(
+        self, records: Sequence[Publication], failures: Mapping[int, KafkaError], untried: Collection[int]
+    ) -> None:
+        """Learn from the outcome of one publish."""
+        now = self._clock()
+        failing = {records[index].topic for index, error in failures.items() if error.code() not in REFUSED}
+        if failures or untried:
+            passing = {record.topic for index, record in enumerate(records) if index not in failures}
+            passing -= {records[index].topic for index in untried}
+        else:
+            passing = {record.topic for record in records}
+        for topic in passing:
+            self._acknowledged[topic] = now
+            if self._failures:
+                self._failures.pop(topic, None)
+                self._set_aside_until.pop(topic, None)
+        recent = {topic for topic, at in self._acknowledged.items() if now - at < LONELY_EVIDENCE_SECONDS}
+        for topic in failing - recent if recent else ():
+            self._failures[topic] = self._failures.get(topic, 0) + 1
+            if self._failures[topic] >= LONELY_FAILURES_MAX:
+                self._set_aside_until[topic] = now + LONELY_EVIDENCE_SECONDS

@@ -56,15 +56,15 @@ class Record(Struct, frozen=True):
     headers: Headers
 
     @classmethod
-    def of(cls, message: Message) -> "Record":
-        """Copy what is needed out of a message without error()."""
+    def of(cls, message: Message, topic_prefix: str = "") -> "Record":
+        """Copy what is needed out of a message without error(). The topic is named without `topic_prefix`."""
         try:
             headers = message.headers() or []
         except (SystemError, UnicodeDecodeError):
             # The client cannot read a header name that is not UTF-8; the record is worth its value without its headers.
             headers = []
         return cls(
-            message.topic() or "",
+            (message.topic() or "").removeprefix(topic_prefix),
             message.partition() or 0,
             message.offset() or 0,
             message.key(),

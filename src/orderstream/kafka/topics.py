@@ -1,6 +1,13 @@
-"""The topics: created explicitly, with their settings, by whoever finds one missing."""
+"""The topics: created explicitly, with their settings, by every process that finds one missing."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from orderstream.domain.events import TOPICS
@@ -9,33 +16,29 @@ from orderstream.settings import Settings
 
 TIMEOUT_SECONDS = 10
 CONSUMER_GROUPS = ("payment-worker", "inventory-worker", "order-service")
+REPLICAS_FOR_TWO_IN_SYNC = 3
+"""With fewer replicas than this, two in sync would stop all orders whenever one broker restarts."""
 
 
 def dead_letter_topic(group: str) -> str:
-    """Return the topic that holds the dead letters of a consumer group."""
+    """Return the topic that holds the dead letters of a consumer group, without KAFKA_TOPIC_PREFIX."""
     return f"{group}.dlq.v1"
 
 
 def ensure_topics(settings: Settings) -> list[str]:
-    """Create the topics that are missing and return their names. Existing ones are left as they are.
+    """Create the topics that are missing and return their names in Kafka. Existing ones are left as they are.
 
     Raises KafkaException when Kafka does not answer in time, KafkaRefusedError when it does not take us.
     """
     client = admin(settings, "topics")
-    try:
-        present = client.list_topics(timeout=TIMEOUT_SECONDS).topics
-    except KafkaException:
-        client.poll(0)
-        raise
+    present = _present(client)
     missing = [topic for topic in _wanted(settings) if topic.topic not in present]
     if not missing:
         return []
     created = []
     for name, future in client.create_topics(missing, operation_timeout=TIMEOUT_SECONDS).items():
         try:
-            future.result(2 * TIMEOUT_SECONDS)
-        except TimeoutError as error:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{name} was not created in time")) from error
+            _result(future, f"{name} was not created in time")
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
@@ -44,27 +47,103 @@ def ensure_topics(settings: Settings) -> list[str]:
     return created
 
 
+def topic_warnings(settings: Settings) -> list[str]:
+    """Return a line for each setting of an existing topic that OrderStream does not work well with, with the fix.
+
+    Raises as `ensure_topics` does.
+    """
+    client = admin(settings, "topics")
+    present = _present(client)
+    wanted = {topic.topic: dict(topic.config or {}) for topic in _wanted(settings) if topic.topic in present}
+    if not wanted:
+        return []
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in wanted]
+    found = []
+    for resource, future in client.describe_configs(resources, request_timeout=TIMEOUT_SECONDS).items():
+        name = resource.name
+        config: dict[str, ConfigEntry] = _result(future, f"{name} was not described in time")
+        replicas = min(len(partition.replicas) for partition in present[name].partitions.values())
+        should = wanted[name] | {"min.insync.replicas": _in_sync(replicas)}
+        found += [
+            f"topic {name} has {key}={config[key].value}, which {why}. Fix: kafka-configs.sh --bootstrap-server"
+            f" {settings.kafka_brokers} --alter --entity-type topics --entity-name {name}"
+            f" --add-config {key}={should[key]}"
+            for key, (is_bad, why) in _CHECKS.items()
+            if key in config and is_bad(config[key].value, should[key], replicas)
+        ]
+    return sorted(found)
+
+
+def _in_sync(replicas: int) -> str:
+    return "2" if replicas >= REPLICAS_FOR_TWO_IN_SYNC else "1"
+
+
+_Check = Callable[[Any, str, int], bool]
+_CHECKS: Mapping[str, tuple[_Check, str]] = {
+    "cleanup.policy": (
+        lambda value, _wanted, _replicas: "compact" in value,
+        "drops events of orders, and refuses dead letters without a key",
+    ),
+    "max.message.bytes": (
+        lambda value, wanted, _replicas: int(value) < int(wanted),
+        "refuses large orders",
+    ),
+    "retention.ms": (
+        lambda value, wanted, _replicas: 0 <= int(value) < int(wanted),
+        "forgets records sooner than KAFKA_RETENTION_HOURS says",
+    ),
+    "retention.bytes": (
+        lambda value, _wanted, _replicas: int(value) >= 0,
+        "may drop records that a service has yet to read",
+    ),
+    "min.insync.replicas": (
+        lambda value, _wanted, replicas: (
+            int(value) > replicas
+            or (replicas >= REPLICAS_FOR_TWO_IN_SYNC and int(value) < 2)
+            or int(value) == replicas > 1
+        ),
+        "either refuses all records when a broker is down, or acknowledges records that one broker alone holds",
+    ),
+    "message.timestamp.type": (
+        lambda value, _wanted, _replicas: value != "LogAppendTime",
+        "refuses records of a service whose clock is wrong, and keeps others too long",
+    ),
+}
+"""Setting -> whether its value (value, wanted, replicas) is bad, and what it does then."""
+
+
+def _present(client: AdminClient) -> dict[str, Any]:
+    try:
+        return client.list_topics(timeout=TIMEOUT_SECONDS).topics
+    except KafkaException:
+        client.poll(0)
+        raise
+
+
+def _result(future: "Future[Any]", late: str) -> Any:
+    try:
+        return future.result(2 * TIMEOUT_SECONDS)
+    except TimeoutError as error:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, late)) from error
+
+
 def _wanted(settings: Settings) -> list[NewTopic]:
-    retention = str(settings.kafka_retention_hours * 3_600_000)
-    events = [_topic(settings, name, {"retention.ms": retention}) for name in TOPICS]
-    letters = [
-        _topic(
-            settings,
-            dead_letter_topic(group),
-            {
-                "retention.ms": str(settings.dead_letter_retention_hours * 3_600_000),
+    hours = dict.fromkeys(TOPICS, settings.kafka_retention_hours)
+    hours |= {dead_letter_topic(group): settings.dead_letter_retention_hours for group in CONSUMER_GROUPS}
+    replicas = settings.kafka_replication_factor
+    return [
+        NewTopic(
+            settings.kafka_topic_prefix + name,
+            num_partitions=settings.kafka_partitions,
+            replication_factor=replicas,
+            config={
+                "cleanup.policy": "delete",
+                "retention.ms": str(kept_hours * 3_600_000),
+                "retention.bytes": "-1",
                 "max.message.bytes": str(MAX_MESSAGE_BYTES),
+                "min.insync.replicas": _in_sync(replicas),
+                "message.timestamp.type": "LogAppendTime",
             },
         )
-        for group in CONSUMER_GROUPS
+        for name, kept_hours in hours.items()
     ]
-    return events + letters
-
-
-def _topic(settings: Settings, name: str, config: dict[str, str]) -> NewTopic:
-    return NewTopic(
-        name,
-        num_partitions=settings.kafka_partitions,
-        replication_factor=settings.kafka_replication_factor,
-        config=config,
-    )

@@ -2,23 +2,54 @@
 -- the units of confirmed ones from `inventory`.
 
 -- name: claim
--- Takes the oldest rows that no other relay holds; they are gone when the transaction commits, and back when it does
--- not. Parameters: rows at most; bytes of values, which only the last row taken may go beyond.
--- Index: outbox_pkey, for the order and, by the array, for the delete on an empty table too. Skips locked rows: never
--- "id greater than the last", which would pass over a row that commits late.
+-- Takes the oldest rows of a range that no other relay holds; they are gone when the transaction commits, and back when it
+-- does not. Parameters: ids of the range (after, upto); rows at most; bytes of values, which only the last row taken may go
+-- beyond.
+-- Index: outbox_pkey, for the order and, by the array, for the delete on an empty table too. Skips locked rows.
 WITH held AS MATERIALIZED (
-    SELECT id, octet_length(value) AS bytes FROM outbox ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    SELECT id, octet_length(value) AS bytes
+    FROM outbox
+    WHERE id > %(after)s AND id <= %(upto)s
+    ORDER BY id
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
 ), summed AS (
     SELECT id, sum(bytes) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - bytes AS bytes_before FROM held
 )
 DELETE FROM outbox
 WHERE id = ANY(ARRAY(SELECT id FROM summed WHERE bytes_before < %(bytes)s))
-RETURNING id, topic, order_id, event_id::text, value, traceparent, tracestate;
+RETURNING id, topic, order_id, event_id::text, value, traceparent, tracestate, created_at;
+
+-- name: put_back
+-- Puts rows back that this transaction has claimed, as they were. Parameters: arrays of equal length.
+INSERT INTO outbox (id, topic, order_id, event_id, value, traceparent, tracestate, created_at)
+OVERRIDING SYSTEM VALUE
+SELECT * FROM unnest(
+    %(ids)s::bigint[], %(topics)s::text[], %(order_ids)s::text[], %(event_ids)s::uuid[], %(values)s::text[],
+    %(traceparents)s::text[], %(tracestates)s::text[], %(created_ats)s::timestamptz[]
+);
 
 -- name: depth
--- How many rows wait, counted up to a limit, and for how many seconds the oldest has. Index: outbox_pkey.
-SELECT (SELECT count(*) FROM (SELECT FROM outbox ORDER BY id LIMIT 100000) AS counted),
-       coalesce((SELECT extract(epoch FROM now() - created_at) FROM outbox ORDER BY id LIMIT 1), 0)::float8;
+-- How many rows wait behind an id, counted up to a limit, and for how many seconds the oldest has; then the id in
+-- outbox_floor and the newest id. Parameter: id. Index: outbox_pkey.
+SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE id > %(low)s ORDER BY id LIMIT 100000) AS counted),
+       coalesce((
+           SELECT extract(epoch FROM now() - created_at) FROM outbox WHERE id > %(low)s ORDER BY id LIMIT 1
+       ), 0)::float8,
+       (SELECT id FROM outbox_floor),
+       coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'id')), 0);
+
+-- name: find_position
+-- The id behind which relays begin to look, and the newest id. No index, no lock.
+SELECT (SELECT id FROM outbox_floor), coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'id')), 0);
+
+-- name: raise_floor
+-- Tells other relays and the gateways where to begin. Parameter: id. Index: outbox_floor_pkey. Locks its one row.
+UPDATE outbox_floor SET id = greatest(id, %(low)s) WHERE only_row;
+
+-- name: reset_floor
+-- Has everyone begin with the first id. Index: outbox_floor_pkey. Locks its one row.
+UPDATE outbox_floor SET id = 0 WHERE only_row;
 
 -- name: listen
 -- Has this connection woken by wake_relay.

@@ -5,6 +5,7 @@ Who dies in between publishes again later, which changes nothing (P7). Any numbe
 
 import time
 from collections import Counter as Tally
+from collections.abc import Iterable
 from threading import Event as StopSignal
 from typing import Any
 
@@ -15,12 +16,15 @@ from orderstream.domain.events import PAYLOADS, topic
 from orderstream.kafka.client import TOPIC_MAY_BE_GONE, Publication, Publisher, PublishError
 from orderstream.kafka.envelope import event_headers
 from orderstream.kafka.topics import ensure_topics
+from orderstream.outbox_relay.position import Position, Range
 from orderstream.outbox_relay.retention import Retention
 from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Span, Tracer
+from orderstream.worker import refused_records
+from orderstream.worker.refused_records import Delivery
 
 SERVICE = "outbox-relay"
 BATCH_ROWS = 500
@@ -47,6 +51,7 @@ class Relay:
         self._publisher = Publisher(settings, SERVICE, stop)
         self._retention = Retention(settings.order_retention_days)
         self._connection: Connection | None = None
+        self._position = Position(time.monotonic, 0, 0)
         self._measured = 0.0
         self.beat = time.monotonic()
 
@@ -63,47 +68,83 @@ class Relay:
             try:
                 connection = self._connected()
                 self._measure(connection)
-                rows, full = self._publish_batch(connection)
+                rows, full = self._publish_next(connection)
                 self._retention.run_if_due(connection)
                 self._await_more(connection, rows, full=full)
                 wait = BACKOFF_FIRST_SECONDS
             except (psycopg.Error, PublishError, KafkaException) as error:
                 if is_fatal(error) or (isinstance(error, psycopg.Error) and not is_transient(error)):
                     raise
+                self._position.put_back()
                 self._recover(error)
                 self._stop.wait(wait)
                 wait = min(2 * wait, BACKOFF_MAX_SECONDS)
         if self._connection is not None:
             self._connection.close()
 
-    def _publish_batch(self, connection: Connection) -> tuple[int, bool]:
-        """Publish the oldest rows, and return how many and whether they were as many as one batch may hold.
+    def _publish_next(self, connection: Connection) -> tuple[int, bool]:
+        """Publish the next rows, and what a sweep finds. Return how many, and whether there may be more at once."""
+        position = self._position
+        part = position.next_claim()
+        started = time.monotonic()
+        ids, full = self._publish_batch(connection, part)
+        position.claimed(part, ids, full=full, seconds=time.monotonic() - started)
+        published = len(ids)
+        if swept := position.next_sweep():
+            started = time.monotonic()
+            late, more = self._publish_batch(connection, swept)
+            position.swept(swept, full=more, seconds=time.monotonic() - started)
+            published, full = published + len(late), full or more
+        return published, full or position.is_starting
 
-        They are back in the outbox if anything fails.
+    def _publish_batch(self, connection: Connection, part: Range) -> tuple[list[int], bool]:
+        """Publish the oldest rows of a range. Return their ids and whether they were as many as a batch may hold.
+
+        A row that Kafka refuses for good is moved to `refused_records`, in the transaction that deletes the published
+        ones. Raises PublishError when a retry may help; the rows that were not acknowledged are in the outbox again.
         """
         with connection.transaction():
-            rows = connection.execute(SQL["claim"], {"limit": BATCH_ROWS, "bytes": BATCH_BYTES}).fetchall()
+            parameters = {"after": part.after, "upto": part.upto, "limit": BATCH_ROWS, "bytes": BATCH_BYTES}
+            rows = connection.execute(SQL["claim"], parameters).fetchall()
+            if not rows:
+                return [], False
             rows.sort(key=lambda row: row[0])
-            spans: list[Span] = []
-            try:
-                self._publisher.publish([self._publication(row, spans) for row in rows])
-            except PublishError as error:
-                for span in spans:
-                    span.end(str(error))
-                raise
-            for span in spans:
-                span.end()
-        for name, number in Tally(row[1] for row in rows).items():
-            metrics.PRODUCED.labels(SERVICE, name).inc(number)
-        return len(rows), len(rows) == BATCH_ROWS or sum(len(row[4]) for row in rows) >= BATCH_BYTES
+            spans: dict[int, Span] = {}
+            records = [self._publication(index, row, spans) for index, row in enumerate(rows)]
+            delivery = self._deliver(records, spans)
+            if delivery.error:
+                if len(delivery.unacknowledged) == len(rows):
+                    raise delivery.error
+                connection.execute(SQL["put_back"], _columns(rows[index] for index in sorted(delivery.unacknowledged)))
+            refused = [(records[index], reason) for index, reason in delivery.refused.items()]
+            refused_records.keep(connection, SERVICE, refused)
+        left = delivery.refused.keys() | delivery.unacknowledged
+        for name, number in Tally(row[1] for index, row in enumerate(rows) if index not in left).items():
+            metrics.PRODUCED.labels(SERVICE, refused_records.topic_label(name)).inc(number)
+        if delivery.error:
+            raise delivery.error
+        full = len(rows) == BATCH_ROWS or sum(len(row[4]) for row in rows) >= BATCH_BYTES
+        return [row[0] for row in rows], full
 
-    def _publication(self, row: tuple[Any, ...], spans: list[Span]) -> Publication:
-        _, name, order_id, event_id, value, *carrier = row
+    def _deliver(self, records: list[Publication], spans: dict[int, Span]) -> Delivery:
+        try:
+            delivery = refused_records.deliver(self._publisher, records)
+        except PublishError as error:
+            for span in spans.values():
+                span.end(str(error))
+            raise
+        for index, span in spans.items():
+            unacknowledged = str(delivery.error) if index in delivery.unacknowledged else None
+            span.end(delivery.refused.get(index, unacknowledged))
+        return delivery
+
+    def _publication(self, index: int, row: tuple[Any, ...], spans: dict[int, Span]) -> Publication:
+        _, name, order_id, event_id, value, *carrier = row[:7]
         event_type = _TYPES.get(name, name)
         context = (carrier[0], carrier[1])
         span = self._tracer.publish(name, event_type, order_id, context)
         if span is not None:
-            spans.append(span)
+            spans[index] = span
             context = span.carrier
         return Publication(name, order_id, value, event_headers(event_type, event_id, context))
 
@@ -135,13 +176,46 @@ class Relay:
         if self._connection is None or self._connection.closed:
             connection = connect(self._settings.postgres_url, SERVICE)
             connection.execute(SQL["listen"])
+            self._find_position(connection)
             self._connection = connection
         return self._connection
 
+    def _find_position(self, connection: Connection) -> None:
+        """Begin where a relay left off, or at the beginning if the ids began again, as after a TRUNCATE."""
+        row = connection.execute(SQL["find_position"]).fetchone()
+        assert row is not None
+        floor, last_id = row
+        if floor > last_id:
+            connection.execute(SQL["reset_floor"])
+            floor = 0
+        self._position = Position(time.monotonic, floor, last_id)
+
     def _measure(self, connection: Connection) -> None:
-        if time.monotonic() - self._measured < MEASURE_SECONDS:
+        """Show how much waits, and tell other relays and the gateways where to begin."""
+        is_walking = self._position.is_starting and not self._position.is_blocked
+        if is_walking or time.monotonic() - self._measured < MEASURE_SECONDS:
             return
         self._measured = time.monotonic()
-        rows, oldest_seconds = connection.execute(SQL["depth"]).fetchone() or (0, 0.0)
+        low = self._position.low
+        row = connection.execute(SQL["depth"], {"low": low}).fetchone()
+        assert row is not None
+        rows, oldest_seconds, floor, last_id = row
         metrics.OUTBOX_ROWS.set(rows)
         metrics.OUTBOX_OLDEST_SECONDS.set(oldest_seconds)
+        self._measure_refused(connection)
+        if last_id < low:
+            self._find_position(connection)
+        elif floor < low:
+            connection.execute(SQL["raise_floor"], {"low": low})
+        else:
+            self._position.raise_to(floor)
+
+    def _measure_refused(self, connection: Connection) -> None:
+        hours = self._settings.dead_letter_retention_hours
+        metrics.REFUSED_ROWS.set(refused_records.measure(connection, hours))
+
+
+def _columns(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    """Turn rows of `claim` into the arrays that `put_back` takes."""
+    names = ("ids", "topics", "order_ids", "event_ids", "values", "traceparents", "tracestates", "created_ats")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

@@ -169,10 +169,13 @@ def prepare_topics(settings: Settings, report: Callable[[str], None]) -> None:
     from confluent_kafka import KafkaException  # noqa: PLC0415 - slow to load; meanwhile the broker starts
 
     from orderstream.kafka.client import KafkaRefusedError  # noqa: PLC0415
-    from orderstream.kafka.topics import ensure_topics  # noqa: PLC0415
+    from orderstream.kafka.topics import ensure_topics, topic_warnings  # noqa: PLC0415
+    from orderstream.telemetry import logs  # noqa: PLC0415
 
     try:
         report("creating topics")
         ensure_topics(settings)
+        for warning in topic_warnings(settings):
+            logs.get().warning("topic_setting", warning=warning)
     except (KafkaException, KafkaRefusedError) as error:
         raise ChildError(f"cannot create the topics: {error}", []) from error

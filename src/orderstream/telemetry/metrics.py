@@ -59,6 +59,13 @@ DEAD_LETTERED = _counter(
 RETRIED = _counter(
     "orderstream_records_retried_total", "Records whose batch failed and was tried again.", "service", "topic"
 )
+REFUSED = _counter(
+    "orderstream_records_refused_total",
+    "Records that Kafka refused for good, kept in refused_records; topic is other where it is none of ours.",
+    "service",
+    "topic",
+)
+REFUSED_ROWS = _gauge("orderstream_refused_records", "Records that Kafka refused and that were not redriven yet.")
 BATCH_RECORDS = _histogram("orderstream_batch_records", "Records in one batch of a worker.", _COUNTS, "service")
 BATCH_SECONDS = _histogram(
     "orderstream_batch_seconds", "Time from a batch's poll to the commit of its offsets.", _SECONDS, "service"

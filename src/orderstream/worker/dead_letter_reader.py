@@ -51,12 +51,12 @@ def newest(settings: Settings, group: str, limit: int) -> list[StoredLetter]:
     """
     reader = consumer(settings, f"{group}.dlq-reader")
     try:
-        topic = dead_letter_topic(group)
+        topic = _topic(settings, group)
         found: list[StoredLetter] = []
         partitions = reader.list_topics(topic, timeout=TIMEOUT_SECONDS).topics[topic].partitions
         for partition in partitions:
             low, high = reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS)
-            found += _read(reader, group, partition, max(low, high - limit), high)
+            found += _read(reader, group, TopicPartition(topic, partition, max(low, high - limit)), high)
         found.sort(key=lambda letter: letter.at or datetime.min.replace(tzinfo=UTC))
         return found[-limit:]
     finally:
@@ -67,20 +67,24 @@ def one(settings: Settings, group: str, partition: int, offset: int) -> StoredLe
     """Return the letter at a place, None if there is none. Raises as `newest` does."""
     reader = consumer(settings, f"{group}.dlq-reader")
     try:
-        place = TopicPartition(dead_letter_topic(group), partition)
+        place = TopicPartition(_topic(settings, group), partition)
         low, high = reader.get_watermark_offsets(place, timeout=TIMEOUT_SECONDS)
         if not low <= offset < high:
             return None
-        return next(_read(reader, group, partition, offset, offset + 1), None)
+        return next(_read(reader, group, TopicPartition(place.topic, partition, offset), offset + 1), None)
     finally:
         reader.close()
 
 
-def _read(reader: Consumer, group: str, partition: int, start: int, end: int) -> Iterator[StoredLetter]:
-    """Yield the letters of a partition from offset `start` to before `end`."""
-    if start >= end:
+def _topic(settings: Settings, group: str) -> str:
+    return settings.kafka_topic_prefix + dead_letter_topic(group)
+
+
+def _read(reader: Consumer, group: str, start: TopicPartition, end: int) -> Iterator[StoredLetter]:
+    """Yield the letters of a partition from the offset of `start` to before `end`."""
+    if start.offset >= end:
         return
-    reader.assign([TopicPartition(dead_letter_topic(group), partition, start)])
+    reader.assign([start])
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         message = reader.poll(0.2)

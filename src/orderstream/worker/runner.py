@@ -5,7 +5,7 @@ dependency is waited for: the batch is repeated, and after a minute given back t
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from threading import Event as StopSignal
 from typing import Generic, TypeVar
 
@@ -13,12 +13,12 @@ import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct, structs
 
-from orderstream.domain.events import topic
 from orderstream.kafka.client import (
     FENCED,
     TOPIC_MAY_BE_GONE,
     UNKNOWN_TOPIC,
     KafkaRefusedError,
+    Publication,
     Publisher,
     PublishError,
     consumer,
@@ -29,7 +29,8 @@ from orderstream.postgres.connect import Connection, connect, is_bad_value, is_f
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer, trace_id
-from orderstream.worker.dead_letters import DeadLetter, FailureLimit, publication
+from orderstream.worker import refused_records
+from orderstream.worker.dead_letters import DeadLetter, FailureLimit, UnknownOrders, publication
 from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.progress import Progress
@@ -46,6 +47,8 @@ RETRY_SECONDS = 60
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 5.0
 COMMIT_ATTEMPTS = 3
+LETTER_FAILURES_MAX = 3
+"""Publishes of dead letters that may fail in a row: a topic that takes none must not hold up good records."""
 MEASURE_SECONDS = 5.0
 TIMER_SECONDS = 0.2
 """After so long one timer makes way for the next batch, however much is due."""
@@ -73,8 +76,11 @@ class Runner(Generic[P]):
         self._settings = settings
         self._tracer = tracer
         self._stop = stop
+        self._prefix = settings.kafka_topic_prefix
+        self._topics = [self._prefix + name for name in handler.topics]
         self._meters = WorkerMeters(handler.group, handler.topics)
         self._limit = FailureLimit(time.monotonic)
+        self._unknown_orders = UnknownOrders(time.monotonic)
         self._publisher = Publisher(settings, handler.group, stop)
         self._consumer: Consumer = consumer(settings, handler.group)
         self._connection: Connection | None = None
@@ -82,7 +88,8 @@ class Runner(Generic[P]):
         self._last_size = 0
         self._measured = 0.0
         self._ensured = 0.0
-        self._progress = Progress(time.monotonic, handler.topics)
+        self._letter_failures = 0
+        self._progress = Progress(time.monotonic, self._topics)
         self._joined = False
         self.beat = time.monotonic()
 
@@ -130,7 +137,7 @@ class Runner(Generic[P]):
         for one in messages:
             error = one.error()
             if error is None:
-                records.append(Record.of(one))
+                records.append(Record.of(one, self._prefix))
             else:
                 self._client_error(error)
         self._last_size = len(records)
@@ -196,6 +203,7 @@ class Runner(Generic[P]):
             self._limit.check(len(batch.received), len(failures))
             self._bury(batch.letters + failures)
             self._limit.note(len(batch.received), len(failures))
+            self._unknown_orders.note(len(batch.received), batch.letters)
         except Exception as error:
             trace.end(error)
             raise
@@ -243,24 +251,48 @@ class Runner(Generic[P]):
         return decision
 
     def _publish(self, decision: Decision, trace: BatchTrace) -> None:
+        """Publish the events of a decision. Those that Kafka refuses for good are kept in Postgres.
+
+        Raises PublishError when a retry may help.
+        """
         if not decision.emit:
             return
+        records = [trace.publication(outgoing, encode(outgoing.event)) for outgoing in decision.emit]
+        refused: Collection[int] = ()
         try:
-            self._publisher.publish([trace.publication(outgoing, encode(outgoing.event)) for outgoing in decision.emit])
+            self._publisher.publish(records)
+        except PublishError as error:
+            trace.published(str(error))
+            if not error.poisonous:
+                raise
+            refused = error.refused
+            self._keep_refused([(records[index], reason) for index, reason in refused.items()])
         except Exception as error:
             trace.published(str(error))
             raise
         trace.published()
-        self._meters.produced(topic(outgoing.event.type) for outgoing in decision.emit)
+        self._meters.produced(record.topic for index, record in enumerate(records) if index not in refused)
+
+    def _keep_refused(self, refused: list[tuple[Publication, str]]) -> None:
+        if refused:
+            refused_records.keep(self._connected(), self._handler.group, refused)
 
     def _bury(self, letters: list[DeadLetter]) -> None:
-        try:
-            self._publisher.publish([publication(self._handler.group, letter) for letter in letters])
-        except PublishError as error:
-            if not error.poisonous:
-                raise
-            # The topic was made by somebody else, for smaller records: what happened matters more than the value.
-            self._publisher.publish([publication(self._handler.group, letter, bytes_max=0) for letter in letters])
+        """Put letters into the dead-letter topic. Those that the topic does not take are kept in Postgres.
+
+        Raises PublishError when a retry may help; after LETTER_FAILURES_MAX such failures in a row Postgres takes them.
+        """
+        if not letters:
+            return
+        records = [publication(self._handler.group, letter) for letter in letters]
+        delivery = refused_records.deliver(self._publisher, records)
+        if delivery.error:
+            self._letter_failures += 1
+            if self._letter_failures < LETTER_FAILURES_MAX:
+                raise delivery.error
+        reasons = dict.fromkeys(delivery.unacknowledged, str(delivery.error)) | delivery.refused
+        self._keep_refused([(records[index], reason) for index, reason in reasons.items()])
+        self._letter_failures = 0
         for letter in letters:
             record = letter.record
             log.error(
@@ -275,7 +307,7 @@ class Runner(Generic[P]):
 
     def _commit(self, batch: _Batch) -> None:
         """Move the offsets past the batch. When that fails its records come again, which changes nothing (P7)."""
-        offsets = [TopicPartition(name, partition, offset) for (name, partition), offset in batch.following.items()]
+        offsets = [self._place(*place, offset) for place, offset in batch.following.items()]
         for _ in range(COMMIT_ATTEMPTS):
             try:
                 self._consumer.commit(offsets=offsets, asynchronous=False)
@@ -302,26 +334,29 @@ class Runner(Generic[P]):
             self._progress.begin_anew()
             waiting = {}
         self._measured = time.monotonic()
-        self._meters.lag(waiting)
+        self._meters.lag({(name.removeprefix(self._prefix), number): lag for (name, number), lag in waiting.items()})
         deaf = self._progress.deaf()
         if self._joined and (deaf or self._progress.left_out()):
             log.warning("consumer_replaced", partitions=[f"{name}/{partition}" for name, partition in deaf])
-            self._progress = Progress(time.monotonic, self._handler.topics)
+            self._progress = Progress(time.monotonic, self._topics)
             self._joined = False
             self._consumer.close()
             self._consumer = consumer(self._settings, self._handler.group)
             self._subscribe()
 
     def _subscribe(self) -> None:
-        self._consumer.subscribe(list(self._handler.topics), on_assign=self._assigned)
+        self._consumer.subscribe(self._topics, on_assign=self._assigned)
 
     def _seek_back(self, records: list[Record]) -> None:
         """Have the records polled again, so that polling, and with it the group membership, goes on meanwhile."""
         for (name, partition), offset in self._decode(records).first.items():
             try:
-                self._consumer.seek(TopicPartition(name, partition, offset))
+                self._consumer.seek(self._place(name, partition, offset))
             except KafkaException as error:
                 log.warning("seek_back_refused", topic=name, partition=partition, detail=str(error)[:300])
+
+    def _place(self, name: str, partition: int, offset: int) -> TopicPartition:
+        return TopicPartition(self._prefix + name, partition, offset)
 
     def _recover(self, error: Exception) -> None:
         if isinstance(error, PublishError) and error.code in TOPIC_MAY_BE_GONE:
@@ -377,6 +412,4 @@ class Runner(Generic[P]):
 
     @staticmethod
     def _transient(error: Exception) -> bool:
-        if isinstance(error, PublishError):
-            return not error.poisonous
-        return isinstance(error, RepeatBatchError) or is_transient(error)
+        return isinstance(error, RepeatBatchError | PublishError) or is_transient(error)

@@ -9,21 +9,19 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
-from orderstream.domain.events import InventoryReserved, StockLine, build
 from orderstream.kafka import client
-from orderstream.kafka.client import MAX_MESSAGE_BYTES, Publication, PublishError
+from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import Received
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from orderstream.worker import progress, runner
 from orderstream.worker.dead_letters import MIN_FAILURES, TooManyFailuresError
-from orderstream.worker.handler import Decision, Outgoing, Rejected, Timer
+from orderstream.worker.handler import Decision, Rejected, Timer
 from tests.contracts import assert_dead_letter_headers
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
 from tests.integration.worker.running import Running, running
-from tests.samples import AT
 from tests.topics import Letter, Tap, end_offsets, offsets_of, publish, publish_events
 from tests.waiting import wait_until
 
@@ -176,26 +174,6 @@ def _orders(letters: Sequence[Letter], topic: str) -> set[str]:
 
 def _both(letters: Sequence[Letter]) -> set[bytes | None]:
     return {letter.key for letter in letters}
-
-
-@pytest.mark.parametrize("size", [MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES // 2 + 100_000], ids=["client", "broker"])
-def test_an_answer_too_large_to_send_is_found_by_halving(settings: Settings, group: str, size: int) -> None:
-    events = authorized(16)
-    bad = events[5].correlation_id
-    large = build(InventoryReserved(order_id=bad, items=(StockLine(sku="S" * size, qty=1),)), AT)
-
-    class Verbose(Recorder):
-        def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> Decision:
-            emitted = super().decide(tx, batch, prepared).emit
-            return Decision([Outgoing(large, one.cause) if one.cause.order_id == bad else one for one in emitted])
-
-    publish_events(settings.kafka_brokers, events)
-    with _tap(settings, group) as tap, running(Verbose(group), settings):
-        letters = tap.until(lambda seen: len(_both(seen)) == 16, 20, "all are settled")
-        _wait_caught_up(settings, group)
-    assert _orders(letters, OUT) == {one.correlation_id for one in events} - {bad}
-    (dead,) = [letter for letter in letters if letter.topic != OUT]
-    assert assert_dead_letter_headers(dead.headers)["dlq-reason"] == "FAILED"
 
 
 @pytest.mark.parametrize(("size", "number"), [(900_000, 40), (100_000, 400)])

@@ -1,0 +1,194 @@
+"""Records that Kafka refuses for good, kept in PostgreSQL with the reason, so that they hold up no other record (P9).
+
+Such a record is an event, from the relay or a worker, or a dead letter. `orderstream refused` lists and redrives them.
+Its order is looked after by the watchdog, as if the event had been lost: nudged, aborted again, or failed in the end.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from orderstream.domain.events import TOPICS
+from orderstream.kafka.client import Publication, Publisher, PublishError
+from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
+from orderstream.postgres.connect import Connection, connect
+from orderstream.postgres.sql import load
+from orderstream.settings import Settings
+from orderstream.telemetry import logs, metrics
+
+REDRIVE_ROWS = 100
+"""Records sent in one transaction of a redrive."""
+REASON_MAX_CHARACTERS = 1_000
+ID_SHOWN_CHARACTERS = 12
+
+UNKNOWN_TOPIC = "UNKNOWN_TOPIC: Kafka has no topic of this name"
+
+SQL = load("orderstream.worker")
+_OUR_TOPICS = {*TOPICS, *map(dead_letter_topic, CONSUMER_GROUPS)}
+_IDENTITY = ("event-id", "dlq-topic", "dlq-partition", "dlq-offset")
+"""Headers that are the same whenever the same event or dead letter is published."""
+
+log = logs.get()
+
+
+class RefusedRecord(Struct, frozen=True):
+    """A record that Kafka refused: the row of `refused_records`. `times` counts how often it was refused."""
+
+    record_id: str
+    publication: Publication
+    service: str
+    reason: str
+    times: int
+    refused_at: datetime
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> "RefusedRecord":
+        """Read a row."""
+        record_id, topic, key, value, headers, service, reason, times, refused_at = row
+        pairs = [(name, content) for name, content in msgspec.msgpack.decode(headers)]
+        return cls(record_id, Publication(topic, key, value, pairs), service, reason, times, refused_at)
+
+    @property
+    def line(self) -> str:
+        """Return the record in one line: id, time, service, topic, key, how often, and why."""
+        key = _bytes(self.publication.key) or b""
+        at = self.refused_at.isoformat(timespec="milliseconds")
+        return (
+            f"{self.record_id[:ID_SHOWN_CHARACTERS]}  {at}  {self.service}  {self.publication.topic:.100}"
+            f"  {key.decode('utf-8', 'replace'):.100}  {self.times}x  {self.reason}"
+        )
+
+    @property
+    def text(self) -> str:
+        """Return the whole record; bytes that are not UTF-8 are shown as escapes."""
+        headers = [f"{name}: {_shown(value)}" for name, value in self.publication.headers]
+        return "\n".join([self.line, "", *headers, "", _shown(self.publication.value)])
+
+
+def keep(tx: Connection, service: str, refused: Iterable[tuple[Publication, str]]) -> None:
+    """Keep records that `service` could not publish, each with the reason. Raises psycopg.Error."""
+    rows = {_record_id(record): (record, reason) for record, reason in refused}
+    if not rows:
+        return
+    ordered = [(record_id, *rows[record_id]) for record_id in sorted(rows)]
+    tx.execute(
+        SQL["keep_refused"],
+        {
+            "record_ids": [record_id for record_id, _, _ in ordered],
+            "topics": [record.topic for _, record, _ in ordered],
+            "keys": [_bytes(record.key) for _, record, _ in ordered],
+            "values": [_bytes(record.value) for _, record, _ in ordered],
+            "headers": [msgspec.msgpack.encode(record.headers) for _, record, _ in ordered],
+            "services": [service] * len(ordered),
+            "reasons": [reason[:REASON_MAX_CHARACTERS] for _, _, reason in ordered],
+        },
+    )
+    for _, record, reason in ordered:
+        key = _bytes(record.key) or b""
+        log.error(
+            "record_refused",
+            topic=record.topic[:250],
+            order_id=key.decode("utf-8", "replace")[:100],
+            reason=reason[:REASON_MAX_CHARACTERS],
+        )
+        metrics.REFUSED.labels(service, topic_label(record.topic)).inc()
+
+
+def measure(connection: Connection, kept_hours: int) -> int:
+    """Remove records that were refused more than `kept_hours` ago, and return how many there are."""
+    connection.execute(SQL["forget_refused"], {"hours": kept_hours})
+    row = connection.execute(SQL["count_refused"]).fetchone()
+    number: int = row[0] if row else 0
+    return number
+
+
+def newest(postgres_url: str, limit: int) -> list[RefusedRecord]:
+    """Return the records that were refused last, at most `limit`, oldest first. Raises psycopg.Error."""
+    with connect(postgres_url, "refused") as connection:
+        rows = connection.execute(SQL["newest_refused"], {"limit": limit}).fetchall()
+    return [RefusedRecord.of(row) for row in reversed(rows)]
+
+
+def find(postgres_url: str, id_prefix: str) -> RefusedRecord | None:
+    """Return the one record whose id begins so; None if there is none or more than one. Raises psycopg.Error."""
+    with connect(postgres_url, "refused") as connection:
+        rows = connection.execute(SQL["refused_record"], {"prefix": id_prefix}).fetchall()
+    return RefusedRecord.of(rows[0]) if len(rows) == 1 else None
+
+
+def redrive(settings: Settings) -> tuple[int, int]:
+    """Publish every kept record again; return how many Kafka acknowledged, and how many it refused once more.
+
+    Raises PublishError when Kafka does not answer, and psycopg.Error; what was acknowledged before is removed.
+    """
+    publisher = Publisher(settings, "redrive")
+    sent = refused = 0
+    with connect(settings.postgres_url, "redrive") as connection:
+        (begun,) = connection.execute("SELECT now()").fetchall()
+        while True:
+            with connection.transaction():
+                parameters = {"before": begun[0], "limit": REDRIVE_ROWS}
+                rows = connection.execute(SQL["lock_refused"], parameters).fetchall()
+                records = [RefusedRecord.of(row) for row in rows]
+                delivery = deliver(publisher, [record.publication for record in records])
+                again = [(records[index].publication, reason) for index, reason in delivery.refused.items()]
+                keep(connection, "redrive", again)
+                left = {*delivery.refused, *delivery.unacknowledged}
+                done = [record.record_id for index, record in enumerate(records) if index not in left]
+                connection.execute(SQL["remove_refused"], {"record_ids": done})
+            sent, refused = sent + len(done), refused + len(again)
+            if delivery.error:
+                raise delivery.error
+            if len(records) < REDRIVE_ROWS:
+                return sent, refused
+
+
+class Delivery(Struct, frozen=True):
+    """What Kafka did not acknowledge of some records, by their index; `error` if a retry may help."""
+
+    refused: dict[int, str]
+    unacknowledged: frozenset[int]
+    error: PublishError | None
+
+
+def deliver(publisher: Publisher, records: Sequence[Publication]) -> Delivery:
+    """Publish the records, and return what became of them. A topic that is not ours is refused if Kafka lacks it.
+
+    Raises PublishError when nothing is known of any record.
+    """
+    foreign = {record.topic for record in records} - _OUR_TOPICS
+    absent = publisher.absent(foreign) if foreign else set()
+    refused = {index: UNKNOWN_TOPIC for index, record in enumerate(records) if record.topic in absent}
+    sent = [index for index in range(len(records)) if index not in refused] if refused else range(len(records))
+    try:
+        publisher.publish([records[index] for index in sent] if refused else records)
+    except PublishError as error:
+        refused |= {sent[position]: reason for position, reason in error.refused.items()}
+        waiting = range(len(sent)) if error.unacknowledged is None else error.unacknowledged
+        unacknowledged = frozenset(sent[position] for position in waiting) - refused.keys()
+        return Delivery(refused, unacknowledged, error if unacknowledged else None)
+    return Delivery(refused, frozenset(), None)
+
+
+def topic_label(topic: str) -> str:
+    """Return the topic as the label of a metric: one that is not ours could be anything."""
+    return topic if topic in _OUR_TOPICS else "other"
+
+
+def _record_id(record: Publication) -> str:
+    headers = dict(record.headers)
+    identity = [_bytes(headers.get(name)) for name in _IDENTITY]
+    parts = (record.topic, _bytes(record.key), _bytes(record.value), identity)
+    return sha256(msgspec.msgpack.encode(parts)).hexdigest()
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+
+
+def _shown(value: str | bytes | None) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value or "")

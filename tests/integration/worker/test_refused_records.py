@@ -1,0 +1,108 @@
+"""Refused records in PostgreSQL: whatever the bytes, they are kept, counted, redriven and forgotten in time (P9)."""
+
+import threading
+from uuid import uuid4
+
+import psycopg
+import pytest
+from confluent_kafka import KafkaError
+
+from orderstream.domain.events import topic
+from orderstream.kafka.client import Publication, Publisher, PublishError
+from orderstream.kafka.topics import dead_letter_topic
+from orderstream.postgres.connect import Connection, connect
+from orderstream.settings import Settings
+from orderstream.worker import refused_records
+from orderstream.worker.refused_records import REASON_MAX_CHARACTERS, keep, measure, newest, redrive
+from tests.topics import Tap
+
+UPDATED = topic("order.updated")
+ANY_BYTES = [
+    Publication(UPDATED, "key", "value", [("event-id", "1")]),
+    Publication(UPDATED, b"\xff\x00", b"\x00\xff", [("x", b"\xff"), ("y", None), ("z", "\x00")]),
+    Publication(dead_letter_topic("order-service"), None, None, []),
+]
+
+
+def _records(number: int) -> list[Publication]:
+    return [Publication(UPDATED, str(uuid4()), b"{}", []) for _ in range(number)]
+
+
+def test_any_bytes_are_kept_and_redriven_as_they_were(settings: Settings, connection: Connection) -> None:
+    keep(connection, "relay", [(record, "why") for record in [*ANY_BYTES, ANY_BYTES[0]]])
+    assert len(newest(settings.postgres_url, 10)) == len(ANY_BYTES)
+    assert all(record.text for record in newest(settings.postgres_url, 10))
+    with Tap(settings.kafka_brokers, {record.topic for record in ANY_BYTES}) as tap:
+        assert redrive(settings) == (len(ANY_BYTES), 0)
+        letters = tap.count(len(ANY_BYTES))
+    assert {(letter.key, letter.value) for letter in letters} == {
+        (b"key", b"value"),
+        (b"\xff\x00", b"\x00\xff"),
+        (None, None),
+    }
+    assert newest(settings.postgres_url, 10) == []
+
+
+def test_a_long_reason_is_cut(settings: Settings, connection: Connection) -> None:
+    keep(connection, "relay", [(ANY_BYTES[0], "r" * (REASON_MAX_CHARACTERS + 1))])
+    (record,) = newest(settings.postgres_url, 10)
+    assert record.reason == "r" * REASON_MAX_CHARACTERS
+
+
+def test_a_redrive_goes_on_until_all_are_sent(
+    settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refused_records, "REDRIVE_ROWS", 2)
+    records = _records(5)
+    keep(connection, "relay", [(record, "why") for record in records])
+    with Tap(settings.kafka_brokers, [UPDATED]) as tap:
+        assert redrive(settings) == (5, 0)
+        assert {(letter.key or b"").decode() for letter in tap.count(5)} == {record.key for record in records}
+
+
+def test_a_redrive_that_kafka_does_not_answer_loses_nothing(
+    settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_publisher: Publisher, records: list[Publication]) -> None:
+        raise PublishError(KafkaError(KafkaError._MSG_TIMED_OUT), len(records))
+
+    monkeypatch.setattr(Publisher, "publish", fail)
+    keep(connection, "relay", [(record, "why") for record in _records(3)])
+    with pytest.raises(PublishError):
+        redrive(settings)
+    assert len(newest(settings.postgres_url, 10)) == 3
+
+
+def test_records_are_counted_and_forgotten_in_time(settings: Settings, connection: Connection) -> None:
+    keep(connection, "relay", [(record, "why") for record in _records(3)])
+    connection.execute(
+        "UPDATE refused_records SET refused_at = now() - interval '5 hours' WHERE record_id ="
+        " (SELECT min(record_id) FROM refused_records)"
+    )
+    assert measure(connection, kept_hours=6) == 3
+    assert measure(connection, kept_hours=4) == 2
+    assert len(newest(settings.postgres_url, 10)) == 2
+
+
+def test_two_processes_may_keep_the_same_records_at_once(settings: Settings, connection: Connection) -> None:
+    """They are locked in one order: two batches with the same records in another order never wait crosswise."""
+    records = _records(50)
+    errors: list[Exception] = []
+
+    def keep_all(ordered: list[Publication]) -> None:
+        with connect(settings.postgres_url, "test") as own:
+            for _ in range(20):
+                try:
+                    keep(own, "relay", [(record, "why") for record in ordered])
+                except psycopg.Error as error:
+                    errors.append(error)
+
+    threads = [threading.Thread(target=keep_all, args=(ordered,)) for ordered in (records, records[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert errors == []
+    assert {record.times for record in newest(settings.postgres_url, 100)} == {40}
+    row = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
+    assert row == (0,)
