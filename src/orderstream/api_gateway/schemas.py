@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta, Raw, Struct
 
-from orderstream.domain.order import FailureReason, PaymentState, Status, StockState
+from orderstream.domain.events import AnyReason, AnyState, AnyStatus
 
 ITEMS_MAX = 1_000
 USER_ID_MAX_CHARACTERS = 128
@@ -63,14 +63,14 @@ class ItemView(Struct, frozen=True):
 class PaymentView(Struct, frozen=True, rename="camel"):
     """How the payment stands, and since when."""
 
-    state: PaymentState
+    state: AnyState
     decided_at: datetime | None
 
 
 class StockView(Struct, frozen=True, rename="camel"):
     """How the reservation stands, and since when."""
 
-    state: StockState
+    state: AnyState
     decided_at: datetime | None
 
 
@@ -82,8 +82,8 @@ class OrderView(Struct, frozen=True, rename="camel"):
     items: list[ItemView]
     amount: MoneyOut
     currency: str
-    status: Status
-    failure_reason: FailureReason | None
+    status: AnyStatus
+    failure_reason: AnyReason | None
     version: int
     created_at: datetime
     updated_at: datetime

@@ -1,7 +1,14 @@
-"""Brings a database to the schema of this version: plain SQL files, in order, each once, under an advisory lock."""
+"""Brings a database to the schema of this version: plain SQL files, in order, each once, under an advisory lock.
+
+A file runs within a transaction, unless its first line is `-- no transaction`. Then its statements run one by one, so
+that an index can be built while orders are written. After a failure such a file is repeated from its first statement:
+each of its statements must be harmless when it is repeated.
+"""
 
 import hashlib
+import itertools
 import re
+import time
 from importlib import resources
 
 import psycopg
@@ -10,8 +17,13 @@ from orderstream.postgres.connect import CONNECT_TIMEOUT_SECONDS, Connection
 
 LOCK_TIMEOUT_SECONDS = 5
 """Whoever asks for a table's lock after us waits behind us: so long at most is every POST held up by a wait of ours."""
+LOCK_PAUSE_SECONDS = 0.2
+"""Between two tries for the lock of migrations."""
 LOCK_KEY = 0x0DE25742
+NO_TRANSACTION = "-- no transaction"
+"""First line of a migration whose statements run outside a transaction."""
 _FILE = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+_BUILT = re.compile(r"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+([a-z0-9_]+)", re.IGNORECASE)
 
 _JOURNAL = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -33,39 +45,102 @@ def migrations() -> list[tuple[str, str]]:
 
 
 def migrate(postgres_url: str) -> list[str]:
-    """Apply what is missing, in one transaction, and return the names applied.
+    """Apply what is missing, and return the names applied.
 
     Concurrent callers wait for each other, without a limit; a table that is in use is waited for LOCK_TIMEOUT_SECONDS.
     Raises MigrationError when that was not enough, an applied file has changed since, or the database was migrated by a
-    newer version; psycopg.Error when the database refuses. Nothing is changed then.
+    newer version; psycopg.Error when the database refuses. Each run of files that need a transaction is applied in one;
+    when it fails, nothing of it is changed. What stands before it stays applied.
     """
-    with psycopg.connect(
-        postgres_url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="migrate"
-    ) as connection:
+    with _connect(postgres_url) as guard, _connect(postgres_url) as connection:
+        _wait_for_other_migrations(guard)
+        connection.autocommit = True
         connection.execute("SET client_min_messages = warning")
         connection.execute("SET statement_timeout = 0")
         connection.execute("SET lock_timeout = 0")
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
-        connection.execute(_JOURNAL)
-        rows = connection.execute("SELECT name, sha256 FROM schema_migrations").fetchall()
-        done: dict[str, str] = dict(rows)
         files = migrations()
-        _check(done, files)
-        missing = [(name, text) for name, text in files if name not in done]
+        applied: list[str] = []
+        while missing := _missing(connection, files):
+            applied += _apply_outside(connection, missing[0]) or _apply_together(connection, missing)
+        return applied
+
+
+def _connect(postgres_url: str) -> Connection:
+    return psycopg.connect(postgres_url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="migrate")
+
+
+def _wait_for_other_migrations(guard: Connection) -> None:
+    """Take the lock of migrations within a transaction of `guard`, which the caller leaves open until it is done.
+
+    The lock is tried for again and again. A statement that waits for it would hold a snapshot, and a migration that
+    builds an index concurrently waits until every older snapshot has ended. A statement with parameters would hold one
+    too: its portal stays open.
+    """
+    while True:
+        guard.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        row = guard.execute(f"SELECT pg_try_advisory_xact_lock({LOCK_KEY})".encode()).fetchone()
+        if row is not None and row[0]:
+            return
+        guard.rollback()
+        time.sleep(LOCK_PAUSE_SECONDS)
+
+
+def _missing(connection: Connection, files: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    rows = []
+    if connection.execute("SELECT FROM pg_class WHERE oid = to_regclass('schema_migrations')").fetchone() is not None:
+        rows = connection.execute("SELECT name, sha256 FROM schema_migrations").fetchall()
+    done: dict[str, str] = dict(rows)
+    _check(done, files)
+    return [(name, text) for name, text in files if name not in done]
+
+
+def _apply_together(connection: Connection, missing: list[tuple[str, str]]) -> list[str]:
+    """Apply the files before the first that must run outside a transaction, in one transaction; return their names."""
+    together = list(itertools.takewhile(lambda file: not file[1].startswith(NO_TRANSACTION), missing))
+    with connection.transaction():
+        connection.execute(_JOURNAL)
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{LOCK_TIMEOUT_SECONDS}s",))
-        for name, text in missing:
-            _apply(connection, name, text)
-        return [name for name, _ in missing]
+        for name, text in together:
+            try:
+                connection.execute(text.encode())
+            except psycopg.errors.LockNotAvailable as error:
+                raise MigrationError(
+                    f"{name} waited {LOCK_TIMEOUT_SECONDS} s for a table that is in use, and nothing was changed;"
+                    " try again"
+                ) from error
+            _note(connection, name, text)
+    return [name for name, _ in together]
 
 
-def _apply(connection: Connection, name: str, text: str) -> None:
-    try:
-        connection.execute(text.encode())
-    except psycopg.errors.LockNotAvailable as error:
-        raise MigrationError(
-            f"{name} waited {LOCK_TIMEOUT_SECONDS} s for a table that is in use, and nothing was changed; try again"
-        ) from error
+def _apply_outside(connection: Connection, file: tuple[str, str]) -> list[str]:
+    """Apply a file whose statements run outside a transaction; return its name, or nothing if it is not such a file."""
+    name, text = file
+    if not text.startswith(NO_TRANSACTION):
+        return []
+    connection.execute(_JOURNAL)
+    for statement in statements(text):
+        if built := _BUILT.match(statement):
+            _drop_if_invalid(connection, built[1])
+        connection.execute(statement.encode())
+    _note(connection, name, text)
+    return [name]
+
+
+def _note(connection: Connection, name: str, text: str) -> None:
     connection.execute("INSERT INTO schema_migrations (name, sha256) VALUES (%s, %s)", (name, _digest(text)))
+
+
+def statements(text: str) -> list[str]:
+    """Return the statements of a file that runs outside a transaction: each ends with `;` at the end of a line."""
+    lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+    return [statement.strip() for statement in re.split(r";[ \t]*(?:\n|$)", lines) if statement.strip()]
+
+
+def _drop_if_invalid(connection: Connection, index: str) -> None:
+    """Drop what a build that failed halfway has left: it is never used, and IF NOT EXISTS would keep it."""
+    query = "SELECT FROM pg_index WHERE indexrelid = to_regclass(%s) AND NOT indisvalid"
+    if connection.execute(query, (index,)).fetchone() is not None:
+        connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}".encode())
 
 
 def _check(done: dict[str, str], files: list[tuple[str, str]]) -> None:

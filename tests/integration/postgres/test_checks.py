@@ -66,7 +66,6 @@ def test_every_status_is_known(connection: Connection, status: Status) -> None:
     [
         {"status": "SHIPPED"},
         {"status": "confirmed"},
-        {"status": "FAILED", "failure_reason": "BAD_LUCK"},
         {"payment": "refunded"},
         {"stock": "lost"},
         {"amount": 0},

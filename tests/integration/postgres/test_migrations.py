@@ -120,8 +120,8 @@ def _waits_since(url: str) -> float:
     ((seconds,),) = _rows(
         url,
         """
-        SELECT COALESCE(max(EXTRACT(EPOCH FROM clock_timestamp() - query_start)), 0)::float
-        FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+        SELECT COALESCE(max(EXTRACT(EPOCH FROM clock_timestamp() - backend_start)), 0)::float
+        FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'migrate'
         """,
     )
     assert isinstance(seconds, float)
@@ -144,7 +144,7 @@ def test_a_database_of_a_newer_version_is_refused(empty_url: str) -> None:
 
 
 def test_a_failing_migration_leaves_nothing(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = [*migrations(), ("9998_broken.sql", "CREATE TABLE half (); SELECT 1 / 0;")]
+    broken = [*migrations()[:2], ("9998_broken.sql", "CREATE TABLE half (); SELECT 1 / 0;")]
     monkeypatch.setattr(migrate_module, "migrations", lambda: broken)
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrate(empty_url)

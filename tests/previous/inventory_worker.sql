@@ -1,0 +1,66 @@
+-- The inventory worker's statements. It alone writes `reservations`; `inventory` it shares with the stock commands and
+-- retention.
+
+-- name: reservations_of
+-- What has been decided for these orders, locked so that a release happens once. Parameter: order ids.
+-- Index: reservations_pkey. Locks the rows in the order of their ids.
+SELECT order_id, state, lines, reason, skus, decided_at
+FROM reservations
+WHERE order_id = ANY(%(ids)b::text[])
+ORDER BY order_id
+FOR UPDATE;
+
+-- name: stock_of
+-- What is left of these SKUs. Parameter: SKUs. Index: inventory_pkey. Locks the rows in the order of the SKUs, so that
+-- two batches that want the same SKUs never wait for each other crosswise.
+SELECT sku, available
+FROM inventory
+WHERE sku = ANY(%(skus)b::text[])
+ORDER BY sku
+FOR NO KEY UPDATE;
+
+-- name: insert_reservations
+-- Records decisions; an order that somebody else decided meanwhile is left out of what comes back.
+-- Parameter: a JSON array, sorted by order id. Index: reservations_pkey.
+INSERT INTO reservations (order_id, state, lines, reason, skus)
+SELECT d.order_id, d.state, d.lines, d.reason, d.skus
+FROM json_to_recordset(%(decisions)s::json)
+    AS d (order_id text, state text, lines jsonb, reason text, skus text[])
+ON CONFLICT (order_id) DO NOTHING
+RETURNING order_id, decided_at;
+
+-- name: release
+-- Turns decided orders into released ones. Parameters: order ids and the reasons of their aborts.
+-- Index: reservations_pkey. The rows are locked already (reservations_of).
+UPDATE reservations r
+SET state = 'RELEASED', reason = a.reason, decided_at = now()
+FROM unnest(%(ids)s::text[], %(reasons)s::text[]) AS a (order_id, reason)
+WHERE r.order_id = a.order_id AND r.state <> 'RELEASED'
+RETURNING r.order_id, r.decided_at;
+
+-- name: move_stock
+-- Moves units between available and reserved, one update per SKU however many orders want it: a positive quantity
+-- reserves, a negative one gives back. Parameters: SKUs, quantities. Index: inventory_pkey; rows are locked already.
+UPDATE inventory i
+SET available = i.available - m.quantity, reserved = i.reserved + m.quantity
+FROM unnest(%(skus)s::text[], %(quantities)s::int[]) AS m (sku, quantity)
+WHERE i.sku = m.sku;
+
+-- name: set_available
+-- Stock command: sets what is available of a SKU, whatever is reserved. Parameters: SKU, units.
+INSERT INTO inventory (sku, available) VALUES (%(sku)s, %(units)s)
+ON CONFLICT (sku) DO UPDATE SET available = excluded.available;
+
+-- name: add_available
+-- Stock command: adds to what is available of a SKU, new or not. Parameters: SKU, units.
+INSERT INTO inventory AS i (sku, available) VALUES (%(sku)s, %(units)s)
+ON CONFLICT (sku) DO UPDATE SET available = i.available + excluded.available;
+
+-- name: take_available
+-- Stock command: takes from what is available of a SKU; no row comes back where there is no such SKU.
+-- Parameters: SKU, units. Index: inventory_pkey. Locks the row.
+UPDATE inventory SET available = available - %(units)s WHERE sku = %(sku)s RETURNING sku;
+
+-- name: list_stock
+-- Stock command: every SKU. Reads the whole table, by its primary key.
+SELECT sku, available, reserved FROM inventory ORDER BY sku;

@@ -1,0 +1,85 @@
+-- The payment worker's statements. It alone writes `payments`; it reads `orders` and `order_items`.
+
+-- name: unasked
+-- Which of these orders exist and have no payment yet, with what was accepted, and whether they are too old to be
+-- asked for: only for the others is the provider asked. Parameters: order ids, seconds.
+-- Index: orders_pkey, payments_pkey. Takes no lock: the insert decides.
+SELECT o.id, o.amount, o.currency, o.created_at, o.created_at < now() - %(oldest_seconds)s * interval '1 second'
+FROM orders o
+WHERE o.id = ANY(%(ids)b::text[]) AND NOT EXISTS (SELECT FROM payments p WHERE p.order_id = o.id);
+
+-- name: insert_payments
+-- Records first outcomes and tombstones; an order that has a row already is left out of what comes back.
+-- Parameter: a JSON array, sorted by order id. Index: payments_pkey.
+INSERT INTO payments (order_id, state, amount, reason, attempts, next_attempt_at, traceparent, tracestate)
+SELECT d.order_id, d.state, d.amount, d.reason, d.attempts, now() + d.delay * interval '1 second',
+       d.traceparent, d.tracestate
+FROM json_to_recordset(%(payments)s::json)
+    AS d (order_id text, state text, amount numeric, reason text, attempts int, delay float8,
+          traceparent text, tracestate text)
+ON CONFLICT (order_id) DO NOTHING
+RETURNING order_id, state, reason, decided_at;
+
+-- name: begin_voids
+-- Has aborted orders voided as soon as possible: those of `from_states` that are in one of these states.
+-- Parameters: arrays of equal length, sorted by order id; the states. Index: payments_pkey. Locks the rows it changes.
+UPDATE payments p
+SET state = 'VOIDING', reason = coalesce(a.reason, p.reason), attempts = 0, next_attempt_at = now(),
+    decided_at = now(), traceparent = a.traceparent, tracestate = a.tracestate
+FROM unnest(%(ids)s::text[], %(reasons)s::text[], %(traceparents)s::text[], %(tracestates)s::text[])
+    AS a (order_id, reason, traceparent, tracestate)
+WHERE p.order_id = a.order_id AND p.state = ANY(%(from_states)s::text[]);
+
+-- name: payments_of
+-- What is recorded for these orders. Parameter: order ids. Index: payments_pkey. Takes no lock; run after the inserts,
+-- in a statement of its own, so that it sees a concurrent winner.
+SELECT order_id, state, reason, decided_at FROM payments WHERE order_id = ANY(%(ids)b::text[]);
+
+-- name: claim_due
+-- Takes the attempts that are due, by pushing their time beyond the longest attempt: who dies holding them loses them.
+-- Parameters: rows at most, seconds to push, age in seconds beyond which no order is asked for. Index: payments_due, then payments_pkey. Skips rows others hold.
+UPDATE payments p
+SET next_attempt_at = now() + %(push_seconds)s * interval '1 second'
+FROM orders o
+WHERE p.order_id = ANY(ARRAY(
+        SELECT order_id FROM payments
+        WHERE next_attempt_at <= now()
+        ORDER BY next_attempt_at
+        LIMIT %(limit)s
+        FOR UPDATE SKIP LOCKED))
+    AND o.id = p.order_id
+RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.created_at, p.traceparent, p.tracestate,
+    o.created_at < now() - %(oldest_seconds)s * interval '1 second';
+
+-- name: oldest_voiding
+-- Seconds since the oldest payment began to be voided that still is not. Index: payments_due.
+SELECT coalesce(extract(epoch FROM now() - min(decided_at)), 0)::float8
+FROM payments
+WHERE state = 'VOIDING' AND next_attempt_at IS NOT NULL;
+
+-- name: finish_attempts
+-- Records what attempts came to, each only if its payment is still in the state that the attempt began with.
+-- One that ends again, having been voided again, keeps the time of its first end: its event repeats as itself.
+-- Parameter: a JSON array, sorted by order id. Index: payments_pkey; without the array of ids, a plan made while the
+-- table is empty would join by hash and read all of it for ever.
+WITH d AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(attempts)s::json)
+        AS d (order_id text, began text, state text, reason text, attempts int, amount numeric, delay float8)
+)
+UPDATE payments p
+SET state = d.state, reason = d.reason, attempts = d.attempts, amount = coalesce(d.amount, p.amount),
+    next_attempt_at = now() + d.delay * interval '1 second',
+    decided_at = CASE WHEN d.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, now())
+                      WHEN d.state = p.state THEN p.decided_at
+                      ELSE now() END,
+    closed_at = CASE WHEN d.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, now()) ELSE p.closed_at END
+FROM d
+WHERE p.order_id = ANY(ARRAY(SELECT order_id FROM d)) AND p.order_id = d.order_id AND p.state = d.began
+RETURNING p.order_id, p.state, p.reason, p.decided_at, p.traceparent, p.tracestate;
+
+-- name: void_late_authorizations
+-- An attempt that came back authorized finds its payment ended meanwhile: void it again.
+-- Parameter: order ids. Index: payments_pkey.
+UPDATE payments
+SET state = 'VOIDING', attempts = 0, next_attempt_at = now(), decided_at = now()
+WHERE order_id = ANY(%(ids)b::text[]) AND state IN ('VOIDED', 'FAILED');
