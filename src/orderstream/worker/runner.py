@@ -34,6 +34,7 @@ from orderstream.worker.dead_letters import DeadLetter, FailureLimit, UnknownOrd
 from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.progress import Progress
+from orderstream.worker.repeats import Repeats
 from orderstream.worker.traces import BatchTrace
 
 BATCH_RECORDS = 500
@@ -81,6 +82,7 @@ class Runner(Generic[P]):
         self._meters = WorkerMeters(handler.group, handler.topics)
         self._limit = FailureLimit(time.monotonic)
         self._unknown_orders = UnknownOrders(time.monotonic)
+        self._repeats = Repeats(time.monotonic)
         self._publisher = Publisher(settings, handler.group, stop)
         self._consumer: Consumer = consumer(settings, handler.group)
         self._connection: Connection | None = None
@@ -200,13 +202,17 @@ class Runner(Generic[P]):
         try:
             if batch.received:
                 self._settle(batch.received, trace, batch.letters, failures, attempts=1)
-            self._limit.check(len(batch.received), len(failures))
-            self._bury(batch.letters + failures)
-            self._limit.note(len(batch.received), len(failures))
+            new = self._repeats.new(failures)
+            self._limit.check(len(batch.received), len(new))
+            self._bury(batch.letters + new)
+            self._limit.note(len(batch.received), len(new))
+            self._repeats.note(new)
             self._unknown_orders.note(len(batch.received), batch.letters)
         except Exception as error:
             trace.end(error)
             raise
+        if again := len(failures) - len(new):
+            log.warning("dead_letter_again", records=again, detail=failures[-1].detail[:500])
         trace.end(None)
         self._meters.decided(received.record.topic for received in batch.received)
 

@@ -1,0 +1,43 @@
+"""A record that fails again and again is a dead letter once an hour (P9)."""
+
+import pytest
+
+from orderstream.kafka.envelope import Record
+from orderstream.worker import repeats
+from orderstream.worker.dead_letters import DeadLetter
+from orderstream.worker.repeats import REPEAT_SECONDS, Repeats
+from tests.unit.worker.test_dead_letters import Clock
+
+
+def _letter(value: bytes, offset: int = 0, topic: str = "t.v1", key: bytes = b"key") -> DeadLetter:
+    return DeadLetter(Record(topic, 0, offset, key, value, []), "FAILED", "", 1)
+
+
+def test_the_same_record_at_another_offset_is_not_new() -> None:
+    seen = Repeats(Clock())
+    seen.note([_letter(b"one", 1)])
+    others = [_letter(b"two"), _letter(b"one", topic="u.v1"), _letter(b"eyone", key=b"k")]
+    assert seen.new([_letter(b"one", 2), *others]) == others
+
+
+def test_only_what_was_noted_is_known() -> None:
+    seen = Repeats(Clock())
+    assert seen.new([_letter(b"one")]) == seen.new([_letter(b"one")]) == [_letter(b"one")]
+
+
+def test_after_an_hour_it_is_a_letter_again() -> None:
+    clock = Clock()
+    seen = Repeats(clock)
+    seen.note([_letter(b"one")])
+    clock.now += REPEAT_SECONDS - 1
+    assert seen.new([_letter(b"one")]) == []
+    clock.now += 1
+    assert seen.new([_letter(b"one")]) == [_letter(b"one")]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "REMEMBERED_MAX", 2)
+    seen = Repeats(Clock())
+    letters = [_letter(value) for value in (b"one", b"two", b"three")]
+    seen.note(letters)
+    assert seen.new(letters) == letters[:1]
