@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orderstream.cli_arguments import Sku, Units
+
 if TYPE_CHECKING:
     from orderstream.settings import Settings
     from orderstream.stack.state import Run, StateDir
@@ -274,51 +276,14 @@ def audit(grace_seconds: float) -> None:
     sys.exit(1 if any(found.values()) else 0)
 
 
-class _Sku(click.ParamType[str]):
-    """A SKU as the API takes it."""
-
-    name = "sku"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the SKU; fails for what no order can name."""
-        from orderstream.api_gateway.schemas import SKU_MAX_CHARACTERS
-
-        if not 1 <= len(value) <= SKU_MAX_CHARACTERS:
-            self.fail(f"a SKU has 1 to {SKU_MAX_CHARACTERS} characters", param, ctx)
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            self.fail("a SKU is text in UTF-8", param, ctx)
-        return value
-
-
-class _Units(click.ParamType[int]):
-    """A number of units of one SKU, as the schema takes it."""
-
-    name = "units"
-
-    def __init__(self, *, negative: bool) -> None:
-        self._negative = negative
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number; fails for what no SKU can have."""
-        from orderstream.domain.stock import UNITS_MAX
-
-        limits: click.ParamType[int] = click.IntRange(-UNITS_MAX if self._negative else 0, UNITS_MAX)
-        return limits.convert(value, param, ctx)
-
-
-_SKU = _Sku()
-
-
 @main.group(context_settings=_HELP)
 def stock() -> None:
     """Look at the stock, and change it."""
 
 
 @stock.command("set")
-@click.argument("sku", type=_SKU)
-@click.argument("available", type=_Units(negative=False))
+@click.argument("sku", type=Sku())
+@click.argument("available", type=Units(negative=False))
 def stock_set(sku: str, available: int) -> None:
     """Make AVAILABLE units of SKU available; what is reserved stays reserved."""
     import psycopg
@@ -331,8 +296,8 @@ def stock_set(sku: str, available: int) -> None:
 
 
 @stock.command("add", context_settings={"ignore_unknown_options": True})
-@click.argument("sku", type=_SKU)
-@click.argument("quantity", type=_Units(negative=True))
+@click.argument("sku", type=Sku())
+@click.argument("quantity", type=Units(negative=True))
 def stock_add(sku: str, quantity: int) -> None:
     """Add QUANTITY units to what is available of SKU; a negative QUANTITY takes them away."""
     import psycopg

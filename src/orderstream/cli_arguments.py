@@ -1,0 +1,38 @@
+"""Types of the command line's arguments. What they check against is imported when they check."""
+# ruff: noqa: PLC0415
+
+import click
+
+
+class Sku(click.ParamType[str]):
+    """A SKU as the API takes it."""
+
+    name = "sku"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the SKU; fails for what no order can name."""
+        from orderstream.api_gateway.schemas import SKU_MAX_CHARACTERS
+
+        if not 1 <= len(value) <= SKU_MAX_CHARACTERS:
+            self.fail(f"a SKU has 1 to {SKU_MAX_CHARACTERS} characters", param, ctx)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail("a SKU is text in UTF-8", param, ctx)
+        return value
+
+
+class Units(click.ParamType[int]):
+    """A number of units of one SKU, as the schema takes it."""
+
+    name = "units"
+
+    def __init__(self, *, negative: bool) -> None:
+        self._negative = negative
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; fails for what no SKU can have."""
+        from orderstream.domain.stock import UNITS_MAX
+
+        limits: click.ParamType[int] = click.IntRange(-UNITS_MAX if self._negative else 0, UNITS_MAX)
+        return limits.convert(value, param, ctx)
