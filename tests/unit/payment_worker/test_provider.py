@@ -44,6 +44,18 @@ def test_calls_that_outlast_their_batch_count_with_the_next() -> None:
         first, second = desk.ask(FIRST, calls), desk.ask(SECOND, calls)
     finally:
         gate.set()
+    # What has ended by now was too late: it changes no answer, and begins nothing more.
+    desk._pool.shutdown()
     assert list(first.values()) == [Unanswered()] * LIMIT + [NotAsked()] * 2 * LIMIT
     assert set(second.values()) == {NotAsked()}
     assert calls.begun == LIMIT
+
+
+def test_a_question_that_fails_takes_no_turn_of_another() -> None:
+    def fail(question: int, _seconds_left: float) -> Authorized:
+        if question == 0:
+            raise ZeroDivisionError
+        return Authorized()
+
+    answers = Desk(1, 30).ask(FIRST, fail)
+    assert list(answers.values()) == [Unanswered(), *[Authorized()] * (len(FIRST) - 1)]

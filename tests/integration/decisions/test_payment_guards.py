@@ -1,0 +1,197 @@
+"""What guards a payment against a second writer, one test each: locks, states, times and amounts (P2, P5, P7)."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from orderstream.domain.payment import Authorized, Declined, State, Voided
+from orderstream.payment_worker.handler import PaymentHandler
+from orderstream.postgres.connect import Connection, connect
+from orderstream.telemetry import metrics
+from tests.integration.decisions.orders import (
+    AMOUNT,
+    TRACEPARENT,
+    abort,
+    aborted,
+    created,
+    decide,
+    place,
+    received,
+    row,
+    types,
+)
+from tests.integration.decisions.test_payment import (
+    Provider,
+    _handler,
+    _in_state,
+    _make_due,
+    _outbox,
+    _payment,
+    _run_timer,
+)
+
+
+def _oldest_void(handler: PaymentHandler, connection: Connection) -> float:
+    (measure,) = (timer.run for timer in handler.timers if timer.name == "measure_voiding")
+    measure(connection)
+    return float(metrics.VOIDING_OLDEST_SECONDS._value.get())
+
+
+def _columns(connection: Connection, columns: str, order_id: str) -> tuple[Any, ...]:
+    return row(connection, f"SELECT {columns} FROM payments WHERE order_id = %s", order_id)  # noqa: S608 - our words
+
+
+# The claim
+
+
+def test_an_attempt_that_another_holds_is_left_alone_and_its_neighbours_are_made(
+    connection: Connection, postgres_url: str
+) -> None:
+    held, free = _in_state(connection, "PENDING"), _in_state(connection, "PENDING")
+    provider = Provider(Authorized())
+    with connect(postgres_url, "another") as another, another.transaction():
+        another.execute("SELECT FROM payments WHERE order_id = %s FOR UPDATE", (held,))
+        _run_timer(_handler(provider), connection)
+        assert [charge.order_id for charge in provider.asked] == [free]
+
+
+def test_an_attempt_whose_event_cannot_be_queued_is_not_recorded(connection: Connection) -> None:
+    order_id, handler = _in_state(connection, "PENDING"), _handler(Provider(Authorized()))
+    connection.execute("ALTER TABLE outbox ADD CONSTRAINT refuses CHECK (FALSE)")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        _run_timer(handler, connection)
+    assert _payment(connection, order_id) == ("PENDING", None, 1)
+    connection.execute("ALTER TABLE outbox DROP CONSTRAINT refuses")
+    _make_due(connection)
+    _run_timer(handler, connection)
+    assert [body["type"] for body in _outbox(connection)] == ["payment.authorized"]
+
+
+# The state in which an attempt finds its payment
+
+
+def _finds(connection: Connection, postgres_url: str, state: State) -> str:
+    """Make an attempt that is answered AUTHORIZED and finds that another has put the payment into `state` meanwhile."""
+    order_id, provider = _in_state(connection, "PENDING"), Provider(Authorized())
+
+    def meanwhile() -> None:
+        with connect(postgres_url, "another") as another:
+            another.execute(
+                "UPDATE payments SET state = %s, next_attempt_at = CASE WHEN %s THEN now() + interval '1 h' END,"
+                " attempts = 5, decided_at = now() - interval '1 h' WHERE order_id = %s",
+                (state, state == "VOIDING", order_id),
+            )
+
+    provider.meanwhile = meanwhile
+    _run_timer(_handler(provider), connection)
+    return order_id
+
+
+@pytest.mark.parametrize("state", ["AUTHORIZED", "VOIDING"])
+def test_a_late_authorization_changes_no_payment_that_is_authorized_or_being_voided(
+    connection: Connection, postgres_url: str, state: State
+) -> None:
+    order_id = _finds(connection, postgres_url, state)
+    assert _payment(connection, order_id) == (state, None, 5)
+    assert _outbox(connection) == []
+
+
+@pytest.mark.parametrize("state", ["VOIDED", "FAILED"])
+def test_a_late_authorization_of_an_ended_payment_is_voided_at_once(
+    connection: Connection, postgres_url: str, state: State
+) -> None:
+    order_id = _finds(connection, postgres_url, state)
+    assert _payment(connection, order_id) == ("VOIDING", None, 0)
+    assert _columns(connection, "next_attempt_at <= now(), decided_at > now() - interval '1 min'", order_id) == (
+        True,
+        True,
+    )
+
+
+def test_a_late_decline_of_an_ended_payment_voids_nothing(connection: Connection) -> None:
+    order_id, handler = place(connection), _handler(Provider(Declined()))
+    batch = received([created(order_id)])
+    prepared = handler.prepare(connection, batch)
+    connection.execute("INSERT INTO payments (order_id, state) VALUES (%s, 'VOIDED')", (order_id,))
+    with connection.transaction():
+        assert types(handler.decide(connection, batch, prepared)) == ["payment.voided"]
+    assert _payment(connection, order_id)[0] == "VOIDED"
+
+
+@pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
+def test_a_late_authorization_changes_no_payment_that_is_open(connection: Connection, state: State) -> None:
+    order_id, handler = place(connection), _handler(Provider(Authorized()))
+    batch = received([created(order_id)])
+    prepared = handler.prepare(connection, batch)
+    connection.execute(
+        "INSERT INTO payments (order_id, state, next_attempt_at) VALUES (%s, %s, CASE WHEN %s THEN now() END)",
+        (order_id, state, state == "PENDING"),
+    )
+    with connection.transaction():
+        handler.decide(connection, batch, prepared)
+    assert _payment(connection, order_id)[0] == state
+
+
+@pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
+def test_an_abort_voids_with_its_own_trace_its_time_and_the_amount(connection: Connection, state: State) -> None:
+    order_id, handler = _in_state(connection, state), _handler(Provider(void_answer=Voided()))
+    connection.execute("UPDATE payments SET traceparent = NULL, decided_at = now() - interval '1 h'")
+    abort(connection, order_id)
+    decide(handler, connection, aborted(order_id))
+    assert _columns(connection, "state, attempts, traceparent", order_id) == ("VOIDING", 0, TRACEPARENT)
+    assert _oldest_void(handler, connection) < 60
+    _run_timer(handler, connection)
+    assert _columns(connection, "state, amount", order_id) == ("VOIDED", AMOUNT)
+
+
+# What repeats must repeat as itself
+
+
+def test_a_payment_that_ends_again_and_again_says_so_with_one_time(connection: Connection, postgres_url: str) -> None:
+    order_id, provider = _in_state(connection, "VOIDING", "TIMED_OUT"), Provider(void_answer=Voided())
+    handler = _handler(provider)
+    _run_timer(handler, connection)
+    for void_answer in (None, Voided(), Voided()):
+        connection.execute(
+            "UPDATE payments SET state = 'VOIDING', next_attempt_at = now() WHERE order_id = %s", (order_id,)
+        )
+        provider.void_answer = void_answer
+        _run_timer(handler, connection)
+    events = _outbox(connection)
+    assert [event["type"] for event in events] == ["payment.voided"] * 3
+    assert events[0] == events[1] == events[2]
+
+
+def test_a_void_that_is_tried_again_keeps_its_age(connection: Connection) -> None:
+    order_id, handler = _in_state(connection, "VOIDING", "TIMED_OUT"), _handler(Provider())
+    connection.execute("UPDATE payments SET decided_at = now() - interval '1 h'")
+    pending = _in_state(connection, "PENDING")
+    connection.execute("UPDATE payments SET decided_at = now() - interval '3 h' WHERE order_id = %s", (pending,))
+    _run_timer(handler, connection)
+    assert _payment(connection, order_id) == ("VOIDING", "TIMED_OUT", 2)
+    assert 3_600 <= _oldest_void(handler, connection) < 3_700
+
+
+# Two at once
+
+
+def test_two_that_decide_a_new_order_at_once_charge_and_answer_it_as_one(
+    connection: Connection, postgres_url: str
+) -> None:
+    order_id = place(connection)
+    both_have_asked = threading.Barrier(2, timeout=10)
+
+    def decided(_replica: int) -> list[Any]:
+        provider = Provider(Authorized())
+        provider.meanwhile = lambda: both_have_asked.wait() and None
+        with connect(postgres_url, "replica") as replica:
+            return [outgoing.event for outgoing in decide(_handler(provider), replica, created(order_id)).emit]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(decided, range(2))
+    assert first == second
+    assert [event.type for event in first] == ["payment.authorized"]
+    assert _payment(connection, order_id) == ("AUTHORIZED", None, 1)
