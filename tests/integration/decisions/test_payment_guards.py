@@ -186,7 +186,11 @@ def test_two_that_decide_a_new_order_at_once_charge_and_answer_it_as_one(
 
     def decided(_replica: int) -> list[Any]:
         provider = Provider(Authorized())
-        provider.meanwhile = lambda: both_have_asked.wait() and None
+
+        def wait_for_the_other() -> None:
+            both_have_asked.wait()
+
+        provider.meanwhile = wait_for_the_other
         with connect(postgres_url, "replica") as replica:
             return [outgoing.event for outgoing in decide(_handler(provider), replica, created(order_id)).emit]
 
