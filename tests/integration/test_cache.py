@@ -10,7 +10,7 @@ import redis
 
 from orderstream import cache
 from orderstream.cache import BAR_SECONDS, AsyncCache, CacheInvalidator, Entry, Fill, Lease
-from orderstream.postgres.connect import (
+from orderstream.postgres.session_settings import (
     IDLE_IN_TRANSACTION_TIMEOUT_SECONDS,
     LOCK_TIMEOUT_SECONDS,
     STATEMENT_TIMEOUT_SECONDS,

@@ -4,9 +4,11 @@ import asyncio
 import socket
 from contextlib import AsyncExitStack
 
+import psycopg
 import uvloop
 
 from orderstream.api_gateway.canceller import Canceller
+from orderstream.api_gateway.gathering import TryAgainError
 from orderstream.api_gateway.key_owners import KeyOwners
 from orderstream.api_gateway.outbox_bound import OutboxBound
 from orderstream.api_gateway.reader import Reader
@@ -16,6 +18,7 @@ from orderstream.api_gateway.session import Session
 from orderstream.api_gateway.waiters import Waiters
 from orderstream.api_gateway.writer import Writer
 from orderstream.cache import AsyncCache
+from orderstream.postgres.faults import UnsuitableServerError
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.starting import start
@@ -35,12 +38,16 @@ def run(settings: Settings) -> int:
         logs.get().error("cannot_listen", host=settings.host, port=settings.port, error=str(error))
         return 1
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, listener))
+        try:
+            runner.run(serve(settings, listener))
+        except UnsuitableServerError as error:
+            logs.get().error("stopped_by_failure", error=str(error))
+            return 1
     return 0
 
 
 async def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve on a bound socket until SIGTERM or SIGINT."""
+    """Serve on a bound socket until SIGTERM or SIGINT. Raises UnsuitableServerError at once, before it serves."""
     tracer = start(SERVICE, settings)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -48,6 +55,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         writes = await enter(Session(settings.postgres_url, f"{SERVICE}: writes"))
         reads = await enter(Session(settings.postgres_url, f"{SERVICE}: reads"))
         checks = await enter(Session(settings.postgres_url, f"{SERVICE}: readiness", READY_BUDGET_SECONDS))
+        await _refuse_unsuitable(checks)
         cancels = await enter(Session(settings.postgres_url, f"{SERVICE}: cancels"))
         polls = await enter(Session(settings.postgres_url, f"{SERVICE}: waiting reads"))
         cache = AsyncCache(settings.redis_url, settings.cache_budget_seconds)
@@ -75,3 +83,13 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         logs.get().info("started", host=settings.host, port=listener.getsockname()[1])
         await http.serve(sockets=[listener])
     logs.get().info("stopped")
+
+
+async def _refuse_unsuitable(session: Session) -> None:
+    """Raise UnsuitableServerError if Postgres answers but cannot hold orders; one that is away may come back."""
+    try:
+        await session.check("SELECT", {})
+    except UnsuitableServerError:
+        raise
+    except (TryAgainError, psycopg.Error) as error:
+        logs.get().warning("postgres_unreachable", error=str(error.__cause__ or error))

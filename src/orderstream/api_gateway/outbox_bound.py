@@ -53,7 +53,7 @@ class OutboxBound:
 
     async def _measure(self) -> None:
         try:
-            rows = await self._session.execute(SQL["outbox_exceeds"], {"limit": self._limit})
+            rows = await self._session.check(SQL["outbox_exceeds"], {"limit": self._limit})
         except (TryAgainError, psycopg.Error) as error:
             logs.get().warning("outbox_not_measured", error=repr(error.__cause__ or error))
             return

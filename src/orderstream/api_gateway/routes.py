@@ -222,7 +222,7 @@ class Health:
         """GET /readyz: Postgres answers and is migrated; Kafka and Redis are not needed (P11)."""
         try:
             async with asyncio.timeout(BUDGET_SECONDS):
-                await self._session.execute(SQL["check_ready"], {})
+                await self._session.check(SQL["check_ready"], {})
         except (TimeoutError, TryAgainError, psycopg.Error) as error:
             raise problems.unavailable("Postgres does not answer, or is not migrated.") from error
         return Reply(200, [_JSON], b'{"status":"ok"}')

@@ -110,7 +110,7 @@ class Waiters:
             if not self._waiting:
                 continue
             try:
-                rows = await self._session.execute(SQL["settled_of"], {"ids": list(self._waiting)})
+                rows = await self._session.check(SQL["settled_of"], {"ids": list(self._waiting)})
             except (TryAgainError, psycopg.Error) as error:
                 logs.get().warning("waiters_not_polled", error=repr(error.__cause__ or error))
                 pause = POLL_AFTER_FAILURE_SECONDS

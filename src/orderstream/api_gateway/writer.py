@@ -21,7 +21,7 @@ from orderstream.api_gateway.session import Session
 from orderstream.domain import events
 from orderstream.domain.events import Item, OrderCreated
 from orderstream.postgres import outbox
-from orderstream.postgres.connect import is_bad_value, is_fatal
+from orderstream.postgres.faults import is_bad_value, is_fatal
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Carrier

@@ -18,7 +18,9 @@ from orderstream.kafka.envelope import event_headers
 from orderstream.kafka.topics import ensure_topics
 from orderstream.outbox_relay.position import Position, Range
 from orderstream.outbox_relay.retention import Retention
-from orderstream.postgres.connect import Connection, connect, is_fatal, is_transient
+from orderstream.postgres.connect import Connection
+from orderstream.postgres.faults import is_transient
+from orderstream.postgres.session import Session
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
@@ -50,7 +52,7 @@ class Relay:
         self._stop = stop
         self._publisher = Publisher(settings, SERVICE, stop)
         self._retention = Retention(settings.order_retention_days)
-        self._connection: Connection | None = None
+        self._session = Session(settings.postgres_url, SERVICE, self._begin)
         self._position = Position(time.monotonic, 0, 0)
         self._measured = 0.0
         self.beat = time.monotonic()
@@ -58,7 +60,7 @@ class Relay:
     @property
     def ready(self) -> bool:
         """Whether Postgres was reached. Kafka need not be: its absence is what the outbox is for."""
-        return self._connection is not None and not self._connection.broken
+        return self._session.ready
 
     def run(self) -> None:
         """Publish until the stop signal is set. Raises what no retry can help, such as a missing table."""
@@ -66,21 +68,21 @@ class Relay:
         while not self._stop.is_set():
             self.beat = time.monotonic()
             try:
-                connection = self._connected()
-                self._measure(connection)
-                rows, full = self._publish_next(connection)
-                self._retention.run_if_due(connection)
-                self._await_more(connection, rows, full=full)
+                with self._session.use() as connection:
+                    self._measure(connection)
+                    rows, full = self._publish_next(connection)
+                self._retention.run_if_due(self._session)
+                with self._session.use() as connection:
+                    self._await_more(connection, rows, full=full)
                 wait = BACKOFF_FIRST_SECONDS
             except (psycopg.Error, PublishError, KafkaException) as error:
-                if is_fatal(error) or (isinstance(error, psycopg.Error) and not is_transient(error)):
+                if isinstance(error, psycopg.Error) and not is_transient(error):
                     raise
                 self._position.put_back()
                 self._recover(error)
                 self._stop.wait(wait)
                 wait = min(2 * wait, BACKOFF_MAX_SECONDS)
-        if self._connection is not None:
-            self._connection.close()
+        self._session.close()
 
     def _publish_next(self, connection: Connection) -> tuple[int, bool]:
         """Publish the next rows, and what a sweep finds. Return how many, and whether there may be more at once."""
@@ -169,16 +171,11 @@ class Relay:
                     log.warning("topics_created", topics=created)
             except KafkaException as failure:
                 log.warning("ensure_topics_failed", detail=str(failure)[:300])
-        if self._connection is not None and self._connection.broken:
-            self._connection = None
 
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            connection = connect(self._settings.postgres_url, SERVICE)
-            connection.execute(SQL["listen"])
-            self._find_position(connection)
-            self._connection = connection
-        return self._connection
+    def _begin(self, connection: Connection) -> None:
+        """Set up a session that has just been opened."""
+        connection.execute(SQL["listen"])
+        self._find_position(connection)
 
     def _find_position(self, connection: Connection) -> None:
         """Begin where a relay left off, or at the beginning if the ids began again, as after a TRUNCATE."""

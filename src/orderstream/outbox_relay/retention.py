@@ -10,7 +10,9 @@ from itertools import takewhile
 import psycopg
 from msgspec import Struct
 
-from orderstream.postgres.connect import Connection, is_transient
+from orderstream.postgres.connect import Connection
+from orderstream.postgres.faults import is_transient
+from orderstream.postgres.session import Session
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
 
@@ -51,10 +53,10 @@ class Retention:
     def __init__(self, days: int) -> None:
         self._walks = (Walk(days), Walk(days, every_order=True)) if days else ()
 
-    def run_if_due(self, connection: Connection) -> None:
+    def run_if_due(self, session: Session) -> None:
         """Take one step of the first walk that is due; raises no error of Postgres."""
         for walk in self._walks:
-            if walk.run_if_due(connection):
+            if walk.run_if_due(session):
                 return
 
 
@@ -74,13 +76,14 @@ class Walk:
         self._gone = ""
         self._none_kept = True
 
-    def run_if_due(self, connection: Connection) -> bool:
+    def run_if_due(self, session: Session) -> bool:
         """Take a step if it is time for one, and say so; raises no error of Postgres."""
         if time.monotonic() < self._due:
             return False
         pause_seconds = WALK_SECONDS
         try:
-            pause_seconds = self._pause_seconds if self.step(connection).last else STEP_SECONDS
+            with session.use() as connection:
+                pause_seconds = self._pause_seconds if self.step(connection).last else STEP_SECONDS
         except psycopg.Error as error:
             log.warning("retention_failed", error=str(error)[:500])
         self._due = time.monotonic() + pause_seconds

@@ -13,7 +13,7 @@ from importlib import resources
 
 import psycopg
 
-from orderstream.postgres.connect import CONNECT_TIMEOUT_SECONDS, Connection
+from orderstream.postgres.connect import Connection, connect
 
 LOCK_TIMEOUT_SECONDS = 5
 """Whoever asks for a table's lock after us waits behind us: so long at most is every POST held up by a wait of ours."""
@@ -66,7 +66,11 @@ def migrate(postgres_url: str) -> list[str]:
 
 
 def _connect(postgres_url: str) -> Connection:
-    return psycopg.connect(postgres_url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="migrate")
+    """Connect outside autocommit mode. A file may hold several statements, which cannot be prepared as one."""
+    connection = connect(postgres_url, "migrate")
+    connection.prepare_threshold = None
+    connection.autocommit = False
+    return connection
 
 
 def _wait_for_other_migrations(guard: Connection) -> None:

@@ -151,15 +151,16 @@ def prepare_schema(settings: Settings, report: Callable[[str], None]) -> None:
     """Migrate, and stock SKU-1 where there is no stock of anything yet. Raises ChildError when the database refuses."""
     import psycopg  # noqa: PLC0415 - slow to load; meanwhile the server starts
 
+    from orderstream.postgres.connect import connect  # noqa: PLC0415
     from orderstream.postgres.migrate import MigrationError, migrate  # noqa: PLC0415
 
     try:
         report("migrating")
         migrate(settings.postgres_url)
-        with psycopg.connect(settings.postgres_url) as connection:
+        with connect(settings.postgres_url, "up") as connection:
             if connection.execute("SELECT sku FROM inventory LIMIT 1").fetchone() is None:
                 report("stocking SKU-1")
-                connection.execute((checkout() / "db" / "init_inventory.sql").read_bytes())
+                connection.execute((checkout() / "db" / "init_inventory.sql").read_bytes(), prepare=False)
     except (psycopg.Error, MigrationError) as error:
         raise ChildError(f"cannot prepare the database: {error}", []) from error
 

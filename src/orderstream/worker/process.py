@@ -13,6 +13,7 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from orderstream.kafka.client import KafkaRefusedError
+from orderstream.postgres.faults import UnsuitableServerError
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.starting import start
@@ -66,6 +67,9 @@ def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopS
         pages = _serve_pages(settings, loop)
         log.info("started", port=pages.server_port)
         loop.run()
+    except UnsuitableServerError as error:
+        log.error("stopped_by_failure", error=str(error))
+        return EXIT_FAILED
     except (psycopg.Error, KafkaException, KafkaRefusedError, TooManyFailuresError):
         log.exception("stopped_by_failure")
         return EXIT_FAILED

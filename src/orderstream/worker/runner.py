@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Sequence
 from threading import Event as StopSignal
 from typing import Generic, TypeVar
 
-import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct, structs
 
@@ -25,7 +24,15 @@ from orderstream.kafka.client import (
 )
 from orderstream.kafka.envelope import Received, Record, Undecodable, decode, encode
 from orderstream.kafka.topics import ensure_topics
-from orderstream.postgres.connect import Connection, connect, is_bad_value, is_fatal, is_transient, names_unknown_order
+from orderstream.postgres.connect import Connection
+from orderstream.postgres.faults import (
+    is_bad_value,
+    is_fatal,
+    is_transient,
+    is_unknown,
+    names_unknown_order,
+)
+from orderstream.postgres.session import Session
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer, trace_id
@@ -85,7 +92,7 @@ class Runner(Generic[P]):
         self._repeats = Repeats(time.monotonic)
         self._publisher = Publisher(settings, handler.group, stop)
         self._consumer: Consumer = consumer(settings, handler.group)
-        self._connection: Connection | None = None
+        self._session = Session(settings.postgres_url, handler.group)
         self._due = dict.fromkeys((timer.name for timer in handler.timers), 0.0)
         self._last_size = 0
         self._measured = 0.0
@@ -98,7 +105,7 @@ class Runner(Generic[P]):
     @property
     def ready(self) -> bool:
         """Whether Postgres was reached and the group has given us our partitions."""
-        return self._joined and self._connection is not None and not self._connection.broken
+        return self._joined and self._session.ready
 
     def run(self) -> None:
         """Consume until `stop` is set, then finish the batch, commit its offsets and leave the group.
@@ -117,8 +124,7 @@ class Runner(Generic[P]):
                     self._process(records)
         finally:
             self._consumer.close()
-            if self._connection is not None:
-                self._connection.close()
+            self._session.close()
 
     def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._joined = True
@@ -169,6 +175,8 @@ class Runner(Generic[P]):
                 self._meters.retried(record.topic for record in records)
                 log.warning("batch_retry", error=str(error)[:500], records=len(records))
                 if time.monotonic() - started > RETRY_SECONDS:
+                    if is_unknown(error):
+                        raise
                     self._seek_back(records)
                     self._progress.begin_anew()
                     return
@@ -249,10 +257,10 @@ class Runner(Generic[P]):
             letters += [DeadLetter(one.received.record, one.reason, one.detail, attempts) for one in decision.reject]
 
     def _decide(self, part: Sequence[Received]) -> Decision:
-        connection = self._connected()
-        prepared = self._handler.prepare(connection, part)
-        with connection.transaction():
-            decision = self._handler.decide(connection, part, prepared)
+        with self._session.use() as connection:
+            prepared = self._handler.prepare(connection, part)
+            with connection.transaction():
+                decision = self._handler.decide(connection, part, prepared)
         decision.after_commit()
         return decision
 
@@ -281,7 +289,8 @@ class Runner(Generic[P]):
 
     def _keep_refused(self, refused: list[tuple[Publication, str]]) -> None:
         if refused:
-            refused_records.keep(self._connected(), self._handler.group, refused)
+            with self._session.use() as connection:
+                refused_records.keep(connection, self._handler.group, refused)
 
     def _bury(self, letters: list[DeadLetter]) -> None:
         """Put letters into the dead-letter topic. Those that the topic does not take are kept in Postgres.
@@ -367,8 +376,6 @@ class Runner(Generic[P]):
     def _recover(self, error: Exception) -> None:
         if isinstance(error, PublishError) and error.code in TOPIC_MAY_BE_GONE:
             self._ensure_topics()
-        if self._connection is not None and self._connection.broken:
-            self._connection = None
 
     def _ensure_topics(self) -> None:
         if time.monotonic() - self._ensured < ENSURE_SECONDS:
@@ -384,18 +391,13 @@ class Runner(Generic[P]):
 
     def _reach_postgres(self) -> None:
         """Connect ahead of the first record, so that being ready means being able to work."""
-        if self._connection is None:
+        if not self._session.ready:
             try:
-                self._connected()
-            except psycopg.OperationalError as error:
-                if is_fatal(error):
+                self._session.open()
+            except Exception as error:
+                if not is_transient(error):
                     raise
                 log.warning("postgres_unreachable", error=str(error)[:500])
-
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = connect(self._settings.postgres_url, self._handler.group)
-        return self._connection
 
     def _run_timers(self) -> None:
         """Run every timer whose time has come. One that fails is left for its next time, and stops no order."""
@@ -413,8 +415,9 @@ class Runner(Generic[P]):
 
     def _run_timer(self, run: Callable[[Connection], bool]) -> None:
         started = time.monotonic()
-        while run(self._connected()) and time.monotonic() - started < TIMER_SECONDS and not self._stop.is_set():
-            continue
+        with self._session.use() as connection:
+            while run(connection) and time.monotonic() - started < TIMER_SECONDS and not self._stop.is_set():
+                continue
 
     @staticmethod
     def _transient(error: Exception) -> bool:

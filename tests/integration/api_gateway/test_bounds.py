@@ -53,11 +53,11 @@ class CountedSession(Session):
         self.count = 0
         self.fail = False
 
-    async def execute(self, statement: Any, parameters: Any) -> list[TupleRow]:
+    async def check(self, statement: Any, parameters: Any) -> list[TupleRow]:
         self.count += 1
         if self.fail:
             raise TryAgainError
-        return await super().execute(statement, parameters)
+        return await super().check(statement, parameters)
 
 
 def test_it_is_measured_now_and_then_and_believed_for_a_while(postgres_url: str, connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """Retention on PostgreSQL: what is over goes, whatever may still be needed stays, and the books stay clean (P3)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +16,7 @@ from orderstream.outbox_relay import retention
 from orderstream.outbox_relay.retention import ROWS_PER_STEP, Retention, Step, Walk
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import OutboxRow, append
+from orderstream.postgres.session import Session
 from orderstream.settings import Settings
 from tests.integration.decisions.orders import ONE, created, place
 from tests.integration.outbox_relay.running import running
@@ -284,27 +285,35 @@ def test_what_no_repetition_can_help_is_passed_by_until_the_next_walk(connection
         walker.step(connection)
 
 
+@pytest.fixture
+def session(postgres_url: str) -> Iterator[Session]:
+    """The relay's session."""
+    opened = Session(postgres_url, "outbox-relay")
+    yield opened
+    opened.close()
+
+
 def test_it_comes_due_at_once_while_there_is_more_and_later_when_there_is_not(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for _ in range(ROWS_PER_STEP + 1):
         _cancelled(connection)
     walker = Walk(DAYS)
-    walker.run_if_due(connection)
+    walker.run_if_due(session)
     assert len(_ids(connection)) == 1
-    walker.run_if_due(connection)
+    walker.run_if_due(session)
     assert len(_ids(connection)) == 1
     now += retention.STEP_SECONDS
-    walker.run_if_due(connection)
+    walker.run_if_due(session)
     assert _ids(connection) == set()
     _cancelled(connection)
     now += retention.WALK_SECONDS / 2
-    walker.run_if_due(connection)
+    walker.run_if_due(session)
     assert len(_ids(connection)) == 1
     now += retention.WALK_SECONDS / 2
-    walker.run_if_due(connection)
+    walker.run_if_due(session)
     assert _ids(connection) == set()
 
 
@@ -317,19 +326,21 @@ WRONG_CLOCKS = {
 
 
 @pytest.mark.parametrize("shift", WRONG_CLOCKS.values(), ids=WRONG_CLOCKS)
-def test_a_wrong_time_in_an_id_neither_keeps_an_order_nor_removes_it(connection: Connection, shift: timedelta) -> None:
+def test_a_wrong_time_in_an_id_neither_keeps_an_order_nor_removes_it(
+    connection: Connection, session: Session, shift: timedelta
+) -> None:
     relay = Retention(DAYS)
     kept = _order(connection, "PAID", AUTHORIZED, NOTHING, age=timedelta(days=DAYS + 2))
-    relay.run_if_due(connection)
+    relay.run_if_due(session)
     _cancelled(connection, OLD, shift)
     young = _cancelled(connection, YOUNG, shift)
     for _ in range(2):
-        relay.run_if_due(connection)
+        relay.run_if_due(session)
     assert _ids(connection) == {kept, young}
 
 
 def test_every_order_is_looked_at_in_bounded_steps_from_the_first_id(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
@@ -338,19 +349,19 @@ def test_every_order_is_looked_at_in_bounded_steps_from_the_first_id(
     _cancelled(connection)
     walk = Walk(DAYS, every_order=True)
     assert walk.step(connection) == Step(ROWS_PER_STEP, 1, 0, last=False)
-    assert walk.run_if_due(connection)
-    assert not walk.run_if_due(connection)
+    assert walk.run_if_due(session)
+    assert not walk.run_if_due(session)
     behind = _cancelled(connection, OLD, WRONG_CLOCKS["10 years behind"])
     now += retention.WALK_OVER_EVERY_ORDER_SECONDS / 2
-    assert not walk.run_if_due(connection)
+    assert not walk.run_if_due(session)
     now += retention.WALK_OVER_EVERY_ORDER_SECONDS / 2
-    assert walk.run_if_due(connection)
+    assert walk.run_if_due(session)
     assert behind not in _ids(connection)
 
 
-def test_orders_are_kept_for_ever_by_default(settings: Settings, connection: Connection) -> None:
+def test_orders_are_kept_for_ever_by_default(settings: Settings, connection: Connection, session: Session) -> None:
     order_id = _cancelled(connection, timedelta(days=10_000))
-    Retention(settings.order_retention_days).run_if_due(connection)
+    Retention(settings.order_retention_days).run_if_due(session)
     assert _ids(connection) == {order_id}
 
 

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from orderstream.postgres.connect import Connection, connect, connect_async, is_fatal, is_transient
+from orderstream.postgres.connect import Connection, connect, connect_async
+from orderstream.postgres.faults import is_fatal, is_transient
 from tests.databases import Databases
 
 LIMITS = {
@@ -140,6 +141,6 @@ def test_a_server_that_is_busy_is_transient(words: str) -> None:
 
 
 def test_options_of_the_connection_string_hold_beside_ours(postgres_url: str) -> None:
-    with connect(f"{postgres_url}?options=-csearch_path%3Dshop", "test") as opened:
-        assert opened.execute("SHOW search_path").fetchone() == ("shop",)
+    with connect(f"{postgres_url}?options=-cwork_mem%3D5MB%20-cenable_seqscan%3Don", "test") as opened:
+        assert opened.execute("SHOW work_mem").fetchone() == ("5MB",)
         assert opened.execute("SHOW enable_seqscan").fetchone() == ("off",)

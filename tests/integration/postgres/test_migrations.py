@@ -223,7 +223,8 @@ def test_a_worker_that_waits_for_the_migration_finds_the_new_type(
     with ThreadPoolExecutor(2) as pool, psycopg.connect(before_0003_url) as other:
         other.execute("SELECT pg_advisory_xact_lock(1)")
         migrating = pool.submit(migrate, before_0003_url)
-        wait_until(lambda: _waits_since(before_0003_url) > 0, 20, "the migration has its locks")
+        holds = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND application_name = 'migrate'"
+        wait_until(lambda: _rows(before_0003_url, holds) == [(1,)], 20, "the migration has its locks")
         with connect(before_0003_url, "inventory-worker") as worker:
             moving = pool.submit(_move, worker, 1)
             waits = (

@@ -5,7 +5,8 @@ import asyncio
 import psycopg
 import pytest
 
-from orderstream.postgres.connect import connect, connect_async, is_fatal
+from orderstream.postgres.connect import connect, connect_async
+from orderstream.postgres.faults import is_fatal
 from orderstream.postgres.migrate import migrate
 from tests.integration.security.conftest import PASSWORD, USER, Certificates, postgres_url
 
