@@ -1,10 +1,16 @@
 """The audit on PostgreSQL: clean books pass, and every planted breach is named with its promise and its order."""
 
 from decimal import Decimal
+from typing import Any
 
+import psycopg
 import pytest
 from click.testing import CliRunner
+from psycopg import Cursor
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
 
+from orderstream.audit import check
 from orderstream.audit.check import audit
 from orderstream.cli import main
 from orderstream.postgres.connect import Connection
@@ -127,6 +133,29 @@ def test_no_more_violations_are_shown_than_may_be(
     monkeypatch.setattr("orderstream.audit.check.SHOWN_PER_PROMISE", 2)
     books.execute("INSERT INTO inventory SELECT 'LOST-' || n, 0, 1 FROM generate_series(1, 3) AS n")
     assert len(audit(postgres_url, 0)["p3_stock_conserved"]) == 2
+
+
+def test_the_orders_are_read_in_pieces_each_in_a_snapshot_of_its_own(
+    books: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A breach in any piece is found, and between two statements no transaction is open."""
+    monkeypatch.setattr(check, "PIECE_ORDERS", 2)
+    orders = [place(books) for _ in range(9)]
+    ran: list[str] = []
+
+    class Watched(psycopg.Connection[TupleRow]):
+        def execute(self, query: Any, *arguments: Any, **options: Any) -> Cursor[TupleRow]:
+            assert self.info.transaction_status is TransactionStatus.IDLE, ran
+            ran.append(query)
+            return super().execute(query, *arguments, **options)
+
+    monkeypatch.setattr(
+        check, "connect", lambda url, name: Watched.connect(url, autocommit=True, application_name=name)
+    )
+    found = audit(postgres_url, 0)
+    assert {violation.subject for violation in found["p5_settles"]} == set(orders)
+    assert ran.count(check.SQL["p5_settles"]) == 6
+    assert ran.count(check.SQL["p3_stock_conserved"]) == 1
 
 
 def test_what_is_on_its_way_is_given_grace(books: Connection, postgres_url: str) -> None:

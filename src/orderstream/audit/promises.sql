@@ -1,12 +1,14 @@
 -- The promises as SQL: each block finds what breaks one, as rows of (subject, detail); no row means that it holds.
 -- They are meant for a system at rest: where a block takes `grace_seconds`, orders that changed within them are left out.
--- All of them read whole tables, without a lock.
+-- A block that takes `after` and `upto` looks at the orders with ids between them. Together the blocks read whole tables,
+-- without a lock.
 
 -- name: p1_durable
 -- Every order was committed with its lines.
 SELECT o.id AS subject, 'has no lines' AS detail
 FROM orders o
-WHERE NOT EXISTS (SELECT FROM order_items i WHERE i.order_id = o.id);
+WHERE o.id > %(after)s AND o.id <= %(upto)s
+  AND NOT EXISTS (SELECT FROM order_items i WHERE i.order_id = o.id);
 
 -- name: p2_charged_once
 -- Exactly the amount accepted is charged for a confirmed order, and nothing for one that failed or was cancelled.
@@ -15,11 +17,12 @@ SELECT o.id AS subject,
               ' of ', coalesce(p.amount::text, 'nothing')) AS detail
 FROM orders o
 LEFT JOIN payments p ON p.order_id = o.id
-WHERE (p.state = 'AUTHORIZED' AND p.amount IS DISTINCT FROM o.amount)
+WHERE o.id > %(after)s AND o.id <= %(upto)s
+  AND ((p.state = 'AUTHORIZED' AND p.amount IS DISTINCT FROM o.amount)
    OR (o.status = 'CONFIRMED' AND p.state IS DISTINCT FROM 'AUTHORIZED')
    OR (o.status IN ('FAILED', 'CANCELLED') AND p.state IN ('PENDING', 'AUTHORIZED', 'VOIDING')
        AND o.updated_at < now() - %(grace_seconds)s * interval '1 second')
-   OR (o.payment IN ('failed', 'voided') AND p.state IN ('PENDING', 'AUTHORIZED'));
+   OR (o.payment IN ('failed', 'voided') AND p.state IN ('PENDING', 'AUTHORIZED')));
 
 -- name: p3_stock_conserved
 -- What is reserved of a SKU is what the orders that hold stock hold of it, and nothing is below zero.
@@ -42,21 +45,24 @@ FROM reservations r
 LEFT JOIN LATERAL (
     SELECT jsonb_object_agg(sku, qty) AS lines FROM order_items WHERE order_id = r.order_id
 ) i ON TRUE
-WHERE (r.state = 'RESERVED' AND r.lines IS DISTINCT FROM i.lines)
-   OR (r.state = 'FAILED' AND r.lines <> '{}');
+WHERE r.order_id > %(after)s AND r.order_id <= %(upto)s
+  AND ((r.state = 'RESERVED' AND r.lines IS DISTINCT FROM i.lines)
+   OR (r.state = 'FAILED' AND r.lines <> '{}'));
 
 -- name: p4_confirmed
 -- An order is confirmed exactly if it was paid and reserved before anything ended it.
 SELECT o.id AS subject, concat(o.status, ' with payment ', o.payment, ' and stock ', o.stock) AS detail
 FROM orders o
-WHERE (o.status = 'CONFIRMED') <> (o.payment = 'authorized' AND o.stock = 'reserved' AND o.aborted_at IS NULL);
+WHERE o.id > %(after)s AND o.id <= %(upto)s
+  AND ((o.status = 'CONFIRMED') <> (o.payment = 'authorized' AND o.stock = 'reserved' AND o.aborted_at IS NULL));
 
 -- name: p5_settles
 -- Every order settles and, unless it is confirmed, is compensated.
 SELECT o.id AS subject,
        concat(o.status, ' since ', o.updated_at, ' with payment ', o.payment, ' and stock ', o.stock) AS detail
 FROM orders o
-WHERE o.updated_at < now() - %(grace_seconds)s * interval '1 second'
+WHERE o.id > %(after)s AND o.id <= %(upto)s
+  AND o.updated_at < now() - %(grace_seconds)s * interval '1 second'
   AND (o.status IN ('PROCESSING', 'PAID')
        OR (o.status IN ('FAILED', 'CANCELLED') AND o.payment NOT IN ('failed', 'voided'))
        OR (o.aborted_at IS NOT NULL AND o.stock <> 'released'));
@@ -71,7 +77,8 @@ SELECT o.id AS subject,
 FROM orders o
 LEFT JOIN payments p ON p.order_id = o.id
 LEFT JOIN reservations r ON r.order_id = o.id
-WHERE (o.status = 'FAILED' AND (o.failure_reason IS NULL
+WHERE o.id > %(after)s AND o.id <= %(upto)s
+  AND ((o.status = 'FAILED' AND (o.failure_reason IS NULL
            OR (o.failure_reason IN ('PAYMENT_DECLINED', 'PROVIDER_UNAVAILABLE') AND o.payment = 'authorized')
            OR (o.failure_reason IN ('OUT_OF_STOCK', 'UNKNOWN_SKU') AND o.stock NOT IN ('failed', 'released'))))
    OR (o.status = 'CANCELLED' AND o.aborted_at IS NULL)
@@ -79,7 +86,7 @@ WHERE (o.status = 'FAILED' AND (o.failure_reason IS NULL
    OR (o.status = 'PROCESSING' AND o.payment <> 'none')
    OR (o.status = 'PAID' AND o.payment <> 'authorized')
    OR (r.state = 'RELEASED' AND r.reason IS DISTINCT FROM o.failure_reason)
-   OR (o.status = 'FAILED' AND o.aborted_at IS NULL AND p.reason IS DISTINCT FROM o.failure_reason);
+   OR (o.status = 'FAILED' AND o.aborted_at IS NULL AND p.reason IS DISTINCT FROM o.failure_reason));
 
 -- name: p7_facts_agree
 -- What an order says of its payment and stock is what was decided about them, however often it was told; it may learn
@@ -90,13 +97,14 @@ SELECT o.id AS subject,
 FROM orders o
 LEFT JOIN payments p ON p.order_id = o.id
 LEFT JOIN reservations r ON r.order_id = o.id
-WHERE (o.updated_at < now() - %(grace_seconds)s * interval '1 second'
+WHERE o.id > %(after)s AND o.id <= %(upto)s
+  AND ((o.updated_at < now() - %(grace_seconds)s * interval '1 second'
        AND ((p.state IN ('AUTHORIZED', 'FAILED', 'VOIDED') AND o.payment <> lower(p.state))
             OR (r.state IS NOT NULL AND o.stock <> lower(r.state))))
    OR (p.state IS NULL AND o.payment <> 'none')
    OR (r.state IS NULL AND o.stock <> 'none')
    OR (o.stock = 'released' AND r.state <> 'RELEASED')
-   OR (o.stock = 'failed' AND r.state = 'RESERVED');
+   OR (o.stock = 'failed' AND r.state = 'RESERVED'));
 
 -- name: p10_one_order_a_key
 -- No idempotency key gave two orders.

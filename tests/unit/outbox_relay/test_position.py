@@ -1,0 +1,127 @@
+"""Where the relay looks: behind ids claimed a moment ago, and in slices everywhere below them, without end (P1)."""
+
+from orderstream.outbox_relay.position import (
+    ID_MAX,
+    LAG_SECONDS,
+    SLICE_FIRST_IDS,
+    SLICE_MIN_IDS,
+    SLICE_SECONDS,
+    SWEEP_SECONDS,
+    Position,
+    Range,
+)
+
+SLOW = 3 * SLICE_SECONDS
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _at(low: int, clock: Clock) -> Position:
+    """Return a position that has begun at `low`."""
+    position = Position(clock, low, low)
+    assert position.next_claim() == Range(low, ID_MAX)
+    return position
+
+
+def test_a_claim_passes_over_ids_only_some_time_after_they_were_claimed() -> None:
+    clock = Clock()
+    position = _at(100, clock)
+    position.claimed(position.next_claim(), [101, 105, 103], full=False, seconds=0)
+    clock.now += LAG_SECONDS / 2
+    position.claimed(position.next_claim(), [120], full=False, seconds=0)
+    assert position.next_claim() == Range(100, ID_MAX)
+    clock.now += LAG_SECONDS * 0.75
+    assert position.next_claim() == Range(105, ID_MAX)
+    clock.now += LAG_SECONDS
+    assert position.next_claim() == Range(120, ID_MAX)
+
+
+def test_what_was_put_back_is_claimed_again() -> None:
+    clock = Clock()
+    position = _at(100, clock)
+    position.claimed(position.next_claim(), [101], full=False, seconds=0)
+    position.put_back()
+    clock.now += 2 * LAG_SECONDS
+    assert position.next_claim() == Range(100, ID_MAX)
+
+
+def test_the_start_walks_from_the_floor_to_the_newest_id_in_slices() -> None:
+    position = Position(Clock(), 50, 100_000)
+    seen = [50]
+    while position.is_starting:
+        part = position.next_claim()
+        assert part.after == seen[-1]
+        assert part.upto - part.after <= SLICE_FIRST_IDS
+        assert position.low == part.after
+        position.claimed(part, [], full=False, seconds=SLOW)
+        seen.append(part.upto)
+    assert seen[-1] == 100_000
+    assert position.next_claim() == Range(100_000, ID_MAX)
+
+
+def test_the_start_stays_where_there_may_be_more() -> None:
+    position = Position(Clock(), 0, 100)
+    part = position.next_claim()
+    position.claimed(part, [7], full=True, seconds=0)
+    assert position.next_claim() == part
+    position.put_back()
+    assert position.next_claim() == part
+
+
+def test_the_sweep_covers_every_id_below_again_and_again() -> None:
+    clock = Clock()
+    position = _at(35_000, clock)
+    assert position.next_sweep() is None
+    for _ in range(3):
+        covered = 0
+        while covered < 35_000:
+            clock.now += SWEEP_SECONDS
+            part = position.next_sweep()
+            assert part is not None
+            assert position.next_sweep() is None
+            assert part.after == covered
+            position.swept(part, full=False, seconds=1.5 * SLICE_SECONDS)
+            covered = part.upto
+        assert covered == 35_000
+
+
+def test_the_sweep_stays_where_there_may_be_more_and_goes_on_at_once() -> None:
+    clock = Clock()
+    position = _at(35_000, clock)
+    clock.now += SWEEP_SECONDS
+    part = position.next_sweep()
+    assert part is not None
+    position.swept(part, full=True, seconds=0)
+    assert position.next_sweep() == part
+
+
+def test_a_slice_is_as_large_as_its_cost_allows() -> None:
+    clock = Clock()
+    position = _at(10**9, clock)
+
+    def size(seconds: float) -> int:
+        clock.now += SWEEP_SECONDS
+        part = position.next_sweep()
+        assert part is not None
+        position.swept(part, full=False, seconds=seconds)
+        return part.upto - part.after
+
+    cheap = [size(0) for _ in range(5)]
+    assert cheap == [SLICE_FIRST_IDS * 2**number for number in range(5)]
+    costly = [size(SLOW) for _ in range(20)]
+    assert costly[-1] == SLICE_MIN_IDS
+
+
+def test_another_relay_s_floor_moves_it_forward_only() -> None:
+    position = _at(100, Clock())
+    position.raise_to(90)
+    assert position.low == 100
+    position.raise_to(200)
+    assert position.next_claim() == Range(200, ID_MAX)
