@@ -200,6 +200,9 @@ class Settings(BaseSettings):
     gateway_connection_limit: int = Field(
         10_000, ge=1, le=1_000_000, description="Connections to one gateway at once; beyond: 503."
     )
+    gateway_connections_per_peer: int = Field(
+        1_000, ge=1, le=1_000_000, description="Connections of one client address to one gateway; beyond: 503."
+    )
     outbox_limit: int = Field(
         100_000, ge=1, le=1_000_000, description="Events waiting to be published; beyond: no new orders, 503."
     )

@@ -147,12 +147,18 @@ PROBLEMS: list[Callable[[], Problem]] = [
     lambda: problems.request_timeout(1),
     problems.order_failed,
     lambda: problems.body_too_large(1),
+    lambda: problems.target_too_long(1),
     problems.unsupported_media_type,
+    problems.expectation_failed,
+    problems.misdirected_request,
     problems.idempotency_key_reused,
     lambda: problems.head_too_large(1),
+    lambda: problems.too_many_fields(1),
     problems.internal_error,
+    lambda: problems.not_implemented(""),
     lambda: problems.unavailable(""),
     problems.outbox_full,
+    problems.version_not_supported,
 ]
 
 

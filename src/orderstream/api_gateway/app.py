@@ -9,11 +9,12 @@ import uvloop
 
 from orderstream.api_gateway.canceller import Canceller
 from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.api_gateway.http.server import Server, allow_connections, listen
+from orderstream.api_gateway.http.shared import Limits
 from orderstream.api_gateway.key_owners import KeyOwners
 from orderstream.api_gateway.outbox_bound import OutboxBound
 from orderstream.api_gateway.reader import Reader
 from orderstream.api_gateway.routes import Health, Orders, router
-from orderstream.api_gateway.server import allow_connections, listen, server
 from orderstream.api_gateway.session import Session
 from orderstream.api_gateway.waiters import Waiters
 from orderstream.api_gateway.writer import Writer
@@ -71,17 +72,20 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             limit_drain(settings.drain_timeout_seconds)
             waiters.drain()
 
-        http = server(
+        http = Server(
             router(Orders(writer, reader, canceller, waiters, outbox, owners=owners), Health(checks), tracer),
             tracer,
+            Limits(
+                connections=allow_connections(settings.gateway_connection_limit),
+                connections_per_peer=settings.gateway_connections_per_peer,
+                request_timeout_seconds=settings.gateway_request_timeout_seconds,
+            ),
             on_stop=stop,
-            connection_limit=allow_connections(settings.gateway_connection_limit),
-            request_timeout_seconds=settings.gateway_request_timeout_seconds,
             # The other half is for the writer to be done with a Postgres that hangs.
             drain_timeout_seconds=settings.drain_timeout_seconds / 2,
         )
         logs.get().info("started", host=settings.host, port=listener.getsockname()[1])
-        await http.serve(sockets=[listener])
+        await http.serve(listener)
     logs.get().info("stopped")
 
 

@@ -36,6 +36,9 @@ class Reply(Struct):
     body: bytes = b""
 
 
+_NOT_MODIFIED = 304
+"""Its Content-Length would be that of the answer it stands for (RFC 9110, 8.6): it has none."""
+
 Handler = Callable[[Request], Awaitable[Reply]]
 
 
@@ -63,10 +66,9 @@ class Endpoint:
         if reply is None:
             span.end("client disconnected")
             return
-        reply.headers += (
-            (b"content-length", str(len(reply.body)).encode()),
-            (b"traceresponse", (span.carrier[0] or "").encode()),
-        )
+        if reply.status != _NOT_MODIFIED:
+            reply.headers.append((b"content-length", str(len(reply.body)).encode()))
+        reply.headers.append((b"traceresponse", (span.carrier[0] or "").encode()))
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": reply.body})
         span.set({"http.response.status_code": reply.status})
@@ -110,9 +112,12 @@ def problem_reply(problem: Problem, trace_id: str) -> Reply:
 def _by_name(fields: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
     """Return the values by name; those of one name that came in several lines are one list (RFC 9110, 5.3)."""
     headers = dict(fields)
-    if len(headers) != len(fields):
-        headers = {name: b", ".join(value for other, value in fields if other == name) for name in headers}
-    return headers
+    if len(headers) == len(fields):
+        return headers
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in fields:
+        values.setdefault(name, []).append(value)
+    return {name: b", ".join(lines) for name, lines in values.items()}
 
 
 def _text(headers: RequestHeaders, name: bytes) -> str | None:

@@ -87,9 +87,9 @@ def invalid_idempotency_key(characters_max: int) -> Problem:
     return Problem(400, "invalid-idempotency-key", "The idempotency key is not valid", detail)
 
 
-def malformed_request() -> Problem:
-    """400: the bytes are not HTTP."""
-    return Problem(400, "malformed-request", "The request is malformed", "It cannot be read as HTTP.")
+def malformed_request(detail: str = "It cannot be read as HTTP.") -> Problem:
+    """400: the bytes are not HTTP, or break one of its rules."""
+    return Problem(400, "malformed-request", "The request is malformed", detail)
 
 
 def not_found(what: str) -> Problem:
@@ -119,11 +119,26 @@ def body_too_large(limit_bytes: int) -> Problem:
     return Problem(413, "body-too-large", "The body is too large", f"It may have {limit_bytes} bytes at most.")
 
 
+def target_too_long(limit_bytes: int) -> Problem:
+    """414: the path and query of the request are longer than any honest ones."""
+    return Problem(414, "target-too-long", "The path is too long", f"It may have {limit_bytes} bytes at most.")
+
+
 def unsupported_media_type() -> Problem:
     """415: the body is not declared to be plain JSON in UTF-8."""
     detail = "Send content-type: application/json, in UTF-8 and not compressed."
     headers = [(b"accept", b"application/json"), (b"accept-encoding", b"identity")]
     return Problem(415, "unsupported-media-type", "Unsupported media type", detail, headers=headers)
+
+
+def expectation_failed() -> Problem:
+    """417: the field Expect asks for something else than 100-continue."""
+    return Problem(417, "expectation-failed", "The expectation failed", "Expect may only be 100-continue.")
+
+
+def misdirected_request() -> Problem:
+    """421: the request target is a URI of another scheme than http."""
+    return Problem(421, "misdirected-request", "The request is misdirected", "The scheme of its target must be http.")
 
 
 def idempotency_key_reused() -> Problem:
@@ -138,9 +153,19 @@ def head_too_large(limit_bytes: int) -> Problem:
     return Problem(431, "head-too-large", "The request head is too large", detail)
 
 
+def too_many_fields(limit: int) -> Problem:
+    """431: there are more header fields, or fields behind a chunked body, than any honest request has."""
+    return Problem(431, "too-many-fields", "There are too many fields", f"A request may have {limit} fields at most.")
+
+
 def internal_error() -> Problem:
     """500: a bug; the log has it under the same trace id."""
     return Problem(500, "internal-error", "Internal error", "Something went wrong on our side.")
+
+
+def not_implemented(detail: str) -> Problem:
+    """501: a method or a transfer coding that this server does not know."""
+    return Problem(501, "not-implemented", "Not implemented", detail)
 
 
 def unavailable(detail: str) -> Problem:
@@ -172,3 +197,8 @@ def outbox_full() -> Problem:
     headers = [(b"retry-after", str(RETRY_AFTER_FULL_OUTBOX_SECONDS).encode())]
     detail = f"Too many events are waiting to be published. {_NOTHING_STORED}"
     return Problem(503, "outbox-full", "Try again later", detail, headers=headers)
+
+
+def version_not_supported() -> Problem:
+    """505: another version of HTTP than 1.0 and 1.1."""
+    return Problem(505, "version-not-supported", "HTTP version not supported", "Send HTTP/1.1.")

@@ -66,7 +66,7 @@ class Repeats:
 
 
 def configure(service: str, settings: Settings) -> None:
-    """Set logging up for the whole process. Start uvicorn with `log_config=None`, or it sets up its own.
+    """Set logging up for the whole process.
 
     An exception that nobody caught, in any thread, becomes the event `crashed`.
     """

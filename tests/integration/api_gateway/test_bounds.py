@@ -2,15 +2,25 @@
 
 import asyncio
 import contextlib
+import socket
 from typing import Any
 
+import psutil
+import psycopg
 import pytest
 from psycopg.rows import TupleRow
+from starlette.types import Receive, Scope, Send
 
 from orderstream.api_gateway import outbox_bound
 from orderstream.api_gateway.bodies import Bodies
 from orderstream.api_gateway.endpoint import Request
 from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.api_gateway.http import connection as connection_module
+from orderstream.api_gateway.http import shared as shared_module
+from orderstream.api_gateway.http.connection import BODY_BUFFER_MAX_BYTES, QUEUED_REQUESTS_MAX
+from orderstream.api_gateway.http.connection import Connection as ServedConnection
+from orderstream.api_gateway.http.head import HEAD_MAX_BYTES, TARGET_MAX_BYTES
+from orderstream.api_gateway.http.shared import READ_MAX_BYTES, peer_of
 from orderstream.api_gateway.outbox_bound import MEASURE_SECONDS, STALE_SECONDS, OutboxBound
 from orderstream.api_gateway.problems import Problem
 from orderstream.api_gateway.session import Session
@@ -21,8 +31,10 @@ from tests.asgi import call
 from tests.bodies import README, many, order
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.conftest import Gateway, Start
+from tests.integration.api_gateway.serving import Held, read_all, run, serving, until
+from tests.integration.api_gateway.serving import answer as reply
 from tests.integration.api_gateway.test_post import JSON, problem
-from tests.integration.api_gateway.test_server import LIVE, answer, to_the_end
+from tests.integration.api_gateway.test_server import LIVE, POST, answer, to_the_end
 from tests.waiting import wait_until
 
 
@@ -178,3 +190,244 @@ def test_connections_are_bounded(start: Start) -> None:
                 return b"HTTP/1.1 200" in line.recv(65536)
 
         wait_until(served, 10, "there is room again")
+
+
+def test_connections_of_one_peer_are_bounded(start: Start) -> None:
+    gateway = start(GATEWAY_CONNECTIONS_PER_PEER="2")
+    gateway.client.close()
+    with contextlib.ExitStack() as stack:
+
+        def kept() -> bool:
+            line = stack.enter_context(gateway.connect())
+            line.sendall(LIVE)
+            return answer(line).startswith(b"HTTP/1.1 200")
+
+        wait_until(kept, 10, "the first connection")
+        wait_until(kept, 10, "the second connection")
+        refused = to_the_end(stack.enter_context(gateway.connect()))
+        assert refused.startswith(b"HTTP/1.1 503 Service Unavailable")
+        assert b"one address" in refused
+        with contextlib.closing(socket.create_connection(("127.0.0.1", gateway.port), 20, ("127.0.0.2", 0))) as other:
+            other.sendall(LIVE)
+            assert answer(other).startswith(b"HTTP/1.1 200")
+
+
+def test_an_ipv6_network_is_one_peer() -> None:
+    assert peer_of(("2001:db8::1", 1, 0, 0)) == peer_of(("2001:db8::ffff:1", 1, 0, 0))
+    assert peer_of(("2001:db8::1", 1, 0, 0)) != peer_of(("2001:db8:0:1::1", 1, 0, 0))
+    assert peer_of(("::ffff:10.0.0.1", 1, 0, 0)) == peer_of(("10.0.0.1", 1)) != peer_of(("10.0.0.2", 1))
+
+
+def test_refused_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_module, "REFUSED_CONNECTIONS_MAX", 2)
+
+    async def scenario() -> None:
+        async with serving(Held(), connections=1) as served:
+            await served.open()
+            refused = [await served.open() for _ in range(2)]
+            for reader, _ in refused:
+                assert (await read_all(reader)).startswith(b"HTTP/1.1 503")
+            cut, _ = await served.open()
+            assert await read_all(cut) == b""
+            assert len(served.shared.lines) == 3
+
+    run(scenario)
+
+
+def test_a_connection_queues_sixteen_requests() -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app) as served:
+            reader, writer = await served.open()
+            writer.write(LIVE * 1_000)
+            await until(lambda: len(served.connection._exchanges) == QUEUED_REQUESTS_MAX, "the queue is full")
+            await until(lambda: served.connection._paused, "nothing more is read")
+            assert len(served.shared.tasks) == 1
+            assert len(served.connection._exchanges) == QUEUED_REQUESTS_MAX
+            app.go.set()
+            received = b""
+            while received.count(b"HTTP/1.1 200") < 1_000:
+                received += await reader.read(1 << 20)
+            assert served.shared.held_bytes == 0
+
+    run(scenario)
+
+
+def test_pipelined_requests_cost_no_memory(start: Start, postgres_url: str) -> None:
+    gateway = start()
+    process = psutil.Process(gateway.process.pid)
+    with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
+        blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        before = process.memory_info().rss
+        line.settimeout(0.5)
+        line.sendall(POST + README)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 64 << 20:
+                sent += line.send(LIVE * 4_096)
+        assert sent < 64 << 20
+        assert process.memory_info().rss - before < 16 << 20
+        cpu = process.cpu_times()
+    assert gateway.client.get("/livez").status_code == 200
+    after = process.cpu_times()
+    assert after.user + after.system - cpu.user - cpu.system < 1
+
+
+def test_a_body_that_waits_is_not_read() -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app) as served:
+            _, writer = await served.open()
+            writer.write(LIVE + b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000)
+            await until(lambda: served.connection._paused, "nothing more is read")
+            waiting = served.connection._exchanges[1]
+            assert len(waiting.body) < BODY_BUFFER_MAX_BYTES + READ_MAX_BYTES
+            app.go.set()
+            await until(lambda: app.paths == ["/livez", "/x"] and not served.shared.tasks, "both are answered")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("waits", [LIVE, b"GET / HTTP/1.1\r\nx: " + b"y" * 15_000], ids=["requests", "half a head"])
+def test_what_requests_hold_together_is_bounded(waits: bytes) -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app, requests_bytes=20_000 if waits == LIVE else 30_000) as served:
+            held = [await served.open() for _ in range(10)]
+            held[0][1].write(waits)
+            for _, writer in held[1:]:
+                writer.write(LIVE)
+            await until(lambda: served.shared.overfull, "the room is full")
+            reader, writer = await served.open()
+            writer.write(LIVE)
+            refused = await read_all(reader)
+            assert refused.startswith(b"HTTP/1.1 503")
+            assert b"retry-after: 1\r\n" in refused
+            app.go.set()
+            for _, writer in held:
+                writer.close()
+            await until(lambda: served.shared.held_bytes == 0, "there is room again")
+            reader, writer = await served.open()
+            writer.write(LIVE)
+            assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200")
+
+    run(scenario)
+
+
+def test_an_answer_that_is_not_taken_is_counted() -> None:
+    async def scenario() -> None:
+        async def large(scope: Scope, receive: Receive, send: Send) -> None:
+            await reply(send, 200, bytes(32 << 20))
+
+        async with serving(large) as served:
+            _, writer = await served.open()
+            writer.write(LIVE * 3)
+            await until(lambda: served.shared.held_bytes > 8 << 20, "it is counted")
+            assert served.connection._exchanges[0].task is None
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("number", [99, 100])
+def test_a_hundred_fields_are_taken_and_no_more(shared: Gateway, number: int) -> None:
+    with shared.connect() as line:
+        line.sendall(LIVE[:-2] + b"x: y\r\n" * number + b"\r\n")
+        assert answer(line).startswith(b"HTTP/1.1 200" if number == 99 else b"HTTP/1.1 431")
+
+
+def test_a_head_of_64_kib_is_taken_and_no_more(shared: Gateway) -> None:
+    for more, status in ((0, b"200"), (1, b"431")):
+        with shared.connect() as line:
+            line.sendall(LIVE[:-2] + b"x: " + b"y" * (HEAD_MAX_BYTES - len(LIVE) - 5 + more) + b"\r\n\r\n")
+            assert answer(line).startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_long_target_is_refused(shared: Gateway) -> None:
+    for length, status in ((TARGET_MAX_BYTES, b"404"), (TARGET_MAX_BYTES + 1, b"414")):
+        with shared.connect() as line:
+            line.sendall(LIVE.replace(b"/livez", b"/" * length))
+            assert answer(line).startswith(b"HTTP/1.1 " + status)
+
+
+CHUNKED = b"POST /x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+FLOODS = {
+    "tiny chunks": CHUNKED + b"1\r\nx\r\n" * 200_000 + b"0\r\n\r\n",
+    "empty lines in a chunk": CHUNKED + b"100000\r\n" + b"\r\n" * (1 << 19) + b"\r\n0\r\n\r\n",
+    "pipelined": LIVE * 40_000,
+    "discarded": b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 5000000\r\n\r\n" + b"x" * 5_000_000,
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+def test_a_flood_makes_way_for_others(flood: bytes) -> None:
+    """The loop turns at least once for each 32 KiB: how much of it comes in one turn is what is bounded."""
+
+    async def scenario() -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            while scope["path"] != "/early" and (await receive()).get("more_body"):
+                pass
+            await reply(send, 200, b"")
+
+        sizes: list[int] = []
+        turn = 0
+        turns: dict[int, int] = {}
+        updated = ServedConnection.buffer_updated
+
+        def note(connection: ServedConnection, nbytes: int) -> None:
+            sizes.append(nbytes)
+            turns[turn] = turns.get(turn, 0) + nbytes
+            updated(connection, nbytes)
+
+        async with serving(app) as served:
+            loop = asyncio.get_running_loop()
+
+            def count() -> None:
+                nonlocal turn
+                turn += 1
+                loop.call_soon(count)
+
+            count()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ServedConnection, "buffer_updated", note)
+                reader, writer = await served.open()
+                writer.write(flood)
+                writer.write_eof()
+                await read_all(reader)
+        assert max(turns.values()) <= READ_MAX_BYTES
+        assert sum(sizes) == len(flood)
+
+    run(scenario)
+
+
+def test_a_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with serving(Held()) as served:
+            reader, writer = await served.open()
+            writer.write(b"}")
+            assert (await read_all(reader)).startswith(b"HTTP/1.1 400")
+            await until(lambda: not served.shared.lines, "the connection is closed")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("head", [b"}", b"POST /early HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"])
+def test_what_is_discarded_is_bounded(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    monkeypatch.setattr(connection_module, "DISCARD_MAX_BYTES", 1 << 20)
+
+    async def early(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, 200, b"")
+
+    async def scenario() -> None:
+        async with serving(early) as served:
+            _, writer = await served.open()
+            writer.write(head)
+            with contextlib.suppress(ConnectionError):
+                for _ in range(10_000):
+                    writer.write(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
+                    await writer.drain()
+                pytest.fail("all of it was taken")
+            await until(lambda: not served.shared.lines, "the connection is closed")
+
+    run(scenario)

@@ -243,12 +243,6 @@ def test_a_body_may_come_in_any_number_of_pieces(shared: Gateway) -> None:
         assert answer(line).startswith(b"HTTP/1.1 201")
 
 
-def test_an_offered_upgrade_is_answered_as_plain_http(shared: Gateway) -> None:
-    with shared.connect() as line:
-        line.sendall(LIVE.replace(b"host: x", b"host: x\r\nconnection: upgrade\r\nupgrade: h2c"))
-        assert to_the_end(line).startswith(b"HTTP/1.1 200")
-
-
 def test_replicas_share_the_port(start: Start) -> None:
     port = free_port()
     first, second = start(port), start(port)

@@ -84,7 +84,7 @@ def test_order_and_trace_can_be_bound_to_a_whole_piece_of_work(capsys: pytest.Ca
 def test_what_is_less_severe_than_asked_for_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
     configure(log_level="warning")
     logs.get().info("quiet")
-    logging.getLogger("uvicorn.error").info("quiet")
+    logging.getLogger("library.errors").info("quiet")
     logs.get().warning("loud")
     assert [line["event"] for line in lines(capsys)] == ["loud"]
 
@@ -103,11 +103,11 @@ def test_an_exception_is_one_field_of_one_line(capsys: pytest.CaptureFixture[str
 
 def test_libraries_come_out_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
-    logging.getLogger("uvicorn.error").warning("port %d is taken", 3000)
+    logging.getLogger("library.errors").warning("port %d is taken", 3000)
     logging.getLogger("odd").log(35, "between the levels")
     logging.getLogger("wrong").error("%d", "not a number")
     assert [(line["event"], line["level"], line["message"]) for line in lines(capsys)] == [
-        ("uvicorn.error", "warning", "port 3000 is taken"),
+        ("library.errors", "warning", "port 3000 is taken"),
         ("odd", "warning", "between the levels"),
         ("wrong", "error", "%d ('not a number',)"),
     ]
@@ -147,7 +147,7 @@ def test_a_line_that_cannot_be_written_stops_nobody(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stderr", Broken())
     configure()
     logs.get().error("into_the_void")
-    logging.getLogger("uvicorn.error").error("into the void")
+    logging.getLogger("library.errors").error("into the void")
 
 
 def test_text_for_people(capsys: pytest.CaptureFixture[str]) -> None:

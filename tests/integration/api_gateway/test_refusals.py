@@ -1,0 +1,385 @@
+"""What the server refuses itself: it is said after the answers to earlier requests, and so that it can be read."""
+
+import asyncio
+import contextlib
+import re
+import socket
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from orderstream.api_gateway.http.connection import QUEUED_REQUESTS_MAX
+from orderstream.postgres.connect import Connection
+from tests.bodies import README
+from tests.integration.api_gateway.conftest import Gateway, Start
+from tests.integration.api_gateway.serving import Held, answer, read_all, run, serving, until
+from tests.integration.api_gateway.test_server import CHUNKED, LIVE, POST, WAITING, to_the_end
+from tests.integration.api_gateway.test_server import answer as one_answer
+from tests.waiting import wait_until
+
+FIRST = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+SECOND = b"POST /second HTTP/1.1\r\nhost: x\r\n"
+LATER = {
+    "a stray byte": (b"}", b"400"),
+    "a stray line": (b"}\r\n\r\n", b"400"),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01", b"400"),
+    "no host": (b"GET /second HTTP/1.1\r\n\r\n", b"400"),
+    "two lengths": (SECOND + b"content-length: 1\r\ncontent-length: 2\r\n\r\n", b"400"),
+    "a head too large": (SECOND + b"x: " + b"y" * 70_000 + b"\r\n\r\n", b"431"),
+    "an endless head": (SECOND + b"x: " + b"y" * 70_000, b"431"),
+    "101 fields": (SECOND + b"x: y\r\n" * 100 + b"\r\n", b"431"),
+    "a long path": (b"GET /" + b"x" * 9_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", b"414"),
+    "a bad chunk": (SECOND + b"transfer-encoding: chunked\r\n\r\nxyz\r\n", b"400"),
+    "endless trailers": (SECOND + b"transfer-encoding: chunked\r\n\r\n0\r\n" + b"x: y\r\n" * 102, b"431"),
+    "another coding": (SECOND + b"transfer-encoding: gzip, chunked\r\n\r\n", b"501"),
+    "an unknown method": (b"BREW /second HTTP/1.1\r\nhost: x\r\n\r\n", b"501"),
+    "CONNECT": (b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\n", b"501"),
+    "another expectation": (SECOND + b"expect: luck\r\n\r\n", b"417"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
+}
+
+
+def statuses(received: bytes) -> list[bytes]:
+    """Return the statuses of all answers."""
+    return re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", received)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one segment", "two segments"])
+@pytest.mark.parametrize(("later", "status"), LATER.values(), ids=LATER)
+def test_a_refusal_waits_for_the_answers_before_it(later: bytes, status: bytes, apart: bool) -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST if apart else FIRST + later)
+            await until(lambda: app.paths, "the first is worked on")
+            if apart:
+                writer.write(later)
+            await until(lambda: served.connection._reading_over, "the second is refused")
+            app.go.set()
+            received = await read_all(reader)
+            assert statuses(received) == [b"200", status]
+            assert received.count(b"connection: close") == 1
+            assert received.index(b"/first") < received.index(b"connection: close")
+            assert b"urn:orderstream:problem:" in received
+            assert b"traceresponse: 00-" in received
+            assert app.paths in (["/first"], ["/first", "/second"])
+            writer.close()
+            await until(lambda: not served.shared.lines, "the connection is forgotten")
+            assert served.shared.held_bytes == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "half", [b"G", SECOND, SECOND + b"content-length: 9\r\n\r\nx"], ids=["a letter", "head", "body"]
+)
+@pytest.mark.parametrize("how", ["time", "drain"])
+def test_a_half_request_is_refused_after_the_answers_before_it(half: bytes, how: str) -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app, request_timeout_seconds=0.2 if how == "time" else 20) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST + half)
+            await until(lambda: app.paths and served.connection._incoming.begun, "half of the second is there")
+            if how == "drain":
+                served.shared.draining = True
+                served.connection.drain()
+            await until(lambda: served.connection._reading_over, "the second is refused")
+            app.go.set()
+            received = await read_all(reader)
+            assert statuses(received) == [b"200", b"408" if how == "time" else b"503"]
+            assert received.index(b"/first") < received.index(b"connection: close")
+
+    run(scenario)
+
+
+def test_a_drain_answers_all_that_has_arrived() -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST * 3)
+            await until(lambda: len(served.connection._exchanges) == 3, "all are there")
+            served.connection.drain()
+            app.go.set()
+            received = await read_all(reader)
+            assert statuses(received) == [b"200"] * 3
+            assert received.count(b"connection: close") == 1
+            assert received.rindex(b"HTTP/1.1") < received.index(b"connection: close")
+
+    run(scenario)
+
+
+def test_the_end_of_a_drain_answers_503_once() -> None:
+    async def scenario() -> None:
+        async def stuck(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await answer(send, 503, b"")
+
+        async with serving(stuck) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST * 3)
+            await until(lambda: len(served.connection._exchanges) == 3, "all are there")
+            served.connection.drain()
+            served.connection.stop_work()
+            received = await read_all(reader)
+            assert statuses(received) == [b"503"]
+            assert b"connection: close" in received
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("rest", [b"xyz\r\n", b"1;" + b"x" * 70_000], ids=["400", "431"])
+def test_an_answer_of_the_application_is_not_replaced(rest: bytes) -> None:
+    """Such as that of a cancel, whose body is of no interest: the order is cancelled, however the body goes on."""
+
+    async def scenario() -> None:
+        go = asyncio.Event()
+
+        async def cancel(scope: Scope, receive: Receive, send: Send) -> None:
+            await go.wait()
+            await answer(send, 202, b"")
+
+        async with serving(cancel) as served:
+            reader, writer = await served.open()
+            writer.write(SECOND + b"transfer-encoding: chunked\r\n\r\n" + rest)
+            await until(lambda: served.connection._reading_over, "the body is refused")
+            go.set()
+            assert statuses(received := await read_all(reader)) == [b"202"]
+            assert b"connection: close" in received
+
+    run(scenario)
+
+
+def test_an_application_that_fails_is_a_500() -> None:
+    async def scenario() -> None:
+        async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+            return
+
+        async with serving(fail) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST * 2)
+            assert statuses(await read_all(reader)) == [b"500"]
+
+    run(scenario)
+
+
+def test_a_client_that_sends_no_more_has_its_answers() -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST * (QUEUED_REQUESTS_MAX + 3) + SECOND)
+            writer.write_eof()
+            await until(lambda: app.paths, "the first is worked on")
+            app.go.set()
+            assert statuses(await read_all(reader)) == [b"200"] * (QUEUED_REQUESTS_MAX + 3)
+            await until(lambda: not served.shared.lines, "the connection is forgotten")
+            assert served.shared.held_bytes == 0
+
+    run(scenario)
+
+
+def test_a_client_that_is_gone_ends_what_waits_for_it() -> None:
+    async def scenario() -> None:
+        ended: list[str] = []
+
+        async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            ended.append("disconnected")
+
+        async with serving(wait) as served:
+            _, writer = await served.open()
+            writer.write(FIRST)
+            await until(lambda: served.shared.tasks, "it is worked on")
+            writer.close()
+            await until(lambda: ended, "it has ended")
+            await until(lambda: not served.shared.lines, "the connection is forgotten")
+
+    run(scenario)
+
+
+def test_a_stored_order_is_not_answered_400(start: Start, postgres_url: str, connection: Connection) -> None:
+    gateway = start()
+    with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
+        blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        line.sendall(POST + README + b"}")
+        wait_until(lambda: _waiting(connection), 10, "the commit waits for the lock")
+        blocker.rollback()
+        assert statuses(to_the_end(line)) == [b"201", b"400"]
+    row = connection.execute("SELECT count(*) FROM orders").fetchone()
+    assert row == (1,)
+
+
+def _waiting(connection: Connection) -> Any:
+    row = connection.execute(WAITING.encode()).fetchone()
+    return row and row[0]
+
+
+EARLY = {
+    "404": b"POST /nothing HTTP/1.1\r\nhost: x\r\n",
+    "405": b"PUT /orders HTTP/1.1\r\nhost: x\r\n",
+    "413": b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 3000000\r\n",
+    "415": b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\n",
+    "400": b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nidempotency-key: \t\r\n",
+}
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 64\r\n", b"transfer-encoding: chunked\r\n"], ids=["CL", "TE"])
+@pytest.mark.parametrize(("status", "head"), EARLY.items(), ids=EARLY)
+def test_an_early_answer_to_a_client_that_waits_for_100_is_the_last(
+    shared: Gateway, status: str, head: bytes, framing: bytes
+) -> None:
+    if status == "413":
+        framing = b""
+    with shared.connect() as line:
+        line.sendall(head + framing + b"expect: 100-continue\r\n\r\n")
+        received = one_answer(line)
+        assert statuses(received) == [status.encode()]
+        assert b"connection: close" in received
+        with contextlib.suppress(ConnectionError):
+            line.sendall(LIVE)
+        assert to_the_end(line) == b""
+
+
+def test_100_is_said_only_once_and_only_to_who_waits(shared: Gateway) -> None:
+    head = POST.replace(b"host: x", b"host: x\r\nexpect: 100-Continue")
+    with shared.connect() as line:
+        line.sendall(head + README)
+        assert statuses(one_answer(line)) == [b"201"]
+        line.sendall(head.replace(b"1.1", b"1.0"))
+        line.sendall(README)
+        assert statuses(to_the_end(line)) == [b"201"]
+
+
+def test_another_expectation_fails(shared: Gateway) -> None:
+    with shared.connect() as line:
+        line.sendall(POST.replace(b"host: x", b"host: x\r\nexpect: 100-continue, luck"))
+        assert statuses(to_the_end(line)) == [b"417"]
+    with shared.connect() as line:
+        line.sendall(LIVE.replace(b"1.1", b"1.0").replace(b"host", b"expect: luck\r\nhost"))
+        assert statuses(to_the_end(line)) == [b"200"]
+
+
+LARGE = b"content-length: 2097152\r\nconnection: close\r\n"
+UNREAD = {
+    "413": POST.replace(b"content-length: %d\r\n" % len(README), LARGE),
+    "400": POST.replace(b"content-length: %d\r\n" % len(README), LARGE + b"host: y\r\n"),
+    "404": b"POST /nothing HTTP/1.1\r\nhost: x\r\n" + LARGE + b"\r\n",
+    "431": b"POST /orders HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 100 + LARGE + b"\r\n",
+    "417": b"POST /orders HTTP/1.1\r\nhost: x\r\nexpect: luck\r\n" + LARGE + b"\r\n",
+    "501": b"BREW /orders HTTP/1.1\r\nhost: x\r\n" + LARGE + b"\r\n",
+}
+
+
+@pytest.mark.parametrize(("status", "head"), UNREAD.items(), ids=UNREAD)
+def test_an_answer_can_be_read_by_a_client_that_sends_first(shared: Gateway, status: str, head: bytes) -> None:
+    for _ in range(10):
+        with shared.connect() as line:
+            line.sendall(head)
+            line.sendall(b"x" * 2_097_152)
+            received = b""
+            while piece := line.recv(65_536):
+                received += piece
+            assert statuses(received) == [status.encode()]
+            assert b"connection: close" in received
+
+
+def test_a_refused_connection_can_read_why(start: Start) -> None:
+    gateway = start(GATEWAY_CONNECTION_LIMIT="1")
+    gateway.client.close()
+    with gateway.connect() as first:
+        first.sendall(LIVE)
+        wait_until(lambda: _is_open(gateway, first), 10, "there is room for one")
+        for _ in range(10):
+            with gateway.connect() as line:
+                line.sendall(POST.replace(b"content-length: %d\r\n" % len(README), LARGE) + b"x" * 2_097_152)
+                received = b""
+                while piece := line.recv(65_536):
+                    received += piece
+                assert statuses(received) == [b"503"]
+
+
+def _is_open(gateway: Gateway, line: socket.socket) -> bool:
+    return one_answer(line).startswith(b"HTTP/1.1 200")
+
+
+def test_a_timeout_can_be_read_by_a_client_that_goes_on_sending() -> None:
+    async def scenario() -> None:
+        async with serving(Held(), request_timeout_seconds=0.1) as served:
+            sock = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", served.port), 20)
+            with sock:
+                received = await asyncio.to_thread(_send_for_long, sock)
+            assert statuses(received) == [b"408"]
+
+    run(scenario)
+
+
+def _send_for_long(line: socket.socket) -> bytes:
+    """Send slowly until the other side has said all, and then 1 MiB more, before reading anything."""
+    line.sendall(SECOND + b"content-length: 9999999\r\n\r\n")
+    while not line.recv(1, socket.MSG_PEEK):
+        pass
+    line.sendall(b"x" * (1 << 20))
+    return to_the_end(line)
+
+
+UPGRADES = {
+    "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABk\r\n",
+    "websocket": b"connection: keep-alive, upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n",
+    "two": b"Connection: UPGRADE\r\nUpgrade: foo/2\r\nupgrade: h2c\r\n",
+}
+FRAMED = {
+    "length": POST + README,
+    "chunked": CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(README), README),
+    "pieces": CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in README) + b"0\r\nx: y\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("dripped", [False, True], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("request_", FRAMED.values(), ids=FRAMED)
+@pytest.mark.parametrize("offer", UPGRADES.values(), ids=UPGRADES)
+def test_a_request_that_offers_an_upgrade_keeps_its_body(
+    shared: Gateway, offer: bytes, request_: bytes, dripped: bool
+) -> None:
+    sent = request_.replace(b"host: x\r\n", b"host: x\r\n" + offer)
+    with shared.connect() as line:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in [sent[at : at + 7] for at in range(0, len(sent), 7)] if dripped else [sent]:
+            line.sendall(piece)
+        received = one_answer(line)
+        assert statuses(received) == [b"201"]
+        assert b"connection: close" not in received
+        line.sendall(LIVE.replace(b"host: x\r\n", b"host: x\r\n" + offer) + LIVE)
+        received = b""
+        while received.count(b'{"status":"ok"}') < 2:
+            received += line.recv(65_536)
+
+
+def test_what_follows_connect_is_not_served(shared: Gateway) -> None:
+    with shared.connect() as line:
+        line.sendall(b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc" + LIVE)
+        assert statuses(to_the_end(line)) == [b"501"]
+
+
+def test_many_threads_read_their_refusals(shared: Gateway) -> None:
+    found: list[bytes] = []
+
+    def ask() -> None:
+        with shared.connect() as line:
+            line.sendall(UNREAD["413"] + b"x" * 2_097_152)
+            found.append(to_the_end(line)[9:12])
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [b"413"] * 10
