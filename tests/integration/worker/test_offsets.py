@@ -157,7 +157,7 @@ def test_the_loop_shows_that_it_comes_round_and_that_kafka_has_not_given_it_part
 ) -> None:
     alone = settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
     with running(Recorder(group), alone, ready=False) as loop:
-        wait_until(lambda: loop.runner._connection, 20, "Postgres is reached")
+        wait_until(lambda: loop.runner._session.ready, 20, "Postgres is reached")
         beat = loop.runner.beat
         wait_until(lambda: loop.runner.beat > beat, 20, "it comes round")
         assert not loop.runner.ready
