@@ -221,6 +221,11 @@ def topic_settings(brokers: str, name: str, values: Mapping[str, str]) -> Iterat
         alter({key: before[key] for key in values})
 
 
+def config_of(brokers: str, name: str) -> dict[str, str]:
+    """Return the settings of a topic."""
+    return _config(AdminClient({"bootstrap.servers": brokers, "log_level": 0}), name)
+
+
 def _config(admin: AdminClient, name: str) -> dict[str, str]:
     def ask() -> dict[str, str]:
         (future,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name)]).values()

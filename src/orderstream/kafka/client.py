@@ -357,7 +357,7 @@ class LonelyTopics:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._acknowledged: dict[str, float] = {}
-        self._failures: dict[str, int] = {}
+        self._failures: dict[str, list[float]] = {}
         self._set_aside_until: dict[str, float] = {}
 
     def is_set_aside(self, topic: str) -> bool:
@@ -382,6 +382,7 @@ class LonelyTopics:
                 self._set_aside_until.pop(topic, None)
         recent = {topic for topic, at in self._acknowledged.items() if now - at < LONELY_EVIDENCE_SECONDS}
         for topic in failing - recent if recent else ():
-            self._failures[topic] = self._failures.get(topic, 0) + 1
-            if self._failures[topic] >= LONELY_FAILURES_MAX:
+            failed_at = self._failures.setdefault(topic, [])
+            failed_at[:] = [*failed_at[: LONELY_FAILURES_MAX - 1], now]
+            if len(failed_at) == LONELY_FAILURES_MAX and max(self._acknowledged.values()) >= failed_at[0]:
                 self._set_aside_until[topic] = now + LONELY_EVIDENCE_SECONDS

@@ -1,13 +1,16 @@
 """A dead letter keeps all of its record and says what happened; too many of them mean a defect (P9)."""
 
 import pytest
+from structlog.testing import capture_logs
 
-from orderstream.kafka.envelope import Record
+from orderstream.kafka.envelope import Reason, Record
 from orderstream.worker.dead_letters import (
     LETTER_MAX_BYTES,
+    MIN_FAILURES,
     DeadLetter,
     FailureLimit,
     TooManyFailuresError,
+    UnknownOrders,
     publication,
 )
 from tests.contracts import assert_dead_letter_headers
@@ -82,3 +85,29 @@ def test_records_without_failures_are_never_too_many() -> None:
     for _ in range(100):
         limit.check(500, 0)
         limit.note(500, 0)
+
+
+def _letters(number: int, reason: Reason = "UNKNOWN_ORDER") -> list[DeadLetter]:
+    record = Record("order.created.v1", 0, 0, b"key", b"{}", [])
+    return [DeadLetter(record, reason, "", 1)] * number
+
+
+def test_many_unknown_orders_are_warned_of_once_in_a_while() -> None:
+    clock = iter([0.0] * 100)
+    subject = UnknownOrders(lambda: next(clock))
+    with capture_logs() as lines:
+        subject.note(100, _letters(MIN_FAILURES))
+        assert lines == []
+        subject.note(1, _letters(1))
+        subject.note(1, _letters(1))
+    (line,) = lines
+    assert (line["event"], line["unknown"], line["records"]) == ("many_unknown_orders", MIN_FAILURES + 1, 101)
+    assert "KAFKA_TOPIC_PREFIX" in line["hint"]
+
+
+def test_few_unknown_orders_and_other_letters_are_not_warned_of() -> None:
+    subject = UnknownOrders(lambda: 0.0)
+    with capture_logs() as lines:
+        subject.note(10_000, _letters(1_000))
+        subject.note(100, _letters(100, "FAILED"))
+    assert lines == []
