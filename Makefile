@@ -18,6 +18,11 @@ export SSL_CERT_FILE ?= $(BUNDLE)
 export PIP_CERT ?= $(BUNDLE)
 endif
 
+# uv keeps what it fetched below HOME. Where nothing can be written there, it keeps it in the virtual environment.
+UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}/uv"; \
+	mkdir -p "$$cache" 2>/dev/null && [ -w "$$cache" ] && echo "$$cache" || echo "$(CURDIR)/$(VENV)/.uv-cache")
+export UV_CACHE_DIR
+
 .DEFAULT_GOAL := help
 .PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke soak contracts lock clean
 

@@ -144,10 +144,13 @@ def down() -> None:
 
 @main.command()
 def status() -> None:
-    """Show each process of the running stack."""
-    from orderstream.stack import control
+    """Show each process of the running stack, and whether orders move."""
+    from orderstream.stack import control, progress
 
     for line in control.status(_running(_state())):
+        click.echo(line)
+    click.echo("")
+    for line in progress.report(_located()):
         click.echo(line)
 
 

@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     port: Port = Field(3000, description="Port of the HTTP API.")
     host: str = Field("127.0.0.1", description="Address that the HTTP API and the health pages listen on.")
     metrics_port: int = Field(
-        0, ge=0, le=65_535, description="Port of /livez, /readyz and /metrics of a worker; 0 takes a free one."
+        0, ge=0, le=65_535, description="Port of /livez, /readyz and /metrics of one process; 0 takes a free one."
     )
     postgres_url: Annotated[str, AfterValidator(_postgres)] = Field(
         _POSTGRES_URL, description="PostgreSQL; any libpq connection string."

@@ -13,6 +13,7 @@ from orderstream.api_gateway.http.server import Server, allow_connections, liste
 from orderstream.api_gateway.http.shared import Limits
 from orderstream.api_gateway.key_owners import KeyOwners
 from orderstream.api_gateway.outbox_bound import OutboxBound
+from orderstream.api_gateway.own_pages import own_pages
 from orderstream.api_gateway.reader import Reader
 from orderstream.api_gateway.routes import Health, Orders, router
 from orderstream.api_gateway.session import Session
@@ -60,6 +61,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         cancels = await enter(Session(settings.postgres_url, f"{SERVICE}: cancels"))
         polls = await enter(Session(settings.postgres_url, f"{SERVICE}: waiting reads"))
         cache = AsyncCache(settings.redis_url, settings.cache_budget_seconds)
+        health = Health(checks)
         limit = settings.gateway_queue_limit
         writer = await enter(Writer(writes, waiting_limit=limit))
         reader = await enter(Reader(reads, cache, waiting_limit=limit))
@@ -73,7 +75,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             waiters.drain()
 
         http = Server(
-            router(Orders(writer, reader, canceller, waiters, outbox, owners=owners), Health(checks), tracer),
+            router(Orders(writer, reader, canceller, waiters, outbox, owners=owners), health, tracer),
             tracer,
             Limits(
                 connections=allow_connections(settings.gateway_connection_limit),
@@ -84,7 +86,11 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             # The other half is for the writer to be done with a Postgres that hangs.
             drain_timeout_seconds=settings.drain_timeout_seconds / 2,
         )
-        logs.get().info("started", host=settings.host, port=listener.getsockname()[1])
+        pages = own_pages(settings, health, asyncio.get_running_loop())
+        stack.callback(pages.server_close)
+        stack.push_async_callback(asyncio.to_thread, pages.shutdown)
+        port, pages_port = listener.getsockname()[1], pages.server_port
+        logs.get().info("started", host=settings.host, port=port, pages_port=pages_port)
         await http.serve(listener)
     logs.get().info("stopped")
 

@@ -220,12 +220,18 @@ class Health:
 
     async def ready(self, _request: Request) -> Reply:
         """GET /readyz: Postgres answers and is migrated; Kafka and Redis are not needed (P11)."""
+        if problem := await self.problem():
+            raise problems.unavailable(problem)
+        return Reply(200, [_JSON], b'{"status":"ok"}')
+
+    async def problem(self) -> str | None:
+        """Say what keeps this process from working, or return None."""
         try:
             async with asyncio.timeout(BUDGET_SECONDS):
                 await self._session.check(SQL["check_ready"], {})
-        except (TimeoutError, TryAgainError, psycopg.Error) as error:
-            raise problems.unavailable("Postgres does not answer, or is not migrated.") from error
-        return Reply(200, [_JSON], b'{"status":"ok"}')
+        except (TimeoutError, TryAgainError, psycopg.Error):
+            return "Postgres does not answer, or is not migrated."
+        return None
 
     async def figures(self, _request: Request) -> Reply:
         """GET /metrics: the Prometheus text format."""

@@ -27,6 +27,7 @@ from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Span, Tracer
 from orderstream.worker import refused_records
 from orderstream.worker.refused_records import Delivery
+from orderstream.worker.standstill import Standstill
 
 SERVICE = "outbox-relay"
 BATCH_ROWS = 500
@@ -37,6 +38,7 @@ GATHER_SECONDS = 0.03
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 5.0
 MEASURE_SECONDS = 5.0
+PUBLISH = "published nothing"
 
 SQL = load("orderstream.outbox_relay")
 _TYPES = {topic(name): name for name in PAYLOADS}
@@ -56,6 +58,7 @@ class Relay:
         self._position = Position(time.monotonic, 0, 0)
         self._measured = 0.0
         self.beat = time.monotonic()
+        self.standstill = Standstill()
 
     @property
     def ready(self) -> bool:
@@ -67,10 +70,12 @@ class Relay:
         wait = BACKOFF_FIRST_SECONDS
         while not self._stop.is_set():
             self.beat = time.monotonic()
+            self.standstill.begin(PUBLISH)
             try:
                 with self._session.use() as connection:
                     self._measure(connection)
                     rows, full = self._publish_next(connection)
+                self.standstill.succeeded(PUBLISH)
                 self._retention.run_if_due(self._session)
                 with self._session.use() as connection:
                     self._await_more(connection, rows, full=full)
@@ -79,6 +84,7 @@ class Relay:
                 if isinstance(error, psycopg.Error) and not is_transient(error):
                     raise
                 self._position.put_back()
+                self.standstill.failed(PUBLISH, error)
                 self._recover(error)
                 self._stop.wait(wait)
                 wait = min(2 * wait, BACKOFF_MAX_SECONDS)

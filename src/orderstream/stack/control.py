@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from orderstream.stack import place
 from orderstream.stack.files import open_private
-from orderstream.stack.process import birth, end_leftovers, last_lines, rotate, wait_until
-from orderstream.stack.services import healthy
-from orderstream.stack.state import Record, Run, StateDir
+from orderstream.stack.process import birth, end_leftovers, last_lines, rotate, stopped, wait_until
+from orderstream.stack.services import problem_at
+from orderstream.stack.state import ChildRecord, Record, Run, StateDir
 from orderstream.stack.stopping import Stop
 from orderstream.stack.terminal import Terminal
 from orderstream.stack.up import STARTED_SECONDS
@@ -83,17 +84,28 @@ def _end_leftovers(state: StateDir, terminal: Terminal) -> None:
 
 
 def status(run: Run) -> list[str]:
-    """One line for each process: name, state, pid."""
+    """One line for each process: name, state, pid, its health page, and below it what it does in vain."""
     lines = [f"{'up':<20} {run.phase:<12} pid {run.pid}"]
-    for child in run.children:
-        if birth(child.pid) != child.birth:
-            condition = "ended"
-        elif child.health_url is None:
-            condition = "running"
-        else:
-            condition = "healthy" if healthy(child.health_url) else "not ready"
-        lines.append(f"{child.name:<20} {condition:<12} pid {child.pid:<8} {child.health_url or ''}".rstrip())
+    with ThreadPoolExecutor(len(run.children) or 1) as pool:
+        for child, (condition, problem) in zip(run.children, pool.map(_condition, run.children), strict=True):
+            lines.append(f"{child.name:<20} {condition:<12} pid {child.pid:<8} {child.health_url or ''}".rstrip())
+            if problem:
+                lines.append(f"  {child.name} {problem}")
     return lines
+
+
+def _condition(child: ChildRecord) -> tuple[str, str | None]:
+    """The state of a process in a word, and what there is to say of it."""
+    if birth(child.pid) != child.birth:
+        return "ended", None
+    if stopped(child.pid):
+        return "stopped", "is stopped by a signal; `up` restarts it"
+    if child.health_url is None:
+        return "running", None
+    problem = problem_at(child.health_url)
+    if problem is None:
+        return "healthy", None
+    return "not ready", None if problem == "starting" else problem if problem.startswith("has ") else f"says: {problem}"
 
 
 def logs(state: StateDir, service: str | None) -> list[Path]:

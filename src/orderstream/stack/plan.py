@@ -97,12 +97,11 @@ def _replica(service: str, number: int) -> str:
 def _service(
     settings: Settings, service: str, name: str, urls: Mapping[str, str], metrics_port: int
 ) -> OrderStreamService:
-    port = settings.port if service == "api-gateway" else metrics_port
     return OrderStreamService(
         name=name,
         service=service,
         needs=_NEEDS.get(service, _ALL_NEEDS),
-        health_url=f"http://{_reachable(settings.host)}:{port}/readyz",
+        health_url=f"http://{_reachable(settings.host)}:{metrics_port}/readyz",
         settings_env={
             **{key: value for key, value in urls.items() if key != "BASE_URL"},
             "PORT": str(settings.port),

@@ -83,6 +83,21 @@ def birth(pid: int) -> str | None:
         return None
 
 
+def stopped(pid: int) -> bool:
+    """Tell whether a signal (SIGSTOP) has stopped `pid`: it lives, and does nothing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            return False
+    import psutil  # noqa: PLC0415 - only systems without /proc need it here
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

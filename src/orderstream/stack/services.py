@@ -22,6 +22,7 @@ from orderstream.stack.state import StateDir
 # faster start is killed at once.
 LEARNING_WAVE, GATEWAY_WAVE, WORKER_WAVE, STORE_WAVE = -1, 0, 1, 2
 _HEALTH_SECONDS = 1.0
+_ANSWER_BYTES = 1_000
 READY_SECONDS = 120.0
 _READY_POLL_SECONDS = 0.03
 # A service has its own drain budget; this is for the time that leaving takes beyond it.
@@ -98,7 +99,7 @@ class OrderStreamService:
         )
 
     def ready(self, child: Child) -> bool:
-        """Ask /readyz, once this very process listens: replicas of the gateway share a port."""
+        """Ask /readyz, once this very process listens there: another one may have taken the port."""
         port = urlsplit(self.health_url).port
         return port is not None and _listens(child.pid, port) and healthy(self.health_url)
 
@@ -119,13 +120,23 @@ def await_ready(service: Service, child: Child, cancelled: threading.Event) -> b
 
 def healthy(url: str) -> bool:
     """Tell whether GET `url` answers 200 within a second."""
+    return problem_at(url) is None
+
+
+def problem_at(url: str) -> str | None:
+    """Return None when GET `url` answers 200 within a second; else what it answers, or that it does not.
+
+    The request goes straight to the address, whatever HTTP_PROXY says.
+    """
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or LOOPBACK, address.port, timeout=_HEALTH_SECONDS)
     try:
         connection.request("GET", address.path)
-        return connection.getresponse().status == http.client.OK
+        answer = connection.getresponse()
+        text = answer.read(_ANSWER_BYTES).decode(errors="replace").strip()
+        return None if answer.status == http.client.OK else text or f"status {answer.status}"
     except (OSError, http.client.HTTPException):
-        return False
+        return "no answer"
     finally:
         connection.close()
 

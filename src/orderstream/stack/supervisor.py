@@ -4,17 +4,30 @@ stopped in the order in which they depend on each other."""
 import collections
 import contextlib
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from orderstream.stack.process import Child, ChildError, Roster, StoppingError, bound, how_it_ended
-from orderstream.stack.services import LEARNING_WAVE, Service, Workshop, await_ready
+from orderstream.stack.process import (
+    Child,
+    ChildError,
+    Roster,
+    StoppingError,
+    bound,
+    how_it_ended,
+    signal_family,
+    stopped,
+)
+from orderstream.stack.services import LEARNING_WAVE, Service, Workshop, await_ready, problem_at
 from orderstream.stack.state import StateDir
 from orderstream.stack.stopping import Stop
 from orderstream.stack.terminal import Terminal
 
 _WATCH_SECONDS = 0.2
+LIVE_EVERY_SECONDS = 5.0
+LIVE_LIMIT_SECONDS = 30.0
+"""A process that is stopped, or whose /livez fails, for longer than this is killed and started again."""
 _LOG_CHECK_SECONDS = 10.0
 _STILL_SECONDS = 3.0
 _RESTART_WINDOW_SECONDS = 60.0
@@ -27,6 +40,39 @@ _WAITS = {
     1: "waiting for the work in hand",
     2: "waiting until all is on disk",
 }
+
+
+def _problem_with_life(child: Child) -> str | None:
+    """Say why this process does not live although it exists, or return None. A store has no /livez."""
+    if stopped(child.pid):
+        return "stopped by a signal"
+    url = child.command.health_url
+    problem = problem_at(url.replace("/readyz", "/livez")) if url else None
+    return problem and f"/livez: {problem}"
+
+
+class Silence:
+    """Since when each child has given no sign of life."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: dict[str, tuple[int, float]] = {}
+
+    def forget(self, name: str) -> None:
+        """Begin again: it is starting, or gone."""
+        self._since.pop(name, None)
+
+    def longer_than(self, name: str, pid: int, problem: str | None, limit_seconds: float) -> float:
+        """Note what was seen now. Return how long process `pid` has been silent if that exceeds the limit, else 0."""
+        if problem is None:
+            self.forget(name)
+            return 0.0
+        known, since = self._since.get(name, (pid, self._clock()))
+        if known != pid:
+            since = self._clock()
+        self._since[name] = (pid, since)
+        seconds = self._clock() - since
+        return seconds if seconds > limit_seconds else 0.0
 
 
 class GaveUpError(Exception):
@@ -47,6 +93,7 @@ class Supervisor:
         self._services: dict[str, Service] = {}
         self._deaths: dict[str, collections.deque[float]] = collections.defaultdict(collections.deque)
         self._starting: set[str] = set()
+        self._silence = Silence(time.monotonic)
         self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
 
     def bring_up(self, service: Service, report: Callable[[str], None]) -> None:
@@ -79,7 +126,8 @@ class Supervisor:
 
     def watch(self) -> None:
         """Restart what dies until a stop is asked for. Raises GaveUpError, or what a restart raised."""
-        checked = time.monotonic()
+        checked = asked = time.monotonic()
+        asking: threading.Thread | None = None
         while not self._stop.requested.wait(_WATCH_SECONDS):
             if not self._failures.empty():
                 raise self._failures.get()
@@ -87,11 +135,28 @@ class Supervisor:
                 watched = child.name in self._services and child.name not in self._starting
                 if watched and not child.alive():
                     self._restart(child)
+            # In a thread, one at a time: a process that hangs takes a second to be found so.
+            if time.monotonic() - asked > LIVE_EVERY_SECONDS and not (asking and asking.is_alive()):
+                asked = time.monotonic()
+                asking = threading.Thread(target=self._check_life, name="liveness", daemon=True)
+                asking.start()
             if time.monotonic() - checked > _LOG_CHECK_SECONDS:
                 checked = time.monotonic()
                 for child in self._roster.children:
                     with contextlib.suppress(OSError):
                         bound(child.log)
+
+    def _check_life(self) -> None:
+        """Kill what has not lived for a while; `watch` sees it ended, counts it and starts it again."""
+        for child in self._roster.children:
+            if child.name not in self._services or child.name in self._starting or not child.alive():
+                self._silence.forget(child.name)
+                continue
+            problem = _problem_with_life(child)
+            seconds = self._silence.longer_than(child.name, child.pid, problem, LIVE_LIMIT_SECONDS)
+            if seconds and not self._stop.requested.is_set():
+                self._terminal.say(f"{child.name} is not alive ({problem} for {seconds:.0f} s): killing it")
+                signal_family(child.pid, signal.SIGKILL)
 
     def stop_all(self) -> None:
         """Stop every child, wave after wave, within the budget of each; at once when a stop is asked for again."""

@@ -79,8 +79,9 @@ def configure(service: str, settings: Settings) -> None:
         _name_service(service),
         Repeats(),
     ]
+    # A plain traceback: the one of `rich` shows local variables, and passwords among them.
     last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_serialize)]
     )

@@ -4,8 +4,12 @@ A dead, hung or slow collector costs an order nothing: the queue is bounded and 
 collector, and the end of the process waits for it two seconds at most.
 """
 
+import ipaddress
 import threading
+from typing import Any
+from urllib.parse import urlsplit
 
+import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -25,12 +29,33 @@ _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SCOPE = InstrumentationScope("orderstream")
 
 
+class _Direct(requests.Session):
+    """Asks no proxy, whatever HTTP_PROXY and ALL_PROXY say; certificates are found as always."""
+
+    def merge_environment_settings(self, *arguments: Any) -> Any:
+        """Return the settings of one request."""
+        return {**super().merge_environment_settings(*arguments), "proxies": {}}
+
+
+def is_loopback(url: str) -> bool:
+    """Say whether `url` names this machine: a proxy would look for it on its own."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 class OtlpSink:
     """Sends the spans of one service to the collector whose base URL is `endpoint`; `/v1/traces` is appended."""
 
     def __init__(self, service: str, endpoint: str) -> None:
         self._resource = Resource.create({SERVICE_NAME: service})
-        self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_TIMEOUT_SECONDS)
+        self._exporter = OTLPSpanExporter(
+            endpoint=f"{endpoint.rstrip('/')}/v1/traces",
+            timeout=EXPORT_TIMEOUT_SECONDS,
+            session=_Direct() if is_loopback(endpoint) else None,
+        )
         self._processor = BatchSpanProcessor(
             self._exporter,
             max_queue_size=QUEUE_MAX_SPANS,

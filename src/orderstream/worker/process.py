@@ -1,11 +1,9 @@
 """How a service runs as a process: signals, a bounded drain, the pages for health and metrics, and the exit code."""
 
 import signal
-import socket
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from threading import Event as StopSignal
 from typing import Protocol
 
@@ -15,11 +13,14 @@ from confluent_kafka import KafkaException
 from orderstream.kafka.client import KafkaRefusedError
 from orderstream.postgres.faults import UnsuitableServerError
 from orderstream.settings import Settings
-from orderstream.telemetry import logs, metrics
+from orderstream.telemetry import logs
 from orderstream.telemetry.starting import start
 from orderstream.telemetry.tracing import Tracer
 from orderstream.worker.dead_letters import TooManyFailuresError
 from orderstream.worker.drain import EXIT_FAILED, limit_drain
+from orderstream.worker.liveness import exit_when_stuck
+from orderstream.worker.pages import serve_pages
+from orderstream.worker.standstill import Standstill
 
 EXIT_STOPPED = 0
 BEAT_LIMIT_SECONDS = 180.0
@@ -33,6 +34,8 @@ class Loop(Protocol):
 
     beat: float
     """Monotonic time at which the loop last came round."""
+    standstill: Standstill
+    """What it tries in vain."""
 
     @property
     def ready(self) -> bool:
@@ -65,6 +68,7 @@ def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopS
     try:
         loop = build(tracer, stop)
         pages = _serve_pages(settings, loop)
+        exit_when_stuck(lambda: loop.beat, BEAT_LIMIT_SECONDS)
         log.info("started", port=pages.server_port)
         loop.run()
     except UnsuitableServerError as error:
@@ -82,37 +86,12 @@ def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopS
 
 
 def _serve_pages(settings: Settings, loop: Loop) -> ThreadingHTTPServer:
-    """Serve /livez, /readyz and /metrics from a thread of their own."""
+    """Serve /livez, /readyz and /metrics of this process."""
 
-    class Pages(BaseHTTPRequestHandler):
-        timeout = 5
+    def live() -> str | None:
+        return None if time.monotonic() - loop.beat < BEAT_LIMIT_SECONDS else "stuck"
 
-        def do_GET(self) -> None:
-            match self.path:
-                case "/livez":
-                    alive = time.monotonic() - loop.beat < BEAT_LIMIT_SECONDS
-                    self._answer(200 if alive else 503, b"ok\n" if alive else b"stuck\n")
-                case "/readyz":
-                    self._answer(200 if loop.ready else 503, b"ok\n" if loop.ready else b"starting\n")
-                case "/metrics":
-                    self._answer(200, metrics.exposition(), metrics.CONTENT_TYPE)
-                case _:
-                    self._answer(404, b"not found\n")
+    def ready() -> str | None:
+        return loop.standstill.problem() if loop.ready else loop.standstill.problem() or "starting"
 
-        def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
-            del format, args
-
-    class Server(ThreadingHTTPServer):
-        address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        daemon_threads = True
-
-    server = Server((settings.host, settings.metrics_port), Pages)
-    threading.Thread(target=server.serve_forever, name="pages", daemon=True).start()
-    return server
+    return serve_pages(settings.host, settings.metrics_port, live, ready)

@@ -42,6 +42,7 @@ from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.progress import Progress
 from orderstream.worker.repeats import Repeats
+from orderstream.worker.standstill import Standstill
 from orderstream.worker.traces import BatchTrace
 
 BATCH_RECORDS = 500
@@ -62,6 +63,9 @@ TIMER_SECONDS = 0.2
 """After so long one timer makes way for the next batch, however much is due."""
 ENSURE_SECONDS = 1.0
 """Missing topics are looked for no more often than this."""
+
+BATCH, KAFKA, POSTGRES = "finished no batch", "had no answer of Kafka", "not reached PostgreSQL"
+"""What `standstill` says of this loop."""
 
 P = TypeVar("P")
 log = logs.get()
@@ -101,6 +105,7 @@ class Runner(Generic[P]):
         self._progress = Progress(time.monotonic, self._topics)
         self._joined = False
         self.beat = time.monotonic()
+        self.standstill = Standstill()
 
     @property
     def ready(self) -> bool:
@@ -128,6 +133,8 @@ class Runner(Generic[P]):
 
     def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._joined = True
+        # What was tried before may be another worker's by now.
+        self.standstill.succeeded(BATCH)
         log.info("partitions_assigned", partitions=sorted(f"{one.topic}/{one.partition}" for one in partitions))
 
     def _poll(self) -> list[Record]:
@@ -165,6 +172,7 @@ class Runner(Generic[P]):
         started = time.monotonic()
         wait = BACKOFF_FIRST_SECONDS
         self._meters.consumed(record.topic for record in records)
+        self.standstill.begin(BATCH)
         while True:
             try:
                 batch = self._decode(records)
@@ -173,6 +181,7 @@ class Runner(Generic[P]):
                 if is_fatal(error) or not self._transient(error):
                     raise
                 self._meters.retried(record.topic for record in records)
+                self.standstill.failed(BATCH, error)
                 log.warning("batch_retry", error=str(error)[:500], records=len(records))
                 if time.monotonic() - started > RETRY_SECONDS:
                     if is_unknown(error):
@@ -186,6 +195,7 @@ class Runner(Generic[P]):
                 wait = min(2 * wait, BACKOFF_MAX_SECONDS)
             else:
                 self._commit(batch)
+                self.standstill.succeeded(BATCH)
                 seconds = time.monotonic() - started
                 self._meters.batch(len(records), seconds)
                 if seconds > MEASURE_SECONDS:
@@ -346,8 +356,11 @@ class Runner(Generic[P]):
             waiting = self._progress.waiting(self._consumer)
         except KafkaException as error:
             log.debug("lag_unknown", detail=str(error)[:300])
+            self.standstill.failed(KAFKA, error)
             self._progress.begin_anew()
             waiting = {}
+        else:
+            self.standstill.succeeded(KAFKA)
         self._measured = time.monotonic()
         self._meters.lag({(name.removeprefix(self._prefix), number): lag for (name, number), lag in waiting.items()})
         deaf = self._progress.deaf()
@@ -391,24 +404,31 @@ class Runner(Generic[P]):
 
     def _reach_postgres(self) -> None:
         """Connect ahead of the first record, so that being ready means being able to work."""
-        if not self._session.ready:
-            try:
+        try:
+            if not self._session.ready:
                 self._session.open()
-            except Exception as error:
-                if not is_transient(error):
-                    raise
-                log.warning("postgres_unreachable", error=str(error)[:500])
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            self.standstill.failed(POSTGRES, error)
+            log.warning("postgres_unreachable", error=str(error)[:500])
+        else:
+            self.standstill.succeeded(POSTGRES)
 
     def _run_timers(self) -> None:
         """Run every timer whose time has come. One that fails is left for its next time, and stops no order."""
         for timer in self._handler.timers:
             if time.monotonic() < self._due[timer.name]:
                 continue
+            activity = f"not run its timer {timer.name}"
+            self.standstill.begin(activity)
             try:
                 self._run_timer(timer.run)
+                self.standstill.succeeded(activity)
             except Exception as error:
                 if is_fatal(error) or isinstance(error, KafkaRefusedError):
                     raise
+                self.standstill.failed(activity, error)
                 log.warning("timer_retry", timer=timer.name, exc_info=None if self._transient(error) else error)
                 self._recover(error)
             self._due[timer.name] = time.monotonic() + timer.every_seconds

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx
 import psutil
@@ -321,3 +322,33 @@ def test_it_says_when_it_cannot_listen(start: Start) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(AssertionError, match="cannot_listen"):
             start(port)
+
+
+def test_each_of_two_gateways_on_one_port_has_its_own_pages(start: Start) -> None:
+    """On the shared port any of the two answers, so that a counter would jump back."""
+    pages = [free_port(), free_port()]
+    first = start(METRICS_PORT=str(pages[0]))
+    second = start(first.port, METRICS_PORT=str(pages[1]))
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(httpx.Client(base_url=first.client.base_url)).get("/docs")
+
+        def answered(page: int) -> float:
+            text = httpx.get(f"http://127.0.0.1:{page}/metrics", trust_env=False).text
+            lines = [line for line in text.splitlines() if 'route="GET /docs",status="200"' in line]
+            return float(lines[0].split()[-1]) if lines else 0.0
+
+        assert sum(map(answered, pages)) == 20
+        assert [answered(page) for page in pages * 3] == [answered(page) for page in pages] * 3
+        for page in pages:
+            for path in ("/livez", "/readyz"):
+                assert httpx.get(f"http://127.0.0.1:{page}{path}", trust_env=False).text == "ok\n"
+    assert second.stop() == 0
+
+
+def test_the_page_of_a_stopped_database_says_not_ready_and_alive(start: Start) -> None:
+    page = free_port()
+    start(METRICS_PORT=str(page), POSTGRES_URL="postgresql://app@127.0.0.1:9/orders")
+    assert httpx.get(f"http://127.0.0.1:{page}/livez", trust_env=False).status_code == 200
+    answer = httpx.get(f"http://127.0.0.1:{page}/readyz", trust_env=False)
+    assert (answer.status_code, answer.text) == (503, "Postgres does not answer, or is not migrated.\n")

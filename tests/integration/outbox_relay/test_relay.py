@@ -13,11 +13,13 @@ from orderstream.kafka import client
 from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import encode
 from orderstream.outbox_relay import relay
+from orderstream.outbox_relay.relay import SERVICE, Relay
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import SQL, OutboxRow, append
 from orderstream.settings import Settings
 from orderstream.stack.parts import Part, Parts
 from orderstream.telemetry.starting import start
+from orderstream.worker import standstill
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
 from tests.samples import AT, order_updated
@@ -210,3 +212,29 @@ def test_a_lost_connection_is_opened_again_and_listens(settings: Settings, conne
         for number in range(1, 4):
             _append(connection, _events(1))
             tap.count(number, limit_seconds=3)
+
+
+def test_a_relay_that_publishes_nothing_says_so_until_it_does_again(
+    settings: Settings, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standstill, "STANDSTILL_SECONDS", 0.5)
+    database = postgres_url.rpartition("/")[2]
+    _append(connection, _events(3))
+    connection.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on".encode())
+    loop = Relay(settings, start(SERVICE, settings), stop := threading.Event())
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        problem = str(wait_until(loop.standstill.problem, 20, "the relay says that it stands still"))
+        assert problem.startswith("has published nothing for ")
+        assert "read-only transaction" in problem
+        connection.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only".encode())
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox-relay'"
+            " AND datname = current_database()"
+        )
+        _wait_empty(connection)
+        wait_until(lambda: loop.standstill.problem() is None, 20, "the relay is well again")
+    finally:
+        stop.set()
+        thread.join(20)

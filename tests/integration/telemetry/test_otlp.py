@@ -142,3 +142,34 @@ def test_a_collector_that_comes_back_gets_the_spans_since() -> None:
             lambda spans: any(span.name == "GET /orders/{id}" for span in spans), 10, "the retry and the next batch"
         )
         tracer.shutdown()
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_collector_on_this_machine_is_asked_without_a_proxy(
+    answering: Collector, variable: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    tracer = tracing_to(answering.endpoint.replace("127.0.0.1", host), "api-gateway")
+    tracer.server("GET /orders", CLIENT).end()
+    tracer.shutdown()
+    assert [span.name for span in answering.spans] == ["GET /orders"]
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [
+        ("http://127.0.0.1:4318", True),
+        ("http://127.8.9.1:4318", True),
+        ("http://[::1]:4318", True),
+        ("http://LocalHost:4318", True),
+        ("http://otel.localhost", True),
+        ("http://10.0.0.1:4318", False),
+        ("https://localhost.example", False),
+        ("https://127.0.0.1.example", False),
+    ],
+)
+def test_which_addresses_are_this_machine(url: str, loopback: bool) -> None:
+    assert otlp.is_loopback(url) is loopback

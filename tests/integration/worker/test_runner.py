@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,7 +16,7 @@ from orderstream.kafka.envelope import Received
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
-from orderstream.worker import progress, runner
+from orderstream.worker import progress, runner, standstill
 from orderstream.worker.dead_letters import MIN_FAILURES, TooManyFailuresError
 from orderstream.worker.handler import Decision, Rejected, Timer
 from tests.contracts import assert_dead_letter_headers
@@ -480,3 +481,38 @@ def test_a_consumer_that_takes_nothing_is_replaced(
         publish_events(settings.kafka_brokers, authorized(20))
         _wait_caught_up(settings, group)
         assert loop.runner._consumer is replaced
+
+
+def test_a_worker_whose_batch_and_timers_fail_says_so_until_they_succeed(
+    settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standstill, "STANDSTILL_SECONDS", 0.5)
+    database = settings.postgres_url.rpartition("/")[2]
+    monkeypatch.setattr(runner, "BACKOFF_MAX_SECONDS", 0.2)
+    with psycopg.connect(settings.postgres_url, autocommit=True) as operator:
+        operator.execute("CREATE TABLE seen (id TEXT)")
+
+        class Writer(Recorder):
+            """Writes, as every worker does."""
+
+            def decide(self, connection: Any, batch: Any, prepared: Any) -> Any:
+                connection.execute("INSERT INTO seen VALUES ('one')")
+                return super().decide(connection, batch, prepared)
+
+        with running(Writer(group), settings) as loop:
+            operator.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on".encode())
+            operator.execute(_END_SESSIONS, [group])
+            publish_events(settings.kafka_brokers, authorized(1))
+            problem = str(wait_until(loop.runner.standstill.problem, 20, "the worker says that it stands still"))
+            assert problem.startswith("has finished no batch for ")
+            assert "read-only transaction" in problem
+            operator.execute("SET default_transaction_read_only = off")
+            operator.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only".encode())
+            operator.execute(_END_SESSIONS, [group])
+            wait_until(lambda: loop.runner.standstill.problem() is None, 20, "the worker is well again")
+
+
+_END_SESSIONS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE application_name = %s AND datname = current_database()"
+)

@@ -1,5 +1,6 @@
 """docker-compose.yml fits the Compose specification, every name in it leads somewhere, and it starts what there is."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from orderstream.cli import main
 from orderstream.settings import SERVICES, Settings, load
 from orderstream.stack.state import checkout
+from orderstream.worker.pages import serve_pages
 from tests.compose import FILE, JOBS, OURS, VARIABLE, compose, services
 
 THEIRS = sorted(set(services()) - set(OURS))
@@ -63,9 +65,29 @@ def test_every_variable_is_a_setting_and_all_of_them_load(name: str, monkeypatch
     settings = load()
     assert settings.host == "0.0.0.0"
     assert (settings.payment_success_rate, settings.payment_throw_rate) == (1.0, 0.5)
-    port = settings.port if name == "api-gateway" else settings.metrics_port
     if name in SERVICES:
-        assert f"'http://127.0.0.1:{port}/readyz'" in services()[name]["healthcheck"]["test"][-1]
+        check = services()[name]["healthcheck"]["test"][-1]
+        assert f"'127.0.0.1', {settings.metrics_port}" in check
+        assert "'/readyz'" in check
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_check_asks_the_process_and_no_proxy(status: int) -> None:
+    ready = None if status == 200 else "starting"
+    pages = serve_pages("127.0.0.1", 0, lambda: None, lambda: ready)
+    try:
+        check = services()["order-service"]["healthcheck"]["test"]
+        script = check[-1].replace("9100", str(pages.server_port))
+        proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+        done = subprocess.run([sys.executable, *check[2:-1], script], env={**os.environ, **proxies}, check=False)
+        assert (done.returncode == 0) == (status == 200)
+    finally:
+        pages.shutdown()
+        pages.server_close()
+
+
+def test_no_page_without_a_password_can_write_records() -> None:
+    assert services()["kafka-ui"]["environment"]["KAFKA_CLUSTERS_0_READONLY"] == "true"
 
 
 PORTS = {"postgres": 5432, "valkey": 6379, "kafka": 9092, "jaeger": 4318}

@@ -61,12 +61,13 @@ def test_replicas_have_names_and_pages_of_their_own(state: StateDir) -> None:
     assert not [one for one in made.services if one.name == "order-service"]
 
 
-def test_replicas_of_the_gateway_share_the_port(state: StateDir) -> None:
+def test_replicas_of_the_gateway_share_the_port_and_have_pages_of_their_own(state: StateDir) -> None:
     made = plan.plan(given(replicas_api_gateway=2, port=3456), state, {})
-    urls = [
-        one.health_url for one in made.services if isinstance(one, OrderStreamService) and one.service == "api-gateway"
-    ]
-    assert urls == ["http://127.0.0.1:3456/readyz"] * 2
+    gateways = [one for one in made.services if isinstance(one, OrderStreamService) and one.service == "api-gateway"]
+    assert [one.settings_env["PORT"] for one in gateways] == ["3456", "3456"]
+    ports = [one.settings_env["METRICS_PORT"] for one in gateways]
+    assert len(set(ports)) == 2
+    assert [one.health_url for one in gateways] == [f"http://127.0.0.1:{port}/readyz" for port in ports]
 
 
 def test_a_service_is_told_where_everything_is(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:

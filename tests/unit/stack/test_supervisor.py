@@ -1,11 +1,14 @@
 """The supervisor: what dies is restarted, what keeps dying ends the stack, and stopping has an order."""
 
+import dataclasses
 import errno
 import io
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from orderstream.stack.state import StateDir
 from orderstream.stack.stopping import Stop
 from orderstream.stack.supervisor import GaveUpError, Supervisor
 from orderstream.stack.terminal import Terminal
+from orderstream.worker.pages import serve_pages
 from tests.unit.stack.conftest import SLEEPER, python
 from tests.waiting import wait_until
 
@@ -229,3 +233,55 @@ def test_a_log_that_cannot_be_cut_ends_nothing(bench: Bench, monkeypatch: pytest
     bench.stop.requested.set()
     watching.join(10)
     assert bench.outcome == [None]
+
+
+def test_a_stopped_process_is_killed_and_started_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LIVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor, "LIVE_LIMIT_SECONDS", 0.2)
+    bench.up(Small("store", wave=2), Small("worker"))
+    bench.watch()
+    first, other = bench.pid("store"), bench.pid("worker")
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    wait_until(lambda: "store is back" in bench.said.getvalue(), 10, "the stopped process is replaced")
+    assert "store is not alive (stopped by a signal for 0 s): killing it" in bench.said.getvalue()
+    assert "Restarting store (1 of 2 a minute)" in bench.said.getvalue()
+    assert bench.pid("store") not in {first, None}
+    assert bench.pid("worker") == other
+
+
+@pytest.mark.parametrize("answers", ["503", "nothing"])
+def test_a_service_whose_livez_fails_is_killed_and_started_again(
+    bench: Bench, answers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LIVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor, "LIVE_LIMIT_SECONDS", 0.2)
+    with ExitStack() as stack:
+        if answers == "503":
+            pages = serve_pages("127.0.0.1", 0, lambda: "stuck", lambda: None)
+            stack.callback(pages.server_close)
+            stack.callback(pages.shutdown)
+            port = pages.server_port
+        else:
+            port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        worker = Small("worker")
+        worker._command = dataclasses.replace(worker.command(), health_url=f"http://127.0.0.1:{port}/readyz")
+        bench.up(worker)
+        bench.watch()
+        wait_until(lambda: "Restarting worker" in bench.said.getvalue(), 20, "the service is replaced")
+    said = bench.said.getvalue()
+    assert f"worker is not alive (/livez: {'stuck' if answers == '503' else 'no answer'} for" in said
+
+
+def test_a_short_silence_and_another_process_of_the_name_begin_again() -> None:
+    now = [0.0]
+    silence = supervisor.Silence(lambda: now[0])
+    assert silence.longer_than("a", 1, "no answer", 30) == 0
+    now[0] = 29
+    assert silence.longer_than("a", 1, "no answer", 30) == 0
+    now[0] = 31
+    assert silence.longer_than("a", 1, "no answer", 30) == 31
+    assert silence.longer_than("a", 2, "no answer", 30) == 0
+    assert silence.longer_than("a", 2, None, 30) == 0
+    now[0] = 90
+    assert silence.longer_than("a", 2, "no answer", 30) == 0

@@ -7,6 +7,7 @@ import pytest
 
 from orderstream.settings import Settings
 from orderstream.worker.process import _serve_pages
+from orderstream.worker.standstill import Standstill
 
 
 class Idle:
@@ -16,6 +17,7 @@ class Idle:
 
     def __init__(self) -> None:
         self.beat = time.monotonic()
+        self.standstill = Standstill()
 
     def run(self) -> None:
         """Nothing."""

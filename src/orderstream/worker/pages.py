@@ -1,0 +1,54 @@
+"""The pages of one process, /livez, /readyz and /metrics, served from a thread of their own on METRICS_PORT.
+
+Each process has its own. Replicas of the gateway share the port of the API: a counter would jump back whenever another
+replica answers.
+"""
+
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from orderstream.telemetry import metrics
+
+Problem = Callable[[], str | None]
+"""Says in a line what is wrong, or returns None."""
+
+
+def serve_pages(host: str, port: int, live: Problem, ready: Problem) -> ThreadingHTTPServer:
+    """Serve the pages; 503 with the problem where there is one. Raises OSError when the port is taken."""
+
+    class Pages(BaseHTTPRequestHandler):
+        timeout = 5
+
+        def do_GET(self) -> None:
+            match self.path:
+                case "/livez":
+                    self._state(live())
+                case "/readyz":
+                    self._state(live() or ready())
+                case "/metrics":
+                    self._answer(200, metrics.exposition(), metrics.CONTENT_TYPE)
+                case _:
+                    self._answer(404, b"not found\n")
+
+        def _state(self, problem: str | None) -> None:
+            self._answer(200 if problem is None else 503, f"{problem or 'ok'}\n".encode())
+
+        def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
+            del format, args
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        daemon_threads = True
+
+    server = Server((host, port), Pages)
+    threading.Thread(target=server.serve_forever, name="pages", daemon=True).start()
+    return server

@@ -1,0 +1,72 @@
+"""What `orderstream status` says of orders that do not move, on real stores, and while a store hangs."""
+
+from uuid import uuid4
+
+import pytest
+
+from orderstream.postgres.connect import Connection
+from orderstream.settings import Settings
+from orderstream.stack import progress
+from orderstream.stack.parts import Parts
+from orderstream.stack.progress import Waiting, in_words
+from tests.topics import publish
+
+STILL = [
+    ("outbox", "outbox-relay is behind: 310 events wait to be published, the oldest for 42 s", (310, 42.0)),
+    ("open", "an order has been open for 3 min; most settle within a second", (1_000, 190.0)),
+    ("aborted", "an abort has not been compensated for 2 h: payment or stock has not answered", (7, 7_300.0)),
+]
+
+
+@pytest.mark.parametrize(("which", "words", "waiting"), STILL)
+def test_what_waits_too_long_is_said_in_words(which: str, words: str, waiting: tuple[int, float]) -> None:
+    none, late = Waiting(0, None), Waiting(*waiting)
+    lines = in_words(*(late if name == which else none for name, _, _ in STILL))
+    assert [line.strip() for line in lines if line.startswith(" ")] == [words]
+
+
+def test_nothing_is_said_of_what_moves() -> None:
+    assert [line.split()[-2:] for line in in_words(Waiting(0, None), Waiting(0, None), Waiting(0, None))] == [
+        ["0", "events"],
+        ["0", "orders"],
+        ["aborted", "orders"],
+    ]
+    assert not [line for line in in_words(*[Waiting(3, 1.0)] * 3) if line.startswith(" ")]
+
+
+def test_the_figures_come_from_the_stores(settings: Settings, connection: Connection) -> None:
+    behind = progress.report(settings)
+    order_id = str(uuid4())
+    connection.execute(
+        "INSERT INTO outbox (topic, order_id, event_id, value, created_at)"
+        " SELECT 'order.created.v1', %s, gen_random_uuid(), '{}', now() - interval '42 seconds'"
+        " FROM generate_series(1, 310)",
+        [order_id],
+    )
+    publish(settings.kafka_brokers, [("order.created.v1", order_id.encode(), b"{}")])
+    lines = progress.report(settings)
+    assert "outbox               310 events, the oldest for 42 s" in lines
+    assert "  outbox-relay is behind: 310 events wait to be published, the oldest for 42 s" in lines
+    assert "open orders          0 orders" in lines
+
+    def lag(report: list[str]) -> int:
+        line = next(line for line in report if line.startswith("payment-worker "))
+        assert line.endswith("dead letters")
+        return int(line.split()[1])
+
+    assert lag(lines) == lag(behind) + 1
+
+
+@pytest.mark.parametrize("store", ["postgres", "kafka"])
+def test_a_store_that_hangs_costs_a_bounded_time(
+    parts: Parts, settings: Settings, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "ANSWER_SECONDS", 2.0)
+    name = {"postgres": "PostgreSQL", "kafka": "Kafka"}[store]
+    part = getattr(parts, store)
+    part.pause()
+    try:
+        lines = progress.report(settings)
+    finally:
+        part.resume()
+    assert [line for line in lines if line.startswith((f"{name} has not answered", f"{name} refuses"))]
