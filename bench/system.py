@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orderstream.settings import Settings
+from orderstream.stack.located import locations
 from orderstream.stack.passwords import read
 from orderstream.stack.postgres import superuser_url
 from orderstream.stack.state import ChildRecord, Run, StateDir, checkout
-from orderstream.stack.up import locations
 
 PROGRAM = str(Path(sys.executable).with_name("orderstream"))
 LIMIT_SECONDS = 300

@@ -47,19 +47,11 @@ def _settings() -> "Settings":
 def _located() -> "Settings":
     """The settings, with the addresses of this checkout's running stack where none were given."""
     settings = _settings()
-    fields = {"postgres_url", "redis_url", "kafka_brokers"} - settings.model_fields_set
-    if not fields:
+    if {"postgres_url", "redis_url", "kafka_brokers"} <= settings.model_fields_set:
         return settings
-    from orderstream.stack.state import default_state_dir
+    from orderstream.stack.located import located
 
-    run = default_state_dir(settings.orderstream_state).running()
-    if run is None or not run.urls:
-        return settings
-    from orderstream.stack.up import locations
-
-    if "kafka_brokers" in fields:
-        fields.add("kafka_options")
-    return settings.model_copy(update={name: value for name, value in locations(run.urls).items() if name in fields})
+    return located(settings)
 
 
 def _state() -> "StateDir":
@@ -114,8 +106,6 @@ def up(detach: bool) -> None:
     from orderstream.stack.stopping import Stop
     from orderstream.stack.terminal import Terminal
 
-    # What it writes holds passwords and orders.
-    os.umask(0o077)
     terminal = Terminal()
     stop = Stop(terminal)
     settings, state = _settings(), _state()
@@ -124,6 +114,8 @@ def up(detach: bool) -> None:
             from orderstream.kafka.client import check_options
 
             check_options(settings)
+        # What it writes from here on holds passwords and orders.
+        os.umask(0o077)
         if detach and state.running() is None:
             from orderstream.stack.control import start_detached
 

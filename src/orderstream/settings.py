@@ -143,16 +143,19 @@ class Settings(BaseSettings):
         0, ge=0, le=65_535, description="Port of /livez, /readyz and /metrics of one process; 0 takes a free one."
     )
     postgres_url: Annotated[str, AfterValidator(_postgres)] = Field(
-        _POSTGRES_URL, description="PostgreSQL; any libpq connection string."
+        _POSTGRES_URL, repr=False, description="PostgreSQL; any libpq connection string."
     )
     redis_url: Annotated[str, AfterValidator(_redis)] = Field(
-        "redis://127.0.0.1:6379/0", description="Redis or Valkey; begins with redis://, rediss:// or unix://."
+        "redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Redis or Valkey; begins with redis://, rediss:// or unix://.",
     )
     kafka_brokers: Annotated[str, AfterValidator(_brokers)] = Field(
         "127.0.0.1:9092", description="Kafka bootstrap servers: host:port pairs separated by commas."
     )
     kafka_options: Annotated[dict[str, str], NoDecode, BeforeValidator(_options)] = Field(
         default_factory=dict,
+        repr=False,
         description="Further librdkafka options: name=value pairs separated by commas, or a JSON object of strings.",
     )
     kafka_topic_prefix: str = Field(

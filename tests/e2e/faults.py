@@ -15,10 +15,10 @@ from soak.faults import empty
 
 from orderstream.audit.check import audit, table
 from orderstream.settings import SERVICES, Settings
+from orderstream.stack.located import locations
 from orderstream.stack.place import place
 from orderstream.stack.process import birth, signal_family
 from orderstream.stack.services import healthy
-from orderstream.stack.up import locations
 from tests.e2e.stack import Stack, Up, stack
 from tests.waiting import wait_until
 

@@ -311,3 +311,14 @@ def _reads_environment(source: Path) -> bool:
 
 def test_nobody_else_asks_the_environment_for_a_setting() -> None:
     assert [str(path) for path in SOURCES.rglob("*.py") if _reads_environment(path)] == []
+
+
+def test_no_password_is_in_what_a_traceback_may_show() -> None:
+    settings = Settings.model_validate(
+        {
+            "postgres_url": "postgresql://app:s3cret@db/orders",
+            "redis_url": "redis://:s3cret@cache:6379/0",
+            "kafka_options": {"sasl.password": "s3cret"},
+        }
+    )
+    assert "s3cret" not in f"{settings!r} {settings}"

@@ -58,7 +58,7 @@ def _orders(settings: Settings) -> list[str]:
         connection.execute(f"SET statement_timeout = '{_STATEMENT_SECONDS}s'".encode())
         row = connection.execute(SQL["progress"]).fetchone()
     assert row is not None
-    return in_words(Waiting(*row[:2]), Waiting(*row[2:4]), Waiting(*row[4:]))
+    return in_words(*(Waiting(*row[place : place + 2]) for place in range(0, len(row), 2)))
 
 
 class Waiting(Struct, frozen=True):
@@ -83,12 +83,13 @@ class Waiting(Struct, frozen=True):
         return _age(self.oldest_seconds) if self.oldest_seconds is not None and self.oldest_seconds > seconds else None
 
 
-def in_words(outbox: Waiting, unfinished: Waiting, aborted: Waiting) -> list[str]:
+def in_words(outbox: Waiting, unfinished: Waiting, aborted: Waiting, refused: Waiting) -> list[str]:
     """Say what waits in Postgres, and after it what waits too long."""
     lines = [
         f"{'outbox':<20} {outbox.text('events')}",
         f"{'open orders':<20} {unfinished.text('orders')}",
         f"{'uncompensated':<20} {aborted.text('aborted orders')}",
+        f"{'refused by Kafka':<20} {refused.text('records')}",
     ]
     if age := outbox.late(OUTBOX_LATE_SECONDS):
         lines.append(f"  outbox-relay is behind: {outbox.count} events wait to be published, the oldest for {age}")
@@ -110,8 +111,9 @@ def _lag(settings: Settings) -> list[str]:
     known = client.list_topics(timeout=ANSWER_SECONDS).topics
     lines = []
     for handler in (PaymentHandler, InventoryHandler, OrderHandler):
-        lag = _behind(client, handler.group, _partitions(known, handler.topics))
-        letters = _partitions(known, (dead_letter_topic(handler.group),))
+        prefix = settings.kafka_topic_prefix
+        lag = _behind(client, prefix + handler.group, _partitions(known, [prefix + one for one in handler.topics]))
+        letters = _partitions(known, [prefix + dead_letter_topic(handler.group)])
         dead = sum(_ends(client, letters).values()) - sum(_ends(client, letters, earliest=True).values())
         lines.append(f"{handler.group:<20} {lag} records behind, {dead} dead letters")
     return lines

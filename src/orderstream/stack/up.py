@@ -1,15 +1,14 @@
 """`orderstream up`: start everything side by side, say where it is, keep it alive, and stop it in order."""
 
 import contextlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from orderstream.settings import Settings
 from orderstream.stack import kafka, place, ports, steps
 from orderstream.stack.banner import banner
 from orderstream.stack.jars import FetchError
+from orderstream.stack.located import locations
 from orderstream.stack.passwords import read_or_make
 from orderstream.stack.place import PlaceError
 from orderstream.stack.plan import SCHEMA, TOPICS, Plan, given, plan
@@ -139,12 +138,6 @@ def _steps(settings: Settings, todo: Plan, supervisor: Supervisor) -> list[steps
         steps.Step(TOPICS, ("kafka",), lambda report: prepare_topics(located, report)),
         *map(start, todo.services),
     ]
-
-
-def locations(urls: Mapping[str, str]) -> dict[str, Any]:
-    """The settings that lead to the parts at `urls`."""
-    fields: dict[str, Any] = {name: urls[name.upper()] for name in ("postgres_url", "redis_url", "kafka_brokers")}
-    return {**fields, "kafka_options": json.loads(urls.get("KAFKA_OPTIONS", "{}"))}
 
 
 def prepare_schema(settings: Settings, report: Callable[[str], None]) -> None:

@@ -21,17 +21,19 @@ STILL = [
 @pytest.mark.parametrize(("which", "words", "waiting"), STILL)
 def test_what_waits_too_long_is_said_in_words(which: str, words: str, waiting: tuple[int, float]) -> None:
     none, late = Waiting(0, None), Waiting(*waiting)
-    lines = in_words(*(late if name == which else none for name, _, _ in STILL))
+    outbox, unfinished, aborted = (late if name == which else none for name, _, _ in STILL)
+    lines = in_words(outbox, unfinished, aborted, none)
     assert [line.strip() for line in lines if line.startswith(" ")] == [words]
 
 
 def test_nothing_is_said_of_what_moves() -> None:
-    assert [line.split()[-2:] for line in in_words(Waiting(0, None), Waiting(0, None), Waiting(0, None))] == [
+    assert [line.split()[-2:] for line in in_words(*[Waiting(0, None)] * 4)] == [
         ["0", "events"],
         ["0", "orders"],
         ["aborted", "orders"],
+        ["0", "records"],
     ]
-    assert not [line for line in in_words(*[Waiting(3, 1.0)] * 3) if line.startswith(" ")]
+    assert not [line for line in in_words(*[Waiting(3, 1.0)] * 4) if line.startswith(" ")]
 
 
 def test_the_figures_come_from_the_stores(settings: Settings, connection: Connection) -> None:
@@ -39,14 +41,14 @@ def test_the_figures_come_from_the_stores(settings: Settings, connection: Connec
     order_id = str(uuid4())
     connection.execute(
         "INSERT INTO outbox (topic, order_id, event_id, value, created_at)"
-        " SELECT 'order.created.v1', %s, gen_random_uuid(), '{}', now() - interval '42 seconds'"
+        " SELECT 'order.created.v1', %s, gen_random_uuid(), '{}', now() - interval '10 minutes'"
         " FROM generate_series(1, 310)",
         [order_id],
     )
     publish(settings.kafka_brokers, [("order.created.v1", order_id.encode(), b"{}")])
     lines = progress.report(settings)
-    assert "outbox               310 events, the oldest for 42 s" in lines
-    assert "  outbox-relay is behind: 310 events wait to be published, the oldest for 42 s" in lines
+    assert "outbox               310 events, the oldest for 10 min" in lines
+    assert "  outbox-relay is behind: 310 events wait to be published, the oldest for 10 min" in lines
     assert "open orders          0 orders" in lines
 
     def lag(report: list[str]) -> int:

@@ -49,7 +49,8 @@ def test_what_an_earlier_version_left_readable_is_closed_at_the_next_start(state
 
 
 def test_a_directory_that_holds_other_things_keeps_its_mode(tmp_path: Path) -> None:
-    (tmp_path / "of-the-user").mkdir(mode=0o755)
+    (tmp_path / "of-the-user").mkdir()
+    (tmp_path / "of-the-user").chmod(0o755)
     tmp_path.chmod(0o755)
     with StateDir(tmp_path).lock():
         pass
