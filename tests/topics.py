@@ -57,8 +57,16 @@ def _client(brokers: str, group: str) -> Consumer:
 
 
 def _partitions(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:
-    known = AdminClient({"bootstrap.servers": brokers, "log_level": 0}).list_topics(timeout=_TIMEOUT_SECONDS).topics
-    return [TopicPartition(name, number) for name in topics for number in known[name].partitions]
+    """Return every partition of these topics; one that was just made may not be known for a moment."""
+    admin, names = AdminClient({"bootstrap.servers": brokers, "log_level": 0}), list(topics)
+
+    def ask() -> list[TopicPartition]:
+        known = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
+        if not known.keys() >= set(names):
+            return []
+        return [TopicPartition(name, number) for name in names for number in known[name].partitions]
+
+    return wait_until(ask, _TIMEOUT_SECONDS, f"the topics {', '.join(names)} are known")
 
 
 def _ends(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:

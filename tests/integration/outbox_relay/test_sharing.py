@@ -1,0 +1,35 @@
+"""Several relays on one outbox: none waits for what another holds, and what the other gives back is published (P1)."""
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from orderstream.domain.events import Event, Payload, topic
+from orderstream.postgres.connect import Connection, connect
+from orderstream.postgres.outbox import OutboxRow, append
+from orderstream.settings import Settings
+from tests.integration.decisions.orders import created
+from tests.integration.outbox_relay.running import running
+from tests.topics import Letter, Tap
+
+CREATED = topic("order.created")
+
+
+def _ids(letters: Sequence[Letter]) -> set[object]:
+    return {letter.event().id for letter in letters}
+
+
+def test_what_another_relay_holds_is_passed_by_and_published_when_it_is_given_back(
+    settings: Settings, connection: Connection, postgres_url: str
+) -> None:
+    held, *free = [created(str(uuid4())) for _ in range(3)]
+    events: list[Event[Payload]] = [held, *free]
+    with connection.transaction():
+        append(connection, [OutboxRow(event) for event in events])
+    with Tap(settings.kafka_brokers, [CREATED]) as tap, connect(postgres_url, "another") as another:
+        with another.transaction():
+            another.execute("SELECT FROM outbox WHERE order_id = %s FOR UPDATE", (held.correlation_id,))
+            with running(settings):
+                tap.until(lambda seen: _ids(seen) == {one.id for one in free}, 4, "what is free is published")
+        with running(settings):
+            tap.until(lambda seen: _ids(seen) == {one.id for one in events}, 30, "what was held is published")
+    assert connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
