@@ -1,0 +1,166 @@
+"""The gateway's session finds the host that takes writes. Readiness never flaps for a connection that rested."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from orderstream.api_gateway.app import READY_BUDGET_SECONDS
+from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.api_gateway.session import Session
+from orderstream.postgres.connect import Connection
+from tests.integration.api_gateway.conftest import Start, free_port
+from tests.integration.postgres.test_session import read_only
+from tests.waiting import wait_until
+
+_PID = "SELECT pg_backend_pid()"
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port where connections are taken and nothing is said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def behind(postgres_url: str, *ports: int) -> str:
+    """Return the URL with hosts before its own, one for each port."""
+    own = conninfo_to_dict(postgres_url)
+    return make_conninfo(
+        postgres_url,
+        host=",".join(["127.0.0.1"] * len(ports) + [str(own["host"])]),
+        port=",".join(map(str, [*ports, own["port"]])),
+    )
+
+
+def run(url: str, scenario: Callable[[Session], Awaitable[None]], budget_seconds: float = READY_BUDGET_SECONDS) -> None:
+    """Run a scenario with a session."""
+
+    async def main() -> None:
+        async with Session(url, "test", budget_seconds) as session:
+            await scenario(session)
+
+    asyncio.run(main())
+
+
+async def pid(session: Session) -> int:
+    (row,) = await session.check(_PID, {})
+    return int(row[0])
+
+
+def test_every_host_has_its_share_of_the_time(postgres_url: str, silent_port: int) -> None:
+    async def scenario(session: Session) -> None:
+        assert await pid(session)
+
+    run(behind(postgres_url, silent_port), scenario)
+    run(behind(postgres_url, free_port(), silent_port), scenario)
+
+
+def test_every_address_of_a_name_has_its_share(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One name, two addresses, and the first says nothing."""
+    given = conninfo_to_dict(postgres_url)
+    port = int(str(given["port"]))
+    with socket.create_server(("127.0.0.2", port)):
+        resolved = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")
+        ]
+
+        async def scenario(session: Session) -> None:
+            async def addresses(*_arguments: object, **_options: object) -> list[object]:
+                return list(resolved)
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+            assert await pid(session)
+
+        run(make_conninfo(postgres_url, host="db.example"), scenario)
+
+
+def test_a_host_without_writes_is_passed_by(postgres_url: str, connection: Connection) -> None:
+    """While no host takes writes there is no session; later there is."""
+
+    async def scenario(session: Session) -> None:
+        with read_only(postgres_url), pytest.raises(TryAgainError) as refused:
+            await pid(session)
+        assert "read-only" in str(refused.value.__cause__)
+        assert await pid(session)
+
+    run(postgres_url, scenario)
+
+
+def test_an_old_session_without_writes_is_closed(postgres_url: str) -> None:
+    async def write(session: Session) -> None:
+        async with session.transaction() as tx:
+            await tx.execute("SET TRANSACTION READ ONLY")
+            await tx.execute("DELETE FROM orders")
+
+    async def scenario(session: Session) -> None:
+        before = await pid(session)
+        with pytest.raises(TryAgainError):
+            await write(session)
+        assert await pid(session) != before
+
+    run(postgres_url, scenario)
+
+
+@pytest.mark.parametrize("state", ["ZZ123", "XX000", "26000", "42P05", "08P01", "0A000", "25P02"])
+def test_an_error_of_the_session_is_no_refusal(postgres_url: str, state: str) -> None:
+    async def scenario(session: Session) -> None:
+        before = await pid(session)
+        with pytest.raises(TryAgainError):
+            await session.execute(f"DO $$ BEGIN RAISE SQLSTATE '{state}'; END $$", {})
+        assert await pid(session) != before
+
+    run(postgres_url, scenario)
+
+
+def test_a_check_goes_on_when_its_resting_connection_was_closed(postgres_url: str, connection: Connection) -> None:
+    async def scenario(session: Session) -> None:
+        for _ in range(3):
+            before = await pid(session)
+            connection.execute("SELECT pg_terminate_backend(%s, 5000)", (before,))
+            assert await pid(session) != before
+
+    run(postgres_url, scenario)
+
+
+def test_a_check_goes_on_when_its_resting_connection_hangs(postgres_url: str) -> None:
+    async def scenario(session: Session) -> None:
+        before = await pid(session)
+        os.kill(before, signal.SIGSTOP)
+        try:
+            assert await pid(session) != before
+        finally:
+            os.kill(before, signal.SIGCONT)
+
+    run(postgres_url, scenario)
+
+
+def test_readiness_and_the_outbox_s_bound_do_not_flap(start: Start, postgres_url: str, connection: Connection) -> None:
+    gateway = start()
+    wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "it is ready")
+    for _ in range(5):
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        assert gateway.client.get("/readyz").status_code == 200
+    assert "outbox_not_measured" not in gateway.log
+
+
+def test_a_gateway_behind_a_silent_host_is_ready_and_measures(
+    start: Start, postgres_url: str, silent_port: int
+) -> None:
+    gateway = start(POSTGRES_URL=behind(postgres_url, silent_port))
+    wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "it is ready")
+
+
+def test_a_gateway_on_a_server_without_writes_is_not_ready_until_there_are(start: Start, postgres_url: str) -> None:
+    with read_only(postgres_url):
+        gateway = start()
+        assert gateway.client.get("/readyz").status_code == 503
+        assert "read-only" in gateway.log
+    wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "it is ready")
