@@ -1,16 +1,23 @@
 """Looks after orders that nothing happens to: nudges them, ends them at their deadline, repeats aborts (P5).
 
 All it does is to emit an order's own events again, through the outbox: every worker answers a repetition with what it
-had decided, so whatever was lost on the way is healed by that, and nothing happens twice.
+had decided, so whatever was lost on the way is healed by that, and nothing happens twice. An order that merely waits in
+the outbox or in Kafka is left alone (consumed.py), and few dead index entries are read (due.py).
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
-from orderstream.domain.events import OrderCreated, build, order_aborted, order_updated
+from orderstream.domain.events import Item, OrderCreated, build, order_aborted, order_updated
 from orderstream.domain.order import settled, time_out
+from orderstream.order_service.consumed import Consumed
+from orderstream.order_service.due import FLOOR, DueOrders
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import SQL as ORDERS
 from orderstream.postgres.orders import changes, items_of, locked
@@ -23,6 +30,8 @@ SQL = load("orderstream.order_service")
 EVERY_SECONDS = 1.0
 ROWS_PER_RUN = 200
 """Rate cap: so many nudges, and as many repeated aborts, a second, however many orders are stalled."""
+OLDEST_LAG = timedelta(minutes=1)
+"""An abort that commits later than its neighbours is no older than this before them."""
 
 log = logs.get()
 
@@ -36,95 +45,155 @@ class Patience(Struct, frozen=True):
     deadline_nudges: int = 3
 
 
+class Stalled(Struct, frozen=True):
+    """An open order that was due; the columns of `claim_stalled`."""
+
+    order_id: str
+    user_id: str
+    amount: Decimal
+    currency: str
+    created_at: datetime
+    traceparent: str | None
+    tracestate: str | None
+    state: Literal["waiting", "stalled", "overdue"]
+    due_at: datetime
+
+
+class Uncompensated(Struct, frozen=True):
+    """An aborted order that was due; the columns of `claim_uncompensated`."""
+
+    order_id: str
+    traceparent: str | None
+    tracestate: str | None
+    waits: bool
+    due_at: datetime
+
+
+Claim = Callable[[Connection, dict[str, Any]], list[datetime]]
+"""Claims what is due in a range and acts on it, in one transaction; returns the times at which each order was due."""
+
+
 class Watchdog:
     """The timers of the order service."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, consumed: Consumed | None = None) -> None:
+        """Without `consumed` no order ever counts as waiting in Kafka."""
         self._patience = patience
+        self._consumed = consumed
+        self._open = DueOrders(time.monotonic)
+        self._uncompensated = DueOrders(time.monotonic)
+        self._oldest_after = FLOOR
         self.timers: Sequence[Timer] = (
             Timer("nudge", EVERY_SECONDS, self.nudge),
-            Timer("end_overdue", EVERY_SECONDS, self.end_overdue),
             Timer("repeat_aborts", EVERY_SECONDS, self.repeat_aborts),
         )
 
     def nudge(self, connection: Connection) -> bool:
-        """Emit order.created again for orders that are stalled."""
-        patience = self._patience
-        parameters = {
-            "limit": ROWS_PER_RUN,
-            "first_seconds": patience.first_seconds,
-            "longest_seconds": patience.longest_seconds,
-        }
-        with connection.transaction():
-            rows = connection.execute(SQL["claim_stalled"], parameters).fetchall()
-            items = items_of(connection, [order_id for order_id, *_ in rows])
-            append(
-                connection,
-                [
-                    OutboxRow(
-                        build(
-                            OrderCreated(
-                                order_id=order_id,
-                                user_id=user_id,
-                                items=items.get(order_id, ()),
-                                amount=amount,
-                                currency=currency,
-                            ),
-                            created_at,
-                        ),
-                        *carrier,
-                    )
-                    for order_id, user_id, amount, currency, created_at, *carrier in rows
-                ],
-            )
-        if rows:
-            log.warning("stalled_orders_nudged", orders=len(rows), order_id=rows[0][0])
+        """Emit order.created again for orders that are stalled, and fail those that are past their deadline."""
+        self._look(connection, self._open, "any_stalled", self._nudge_or_end)
         return False
-
-    def end_overdue(self, connection: Connection) -> bool:
-        """Fail open orders whose deadline has passed although they were nudged, and have them undone."""
-        patience = self._patience
-        parameters = {
-            "limit": ROWS_PER_RUN,
-            "deadline_seconds": patience.deadline_seconds,
-            "nudges": patience.deadline_nudges,
-        }
-        with connection.transaction():
-            carriers = carriers_of(connection.execute(SQL["claim_overdue"], parameters))
-            if not carriers:
-                return False
-            orders, now = locked(connection.execute(ORDERS["lock_orders"], {"ids": list(carriers)}))
-            ended = [
-                order.moved(time_out(order.state), now, abort=True)
-                for order in orders.values()
-                if now is not None and not settled(order.state.status)
-            ]
-            connection.execute(ORDERS["update_orders"], changes(ended))
-            append(
-                connection,
-                [
-                    OutboxRow(event(order), *carriers[order.order_id])
-                    for order in ended
-                    for event in (order_updated, order_aborted)
-                ],
-            )
-        log.warning("overdue_orders_failed", orders=len(ended), order_id=next(iter(carriers)))
-        return len(carriers) == ROWS_PER_RUN
 
     def repeat_aborts(self, connection: Connection) -> bool:
         """Emit order.aborted again for orders that are not compensated, without end; and measure the oldest."""
-        with connection.transaction():
-            carriers = carriers_of(connection.execute(SQL["claim_uncompensated"], {"limit": ROWS_PER_RUN}))
-            if carriers:
-                orders, _ = locked(connection.execute(ORDERS["lock_orders"], {"ids": list(carriers)}))
-                append(connection, [OutboxRow(order_aborted(one), *carriers[key]) for key, one in orders.items()])
-        if carriers:
-            log.warning("aborts_repeated", orders=len(carriers), order_id=next(iter(carriers)))
-        oldest = connection.execute(SQL["oldest_uncompensated"]).fetchone()
-        metrics.UNCOMPENSATED_OLDEST_SECONDS.set(oldest[0] if oldest else 0)
+        self._look(connection, self._uncompensated, "any_uncompensated", self._repeat_aborts)
+        self._measure(connection)
         return False
 
+    def _look(self, connection: Connection, due: DueOrders, any_due: str, claim: Claim) -> None:
+        """Claim what is due, range by range, at most ROWS_PER_RUN orders; nothing while Kafka does not answer."""
+        row = connection.execute(SQL["now"]).fetchone()
+        assert row is not None
+        now, left = row[0], ROWS_PER_RUN
+        for part in due.ranges(now):
+            started = time.monotonic()
+            times: list[datetime] = []
+            between = {"after": part.after, "upto": part.upto}
+            if self._is_fresh or connection.execute(SQL[any_due], between).fetchone() is not None:
+                if (passed := self._passed(connection, now)) is None:
+                    return
+                times = claim(connection, between | {"passed": passed, "limit": left})
+            is_full = len(times) == left
+            due.looked(part, max(times) if is_full else None, time.monotonic() - started)
+            left -= len(times)
+            if not left:
+                return
 
-def carriers_of(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[str | None, str | None]]:
-    """Turn rows of order id, traceparent and tracestate into the trace contexts by order id."""
-    return {order_id: (traceparent, tracestate) for order_id, traceparent, tracestate in rows}
+    @property
+    def _is_fresh(self) -> bool:
+        return self._consumed is None or self._consumed.is_fresh
+
+    def _passed(self, connection: Connection, now: datetime) -> datetime | None:
+        """Return the time that the workers have passed; None while it is not known."""
+        if self._consumed is None:
+            return now
+        if not self._consumed.is_fresh:
+            self._consumed.refresh(connection)
+        return self._consumed.until
+
+    def _nudge_or_end(self, connection: Connection, parameters: dict[str, Any]) -> list[datetime]:
+        with connection.transaction():
+            rows = connection.execute(SQL["claim_stalled"], parameters | asdict(self._patience))
+            orders = [Stalled(*row) for row in rows]
+            stalled = [order for order in orders if order.state == "stalled"]
+            overdue = {order.order_id: order for order in orders if order.state == "overdue"}
+            items = items_of(connection, [order.order_id for order in stalled])
+            append(connection, [_created(order, items.get(order.order_id, ())) for order in stalled])
+            ended = _end(connection, overdue)
+        if stalled:
+            log.warning("stalled_orders_nudged", orders=len(stalled), order_id=stalled[0].order_id)
+        if ended:
+            log.warning("overdue_orders_failed", orders=ended, order_id=next(iter(overdue)))
+        return [order.due_at for order in orders]
+
+    @staticmethod
+    def _repeat_aborts(connection: Connection, parameters: dict[str, Any]) -> list[datetime]:
+        with connection.transaction():
+            rows = [Uncompensated(*row) for row in connection.execute(SQL["claim_uncompensated"], parameters)]
+            repeated = {order.order_id: order for order in rows if not order.waits}
+            if repeated:
+                orders, _ = locked(connection.execute(ORDERS["lock_orders"], {"ids": sorted(repeated)}))
+                append(
+                    connection,
+                    [
+                        OutboxRow(order_aborted(order), repeated[key].traceparent, repeated[key].tracestate)
+                        for key, order in orders.items()
+                    ],
+                )
+        if repeated:
+            log.warning("aborts_repeated", orders=len(repeated), order_id=next(iter(repeated)))
+        return [order.due_at for order in rows]
+
+    def _measure(self, connection: Connection) -> None:
+        """Show how old the oldest abort is that is not compensated, beginning behind the one that was it before."""
+        row = connection.execute(SQL["oldest_uncompensated"], {"after": self._oldest_after}).fetchone()
+        assert row is not None
+        oldest, now = row
+        metrics.UNCOMPENSATED_OLDEST_SECONDS.set((now - (oldest or now)).total_seconds())
+        self._oldest_after = max(self._oldest_after, (oldest or now) - OLDEST_LAG)
+
+
+def _created(order: Stalled, items: tuple[Item, ...]) -> OutboxRow:
+    payload = OrderCreated(
+        order_id=order.order_id, user_id=order.user_id, items=items, amount=order.amount, currency=order.currency
+    )
+    return OutboxRow(build(payload, order.created_at), order.traceparent, order.tracestate)
+
+
+def _end(connection: Connection, overdue: dict[str, Stalled]) -> int:
+    """Fail these orders, whose rows are locked, and have them undone; return how many were still open."""
+    if not overdue:
+        return 0
+    orders, now = locked(connection.execute(ORDERS["lock_orders"], {"ids": sorted(overdue)}))
+    ended = [
+        order.moved(time_out(order.state), now, abort=True)
+        for order in orders.values()
+        if now is not None and not settled(order.state.status)
+    ]
+    connection.execute(ORDERS["update_orders"], changes(ended))
+    rows = [
+        OutboxRow(event(order), overdue[order.order_id].traceparent, overdue[order.order_id].tracestate)
+        for order in ended
+        for event in (order_updated, order_aborted)
+    ]
+    append(connection, rows)
+    return len(ended)

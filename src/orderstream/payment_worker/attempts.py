@@ -6,7 +6,7 @@ would repeat them.
 
 import random
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import assert_never
 
@@ -37,6 +37,8 @@ from orderstream.telemetry import metrics
 CLAIM_ROWS = 200
 CLAIM_SECONDS = 30.0
 """How long a claimed attempt stays ours; longer than the desk's budget, so that nobody else asks meanwhile."""
+OLDEST_LAG = timedelta(minutes=1)
+"""A void that commits later than its neighbours began no earlier than this before them."""
 
 SQL = load("orderstream.payment_worker")
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -89,6 +91,7 @@ class Attempts:
         self._provider = provider
         self._desk = desk
         self._backoff = backoff
+        self._oldest_voiding_after = datetime.min.replace(tzinfo=UTC)
         self.oldest_seconds = key_lifetime_seconds / 2
         """Age beyond which no order is asked for: the provider might have forgotten its key, and charge again."""
 
@@ -104,11 +107,13 @@ class Attempts:
             self._finish(connection, claims, attempts)
         return len(claims) == CLAIM_ROWS
 
-    @staticmethod
-    def measure(connection: Connection) -> bool:
+    def measure(self, connection: Connection) -> bool:
         """Show how old the oldest payment is that should be voided and is not; there is no more to do."""
-        row = connection.execute(SQL["oldest_voiding"]).fetchone()
-        metrics.VOIDING_OLDEST_SECONDS.set(row[0] if row else 0)
+        row = connection.execute(SQL["oldest_voiding"], {"after": self._oldest_voiding_after}).fetchone()
+        assert row is not None
+        oldest, now = row
+        metrics.VOIDING_OLDEST_SECONDS.set((now - (oldest or now)).total_seconds())
+        self._oldest_voiding_after = max(self._oldest_voiding_after, (oldest or now) - OLDEST_LAG)
         return False
 
     def delay_seconds(self, attempts: int) -> float:
@@ -118,6 +123,8 @@ class Attempts:
     def _call(self, claim: _Claim, timeout_seconds: float) -> Outcome | Voided | NothingToVoid:
         if claim.state == "VOIDING":
             return self._provider.void(claim.order_id, timeout_seconds)
+        if claim.state != "PENDING":
+            return NotAsked()
         if claim.too_old:
             return Unanswered()
         charge = Charge(claim.order_id, claim.amount, claim.currency, claim.created_at)

@@ -60,10 +60,11 @@ RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.cre
     o.created_at < now() - %(oldest_seconds)s * interval '1 second';
 
 -- name: oldest_voiding
--- Seconds since the oldest payment began to be voided that still is not. Index: payments_due.
-SELECT coalesce(extract(epoch FROM now() - min(decided_at)), 0)::float8
-FROM payments
-WHERE state = 'VOIDING' AND next_attempt_at IS NOT NULL;
+-- When the oldest payment that is not voided yet began to be voided, and the database's time. Parameter: time to begin at:
+-- while a snapshot is held, dead entries lie before it. Index: payments_voiding_since.
+SELECT (
+    SELECT decided_at FROM payments WHERE state = 'VOIDING' AND decided_at >= %(after)s ORDER BY decided_at LIMIT 1
+), now();
 
 -- name: finish_attempts
 -- Records what attempts came to, each only if its payment is still in the state that the attempt began with.

@@ -115,7 +115,7 @@ def test_an_overdue_order_fails_and_is_undone(watchdog: Watchdog, connection: Co
         "UPDATE orders SET status = %s, payment = %s, nudges = 3, created_at = now() - interval '16 min'",
         (status, payment),
     )
-    watchdog.end_overdue(connection)
+    watchdog.nudge(connection)
     updated, aborted = _outbox(connection)
     assert (updated["type"], aborted["type"]) == ("order.updated", "order.aborted")
     assert updated["payload"]["status"] == "FAILED"
@@ -134,9 +134,9 @@ def test_an_order_is_given_its_time_and_its_nudges(
 ) -> None:
     _stalled(connection)
     connection.execute("UPDATE orders SET nudges = %s, created_at = now() - %s * interval '1 min'", (nudges, minutes))
-    watchdog.end_overdue(connection)
-    assert _outbox(connection) == []
-    assert row(connection, "SELECT status FROM orders") == ("PROCESSING",)
+    watchdog.nudge(connection)
+    assert [event["type"] for event in _outbox(connection)] == ["order.created"]
+    assert row(connection, "SELECT status, nudges FROM orders") == ("PROCESSING", nudges + 1)
 
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])

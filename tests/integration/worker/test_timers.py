@@ -5,6 +5,7 @@ import redis
 
 from orderstream.cache import key
 from orderstream.domain.payment import State
+from orderstream.order_service.consumed import READERS
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from orderstream.telemetry import metrics
@@ -30,7 +31,7 @@ def test_the_order_service_nudges_ends_and_repeats_by_the_clock(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stalled, overdue, aborted = (place(connection) for _ in range(3))
-    connection.execute("UPDATE orders SET next_check_at = now() WHERE id = %s", (stalled,))
+    connection.execute("UPDATE orders SET next_check_at = now() WHERE id = ANY(%s)", ([stalled, overdue],))
     connection.execute("UPDATE orders SET nudges = 3, created_at = now() - interval '16 min' WHERE id = %s", (overdue,))
     connection.execute(
         "UPDATE orders SET status = 'CANCELLED', aborted_at = now() - interval '1 h', next_check_at = now()"
@@ -38,7 +39,8 @@ def test_the_order_service_nudges_ends_and_repeats_by_the_clock(
         (aborted,),
     )
     metrics.UNCOMPENSATED_OLDEST_SECONDS.set(0)
-    begin_here(settings.kafka_brokers, "order-service")
+    for group in READERS:
+        begin_here(settings.kafka_brokers, group)
     with running(wired_handler(monkeypatch, "order-service", settings), settings, ready=False):
         _wait_queued(connection, stalled, "order.created.v1")
         _wait_queued(connection, overdue, "order.updated.v1", "order.aborted.v1")

@@ -1,0 +1,76 @@
+"""Where the watchdog looks for orders that are due, so that it reads few dead index entries (P5).
+
+PostgreSQL cannot remove the index entry of a settled order while another session holds an older snapshot. Millions of
+dead entries then lie at the low end of the watchdog's indexes. `next_check_at` only moves forward, so a claim begins
+behind the times that were looked at a moment ago. A sweep walks down the range below, slice by slice. It finds each
+order that another transaction held or committed late.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+from msgspec import Struct
+
+LAG_SECONDS = 5.0
+"""A claim passes over times that were looked at so long ago. What was held then waits for the sweep."""
+FIRST_SECONDS = 60.0
+"""The first claim looks back so far; the sweep looks further."""
+SWEEP_PAUSE_SECONDS = 10.0
+"""Between two rounds of the sweep."""
+SWEEP_SECONDS = 0.02
+"""After so long the sweep makes way for the next batch."""
+SLICE_SECONDS = 0.01
+"""A slice that takes less doubles the next one, and one that takes more than twice as long halves it."""
+SLICE_FIRST = timedelta(seconds=10)
+SLICE_MIN = timedelta(seconds=1)
+SLICE_MAX = timedelta(days=3_650)
+FLOOR = datetime(2000, 1, 1, tzinfo=UTC)
+"""No order is due before."""
+
+
+class Range(Struct, frozen=True):
+    """The times to look at: later than `after`, at most `upto`."""
+
+    after: datetime
+    upto: datetime
+
+
+class DueOrders:
+    """The watchdog's place in one of its indexes. Times are the database's."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._low: datetime | None = None
+        self._swept: datetime | None = None
+        self._slice = SLICE_FIRST
+        self._sweep_at = clock()
+
+    def ranges(self, now: datetime) -> Iterator[Range]:
+        """Yield the range above what was looked at, then slices of the range below, until SWEEP_SECONDS are over.
+
+        Each range must be given to `looked` before the next one is taken.
+        """
+        low = self._low or now - timedelta(seconds=FIRST_SECONDS)
+        self._low = low
+        yield Range(low, max(low, now))
+        started = self._clock()
+        if started < self._sweep_at:
+            return
+        if self._swept is None:
+            self._swept = low
+        while self._swept > FLOOR and self._clock() - started < SWEEP_SECONDS:
+            yield Range(max(self._swept - self._slice, FLOOR), self._swept)
+        if self._swept <= FLOOR:
+            self._swept = None
+            self._sweep_at = self._clock() + SWEEP_PAUSE_SECONDS
+
+    def looked(self, part: Range, latest: datetime | None, seconds: float) -> None:
+        """Note that a range was looked at. If there may be more in it, `latest` is the latest time that was taken."""
+        if self._swept is None or part.upto > self._swept:
+            self._low = latest or max(part.after, part.upto - timedelta(seconds=LAG_SECONDS))
+        elif latest is None:
+            self._swept = part.after
+            if seconds < SLICE_SECONDS:
+                self._slice = min(2 * self._slice, SLICE_MAX)
+            elif seconds > 2 * SLICE_SECONDS:
+                self._slice = max(self._slice / 2, SLICE_MIN)
