@@ -33,8 +33,13 @@ class Client:
         self._port = port
         self._idle: list[_Connection] = []
 
-    async def send(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
-        """Send a request and return the answer. Raises UnansweredError; nothing is sent again."""
+    async def send(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, stray: bytes = b""
+    ) -> Answer:
+        """Send a request and return the answer. Raises UnansweredError; nothing is sent again.
+
+        `stray` follows the request in the same segment. The connection is not used again then.
+        """
         lines = [f"{method} {path} HTTP/1.1", f"host: {self._host}:{self._port}", f"content-length: {len(body)}"]
         if body:
             lines.append("content-type: application/json")
@@ -42,11 +47,11 @@ class Client:
         request = "\r\n".join([*lines, "", ""]).encode() + body
         try:
             async with asyncio.timeout(LIMIT_SECONDS):
-                return await self._exchange(request)
+                return await self._exchange(request + stray, reuse=not stray)
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             raise UnansweredError(repr(error)) from error
 
-    async def _exchange(self, request: bytes) -> Answer:
+    async def _exchange(self, request: bytes, *, reuse: bool) -> Answer:
         reader, writer = await self._connection()
         kept = False
         try:
@@ -55,7 +60,7 @@ class Client:
             status_line, *fields = head.decode("latin-1").split("\r\n")[:-2]
             headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
             body = await reader.readexactly(int(headers.get("content-length", 0)))
-            kept = headers.get("connection", "").lower() != "close"
+            kept = reuse and headers.get("connection", "").lower() != "close"
         finally:
             if kept:
                 self._idle.append((reader, writer))

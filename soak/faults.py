@@ -1,5 +1,6 @@
 """What a soak does to the system: each fault is one function; a supervisor starts again what dies of it."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import psycopg
+import redis
 from bench.system import System
 from confluent_kafka import KafkaException
 
@@ -22,7 +25,11 @@ from orderstream.stack.process import birth, signal_family
 SESSION_SECONDS = 12
 """Longer than a consumer may be silent before its group goes on without it."""
 HANG_SECONDS = 5
+BACKEND_HANG_SECONDS = 20
+SNAPSHOT_SECONDS = 15
 BACK_SECONDS = 60
+WORKERS = tuple(name for name in SERVICES if name != "api-gateway")
+_WORKER_BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = ANY(%(names)s)"
 _POLL_SECONDS = 0.05
 
 
@@ -71,6 +78,31 @@ class Target:
         self.redis_away.append((began, time.monotonic() + HANG_SECONDS))
 
     @property
+    def postgres_url(self) -> str:
+        """Where Postgres is."""
+        return self._system.urls["POSTGRES_URL"]
+
+    @property
+    def redis_url(self) -> str:
+        """Where Valkey is."""
+        return self._system.urls["REDIS_URL"]
+
+    @property
+    def postgres_data(self) -> Path:
+        """The directory of Postgres' data."""
+        return place(self._system.state).data
+
+    def await_postgres(self, question: str) -> None:
+        """Wait until Postgres answers a question with true. Raises TimeoutError."""
+        deadline = time.monotonic() + BACK_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.postgres_url) as connection:
+                if connection.execute(question.encode()).fetchone() == (True,):
+                    return
+            self._pause.wait(_POLL_SECONDS)
+        raise TimeoutError(f"Postgres does not answer {question!r} with true within {BACK_SECONDS} s")
+
+    @property
     def kafka_data(self) -> Path:
         """The directory of Kafka's data."""
         return place(self._system.state).folder("kafka") / "data"
@@ -113,6 +145,55 @@ def kill_every_service(target: Target) -> None:
 def restart_postgres(target: Target) -> None:
     """Stop it in good order, which ends every connection; it is started again."""
     os.kill(target.pid("postgres"), signal.SIGINT)
+
+
+def fail_over_postgres(target: Target) -> None:
+    """Restart Postgres as a standby, which serves reads and refuses writes, and promote it later."""
+    data = target.postgres_data
+    (data / "standby.signal").touch()
+    os.kill(target.pid("postgres"), signal.SIGINT)
+    target.await_postgres("SELECT pg_is_in_recovery()")
+    target.wait(HANG_SECONDS)
+    (data / "promote").touch()
+    os.kill(target.pid("postgres"), signal.SIGUSR1)
+    target.await_postgres("SELECT NOT pg_is_in_recovery()")
+
+
+def hang_backends(target: Target) -> None:
+    """Stop the server's processes for the workers and relays, for longer than these wait for a statement."""
+    with psycopg.connect(target.postgres_url, autocommit=True) as connection:
+        rows = connection.execute(_WORKER_BACKENDS, {"names": list(WORKERS)}).fetchall()
+    pids = [pid for (pid,) in rows]
+    for pid in pids:
+        _signal_if_alive(pid, signal.SIGSTOP)
+    target.wait(BACKEND_HANG_SECONDS)
+    for pid in pids:
+        _signal_if_alive(pid, signal.SIGCONT)
+
+
+def hold_snapshot(target: Target) -> None:
+    """Hold a snapshot, so that Postgres cannot remove dead rows meanwhile."""
+    with psycopg.connect(target.postgres_url) as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT FROM orders LIMIT 1")
+        target.wait(SNAPSHOT_SECONDS)
+
+
+def refuse_writes_in_valkey(target: Target) -> None:
+    """Have Valkey refuse writes and serve reads, as it does when its memory is full."""
+    client = redis.Redis.from_url(target.redis_url)
+    before = {name: str(client.config_get(name)[name]) for name in ("maxmemory", "maxmemory-policy")}
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", 1)
+    target.wait(HANG_SECONDS)
+    for name, value in before.items():
+        client.config_set(name, value)
+    client.close()
+
+
+def _signal_if_alive(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def kill_valkey(target: Target) -> None:
@@ -173,6 +254,10 @@ ALL: Mapping[str, Callable[[Target], None]] = {
     "Kafka hangs": hang("kafka", HANG_SECONDS),
     "Postgres restarted": restart_postgres,
     "order-service stopped beyond its session": hang("order-service", SESSION_SECONDS),
+    "Postgres becomes read-only, then is promoted": fail_over_postgres,
+    "Valkey refuses writes": refuse_writes_in_valkey,
+    "the backends of the workers hang": hang_backends,
+    "a snapshot is held": hold_snapshot,
     "Postgres hangs": hang("postgres", HANG_SECONDS),
     "SIGTERM to every service": stop_every_service,
     "kill -9 one of every service at once": kill(*SERVICES),

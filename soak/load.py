@@ -19,7 +19,7 @@ CLIENTS_MAX = 3_000
 """Clients at once; an arrival beyond is not made, and counted: the machine cannot offer more."""
 KEY_ATTEMPTS = 60
 RETRY_SECONDS = 0.5
-KINDS = {"good": 55, "scarce": 6, "unknown": 5, "cancelled": 14, "keyed": 12, "hostile": 8}
+KINDS = {"good": 52, "stray": 3, "scarce": 6, "unknown": 5, "cancelled": 14, "keyed": 12, "hostile": 8}
 RETURNING_SHARE = 0.3
 """Arrivals that read some earlier order beside what they came for."""
 
@@ -86,7 +86,8 @@ class Load:
             self._ledger.answers["unanswered"] += 1
 
     async def _order(self, kind: str) -> None:
-        seen = await self._place(_body({"scarce": SCARCE, "unknown": "SOAK-NEVER"}.get(kind, SKU)))
+        body = _body({"scarce": SCARCE, "unknown": "SOAK-NEVER"}.get(kind, SKU))
+        seen = await self._place(body, stray=b"}" if kind == "stray" else b"")
         if seen is None:
             return
         if kind == "cancelled":
@@ -97,9 +98,10 @@ class Load:
             await asyncio.sleep(self._chance.random())
             await self._read(seen)
 
-    async def _place(self, body: bytes) -> Seen | None:
+    async def _place(self, body: bytes, stray: bytes) -> Seen | None:
+        """Place an order. A stray byte behind it must not change the answer."""
         try:
-            answer = await self._client.send("POST", "/orders", body)
+            answer = await self._client.send("POST", "/orders", body, stray=stray)
         except UnansweredError:
             self._ledger.unanswered_posts += 1
             raise
