@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import psycopg
 import redis
 from bench.system import System
 from confluent_kafka import KafkaException
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 
-from orderstream.domain.events import TOPICS
-from orderstream.kafka.client import admin
+from orderstream.domain.events import TOPICS, topic
+from orderstream.kafka.client import MAX_MESSAGE_BYTES, admin
 from orderstream.settings import SERVICES, Settings
 from orderstream.stack.place import place
 from orderstream.stack.process import birth, signal_family
@@ -27,6 +29,8 @@ SESSION_SECONDS = 12
 HANG_SECONDS = 5
 BACKEND_HANG_SECONDS = 20
 SNAPSHOT_SECONDS = 15
+SMALL_RECORD_BYTES = 10_000
+LARGE_ORDER_ITEMS = 300
 BACK_SECONDS = 60
 WORKERS = tuple(name for name in SERVICES if name != "api-gateway")
 _WORKER_BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = ANY(%(names)s)"
@@ -90,7 +94,7 @@ class Target:
     @property
     def postgres_data(self) -> Path:
         """The directory of Postgres' data."""
-        return place(self._system.state).data
+        return place(self._system.state).postgres_data
 
     def await_postgres(self, question: str) -> None:
         """Wait until Postgres answers a question with true. Raises TimeoutError."""
@@ -101,6 +105,35 @@ class Target:
                     return
             self._pause.wait(_POLL_SECONDS)
         raise TimeoutError(f"Postgres does not answer {question!r} with true within {BACK_SECONDS} s")
+
+    def limit_records(self, topic_name: str, limit_bytes: int) -> None:
+        """Set the largest record that a topic takes. Raises KafkaException."""
+        entry = ConfigEntry("max.message.bytes", str(limit_bytes), incremental_operation=AlterConfigOpType.SET)
+        change = ConfigResource(ConfigResource.Type.TOPIC, topic_name, incremental_configs=[entry])
+        client = admin(self.settings, "soak")
+        (changed,) = client.incremental_alter_configs([change]).values()
+        changed.result(BACK_SECONDS)
+
+    def place_large_order(self) -> None:
+        """Place an order whose event is larger than SMALL_RECORD_BYTES. Raises TimeoutError if it is not accepted.
+
+        It has an idempotency key, so that it can be sent until it is answered.
+        """
+        items = [{"sku": f"SOAK-LARGE-{number}", "qty": 1, "price": 1} for number in range(LARGE_ORDER_ITEMS)]
+        order = {"userId": "soak", "items": items, "amount": 1, "currency": "USD"}
+        headers = {"Idempotency-Key": f"large-{time.time_ns()}"}
+        deadline = time.monotonic() + BACK_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                answer = httpx.post(f"{self._system.urls['BASE_URL']}/orders", json=order, headers=headers)
+                if answer.status_code == httpx.codes.CREATED:
+                    return
+            self._pause.wait(_POLL_SECONDS)
+        raise TimeoutError(f"the large order was not accepted within {BACK_SECONDS} s")
+
+    def redrive_refused(self) -> None:
+        """Publish the refused records again."""
+        self._system.command("refused", "redrive")
 
     @property
     def kafka_data(self) -> Path:
@@ -191,6 +224,15 @@ def refuse_writes_in_valkey(target: Target) -> None:
     client.close()
 
 
+def refuse_a_record(target: Target) -> None:
+    """Have Kafka refuse the event of a large order, allow it again later, and redrive what was refused."""
+    target.limit_records(topic("order.created"), SMALL_RECORD_BYTES)
+    target.place_large_order()
+    target.wait(HANG_SECONDS)
+    target.limit_records(topic("order.created"), MAX_MESSAGE_BYTES)
+    target.redrive_refused()
+
+
 def _signal_if_alive(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -258,6 +300,7 @@ ALL: Mapping[str, Callable[[Target], None]] = {
     "Valkey refuses writes": refuse_writes_in_valkey,
     "the backends of the workers hang": hang_backends,
     "a snapshot is held": hold_snapshot,
+    "Kafka refuses a record": refuse_a_record,
     "Postgres hangs": hang("postgres", HANG_SECONDS),
     "SIGTERM to every service": stop_every_service,
     "kill -9 one of every service at once": kill(*SERVICES),
