@@ -51,8 +51,7 @@ def await_quiet(connection: psycopg.Connection, limit_seconds: float) -> tuple[f
 def check(connection: psycopg.Connection, target: Target, ledger: Ledger, poison: list[Poison]) -> Checks:
     """Run every check; an empty list means that it holds."""
     found: dict[str, list[str]] = {"what clients were told": ledger.problems}
-    url = connection.info.dsn
-    for promise, violations in audit(url, grace_seconds=0).items():
+    for promise, violations in audit(target.postgres_url, grace_seconds=0).items():
         found[f"audit {promise}"] = [f"{one.subject}: {one.detail}" for one in violations]
     rows = {row[0]: row[1:] for row in connection.execute("SELECT id, status, version, idempotency_key FROM orders")}
     found["every 201 is an order, and settled"] = [

@@ -107,12 +107,19 @@ class Target:
         raise TimeoutError(f"Postgres does not answer {question!r} with true within {BACK_SECONDS} s")
 
     def limit_records(self, topic_name: str, limit_bytes: int) -> None:
-        """Set the largest record that a topic takes. Raises KafkaException."""
+        """Set the largest record that a topic takes, and wait until it is so. Raises KafkaException, TimeoutError."""
         entry = ConfigEntry("max.message.bytes", str(limit_bytes), incremental_operation=AlterConfigOpType.SET)
-        change = ConfigResource(ConfigResource.Type.TOPIC, topic_name, incremental_configs=[entry])
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic_name, incremental_configs=[entry])
         client = admin(self.settings, "soak")
-        (changed,) = client.incremental_alter_configs([change]).values()
+        (changed,) = client.incremental_alter_configs([resource]).values()
         changed.result(BACK_SECONDS)
+        deadline = time.monotonic() + BACK_SECONDS
+        while time.monotonic() < deadline:
+            (described,) = client.describe_configs([resource]).values()
+            if described.result(BACK_SECONDS)["max.message.bytes"].value == str(limit_bytes):
+                return
+            self._pause.wait(_POLL_SECONDS)
+        raise TimeoutError(f"{topic_name} does not take {limit_bytes} bytes within {BACK_SECONDS} s")
 
     def place_large_order(self) -> None:
         """Place an order whose event is larger than SMALL_RECORD_BYTES. Raises TimeoutError if it is not accepted.

@@ -36,7 +36,9 @@ _HOSTILE: list[tuple[bytes, dict[str, str], int]] = [
     (b"{}", {"idempotency-key": "x" * 256}, 400),
 ]
 _MAYBE = (503, 429)
-"""Answers that any request may get in trouble: nothing was done."""
+"""Answers that any request may get in trouble."""
+_NOTHING_STORED = b"stored nothing"
+"""In the detail of a 503 to a POST that is sure of it. After any other 503 the order may be there."""
 
 
 class Load:
@@ -106,6 +108,8 @@ class Load:
             self._ledger.unanswered_posts += 1
             raise
         self._note("POST", answer, {201})
+        if answer.status in _MAYBE and _NOTHING_STORED not in answer.body:
+            self._ledger.unanswered_posts += 1
         return self._accepted(answer) if answer.status == 201 else None
 
     def _accepted(self, answer: Answer) -> Seen:
