@@ -29,14 +29,16 @@ RETURNING order_id, state, reason, decided_at;
 
 -- name: begin_voids
 -- Has aborted orders voided as soon as possible: those of `from_states` that are in one of these states.
--- Parameters: arrays of equal length, sorted by order id; the states. Index: payments_pkey. Locks the rows it changes.
+-- Parameters: arrays of equal length; the states. Index: payments_pkey. Locks the rows in the order of their ids.
 UPDATE payments p
 SET state = 'VOIDING', reason = coalesce(a.reason, p.reason), attempts = 0, next_attempt_at = now(),
     decided_at = now(), traceparent = a.traceparent, tracestate = a.tracestate,
     closed_at = CASE WHEN p.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, p.decided_at) END
 FROM unnest(%(ids)s::text[], %(reasons)s::text[], %(traceparents)s::text[], %(tracestates)s::text[])
     AS a (order_id, reason, traceparent, tracestate)
-WHERE p.order_id = a.order_id AND p.state = ANY(%(from_states)s::text[]);
+WHERE p.order_id = ANY(ARRAY(
+        SELECT order_id FROM payments WHERE order_id = ANY(%(ids)s::text[]) ORDER BY order_id FOR NO KEY UPDATE))
+    AND p.order_id = a.order_id AND p.state = ANY(%(from_states)s::text[]);
 
 -- name: payments_of
 -- What is recorded for these orders. Parameter: order ids. Index: payments_pkey. Takes no lock; run after the inserts,
@@ -69,8 +71,8 @@ SELECT (
 -- name: finish_attempts
 -- Records what attempts came to, each only if its payment is still in the state that the attempt began with.
 -- One that ends again, having been voided again, keeps the time of its first end: its event repeats as itself.
--- Parameter: a JSON array, sorted by order id. Index: payments_pkey; without the array of ids, a plan made while the
--- table is empty would join by hash and read all of it for ever.
+-- Parameter: a JSON array. Index: payments_pkey; without the array of ids, a plan made while the table is empty would
+-- join by hash and read all of it for ever. Locks the rows in the order of their ids.
 WITH d AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(attempts)s::json)
         AS d (order_id text, began text, state text, reason text, attempts int, amount numeric, delay float8)
@@ -83,13 +85,20 @@ SET state = d.state, reason = d.reason, attempts = d.attempts, amount = coalesce
                       ELSE now() END,
     closed_at = CASE WHEN d.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, now()) ELSE p.closed_at END
 FROM d
-WHERE p.order_id = ANY(ARRAY(SELECT order_id FROM d)) AND p.order_id = d.order_id AND p.state = d.began
+WHERE p.order_id = ANY(ARRAY(
+        SELECT order_id FROM payments
+        WHERE order_id = ANY(ARRAY(SELECT order_id FROM d))
+        ORDER BY order_id
+        FOR NO KEY UPDATE))
+    AND p.order_id = d.order_id AND p.state = d.began
 RETURNING p.order_id, p.state, p.reason, p.decided_at, p.traceparent, p.tracestate;
 
 -- name: void_late_authorizations
 -- An attempt that came back authorized finds its payment ended meanwhile: void it again.
--- Parameter: order ids. Index: payments_pkey.
+-- Parameter: order ids. Index: payments_pkey. Locks the rows in the order of their ids.
 UPDATE payments
 SET state = 'VOIDING', attempts = 0, next_attempt_at = now(), decided_at = now(),
     closed_at = coalesce(closed_at, decided_at)
-WHERE order_id = ANY(%(ids)b::text[]) AND state IN ('VOIDED', 'FAILED');
+WHERE order_id = ANY(ARRAY(
+        SELECT order_id FROM payments WHERE order_id = ANY(%(ids)b::text[]) ORDER BY order_id FOR NO KEY UPDATE))
+    AND state IN ('VOIDED', 'FAILED');

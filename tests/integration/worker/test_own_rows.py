@@ -18,6 +18,11 @@ LETTERS, RELEASED = dead_letter_topic("inventory-worker"), "inventory.released.v
 
 SPOILED = {
     "less is reserved than the order holds": ("UPDATE inventory SET reserved = 0", "CheckViolation"),
+    "no room for what is given back": (
+        "ALTER TABLE inventory DROP CONSTRAINT inventory_units_bounded;"
+        " UPDATE inventory SET available = 9223372036854775807",
+        "NumericValueOutOfRange",
+    ),
 }
 """How a row may be spoiled, by hand or by an older version, and what Postgres makes of it."""
 
