@@ -16,11 +16,11 @@ from tests.topics import Tap, begin_here, publish_events
 
 LETTERS, RELEASED = dead_letter_topic("inventory-worker"), "inventory.released.v1"
 
+UNBOUNDED = "ALTER TABLE inventory DROP CONSTRAINT inventory_units_bounded"
 SPOILED = {
     "less is reserved than the order holds": ("UPDATE inventory SET reserved = 0", "CheckViolation"),
     "no room for what is given back": (
-        "ALTER TABLE inventory DROP CONSTRAINT inventory_units_bounded;"
-        " UPDATE inventory SET available = 9223372036854775807",
+        f"{UNBOUNDED}; UPDATE inventory SET available = {2**63 - 1}",
         "NumericValueOutOfRange",
     ),
 }
