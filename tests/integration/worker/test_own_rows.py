@@ -20,7 +20,7 @@ UNBOUNDED = "ALTER TABLE inventory DROP CONSTRAINT inventory_units_bounded"
 SPOILED = {
     "less is reserved than the order holds": ("UPDATE inventory SET reserved = 0", "CheckViolation"),
     "no room for what is given back": (
-        f"{UNBOUNDED}; UPDATE inventory SET available = {2**63 - 1}",
+        UNBOUNDED + "; UPDATE inventory SET available = 9223372036854775807",
         "NumericValueOutOfRange",
     ),
 }
