@@ -140,7 +140,8 @@ def test_rows_are_inserted_in_the_order_of_their_keys(connection: Connection, po
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", LOCKING)
 def test_rows_are_taken_in_the_order_of_their_keys(rows: Connection, postgres_url: str, name: str, plan: str) -> None:
-    locking, taken = LOCKING[name], []
+    locking = LOCKING[name]
+    taken: list[str] = []
     with (
         connect(postgres_url, "waiter") as waiter,
         connect(postgres_url, "observer") as observer,
