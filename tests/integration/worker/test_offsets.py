@@ -214,3 +214,25 @@ def test_a_topic_that_is_gone_has_the_missing_topics_made_once_in_a_while(
 def test_a_client_that_has_failed_for_good_ends_the_loop(settings: Settings, group: str) -> None:
     with running(Recorder(group), settings) as loop, pytest.raises(KafkaException):
         loop.runner._client_error(KafkaError(KafkaError._FATAL, "fenced", fatal=True))
+
+
+def test_a_failure_after_the_commit_repeats_the_recorded_decision(
+    settings: Settings, group: str, connection: Connection
+) -> None:
+    """The decision is durable and its answer is not sent: what the database knows is told, once."""
+    failures = iter([psycopg.OperationalError("the connection is lost after the commit")])
+
+    def fail_once() -> None:
+        if error := next(failures, None):
+            raise error
+
+    (event,) = authorized(1)
+    publish_events(settings.kafka_brokers, [event])
+    with (
+        Tap(settings.kafka_brokers, [OUT, dead_letter_topic(group)]) as tap,
+        running(Recorder(group, after_commit=fail_once), settings),
+    ):
+        (letter,) = tap.count(1)
+        _wait_caught_up(settings, group)
+        assert len(tap.so_far()) == 1
+    assert connection.execute("SELECT decided_at, seen FROM decisions").fetchall() == [(letter.event().occurred_at, 2)]

@@ -116,3 +116,13 @@ def test_a_failure_is_the_end_whatever_hangs(settings: Settings, connection: Con
     publish_events(settings.kafka_brokers, authorized(1))
     with process(VICTIM, settings, group, "hung") as worker:
         assert worker.ends() == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_each_signal_that_asks_for_the_end_is_followed(settings: Settings, group: str, number: signal.Signals) -> None:
+    publish_events(settings.kafka_brokers, authorized(1))
+    with Tap(settings.kafka_brokers, [OUT]) as tap, process(VICTIM, settings, group, "nowhere") as worker:
+        tap.count(1)
+        worker.send_signal(number)
+        assert worker.ends() == 0
+    assert offsets_of(settings.kafka_brokers, group, [IN]) == end_offsets(settings.kafka_brokers, [IN])

@@ -161,3 +161,26 @@ def test_whoever_is_unanswered_at_the_end_fails() -> None:
                 await future
 
     asyncio.run(scenario())
+
+
+def test_the_pauses_between_two_attempts_double_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    async def fail(_batch: Batch) -> None:
+        if len(pauses) < 8:
+            raise TryAgainError
+
+    async def scenario() -> None:
+        work = Recorder(fail)
+        work.go.set()
+        async with gather(work) as asking:
+            monkeypatch.setattr(asyncio, "sleep", note)
+            assert await asking.ask("a", "a") == "A"
+
+    asyncio.run(scenario())
+    assert pauses == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5, 0.5]
