@@ -58,7 +58,7 @@ def test_the_order_service_deletes_later_what_redis_did_not_take(
     handler = wired_handler(monkeypatch, "order-service", settings)
     with redis.Redis.from_url(redis_url) as client, running(handler, settings):
         client.set(key(order_id), ENTRY)
-        client.client_pause(60_000, all=False)
+        client.config_set("min-replicas-to-write", 1)
         try:
             record(connection, voided)
             publish_events(settings.kafka_brokers, [voided])
@@ -67,7 +67,7 @@ def test_the_order_service_deletes_later_what_redis_did_not_take(
             )
             assert client.get(key(order_id)) == ENTRY
         finally:
-            client.client_unpause()
+            client.config_set("min-replicas-to-write", 0)
         wait_until(lambda: client.get(key(order_id)) is None, 20, "the entry is deleted")
 
 
