@@ -16,6 +16,9 @@ from orderstream.api_gateway.problems import Problem
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Span, Tracer
 
+TRACESTATE_MAX_BYTES = 512
+"""W3C Trace Context (3.3.1.5) demands no more."""
+
 RequestHeaders = Mapping[bytes, bytes]
 
 
@@ -61,7 +64,7 @@ class Endpoint:
         started = time.perf_counter()
         headers = _by_name(scope["headers"])
         name = self._names.get(scope["method"], self._route)
-        span = self._tracer.server(name, (_text(headers, b"traceparent"), _text(headers, b"tracestate")))
+        span = self._tracer.server(name, _carrier(headers))
         reply = await self._reply(Request(headers, scope.get("path_params", {}), receive, span), scope["method"])
         if reply is None:
             span.end("client disconnected")
@@ -118,6 +121,12 @@ def _by_name(fields: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
     for name, value in fields:
         values.setdefault(name, []).append(value)
     return {name: b", ".join(lines) for name, lines in values.items()}
+
+
+def _carrier(headers: RequestHeaders) -> tuple[str | None, str | None]:
+    """Return traceparent and tracestate. They are stored with the order, so a long tracestate is dropped."""
+    state = _text(headers, b"tracestate")
+    return _text(headers, b"traceparent"), None if state is None or len(state) > TRACESTATE_MAX_BYTES else state
 
 
 def _text(headers: RequestHeaders, name: bytes) -> str | None:

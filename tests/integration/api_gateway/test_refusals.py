@@ -369,6 +369,23 @@ def test_what_follows_connect_is_not_served(shared: Gateway) -> None:
         assert statuses(to_the_end(line)) == [b"501"]
 
 
+def test_a_large_last_answer_arrives_as_a_whole() -> None:
+    size = 16 << 20
+
+    async def scenario() -> None:
+        async def large(scope: Scope, receive: Receive, send: Send) -> None:
+            await answer(send, 200, bytes(size))
+
+        async with serving(large) as served:
+            reader, writer = await served.open()
+            writer.write(LIVE.replace(b"host", b"connection: close\r\nhost") + LIVE)
+            await until(lambda: served.connection._write_paused, "the client takes nothing")
+            received = await read_all(reader)
+            assert received.endswith(bytes(size))
+
+    run(scenario)
+
+
 def test_many_threads_read_their_refusals(shared: Gateway) -> None:
     found: list[bytes] = []
 

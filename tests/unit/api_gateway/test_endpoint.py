@@ -8,7 +8,14 @@ import pytest
 from starlette.types import Message
 
 from orderstream.api_gateway import problems
-from orderstream.api_gateway.endpoint import DisconnectedError, Endpoint, Reply, Request
+from orderstream.api_gateway.endpoint import (
+    TRACESTATE_MAX_BYTES,
+    DisconnectedError,
+    Endpoint,
+    Reply,
+    Request,
+    RequestHeaders,
+)
 from orderstream.telemetry.tracing import Tracer
 from tests.asgi import Answer, call
 
@@ -44,6 +51,42 @@ def test_a_reply_has_its_length_and_its_trace() -> None:
     assert (answer.status, answer.body) == (200, b"hello")
     assert answer.headers["content-length"] == "5"
     assert answer.headers["traceresponse"].startswith(f"00-{TRACE_ID}-")
+
+
+@pytest.mark.parametrize(("length", "kept"), [(TRACESTATE_MAX_BYTES, True), (TRACESTATE_MAX_BYTES + 1, False)])
+def test_a_long_tracestate_is_dropped(length: int, kept: bool) -> None:
+    seen: list[str | None] = []
+
+    async def note(request: Request) -> Reply:
+        seen.append(request.span.carrier[1])
+        return Reply(200, [])
+
+    state = "a=" + "b" * (length - 2)
+    ask(note, traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01", tracestate=state)
+    assert seen == [state if kept else None]
+
+
+def test_fields_of_one_name_are_joined_in_their_order() -> None:
+    seen: list[RequestHeaders] = []
+
+    async def note(request: Request) -> Reply:
+        seen.append(request.headers)
+        return Reply(200, [])
+
+    async def scenario() -> None:
+        fields = [(b"b", b"1"), (b"a", b"2"), (b"b", b"3"), (b"b", b"4")]
+        scope = {"type": "http", "method": "GET", "path": "/x", "headers": fields}
+
+        async def receive() -> Message:
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Message) -> None:
+            return
+
+        await Endpoint("/x", Tracer(None, 0), {"GET": note})(scope, receive, send)
+
+    asyncio.run(scenario())
+    assert seen == [{b"b": b"1, 3, 4", b"a": b"2"}]
 
 
 def test_head_is_handled_as_get() -> None:

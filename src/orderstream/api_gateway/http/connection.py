@@ -368,7 +368,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(CONTINUE)
 
     def body_taken(self, size: int) -> None:
-        """The application has taken so many bytes of a body: there is room for more."""
+        """The application has taken `size` bytes of a body: there is room for more."""
         self._shared.held_bytes -= size
         if self._unread:
             self._read(self._unread)

@@ -21,7 +21,7 @@ class Deadline:
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, seconds: float) -> None:
-        """Expire in `seconds`, whatever was set before."""
+        """Expire in `seconds`. This replaces the time that was set before."""
         self._at = self._loop.time() + seconds
         if self._at < self._fires_at:
             self._arm()

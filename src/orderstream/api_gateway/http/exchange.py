@@ -21,7 +21,7 @@ class Line(Protocol):
         """Send the whole answer."""
 
     def body_taken(self, size: int) -> None:
-        """The application has taken so many bytes of the body."""
+        """The application has taken `size` bytes of the body."""
 
 
 class Exchange:

@@ -36,6 +36,8 @@ class Head(Struct):
 
 def read_head(method: str, target: bytes, version: str, fields: Fields) -> Head:
     """Read a head whose field names are in lower case. Raises Problem 400, 417, 421, 501 or 505."""
+    if version == "0.9":
+        raise problems.malformed_request("The request line has no version.")
     if version not in ("1.1", "1.0"):
         raise problems.version_not_supported()
     hosts: list[bytes] = []

@@ -14,6 +14,7 @@ from orderstream.api_gateway.http.head import FIELDS_MAX, HEAD_MAX_BYTES, TARGET
 from orderstream.api_gateway.problems import Problem
 
 _HEAD_END = b"\r\n\r\n"
+_WHITE_SPACE = b" \t"
 _NO_PARSER = httptools.HttpRequestParser(object())
 
 
@@ -173,7 +174,7 @@ class Incoming:
         if self.in_body:
             self._trailers += 1
         else:
-            self._fields.append((name.lower(), value))
+            self._fields.append((name.lower(), value.strip(_WHITE_SPACE)))
         if len(self._fields) > FIELDS_MAX or self._trailers > FIELDS_MAX:
             raise problems.too_many_fields(FIELDS_MAX)
 
