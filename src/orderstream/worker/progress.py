@@ -1,21 +1,34 @@
-"""Measures what waits for a consumer, and notices one that has gone deaf: records wait, and it takes none (P5).
+"""Measures what waits for a consumer, and notices one that is stalled: records wait, and it takes none (P5).
 
-The client library may hold on to the identity of a topic that was deleted and made again: from then on it fetches
-nothing and reports nothing. Whatever the cause, a new consumer hears again.
+The client library may keep the identity of a topic that was deleted and made again. From then on it fetches nothing of
+that topic and reports nothing. A new consumer fetches again. A consumer is not stalled while it takes records of other
+partitions that wait: what it has fetched of them comes first, however long that takes.
 """
 
 from collections.abc import Callable, Sequence
 
 from confluent_kafka import Consumer, TopicPartition
+from msgspec import Struct
 
 ASK_SECONDS = 1.0
 DEAF_SECONDS = 15.0
 """Records that wait for so long, while the loop polls, are not on their way."""
 
+PASSED_OVER_RECORDS = 100_000
+"""A partition that waits while so many records are taken of others is not among the 8 MiB that were fetched ahead."""
+
 _END, _FIRST = -1, -2
 
 Place = tuple[str, int]
 """Topic and partition."""
+
+
+class _Still(Struct, frozen=True):
+    """A partition in which records wait: its position, since when it is there, and what was taken of all by then."""
+
+    position: int
+    since: float
+    taken: int
 
 
 class Progress:
@@ -24,8 +37,13 @@ class Progress:
     def __init__(self, clock: Callable[[], float], topics: Sequence[str]) -> None:
         self._clock = clock
         self._topics = topics
-        self._still: dict[Place, tuple[int, float]] = {}
-        """Where records wait: the position, and since when it is the same."""
+        self._still: dict[Place, _Still] = {}
+        """Where records wait."""
+        self._taken = 0
+        """Records taken of all partitions."""
+        self._positions: dict[Place, int] = {}
+        self._moved_at = float("-inf")
+        """When records of a partition with a backlog were taken last."""
         self._may_be_left_out = False
         self._idle_since: float | None = None
 
@@ -46,16 +64,27 @@ class Progress:
         positions = _offsets(consumer.position(watched))
         if untouched := [one for one in watched if positions[_place(one)] < 0]:
             positions |= _offsets(consumer.committed(untouched, timeout=ASK_SECONDS))
-        now, waiting, still = self._clock(), {}, {}
+        starts = {}
         for place, end in ends.items():
             first, position = firsts.get(place, 0), positions[place]
-            start = position if first <= position <= end else first
-            waiting[place] = end - start
-            if end > start:
-                before, since = self._still.get(place, (start, now))
-                still[place] = (start, since if before == start else now)
-        self._still = still
+            starts[place] = position if first <= position <= end else first
+        waiting = {place: end - starts[place] for place, end in ends.items()}
+        self._note(starts, waiting)
         return waiting if assigned else {}
+
+    def _note(self, starts: dict[Place, int], waiting: dict[Place, int]) -> None:
+        """Note where each partition is, and since when those stand still in which records wait."""
+        now, still = self._clock(), {}
+        moved = {place for place, start in starts.items() if start > self._positions.get(place, start)}
+        self._taken += sum(starts[place] - self._positions[place] for place in moved)
+        if any(waiting[place] or place in self._still for place in moved):
+            self._moved_at = now
+        for place, records in waiting.items():
+            if records:
+                before = self._still.get(place)
+                is_still = before is not None and before.position == starts[place]
+                still[place] = before if before and is_still else _Still(starts[place], now, self._taken)
+        self._positions, self._still = starts, still
 
     def _partitions(self, consumer: Consumer) -> list[TopicPartition]:
         known = consumer.list_topics(timeout=ASK_SECONDS).topics
@@ -64,9 +93,14 @@ class Progress:
         ]
 
     def deaf(self) -> list[Place]:
-        """Return the partitions whose records have been waiting too long."""
+        """Return the partitions whose records have been waiting too long, though nothing was taken before them."""
         now = self._clock()
-        return sorted(place for place, (_, since) in self._still.items() if now - since > DEAF_SECONDS)
+        return sorted(
+            place
+            for place, still in self._still.items()
+            if now - still.since > DEAF_SECONDS
+            and (now - self._moved_at > DEAF_SECONDS or self._taken - still.taken > PASSED_OVER_RECORDS)
+        )
 
     def _note_idle(self, *, idle: bool) -> None:
         if not idle:
@@ -90,6 +124,7 @@ class Progress:
     def begin_anew(self) -> None:
         """Forget what was waiting: there is a new consumer, or polling was interrupted."""
         self._still.clear()
+        self._positions = {}
         self._idle_since = None
 
 

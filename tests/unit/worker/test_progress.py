@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 from confluent_kafka import OFFSET_INVALID, TopicPartition
 
-from orderstream.worker.progress import DEAF_SECONDS, Progress
+from orderstream.worker.progress import DEAF_SECONDS, PASSED_OVER_RECORDS, Progress
 
 
 def _progress(clock: Callable[[], float]) -> Progress:
@@ -132,3 +132,76 @@ def test_a_consumer_without_partitions_is_well_while_others_take_what_waits() ->
         assert progress.deaf() == []
         ear.stored += 1
         now += DEAF_SECONDS - 1
+
+
+class Ears:
+    """A consumer of several partitions: the position and the end of each."""
+
+    def __init__(self, *places: tuple[int, int]) -> None:
+        self.positions = [position for position, _ in places]
+        self.ends = [end for _, end in places]
+
+    def _all(self, offsets: list[int]) -> list[TopicPartition]:
+        return [TopicPartition("t", number, offset) for number, offset in enumerate(offsets)]
+
+    def assignment(self) -> list[TopicPartition]:
+        return self._all([0] * len(self.ends))
+
+    def position(self, _places: Any) -> list[TopicPartition]:
+        return self._all(self.positions)
+
+    def offsets_for_times(self, places: list[TopicPartition], **_limit: float) -> list[TopicPartition]:
+        return self._all(self.ends if places[0].offset == -1 else [0] * len(self.ends))
+
+
+def test_a_consumer_that_takes_a_long_turn_of_one_partition_is_not_stalled() -> None:
+    now = 0.0
+    progress = _progress(lambda: now)
+    ears: Any = Ears((0, 20_000), (0, 20_000), (0, 20_000))
+    for number in range(3):
+        for _ in range(10):
+            ears.positions[number] += 2_000
+            progress.waiting(ears)
+            assert progress.deaf() == []
+            now += DEAF_SECONDS / 3
+
+
+def test_the_turn_of_a_partition_begins_when_that_of_another_has_ended() -> None:
+    now = 0.0
+    progress = _progress(lambda: now)
+    ears: Any = Ears((0, 100), (0, 100))
+    for taken in (0, 50, 99, 100):
+        ears.positions[0] = taken
+        progress.waiting(ears)
+        now += DEAF_SECONDS - 1
+        assert progress.deaf() == []
+    progress.waiting(ears)
+    now += DEAF_SECONDS
+    progress.waiting(ears)
+    assert progress.deaf() == [("t", 1)]
+
+
+def test_a_partition_that_is_left_out_is_noticed_while_others_are_taken() -> None:
+    now = 0.0
+    progress = _progress(lambda: now)
+    ears: Any = Ears((0, 10), (0, 10))
+    while not progress.deaf():
+        assert ears.positions[0] <= 2 * PASSED_OVER_RECORDS
+        ears.positions[0] += 10_000
+        ears.ends[0] = ears.positions[0] + 10
+        progress.waiting(ears)
+        now += 5
+    assert progress.deaf() == [("t", 1)]
+    assert ears.positions[0] > PASSED_OVER_RECORDS
+
+
+def test_with_little_to_take_a_partition_that_is_left_out_is_noticed_soon() -> None:
+    now = 0.0
+    progress = _progress(lambda: now)
+    ears: Any = Ears((0, 0), (0, 10))
+    for _ in range(5):
+        ears.positions[0] += 3
+        ears.ends[0] = ears.positions[0]
+        progress.waiting(ears)
+        now += 5
+    assert progress.deaf() == [("t", 1)]
