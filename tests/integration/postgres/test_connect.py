@@ -144,3 +144,44 @@ def test_options_of_the_connection_string_hold_beside_ours(postgres_url: str) ->
     with connect(f"{postgres_url}?options=-cwork_mem%3D5MB%20-cenable_seqscan%3Don", "test") as opened:
         assert opened.execute("SHOW work_mem").fetchone() == ("5MB",)
         assert opened.execute("SHOW enable_seqscan").fetchone() == ("off",)
+
+
+GIVEN = {
+    "application_name": "shop",
+    "connect_timeout": "7",
+    "keepalives": "0",
+    "keepalives_idle": "60",
+    "keepalives_interval": "20",
+    "keepalives_count": "9",
+    "tcp_user_timeout": "5000",
+    "sslmode": "disable",
+}
+
+
+def test_what_the_connection_string_says_about_the_transport_wins(postgres_url: str) -> None:
+    with connect(make_conninfo(postgres_url, **GIVEN), "a-service") as opened:
+        in_use = {option.keyword.decode(): option.val for option in opened.pgconn.info}
+        assert {name: (in_use[name] or b"").decode() for name in GIVEN} == GIVEN
+        assert opened.execute("SHOW application_name").fetchone() == ("shop",)
+
+
+def test_the_service_s_name_and_our_limits_are_defaults(postgres_url: str) -> None:
+    with connect(postgres_url, "a-service") as opened:
+        in_use = {option.keyword.decode(): option.val for option in opened.pgconn.info}
+        assert (in_use["connect_timeout"], in_use["keepalives_idle"]) == (b"3", b"5")
+        assert opened.execute("SHOW application_name").fetchone() == ("a-service",)
+
+
+def test_what_orders_rely_on_is_ours(postgres_url: str) -> None:
+    with connect(make_conninfo(postgres_url, client_encoding="LATIN1", target_session_attrs="any"), "test") as opened:
+        in_use = {option.keyword.decode(): option.val for option in opened.pgconn.info}
+        assert (in_use["client_encoding"], in_use["target_session_attrs"]) == (b"UTF8", b"read-write")
+
+
+def test_libpq_s_variables_are_heard(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "8")
+    monkeypatch.setenv("PGAPPNAME", "from-outside")
+    with connect(postgres_url, "a-service") as opened:
+        in_use = {option.keyword.decode(): option.val for option in opened.pgconn.info}
+        assert in_use["connect_timeout"] == b"8"
+        assert opened.execute("SHOW application_name").fetchone() == ("from-outside",)
