@@ -19,7 +19,7 @@ def valkey(log: Path, **options: str) -> Iterator[str]:
     """Run a server with these options (`cluster_enabled="yes"`), and yield its URL."""
     port = ports.pick(["valkey"], {})["valkey"]
     given = {"port": str(port), "bind": "127.0.0.1", "save": "", **options}
-    argv = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    argv = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", *value.split(" "))]
     with log.open("wb") as output:
         process = subprocess.Popen([str(get_binary_path()), *argv], stdout=output, stderr=output)
     url = f"redis://127.0.0.1:{port}/0"

@@ -209,6 +209,20 @@ def test_a_cluster_is_never_served_from(tmp_path: Path) -> None:
         _run(url, scenario)
 
 
+@pytest.mark.parametrize("place", ["unix://{socket}?db=1", "redis://[::1]:{port}/0"])
+def test_a_unix_socket_and_an_ipv6_address_work(tmp_path_factory: pytest.TempPathFactory, place: str) -> None:
+    folder = tmp_path_factory.mktemp("v")
+    socket = folder / "s"
+
+    async def scenario(changing: AsyncCache, other: AsyncCache) -> None:
+        await _filled(other)
+        assert await changing.delete(["a"])
+        assert isinstance((await other.look_up(["a"]))[0], Lease)
+
+    with valkey(folder / "log", dir=str(folder), unixsocket=str(socket), bind="127.0.0.1 -::1") as url:
+        _run(place.format(socket=socket, port=urlsplit(url).port), scenario)
+
+
 def test_after_a_refusal_the_address_is_looked_up_again(redis_url: str) -> None:
     """The name may lead to another server by now, which was promoted."""
     invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)

@@ -291,6 +291,32 @@ def test_a_bound_is_that_of_the_code(row: list[str]) -> None:
             assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8")
 
 
+SUPPORTED = ROOT / "docs" / "supported.md"
+
+
+def supported() -> Rows:
+    """Every row of the tables of what is supported."""
+    head = "| what | is | how, or the words of the refusal | test |"
+    text = _prose(SUPPORTED.read_text(encoding="utf-8"))
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert all(block.startswith(head) for block in blocks)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for block in blocks for row in block.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("row", supported(), ids=lambda row: row[0])
+def test_what_is_supported_or_refused_has_a_test(row: list[str]) -> None:
+    _, kind, how, tests = row
+    named = re.findall(r"\[(test_\w+)\]\(\.\./([^)]+)\)", tests)
+    assert kind in ("supported", "refused", "untested")
+    assert bool(named) == (kind != "untested")
+    for test, path in named:
+        assert re.search(rf"^(async )?def {test}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    if kind == "refused":
+        words = re.search(r"`([^`]+)`", how)
+        assert words is not None
+        assert any(words[1] in path.read_text(encoding="utf-8") for path in TREES), words[1]
+
+
 OPERATIONS = ROOT / "docs" / "operations.md"
 
 

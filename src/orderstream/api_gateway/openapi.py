@@ -9,6 +9,10 @@ from orderstream.api_gateway.problems import ProblemBody
 from orderstream.api_gateway.schemas import OrderAccepted, OrderRequest, OrderView
 from orderstream.api_gateway.waiters import WAIT_MAX_SECONDS
 
+_DESCRIPTION = (
+    "Accepts orders, and tells how they stand. It is an API for servers: it sends no CORS headers, and OPTIONS is"
+    " answered 405, so a browser lets no page of another origin read an answer."
+)
 _EXAMPLE = {
     "userId": "u-1",
     "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}],
@@ -27,7 +31,7 @@ def document() -> dict[str, Any]:
     )
     return {
         "openapi": "3.1.0",
-        "info": {"title": "OrderStream", "version": "1", "description": "Accepts orders, and tells how they stand."},
+        "info": {"title": "OrderStream", "version": "1", "description": _DESCRIPTION},
         "paths": {
             "/orders": {"post": _create(order, accepted, problem)},
             "/orders/{orderId}": {"get": _read(view, problem)},

@@ -1,0 +1,44 @@
+"""What a page of another origin gets: no CORS header, and nothing that a browser would let it read."""
+
+import pytest
+
+from orderstream.postgres.connect import Connection
+from tests.bodies import README
+from tests.integration.api_gateway.conftest import Gateway
+from tests.integration.api_gateway.test_get import JSON, place
+from tests.integration.api_gateway.test_post import problem
+
+ORIGIN = {"origin": "https://shop.example"}
+PREFLIGHT = {
+    **ORIGIN,
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "content-type, idempotency-key",
+}
+
+
+@pytest.mark.parametrize(("path", "allow"), [("/orders", "POST"), ("/orders/x", "GET, HEAD"), ("/readyz", "GET, HEAD")])
+def test_a_preflight_is_refused(shared: Gateway, path: str, allow: str) -> None:
+    reply = shared.client.options(path, headers=PREFLIGHT)
+    assert (reply.status_code, reply.headers["allow"]) == (405, allow)
+    problem(reply, "method-not-allowed")
+    assert not [name for name in reply.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_an_order_that_needs_no_preflight_is_refused(shared: Gateway, rows: Connection, kind: str) -> None:
+    """These are the types that a page may send to another origin without asking first."""
+    before = rows.execute("SELECT count(*) FROM orders").fetchone()
+    reply = shared.client.post("/orders", content=README, headers={**ORIGIN, "content-type": kind})
+    assert reply.status_code == 415
+    assert rows.execute("SELECT count(*) FROM orders").fetchone() == before
+
+
+def test_no_answer_may_be_read_by_another_origin(shared: Gateway) -> None:
+    path = place(shared)
+    replies = [
+        shared.client.get(path, headers=ORIGIN),
+        shared.client.get("/openapi.json", headers=ORIGIN),
+        shared.client.post("/orders", content=README, headers={**ORIGIN, **JSON}),
+    ]
+    assert [reply.status_code for reply in replies] == [202, 200, 201]
+    assert not [name for reply in replies for name in reply.headers if name.startswith("access-control-")]
