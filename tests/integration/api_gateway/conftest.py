@@ -107,6 +107,7 @@ def shared_url(databases: Databases) -> Iterator[str]:
     """A database for all tests of a module, which do not mind each other's rows."""
     with databases.migrated() as url:
         yield url
+        assert databases.deadlocks(url) == 0, "a deadlock: locks were taken in different orders"
 
 
 @pytest.fixture(scope="module")
