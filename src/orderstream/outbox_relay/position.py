@@ -27,22 +27,20 @@ class Range(Struct, frozen=True):
     upto: int
 
 
-class _Walk:
-    """A walk over the ids in slices that each cost about SLICE_SECONDS."""
+class _Size:
+    """How many ids a slice has, so that it costs about SLICE_SECONDS: nobody knows how many of them are dead rows."""
 
-    def __init__(self, after: int) -> None:
-        self.after = after
-        self._ids = SLICE_FIRST_IDS
+    def __init__(self) -> None:
+        self.ids = SLICE_FIRST_IDS
 
-    def slice(self, end: int) -> Range:
-        return Range(self.after, min(self.after + self._ids, end))
-
-    def walked(self, part: Range, seconds: float) -> None:
-        self.after = part.upto
+    def learn(self, seconds: float) -> None:
         if seconds < SLICE_SECONDS:
-            self._ids = min(2 * self._ids, ID_MAX)
+            self.ids = min(2 * self.ids, ID_MAX)
         elif seconds > 2 * SLICE_SECONDS:
-            self._ids = max(self._ids // 2, SLICE_MIN_IDS)
+            self.halve()
+
+    def halve(self) -> None:
+        self.ids = max(self.ids // 2, SLICE_MIN_IDS)
 
 
 class Position:
@@ -51,12 +49,14 @@ class Position:
     def __init__(self, clock: Callable[[], float], floor: int, last_id: int) -> None:
         """Begin behind `floor`, and walk to `last_id`, the newest id, before claiming without an upper end."""
         self._clock = clock
-        self._end = last_id
-        self._start = _Walk(floor)
-        self._sweep = _Walk(0)
-        self._swept_at = clock()
-        self._marks: deque[tuple[float, int]] = deque()
         self._low = floor
+        self._start_end = last_id
+        self._start_size = _Size()
+        self._marks: deque[tuple[float, int]] = deque()
+        self._sweep_end = 0
+        self._sweep_size = _Size()
+        self._sweep_seconds = 0.0
+        self._sweep_due = clock()
         self.is_blocked = False
         """Whether the last claim came to nothing."""
 
@@ -68,12 +68,12 @@ class Position:
     @property
     def is_starting(self) -> bool:
         """Whether the walk to the newest id of the start is not over."""
-        return self._start.after < self._end
+        return self._low < self._start_end
 
     def next_claim(self) -> Range:
         """Return the range of the next claim."""
         if self.is_starting:
-            return self._start.slice(self._end)
+            return Range(self._low, min(self._low + self._start_size.ids, self._start_end))
         while self._marks and self._marks[0][0] < self._clock() - LAG_SECONDS:
             self._low = max(self._low, self._marks.popleft()[1])
         return Range(self._low, ID_MAX)
@@ -81,33 +81,47 @@ class Position:
     def claimed(self, part: Range, ids: Sequence[int], *, full: bool, seconds: float) -> None:
         """Note that the rows `ids` of a range were published; `full` says that there may be more in it."""
         self.is_blocked = False
-        if part.upto < ID_MAX and self.is_starting:
-            if not full:
-                self._start.walked(part, seconds)
-                self._low = part.upto
-        elif ids:
-            self._marks.append((self._clock(), max(ids)))
+        if part.upto == ID_MAX:
+            if ids:
+                self._marks.append((self._clock(), max(ids)))
+        elif not full:
+            self._low = max(self._low, part.upto)
+            self._start_size.learn(seconds)
 
     def put_back(self) -> None:
-        """Note that claimed rows are in the outbox again."""
+        """Note that a statement failed, or that claimed rows are in the outbox again."""
         self._marks.clear()
+        self._start_size.halve()
+        self._sweep_size.halve()
         self.is_blocked = True
 
     def next_sweep(self) -> Range | None:
-        """Return the range to sweep if it is time, else None."""
-        if self.is_starting or self._low == 0 or self._clock() - self._swept_at < SWEEP_SECONDS:
+        """Return the range to sweep if it is time, else None.
+
+        Each sweep goes down from `low`: dead rows that cannot be removed are the newest ones, and are so met with small
+        slices. The ids below them have no rows, and take few large slices.
+        """
+        if self.is_starting or self._clock() < self._sweep_due:
             return None
-        self._swept_at = self._clock()
-        if self._sweep.after >= self._low:
-            self._sweep.after = 0
-        return self._sweep.slice(self._low)
+        if self._sweep_end <= 0:
+            self._sweep_end, self._sweep_size = self._low, _Size()
+        if self._sweep_end <= 0:
+            return None
+        return Range(max(self._sweep_end - self._sweep_size.ids, 0), self._sweep_end)
 
     def swept(self, part: Range, *, full: bool, seconds: float) -> None:
-        """Note that all rows in a range were published; `full` says that there may be more in it."""
+        """Note that all rows in a range were published; `full` says that there may be more in it.
+
+        The next slice is due at once until slices have taken SLICE_SECONDS in all, or the sweep is over.
+        """
         if full:
-            self._swept_at -= SWEEP_SECONDS
-        else:
-            self._sweep.walked(part, seconds)
+            return
+        self._sweep_end = part.after
+        self._sweep_size.learn(seconds)
+        self._sweep_seconds += seconds
+        if self._sweep_seconds >= SLICE_SECONDS or self._sweep_end <= 0:
+            self._sweep_seconds = 0.0
+            self._sweep_due = self._clock() + SWEEP_SECONDS
 
     def raise_to(self, floor: int) -> None:
         """Begin claims behind `floor`, as another relay does."""

@@ -97,13 +97,13 @@ class Relay:
         started = time.monotonic()
         ids, full = self._publish_batch(connection, part)
         position.claimed(part, ids, full=full, seconds=time.monotonic() - started)
-        published = len(ids)
-        if swept := position.next_sweep():
+        published, more = len(ids), False
+        while not more and (swept := position.next_sweep()):
             started = time.monotonic()
             late, more = self._publish_batch(connection, swept)
             position.swept(swept, full=more, seconds=time.monotonic() - started)
-            published, full = published + len(late), full or more
-        return published, full or position.is_starting
+            published += len(late)
+        return published, full or more or position.is_starting
 
     def _publish_batch(self, connection: Connection, part: Range) -> tuple[list[int], bool]:
         """Publish the oldest rows of a range. Return their ids and whether they were as many as a batch may hold.

@@ -78,45 +78,71 @@ def test_the_start_stays_where_there_may_be_more() -> None:
 def test_the_sweep_covers_every_id_below_again_and_again() -> None:
     clock = Clock()
     position = _at(35_000, clock)
-    assert position.next_sweep() is None
     for _ in range(3):
-        covered = 0
-        while covered < 35_000:
-            clock.now += SWEEP_SECONDS
+        left = 35_000
+        while left > 0:
             part = position.next_sweep()
             assert part is not None
-            assert position.next_sweep() is None
-            assert part.after == covered
+            assert part.upto == left
             position.swept(part, full=False, seconds=1.5 * SLICE_SECONDS)
-            covered = part.upto
-        assert covered == 35_000
+            assert position.next_sweep() is None
+            clock.now += SWEEP_SECONDS
+            left = part.after
+        assert left == 0
+
+
+def test_cheap_slices_follow_each_other_until_the_sweep_is_over() -> None:
+    """Where no dead rows are, one round covers a billion ids."""
+    position = _at(10**9, Clock())
+    slices = 0
+    while part := position.next_sweep():
+        position.swept(part, full=False, seconds=0)
+        slices += 1
+    assert part is None
+    assert slices < 20
 
 
 def test_the_sweep_stays_where_there_may_be_more_and_goes_on_at_once() -> None:
-    clock = Clock()
-    position = _at(35_000, clock)
-    clock.now += SWEEP_SECONDS
+    position = _at(35_000, Clock())
     part = position.next_sweep()
     assert part is not None
-    position.swept(part, full=True, seconds=0)
+    position.swept(part, full=True, seconds=SLOW)
     assert position.next_sweep() == part
 
 
 def test_a_slice_is_as_large_as_its_cost_allows() -> None:
     clock = Clock()
-    position = _at(10**9, clock)
+    position = _at(10**12, clock)
 
     def size(seconds: float) -> int:
-        clock.now += SWEEP_SECONDS
         part = position.next_sweep()
         assert part is not None
         position.swept(part, full=False, seconds=seconds)
+        clock.now += SWEEP_SECONDS
         return part.upto - part.after
 
     cheap = [size(0) for _ in range(5)]
     assert cheap == [SLICE_FIRST_IDS * 2**number for number in range(5)]
     costly = [size(SLOW) for _ in range(20)]
     assert costly[-1] == SLICE_MIN_IDS
+
+
+def test_each_sweep_meets_the_newest_ids_with_a_small_slice() -> None:
+    """They are where dead rows lie that cannot be removed; a large slice would hold up new rows."""
+    clock = Clock()
+    position = _at(10**9, clock)
+    for _ in range(3):
+        assert position.next_sweep() == Range(10**9 - SLICE_FIRST_IDS, 10**9)
+        while part := position.next_sweep():
+            position.swept(part, full=False, seconds=0)
+        clock.now += SWEEP_SECONDS
+
+
+def test_a_statement_that_fails_is_tried_again_with_fewer_ids() -> None:
+    """It may have reached its time limit, and would reach it again."""
+    position = Position(Clock(), 0, 10**9)
+    position.put_back()
+    assert position.next_claim() == Range(0, SLICE_FIRST_IDS // 2)
 
 
 def test_another_relay_s_floor_moves_it_forward_only() -> None:
