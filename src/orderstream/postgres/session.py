@@ -25,12 +25,15 @@ class Session:
         self._begin = begin
         self._connection: Connection | None = None
         self._proven = False
+        self._reached = False
 
     @property
     def ready(self) -> bool:
-        """Whether a server that takes writes was reached, and has not failed since. Any thread may ask."""
-        connection = self._connection
-        return connection is not None and not connection.closed
+        """Whether the last attempt to connect reached a server that takes writes. Any thread may ask.
+
+        A connection that was closed says nothing about the server: the next attempt does.
+        """
+        return self._reached
 
     @contextmanager
     def use(self) -> Iterator[Connection]:
@@ -57,14 +60,22 @@ class Session:
         """Return the connection, opened and set up if there is none. Raises as `connect` does."""
         if self._connection is None or self._connection.closed:
             self.close()
-            opened = connect(self._url, self._name, LimitedConnection)
             try:
-                self._begin(opened)
+                self._connection = self._connect()
             except BaseException:
-                opened.close()
+                self._reached = False
                 raise
-            self._connection = opened
+            self._reached = True
         return self._connection
+
+    def _connect(self) -> Connection:
+        opened = connect(self._url, self._name, LimitedConnection)
+        try:
+            self._begin(opened)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -405,8 +405,7 @@ class Runner(Generic[P]):
     def _reach_postgres(self) -> None:
         """Connect ahead of the first record, so that being ready means being able to work."""
         try:
-            if not self._session.ready:
-                self._session.open()
+            self._session.open()
         except Exception as error:
             if not is_transient(error):
                 raise

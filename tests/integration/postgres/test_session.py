@@ -62,9 +62,8 @@ def read_only(url: str) -> Iterator[None]:
 def test_after_an_error_that_is_not_about_data_there_is_a_new_session(session: Session, statement: str) -> None:
     before = _pid(session)
     assert is_transient(_fails(session, statement))
-    assert not session.ready
+    assert session.ready, "a session that was closed says nothing about the server"
     assert _pid(session) != before
-    assert session.ready
 
 
 @pytest.mark.parametrize("statement", ["SELECT 1 / 0", "INSERT INTO inventory VALUES ('A', -1, 0)", "SELECT 'x'::uuid"])
@@ -136,7 +135,6 @@ def test_a_backend_that_hangs_is_left_in_time(
         ):
             connection.execute("SELECT 1")
         assert is_transient(left.value)
-        assert not session.ready
         assert _pid(session) != before
     finally:
         os.kill(before, signal.SIGCONT)

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import psycopg
@@ -138,3 +140,28 @@ def test_an_error_that_nobody_knows_is_retried_and_then_stops_the_worker(
     assert isinstance(error, psycopg.Error)
     assert error.sqlstate == "ZZ123"
     assert len(tries) > 1
+
+
+def test_readiness_does_not_flap_when_others_close_sessions(
+    settings: Settings, connection: Connection, group: str
+) -> None:
+    seen: list[bool] = []
+    over = threading.Event()
+    with running(Recorder(group), settings) as loop, ThreadPoolExecutor(1) as pool:
+
+        def watch() -> None:
+            while not over.wait(0.001):
+                seen.append(loop.runner.ready)
+
+        watching = pool.submit(watch)
+        for _ in range(3):
+            before = wait_until(lambda: _sessions(connection, group), 10, "there is a session")
+            _end_sessions(connection, group)
+            with Tap(settings.kafka_brokers, [OUT]) as tap:
+                publish_events(settings.kafka_brokers, authorized(1))
+                tap.count(1)
+            assert _sessions(connection, group) != before
+        over.set()
+        watching.result(10)
+    assert seen
+    assert all(seen)
