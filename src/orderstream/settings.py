@@ -168,7 +168,10 @@ class Settings(BaseSettings):
     kafka_replication_factor: int = Field(1, ge=1, le=10, description="Replicas of each topic when it is created.")
     kafka_retention_hours: int = Field(168, ge=1, le=87_600, description="How long a topic keeps its events.")
     otel_exporter_otlp_endpoint: str | None = Field(
-        None, pattern="^https?://", description="Base URL of an OTLP/HTTP collector; without it no span is made."
+        None,
+        repr=False,
+        pattern="^https?://",
+        description="Base URL of an OTLP/HTTP collector; without it no span is made.",
     )
     otel_service_name: str | None = Field(None, description="Service name on spans; the service's own by default.")
     trace_samples_per_second: float = Field(
