@@ -211,6 +211,15 @@ def test_a_topic_that_is_gone_has_the_missing_topics_made_once_in_a_while(
         assert ensured == [settings]
 
 
+def test_a_consumer_whose_topics_are_gone_may_be_left_out(
+    settings: Settings, group: str, ensured: list[Settings]
+) -> None:
+    with running(Recorder(group), settings) as loop:
+        assert not loop.runner._progress._may_be_left_out
+        loop.runner._client_error(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+        assert loop.runner._progress._may_be_left_out
+
+
 def test_a_client_that_has_failed_for_good_ends_the_loop(settings: Settings, group: str) -> None:
     with running(Recorder(group), settings) as loop, pytest.raises(KafkaException):
         loop.runner._client_error(KafkaError(KafkaError._FATAL, "fenced", fatal=True))

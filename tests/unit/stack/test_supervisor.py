@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -285,3 +286,54 @@ def test_a_short_silence_and_another_process_of_the_name_begin_again() -> None:
     assert silence.longer_than("a", 2, None, 30) == 0
     now[0] = 90
     assert silence.longer_than("a", 2, "no answer", 30) == 0
+
+
+class _CountedLooks(threading.Event):
+    """Counts how often the watch has looked after its children."""
+
+    looks = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait as an event does."""
+        self.looks += timeout == LOOK_SECONDS
+        return super().wait(timeout)
+
+
+def test_a_child_on_its_way_up_is_not_restarted_by_the_watch_too(bench: Bench) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    class Held(Small):
+        def ready(self, _child: Child) -> bool:
+            asked.set()
+            answer.wait(20)
+            return False
+
+    worker = Held("worker", "import time; time.sleep(0.3); raise SystemExit(3)")
+    bench.stop.requested = counted = _CountedLooks()
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(bench.up, worker)
+        try:
+            wait_until(asked.is_set, 10, "it is asked whether it is ready")
+            (child,) = bench.roster.children
+            wait_until(lambda: not child.alive(), 10, "it dies on its way up")
+            bench.watch()
+            wait_until(lambda: counted.looks >= 4, 10, "the watch has looked after it")
+            assert worker.installed == 1
+        finally:
+            answer.set()
+        with pytest.raises(GaveUpError):
+            starting.result(20)
+
+
+def test_a_restart_that_is_given_up_ends_the_watch(bench: Bench, tmp_path: Path) -> None:
+    """It served once; what dies on its way up again is counted by the thread that restarts it."""
+    mark = repr(str(tmp_path / "served"))
+    bench.up(
+        Small(
+            "worker",
+            f"import os, sys, time; again = os.path.exists({mark}); open({mark}, 'w').close(); again and sys.exit(3);"
+            " print('ready', flush=True); time.sleep(0.2); sys.exit(7)",
+        )
+    )
+    bench.watch().join(30)
+    assert [type(error) for error in bench.outcome] == [GaveUpError]
