@@ -102,6 +102,12 @@ GOOD: dict[str, Good] = {
     "1,000 items": Good(
         order(items=many(1000)), items=tuple((f"S-{number}", 1, Decimal("1.00")) for number in range(1000))
     ),
+    "a byte order mark": Good(b"\xef\xbb\xbf" + README),
+    "a whole number with a fraction of zeros": Good(order(qty="1.0")),
+    "a whole number with an exponent": Good(order(qty="0.00010E+0004")),
+    "a large whole number with a fraction": Good(
+        order(qty="1000000.0"), items=(("SKU-1", 1_000_000, Decimal("129.00")),)
+    ),
     "white space": Good(b" \n\t" + README + b"\r\n "),
 }
 
@@ -115,7 +121,8 @@ BAD: dict[str, Bad] = {
     "truncated": _bad(README[:-1], ""),
     "truncated in a string": _bad(README[:12], ""),
     "two documents": _bad(README + README, ""),
-    "a byte order mark": _bad(b"\xef\xbb\xbf" + README, ""),
+    "two byte order marks": _bad(b"\xef\xbb\xbf" * 2 + README, ""),
+    "a byte order mark alone": _bad(b"\xef\xbb\xbf", ""),
     "UTF-16": _bad(README.decode().encode("utf-16"), ""),
     "invalid UTF-8": _bad(order(user='"Q"').replace(b"Q", b"\xff"), ""),
     "invalid UTF-8 in an ignored member": _bad(order(more=',"x":"Q"').replace(b"Q", b"\xff"), ""),
@@ -170,7 +177,18 @@ BAD: dict[str, Bad] = {
     "qty too large": _bad(order(qty="1000001"), "/items/0/qty"),
     "qty huge": _bad(order(qty="9" * 5000), "/items/0/qty"),
     "qty a fraction": _bad(order(qty="1.5"), "/items/0/qty"),
-    "qty 1.0": _bad(order(qty="1.0"), "/items/0/qty"),
+    "qty 1.5": _bad(order(qty="1.5"), "/items/0/qty"),
+    "qty as good as whole": _bad(order(qty="1.00000000000000000001"), "/items/0/qty"),
+    "qty 0.99999999999999999999": _bad(order(qty="0.99999999999999999999"), "/items/0/qty"),
+    "qty 1000000.5": _bad(order(qty="1000000.5"), "/items/0/qty"),
+    "qty 1000001.0": _bad(order(qty="1000001.0"), "/items/0/qty"),
+    "qty 0.0": _bad(order(qty="0.0"), "/items/0/qty"),
+    "qty -1.0": _bad(order(qty="-1.0"), "/items/0/qty"),
+    "qty 1e400000": _bad(order(qty="1e400000"), "/items/0/qty"),
+    "qty 1e-400000": _bad(order(qty="1e-400000"), "/items/0/qty"),
+    "qty 0e400000": _bad(order(qty="0e400000"), "/items/0/qty"),
+    "qty of 65 characters": _bad(order(qty="1." + "0" * 63), "/items/0/qty"),
+    "qty a string 1.0": _bad(order(qty='"1.0"'), "/items/0/qty"),
     "qty 1e400": _bad(order(qty="1e400"), "/items/0/qty"),
     "qty a string": _bad(order(qty='"1"'), "/items/0/qty"),
     "qty true": _bad(order(qty="true"), "/items/0/qty"),

@@ -146,6 +146,7 @@ PROBLEMS: list[Callable[[], Problem]] = [
     lambda: problems.method_not_allowed([]),
     lambda: problems.request_timeout(1),
     problems.order_failed,
+    problems.precondition_failed,
     lambda: problems.body_too_large(1),
     lambda: problems.target_too_long(1),
     problems.unsupported_media_type,

@@ -2,10 +2,16 @@
 
 from orderstream.api_gateway import problems
 from orderstream.api_gateway.endpoint import DisconnectedError, Request
+from orderstream.api_gateway.fields import media_type
 from orderstream.api_gateway.intake import BODY_MAX_BYTES
 
 BODIES_MAX_BYTES = 64 << 20
 """What all bodies on their way may have together; beyond it they are refused, and their clients try again."""
+
+
+UTF_8 = ("utf-8", "utf8")
+DIGITS_MAX = 20
+"""More digits than any length has; leading zeros count, so that a length costs nothing to read."""
 
 
 class Bodies:
@@ -18,12 +24,9 @@ class Bodies:
     async def read(self, request: Request) -> bytes:
         """Read the body of a request that declares plain JSON. Raises Problem 413, 415 or 503."""
         headers = request.headers
-        if (
-            not _is_json(headers.get(b"content-type", b""))
-            or headers.get(b"content-encoding", b"identity") != b"identity"
-        ):
+        if not _is_json(headers.get(b"content-type", b"")) or _is_encoded(headers.get(b"content-encoding")):
             raise problems.unsupported_media_type()
-        if int(headers.get(b"content-length", b"0")) > BODY_MAX_BYTES:
+        if _is_beyond(headers.get(b"content-length", b"0"), BODY_MAX_BYTES):
             raise problems.body_too_large(BODY_MAX_BYTES)
         parts: list[bytes] = []
         size = 0
@@ -47,9 +50,24 @@ class Bodies:
 
 
 def _is_json(content_type: bytes) -> bool:
+    """Say whether a Content-Type is JSON in UTF-8. Other parameters than the charset mean nothing to us."""
     if content_type == b"application/json":
         return True
-    media_type, *parameters = (part.strip().lower() for part in content_type.split(b";"))
-    return media_type == b"application/json" and all(
-        parameter in (b"", b"charset=utf-8", b'charset="utf-8"') for parameter in parameters
+    declared = media_type(content_type)
+    return (
+        declared is not None
+        and declared.name == "application/json"
+        and all(value.lower() in UTF_8 for name, value in declared.parameters if name == "charset")
     )
+
+
+def _is_encoded(content_encoding: bytes | None) -> bool:
+    """Say whether a body has an encoding: a list of `identity`, in whatever case, is none."""
+    if content_encoding is None:
+        return False
+    return any(coding.strip().lower() not in (b"", b"identity") for coding in content_encoding.split(b","))
+
+
+def _is_beyond(content_length: bytes, limit_bytes: int) -> bool:
+    """Say whether a length is declared that is too large; what is no number is left to the count of what arrives."""
+    return content_length.isdigit() and (len(content_length) > DIGITS_MAX or int(content_length) > limit_bytes)

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 import psycopg
 from msgspec import Struct
 
+from orderstream.api_gateway.conditions import NO_CONDITION, Condition, entity_tag
 from orderstream.api_gateway.gathering import Asked, Gathering, TryAgainError
 from orderstream.api_gateway.reader import Reading, read
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
 from orderstream.domain.events import order_aborted, order_updated
-from orderstream.domain.order import Order, cancel, settled
+from orderstream.domain.order import Order, OrderState, cancel, settled
 from orderstream.postgres import outbox
 from orderstream.postgres.connect import AsyncConnection
 from orderstream.postgres.orders import SQL, changes, locked
@@ -27,24 +28,46 @@ BATCH_LIMIT = 50
 """Orders cancelled in one transaction: the row locks of all are held until the last one is written."""
 
 
-class Cancellation(Struct, frozen=True):
-    """An order to cancel, and the trace of who asked for it first."""
+class Cancellation(Struct):
+    """An order to cancel, the trace of the request that asked for it first, and the condition of it.
+
+    `was_allowed` says that an attempt found the condition met. Its COMMIT may have got no answer.
+    """
 
     order_id: str
     carrier: Carrier
+    condition: Condition = NO_CONDITION
+    was_allowed: bool = False
+
+    @property
+    def key(self) -> str:
+        """What requests have in common that may share an answer."""
+        return self.order_id if self.condition is NO_CONDITION else f"{self.order_id} {self.condition}"
+
+    def allows(self, state: OrderState) -> bool:
+        """Say whether the order may be cancelled as it is, or was cancelled by an attempt before this one."""
+        if self.was_allowed and state.status == "CANCELLED":
+            return True
+        return self.condition.allows_change(entity_tag(state.version))
 
 
 class FailedError(Exception):
     """The order has FAILED, which nothing changes any more."""
 
 
+class PreconditionFailedError(Exception):
+    """The order has a version that the request does not want to cancel."""
+
+
 Batch = Sequence[Asked[Cancellation, Reading | None]]
+Refusal = FailedError | PreconditionFailedError
 
 
 class Canceller(Gathering[Cancellation, Reading | None]):
-    """Cancels orders. `ask` with the order's id: the answer is the order as it is now, None if there is none.
+    """Cancels orders. `ask` with the cancellation's key: the answer is the order as it is now, None if there is none.
 
-    Raises FailedError. While Postgres is away nothing is answered; whoever asks has to bound their own waiting.
+    Raises FailedError or PreconditionFailedError. While Postgres is away nothing is answered; the caller has to bound
+    its own waiting.
     """
 
     def __init__(self, session: Session, cache: AsyncCache, *, waiting_limit: int) -> None:
@@ -55,34 +78,47 @@ class Canceller(Gathering[Cancellation, Reading | None]):
     async def _cancel(self, batch: Batch) -> None:
         try:
             async with self._session.transaction() as tx:
-                known, readings = await self._decide(tx, {asked.item.order_id: asked.item.carrier for asked in batch})
+                refusals, readings = await self._decide(tx, [asked.item for asked in batch])
         except psycopg.Error as error:
             logs.get().error("cancel_refused_by_postgres", error=str(error))
             raise TryAgainError from error
         # Not only those that changed: an attempt before this one may have barred them, and its COMMIT got no answer.
         await self._cache.delete(list(readings))
         for asked in batch:
-            order_id = asked.item.order_id
-            if order_id in known and order_id not in readings:
-                asked.fail(FailedError(order_id))
+            refusal = refusals.get(asked.item.key)
+            if refusal is not None:
+                asked.fail(refusal)
             else:
-                asked.answer(readings.get(order_id))
+                asked.answer(readings.get(asked.item.order_id))
 
     async def _decide(
-        self, tx: AsyncConnection, carriers: Mapping[str, Carrier]
-    ) -> tuple[set[str], dict[str, Reading]]:
-        """Return which orders there are, and how those stand that are cancelled now."""
-        cursor = await tx.execute(SQL["lock_orders"], {"ids": list(carriers)})
-        orders, now = locked(await cursor.fetchall())
-        cancelled = [
-            (order, order.moved(state, now, abort=True))
-            for order in orders.values()
-            if now is not None and (state := cancel(order.state)) is not None
-        ]
-        changed = [(before, after) for before, after in cancelled if after is not before]
-        await self._cache.bar([before.order_id for before, _ in changed if settled(before.state.status)])
-        await _write(tx, [after for _, after in changed], carriers)
-        return set(orders), await read(tx, [after.order_id for _, after in cancelled])
+        self, tx: AsyncConnection, cancellations: Sequence[Cancellation]
+    ) -> tuple[dict[str, Refusal], dict[str, Reading]]:
+        """Return the refusals by the keys of their cancellations, and how those orders stand that are cancelled now."""
+        ids = list(dict.fromkeys(cancellation.order_id for cancellation in cancellations))
+        cursor = await tx.execute(SQL["lock_orders"], {"ids": ids})
+        before, now = locked(await cursor.fetchall())
+        after: dict[str, Order] = {}
+        carriers: dict[str, Carrier] = {}
+        refusals: dict[str, Refusal] = {}
+        for cancellation in cancellations:
+            order_id = cancellation.order_id
+            order = after.get(order_id) or before.get(order_id)
+            if order is None or now is None:
+                continue
+            state = cancel(order.state)
+            if state is None:
+                refusals[cancellation.key] = FailedError(order_id)
+            elif not cancellation.allows(order.state):
+                refusals[cancellation.key] = PreconditionFailedError(order_id)
+            else:
+                cancellation.was_allowed = True
+                after[order_id] = order.moved(state, now, abort=True)
+                carriers.setdefault(order_id, cancellation.carrier)
+        changed = [order for order in after.values() if order is not before[order.order_id]]
+        await self._cache.bar([order.order_id for order in changed if settled(before[order.order_id].state.status)])
+        await _write(tx, changed, carriers)
+        return refusals, await read(tx, list(after))
 
 
 async def _write(tx: AsyncConnection, orders: Sequence[Order], carriers: Mapping[str, Carrier]) -> None:

@@ -7,10 +7,11 @@ member (`violations`), so that a client learns of everything wrong at once.
 from decimal import Decimal
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from orderstream.api_gateway.problems import Violation
-from orderstream.api_gateway.schemas import QTY_MAX, OrderRequest
+from orderstream.api_gateway.quantity import quantity
+from orderstream.api_gateway.schemas import QTY_MAX, ItemsOf, MoneyIn, OrderItem, OrderRequest, Sku, UserId
 from orderstream.api_gateway.violations import violations
 from orderstream.domain.events import Item, OrderCreated
 from orderstream.domain.money import MINOR_DIGITS, in_currency, parse
@@ -18,7 +19,25 @@ from orderstream.domain.money import MINOR_DIGITS, in_currency, parse
 BODY_MAX_BYTES = 1 << 20
 _COLONS_OF_ORDER, _COLONS_OF_ITEM = 4, 3
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 _decode = msgspec.json.Decoder(OrderRequest).decode
+
+
+class _ItemAsWritten(Struct):
+    sku: Sku
+    qty: Raw
+    price: MoneyIn
+
+
+class _RequestAsWritten(Struct, rename="camel"):
+    user_id: UserId
+    items: ItemsOf[_ItemAsWritten]
+    amount: MoneyIn
+    currency: str
+
+
+_decode_as_written = msgspec.json.Decoder(_RequestAsWritten).decode
 
 
 class InvalidOrderError(Exception):
@@ -34,8 +53,9 @@ def read_order(body: bytes, order_id: str) -> OrderCreated:
 
     Raises InvalidOrderError.
     """
+    body = body.removeprefix(BYTE_ORDER_MARK)
     try:
-        request = _decode(body)
+        request = _decoded(body)
         order = _accept(request, order_id)
     except (ValueError, RecursionError) as error:
         raise InvalidOrderError(violations(body) or [Violation("", str(error))]) from error
@@ -44,6 +64,20 @@ def read_order(body: bytes, order_id: str) -> OrderCreated:
     if (not only_members or b"\\u0000" in body) and (found := violations(body)):
         raise InvalidOrderError(found)
     return order
+
+
+def _decoded(body: bytes) -> OrderRequest:
+    """Decode a body; the decoder takes no integer that is written as 1.0, so such a one is read a second time."""
+    try:
+        return _decode(body)
+    except msgspec.ValidationError:
+        written = _decode_as_written(body)
+        return OrderRequest(
+            written.user_id,
+            [OrderItem(item.sku, quantity(bytes(item.qty).decode()), item.price) for item in written.items],
+            written.amount,
+            written.currency,
+        )
 
 
 def _accept(request: OrderRequest, order_id: str) -> OrderCreated:

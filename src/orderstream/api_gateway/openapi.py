@@ -22,6 +22,10 @@ _EXAMPLE = {
 _TRACE = {"traceresponse": {"description": "W3C trace context of this request.", "schema": {"type": "string"}}}
 _STRING = {"schema": {"type": "string"}}
 _ORDER_ID = {"name": "orderId", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+_CONDITIONS = [
+    {"name": name, "in": "header", "description": "Entity tags, or `*` (RFC 9110, 13.1).", "schema": {"type": "string"}}
+    for name in ("if-match", "if-none-match")
+]
 
 
 def document() -> dict[str, Any]:
@@ -47,6 +51,7 @@ def document() -> dict[str, Any]:
 def _create(order: Any, accepted: Any, problem: Any) -> dict[str, Any]:
     problems = {
         "400": "The body is not an order (`errors` says everything that is wrong with it), or the key cannot be one.",
+        "412": "If-Match is given, and there is no version to match.",
         "413": "The body is longer than 1 MiB.",
         "415": "The body is not declared to be JSON.",
         "422": "The key was used for another order.",
@@ -86,12 +91,13 @@ def _read(view: Any, problem: Any) -> dict[str, Any]:
     return {
         "operationId": "readOrder",
         "summary": "Read an order.",
-        "parameters": [_ORDER_ID, {"name": "if-none-match", "in": "header", "schema": {"type": "string"}}, prefer],
+        "parameters": [_ORDER_ID, *_CONDITIONS, prefer],
         "responses": {
             "200": _response("The order is settled.", view, head),
             "202": _response("The order is under way; ask again.", view, {**head, "retry-after": _STRING}),
             "304": {"description": "The order is as `if-none-match` says.", "headers": {**head, **_TRACE}},
             "404": _problem("There is no such order.", problem),
+            "412": _problem("The order has another version than `if-match` says.", problem),
             "503": _problem("The order could not be read; ask again.", problem),
         },
     }
@@ -101,13 +107,14 @@ def _cancel(view: Any, problem: Any) -> dict[str, Any]:
     return {
         "operationId": "cancelOrder",
         "summary": "Cancel an order, also one that is confirmed; cancelling again changes nothing.",
-        "parameters": [_ORDER_ID],
+        "parameters": [_ORDER_ID, *_CONDITIONS],
         "responses": {
             "202": _response(
                 "The order is cancelled; its payment and stock are being given back.", view, {"etag": _STRING}
             ),
             "404": _problem("There is no such order.", problem),
             "409": _problem("The order has failed.", problem),
+            "412": _problem("The order has a version that `if-match` or `if-none-match` does not allow.", problem),
             "503": _problem("It is not known to be cancelled; ask again.", problem),
         },
     }

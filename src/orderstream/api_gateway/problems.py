@@ -12,6 +12,9 @@ RETRY_AFTER_SECONDS = 1
 RETRY_AFTER_FULL_OUTBOX_SECONDS = 5
 
 
+_NO_STORE = (b"cache-control", b"no-store")
+"""Caches may keep a 404 or 405 by a guess of theirs (RFC 9110, 15.1), unless they are told not to."""
+
 _NOTHING_STORED = "This request stored nothing."
 
 
@@ -94,14 +97,16 @@ def malformed_request(detail: str = "It cannot be read as HTTP.") -> Problem:
 
 def not_found(what: str) -> Problem:
     """404: there is no such route or order."""
-    return Problem(404, "not-found", "Not found", f"There is no such {what}.")
+    return Problem(404, "not-found", "Not found", f"There is no such {what}.", headers=[_NO_STORE])
 
 
 def method_not_allowed(allowed: Sequence[str]) -> Problem:
     """405: the route exists, but not for this method."""
     allow = ", ".join(allowed)
     detail = f"Allowed here: {allow}."
-    return Problem(405, "method-not-allowed", "Method not allowed", detail, headers=[(b"allow", allow.encode())])
+    return Problem(
+        405, "method-not-allowed", "Method not allowed", detail, headers=[(b"allow", allow.encode()), _NO_STORE]
+    )
 
 
 def request_timeout(seconds: float) -> Problem:
@@ -112,6 +117,12 @@ def request_timeout(seconds: float) -> Problem:
 def order_failed() -> Problem:
     """409: the order has FAILED; there is nothing left to cancel."""
     return Problem(409, "order-failed", "The order has failed", "A failed order cannot be cancelled.")
+
+
+def precondition_failed() -> Problem:
+    """412: If-Match or If-None-Match does not allow the version there is; nothing was done."""
+    detail = "If-Match or If-None-Match does not allow the version that the order has."
+    return Problem(412, "precondition-failed", "The order has another version", detail)
 
 
 def body_too_large(limit_bytes: int) -> Problem:

@@ -12,7 +12,8 @@ from starlette.types import Receive
 
 from orderstream.api_gateway import docs, problems
 from orderstream.api_gateway.bodies import Bodies
-from orderstream.api_gateway.canceller import Cancellation, Canceller, FailedError
+from orderstream.api_gateway.canceller import Cancellation, Canceller, FailedError, PreconditionFailedError
+from orderstream.api_gateway.conditions import entity_tag, read_condition
 from orderstream.api_gateway.endpoint import DisconnectedError, Endpoint, Handler, Reply, Request
 from orderstream.api_gateway.gathering import FullError, TryAgainError
 from orderstream.api_gateway.idempotency import IdempotencyKey, read_key, request_hash
@@ -32,6 +33,7 @@ from orderstream.telemetry.tracing import Tracer
 _JSON = (b"content-type", b"application/json")
 _RETRY_AFTER = (b"retry-after", str(RETRY_AFTER_SECONDS).encode())
 _NO_CACHE = (b"cache-control", b"no-cache")
+_NO_STORE = (b"cache-control", b"no-store")
 _REPLAYED = (b"idempotent-replayed", b"true")
 
 Answer = TypeVar("Answer")
@@ -67,6 +69,9 @@ class Orders:
 
     async def create(self, request: Request) -> Reply:
         """POST /orders: 201 once the order is durable, and never otherwise."""
+        if b"if-match" in request.headers:
+            # It asks for a version of what the path names, and /orders has none (RFC 9110, 13.1.1).
+            raise problems.precondition_failed()
         key = read_key(request.headers.get(b"idempotency-key"))
         if key is None and self._outbox.is_exceeded():
             raise problems.outbox_full()
@@ -130,11 +135,14 @@ class Orders:
             if waited:
                 applied.append((b"preference-applied", b"wait=%d" % seconds))
         self._reads[outcome].inc()
-        etag = _etag(reading)
+        etag = entity_tag(reading.version)
+        condition = read_condition(request.headers)
+        if not condition.matches(etag):
+            raise problems.precondition_failed()
         headers = [(b"etag", etag), (b"x-cache", outcome.encode()), _NO_CACHE, *applied]
         if not reading.settled:
             headers.append(_RETRY_AFTER)
-        if _matches(request.headers.get(b"if-none-match"), etag):
+        if not condition.none_matches(etag):
             return Reply(304, headers)
         return Reply(200 if reading.settled else 202, [_JSON, *headers], reading.body)
 
@@ -160,13 +168,16 @@ class Orders:
         """POST /orders/{id}/cancel: 202 once the order is cancelled, however often; it is undone from then on."""
         order_id = _order_id(request)
         try:
-            cancellation = Cancellation(order_id, request.span.carrier)
-            reading = await _in_time("cancelled", self._canceller.ask, order_id, cancellation)
+            condition = read_condition(request.headers)
+            cancellation = Cancellation(order_id, request.span.carrier, condition)
+            reading = await _in_time("cancelled", self._canceller.ask, cancellation.key, cancellation)
         except FailedError as error:
             raise problems.order_failed() from error
+        except PreconditionFailedError as error:
+            raise problems.precondition_failed() from error
         if reading is None:
             raise problems.not_found("order")
-        return Reply(202, [_JSON, (b"etag", _etag(reading)), _NO_CACHE], reading.body)
+        return Reply(202, [_JSON, (b"etag", entity_tag(reading.version)), _NO_CACHE], reading.body)
 
 
 def _order_id(request: Request) -> str:
@@ -196,18 +207,6 @@ async def _disconnected(receive: Receive) -> bool:
     return True
 
 
-def _etag(reading: Reading) -> bytes:
-    return f'"{reading.version}"'.encode()
-
-
-def _matches(if_none_match: bytes | None, etag: bytes) -> bool:
-    """Compare weakly, as If-None-Match asks for (RFC 9110, 13.1.2)."""
-    if if_none_match is None:
-        return False
-    candidates = [one.strip().removeprefix(b"W/") for one in if_none_match.split(b",")]
-    return etag in candidates or candidates == [b"*"]
-
-
 class Health:
     """Whether this process lives, whether it can work, and its figures."""
 
@@ -216,13 +215,13 @@ class Health:
 
     async def live(self, _request: Request) -> Reply:
         """GET /livez: the event loop turns."""
-        return Reply(200, [_JSON], b'{"status":"ok"}')
+        return Reply(200, [_JSON, _NO_STORE], b'{"status":"ok"}')
 
     async def ready(self, _request: Request) -> Reply:
         """GET /readyz: Postgres answers and is migrated; Kafka and Redis are not needed (P11)."""
         if problem := await self.problem():
             raise problems.unavailable(problem)
-        return Reply(200, [_JSON], b'{"status":"ok"}')
+        return Reply(200, [_JSON, _NO_STORE], b'{"status":"ok"}')
 
     async def problem(self) -> str | None:
         """Say what keeps this process from working, or return None."""
@@ -235,7 +234,7 @@ class Health:
 
     async def figures(self, _request: Request) -> Reply:
         """GET /metrics: the Prometheus text format."""
-        return Reply(200, [(b"content-type", metrics.CONTENT_TYPE.encode())], metrics.exposition())
+        return Reply(200, [(b"content-type", metrics.CONTENT_TYPE.encode()), _NO_STORE], metrics.exposition())
 
 
 def router(orders: Orders, health: Health, tracer: Tracer) -> Router:

@@ -1,32 +1,48 @@
 """The types of the HTTP API; the OpenAPI document is generated from them. JSON names are camelCase, money is exact."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from msgspec import Meta, Raw, Struct
 
 from orderstream.domain.events import AnyReason, AnyState, AnyStatus
+from orderstream.domain.money import MAX_INTEGER_DIGITS, MINOR_DIGITS
+
+T = TypeVar("T")
 
 ITEMS_MAX = 1_000
 USER_ID_MAX_CHARACTERS = 128
 SKU_MAX_CHARACTERS = 64
 QTY_MAX = 1_000_000
 
-_MONEY_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
+_MONEY_PATTERN = rf"^(?=[0-9.]*[1-9])0*[0-9]{{1,{MAX_INTEGER_DIGITS}}}(\.[0-9]+)?$"
 MoneyIn = Annotated[
     Raw,
     Meta(
         description="More than 0, at most 12 digits before the point, after it no more than the currency has;"
-        " a number, or a string in plain notation. Read exactly as written.",
+        " a number, or a string in plain notation, of 64 characters at most. Read exactly as written.",
         extra_json_schema={
-            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": _MONEY_PATTERN}]
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 10**MAX_INTEGER_DIGITS},
+                {"type": "string", "pattern": _MONEY_PATTERN, "maxLength": 64},
+            ]
         },
     ),
 ]
 MoneyOut = Annotated[Raw, Meta(description="Exact decimal.", extra_json_schema={"type": "number"})]
-UserId = Annotated[str, Meta(min_length=1, max_length=USER_ID_MAX_CHARACTERS)]
-Sku = Annotated[str, Meta(min_length=1, max_length=SKU_MAX_CHARACTERS)]
-Quantity = Annotated[int, Meta(ge=1, le=QTY_MAX)]
+_NO_NUL = {"pattern": "^[^\\u0000]*$"}
+UserId = Annotated[str, Meta(min_length=1, max_length=USER_ID_MAX_CHARACTERS, extra_json_schema=_NO_NUL)]
+Sku = Annotated[str, Meta(min_length=1, max_length=SKU_MAX_CHARACTERS, extra_json_schema=_NO_NUL)]
+Currency = Annotated[
+    str,
+    Meta(
+        description="ISO 4217 code of an active currency, such as USD.",
+        examples=["USD"],
+        extra_json_schema={"enum": sorted(MINOR_DIGITS)},
+    ),
+]
+ItemsOf = Annotated[list[T], Meta(min_length=1, max_length=ITEMS_MAX)]
+Quantity = Annotated[int, Meta(ge=1, le=QTY_MAX, description="A whole number; 1.0 is one, too. 64 characters at most.")]
 
 
 class OrderItem(Struct, frozen=True):
@@ -41,9 +57,9 @@ class OrderRequest(Struct, frozen=True, rename="camel"):
     """A new order. `amount` is what will be charged; it need not be the sum of the lines."""
 
     user_id: UserId
-    items: Annotated[list[OrderItem], Meta(min_length=1, max_length=ITEMS_MAX)]
+    items: ItemsOf[OrderItem]
     amount: MoneyIn
-    currency: Annotated[str, Meta(description="ISO 4217 code, such as USD.", examples=["USD"])]
+    currency: Currency
 
 
 class OrderAccepted(Struct, frozen=True, rename="camel"):

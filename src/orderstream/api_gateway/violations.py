@@ -1,5 +1,6 @@
 """Everything that is wrong with a body, each with its JSON pointer. Slow and thorough: only for bodies that need it."""
 
+import functools
 import itertools
 import json
 import re
@@ -10,16 +11,19 @@ from typing import Any
 from msgspec import Struct
 
 from orderstream.api_gateway.problems import Violation
+from orderstream.api_gateway.quantity import QuantityError, quantity
 from orderstream.api_gateway.schemas import ITEMS_MAX, QTY_MAX, SKU_MAX_CHARACTERS, USER_ID_MAX_CHARACTERS
 from orderstream.domain.money import MINOR_DIGITS, MoneyError, in_currency, parse
 
 VIOLATIONS_MAX = 5_000
-MARKS_MAX = 100_000
-"""Commas and opening brackets, which bound the values in a body. The largest order has 5,000, its names 64,128 more."""
+MARKS_MAX = 20_000
+"""Commas and opening brackets outside strings, which bound the values in a body. The largest order has 5,000."""
 POINTER_MAX_CHARACTERS = 500
+POINTERS_MAX_CHARACTERS = 250_000
+"""Of all pointers together: what bounds the answer."""
 
-_INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_MALFORMED = (b"\\ud", b"\\uD", b"NaN", b"Infinity")
 _NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
 _MISSING = object()
 
@@ -46,14 +50,15 @@ class _Line(Struct):
 def violations(body: bytes) -> list[Violation]:
     """Return what is wrong with a body that should be an order: first its form, then its members in their order.
 
-    The loop serves nobody else meanwhile, so a body with far more values than an order has is not looked into.
+    The loop serves no other request meanwhile, so a body with far more values than an order has is not looked into.
     """
-    if sum(map(body.count, (b",", b"[", b"{"))) > MARKS_MAX:
-        return [Violation("", f"has more than {MARKS_MAX} commas and opening brackets")]
+    if _has_too_many_marks(body):
+        return [Violation("", f"has more than {MARKS_MAX} commas and opening brackets outside its strings")]
+    repeating: list[_Object] = []
     try:
         parsed = json.loads(
             body.decode(),
-            object_pairs_hook=_object,
+            object_pairs_hook=functools.partial(_object, repeating),
             parse_int=_Number,
             parse_float=_Number,
             parse_constant=_Number,
@@ -66,15 +71,44 @@ def violations(body: bytes) -> list[Violation]:
         return [Violation("", "is nested too deeply")]
     if not isinstance(parsed, _Object):
         return [Violation("", "must be an object")]
-    found = itertools.islice(itertools.chain(_malformed(parsed), _order(parsed)), VIOLATIONS_MAX)
-    return [Violation(_printable(one.pointer)[:POINTER_MAX_CHARACTERS], one.detail) for one in found]
+    # Without any of these in it, no value of a body is malformed, and its values need not be looked at one by one.
+    malformed = _malformed(parsed) if repeating or any(mark in body for mark in _MALFORMED) else ()
+    return _bounded(itertools.chain(malformed, _order(parsed)))
 
 
-def _object(pairs: list[tuple[str, Any]]) -> _Object:
+def _has_too_many_marks(body: bytes) -> bool:
+    """Say whether a body has more values than are looked into. Reads it a few times as a whole, whatever is in it."""
+    if _marks(body) <= MARKS_MAX:
+        return False
+    if body.count(b'"') > 4 * MARKS_MAX:  # A value has a name at most, and each of both two quotes.
+        return True
+    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return _marks(b"".join(unescaped.split(b'"')[::2])) > MARKS_MAX
+
+
+def _marks(body: bytes) -> int:
+    return sum(map(body.count, (b",", b"[", b"{")))
+
+
+def _bounded(found: Iterator[Violation]) -> list[Violation]:
+    """Return the first violations: so many that they and their pointers are within their bounds."""
+    violations: list[Violation] = []
+    characters = 0
+    for violation in itertools.islice(found, VIOLATIONS_MAX):
+        pointer = _printable(violation.pointer)[:POINTER_MAX_CHARACTERS]
+        characters += len(pointer)
+        if characters > POINTERS_MAX_CHARACTERS:
+            break
+        violations.append(Violation(pointer, violation.detail))
+    return violations
+
+
+def _object(repeating: list[_Object], pairs: list[tuple[str, Any]]) -> _Object:
     members = _Object(pairs)
     if len(members) != len(pairs):
         seen: set[str] = set()
         members.repeated = tuple({name: None for name, _ in pairs if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
+        repeating.append(members)
     return members
 
 
@@ -148,7 +182,7 @@ def _items(items: Any, currency: str | None) -> Iterator[Violation]:
         ]
         yield from wrong
         if not wrong:
-            yield from _merge(pointer, lines.setdefault(sku, _Line(_amount(price))), _amount(price), int(qty))
+            yield from _merge(pointer, lines.setdefault(sku, _Line(_amount(price))), _amount(price), quantity(qty))
 
 
 def _merge(pointer: str, line: _Line, price: Decimal, qty: int) -> Iterator[Violation]:
@@ -169,10 +203,13 @@ def _text(pointer: str, value: Any, characters_max: int) -> Iterator[Violation]:
 
 
 def _qty(pointer: str, value: Any) -> Iterator[Violation]:
-    if not isinstance(value, _Number) or not _INTEGER.fullmatch(value):
+    if not isinstance(value, _Number):
         yield Violation(pointer, _wrong(value, "must be an integer"))
-    elif len(value) > len(str(QTY_MAX)) or not 1 <= int(value) <= QTY_MAX:
-        yield Violation(pointer, f"must be from 1 to {QTY_MAX}")
+        return
+    try:
+        quantity(value)
+    except QuantityError as error:
+        yield Violation(pointer, str(error))
 
 
 def _money(pointer: str, value: Any, currency: str | None) -> Iterator[Violation]:

@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 import psycopg
 
+from orderstream.api_gateway.fields import preferences
 from orderstream.api_gateway.gathering import TryAgainError
 from orderstream.api_gateway.session import Session
 from orderstream.postgres.sql import load
@@ -23,8 +24,7 @@ POLL_AFTER_FAILURE_SECONDS = 0.5
 
 SQL = load("orderstream.api_gateway")
 
-_NAME = re.compile(r"[^ \t=;]*")
-_WAIT = re.compile(r'wait[ \t]*=[ \t]*"?([0-9]{1,100})"?[ \t]*(?:;.*)?', re.IGNORECASE)
+_SECONDS = re.compile("[0-9]{1,100}")
 
 
 def preferred_wait(header: bytes | None) -> int:
@@ -32,12 +32,9 @@ def preferred_wait(header: bytes | None) -> int:
 
     More than WAIT_MAX_SECONDS is taken for as many. Of several such preferences the first counts, whatever it says.
     """
-    for preference in header.decode("latin-1").split(",") if header else ():
-        text = preference.strip()
-        name = _NAME.match(text)
-        if name is not None and name[0].lower() == "wait":
-            match = _WAIT.fullmatch(text)
-            return min(int(match[1]), WAIT_MAX_SECONDS) if match else 0
+    for name, value in preferences(header) if header else ():
+        if name == "wait":
+            return min(int(value), WAIT_MAX_SECONDS) if _SECONDS.fullmatch(value) else 0
     return 0
 
 

@@ -4,6 +4,8 @@ import re
 from decimal import Decimal
 
 MAX_INTEGER_DIGITS = 12
+_BINARY_ERROR = Decimal("1e-12")
+"""What a few operations in binary floating point may be wrong by, as a share of the result."""
 _PLAIN = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _NUMBER = re.compile(r"([0-9]+)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 
@@ -53,5 +55,12 @@ def in_currency(amount: Decimal, currency: str) -> Decimal:
         return amount
     exact = amount.quantize(Decimal(1).scaleb(-digits))
     if exact != amount:
-        raise MoneyError(f"must have at most {digits} digits after the point in {currency}")
+        raise MoneyError(f"must have at most {digits} digits after the point in {currency}; {_advice(amount, exact)}")
     return exact
+
+
+def _advice(amount: Decimal, rounded: Decimal) -> str:
+    """Say what to do about an amount that has too many digits, and how they probably came about."""
+    if rounded > 0 and abs(amount - rounded) <= amount * _BINARY_ERROR:
+        return f'the rest comes from binary floating point: round it before you send it, or send the string "{rounded}"'
+    return "round it before you send it"

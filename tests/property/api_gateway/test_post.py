@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+from decimal import Decimal
 from typing import Any, cast
 
+import jsonschema
 import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orderstream.api_gateway.intake import InvalidOrderError, read_order
+from orderstream.api_gateway.openapi import document
 from orderstream.api_gateway.outbox_bound import OutboxBound
 from orderstream.api_gateway.routes import Health, Orders, router
 from orderstream.api_gateway.violations import violations
@@ -16,6 +19,7 @@ from orderstream.api_gateway.writer import NewOrder, Stored, Writer
 from orderstream.domain.money import MINOR_DIGITS
 from orderstream.telemetry.tracing import Tracer
 from tests.asgi import call
+from tests.bodies import order
 from tests.samples import ORDER_ID
 
 
@@ -90,6 +94,12 @@ ORDER = st.fixed_dictionaries(
 )
 
 
+_DOCUMENT = document()
+ORDER_SCHEMA = jsonschema.Draft202012Validator(
+    {"$ref": "#/components/schemas/OrderRequest", "components": _DOCUMENT["components"]}
+)
+
+
 def post(body: bytes) -> tuple[int, Any]:
     """Send a body through the whole application, and return status and JSON of the answer."""
     nothing: Any = None
@@ -117,6 +127,38 @@ def test_an_order_is_accepted(value: dict[str, Any]) -> None:
 @given(st.binary() | st.binary().map(lambda junk: b'{"userId":"u"' + junk))
 def test_any_bytes_are_accepted_or_refused(body: bytes) -> None:
     assert post(body)[0] in (201, 400)
+
+
+NUMBERS = st.integers(-2, 1_000_002).map(str) | st.from_regex(
+    r"\A-?(0|[1-9][0-9]{0,12})(\.[0-9]{1,6})?([eE][+-]?[0-9]{1,2})?\Z"
+)
+
+
+@given(NUMBERS, st.one_of(NUMBERS, NUMBERS.map(json.dumps), st.text(max_size=5).map(json.dumps)))
+@example("1.0", "1e0")
+@example("10e-1", "999999999999.99")
+@example("1.5", "1000000000000")
+def test_a_body_is_taken_if_and_only_if_the_published_schema_says_so(qty: str, price: str) -> None:
+    """But for the digits after the point, whose number a schema cannot tie to a currency."""
+    body = order(qty=qty, price=price)
+    valid = ORDER_SCHEMA.is_valid(json.loads(body, parse_float=_exact))
+    status, answer = post(body)
+    if status == 400 and valid:
+        assert all("digits after the point" in error["detail"] for error in answer["errors"])
+    else:
+        assert (status == 201) == valid
+
+
+def _exact(text: str) -> int | Decimal:
+    number = Decimal(text)
+    return int(number) if number == number.to_integral_value() else number
+
+
+@given(NEARLY_AN_ORDER)
+def test_what_is_taken_is_valid_by_the_published_schema(value: dict[str, Any]) -> None:
+    body = json.dumps(value).encode()
+    if post(body)[0] == 201:
+        ORDER_SCHEMA.validate(json.loads(body))
 
 
 @given(NEARLY_AN_ORDER)

@@ -27,6 +27,15 @@ from orderstream.api_gateway.waiters import preferred_wait
         (b"waits=5", 0),
         (b"wait", 0),
         (b"\xff\xfe", 0),
+        (b'foo="a,wait=2"', 0),
+        (b'foo="a,wait=2", wait=3', 3),
+        (b'foo="a\\",wait=2", wait=3', 3),
+        (b'foo;bar=",wait=2", wait=3', 3),
+        (b"foo;wait=2", 0),
+        (b'wait="2', 0),
+        (b"wait=2 3", 0),
+        (b"xwait=2", 0),
+        (b'"wait=2"', 0),
     ],
 )
 def test_the_first_wait_counts(header: bytes | None, seconds: int) -> None:

@@ -32,6 +32,25 @@ def test_a_bare_number_may_have_an_exponent_and_a_quoted_one_not(text: str, amou
         parse(text, quoted=True)
 
 
+@pytest.mark.parametrize(
+    ("text", "currency", "advice"),
+    [
+        ("139.92999999999998", "USD", 'send the string "139.93"'),
+        ("0.30000000000000004", "EUR", 'send the string "0.30"'),
+        ("434.99999999999994", "JPY", 'send the string "435"'),
+        ("1.1500000000000001", "KWD", 'send the string "1.150"'),
+        ("123456789.12000001", "USD", 'send the string "123456789.12"'),
+        ("1.005", "USD", "round it before you send it"),
+        ("1.999", "USD", "round it before you send it"),
+        ("7.5", "JPY", "round it before you send it"),
+        ("1e-17", "USD", "round it before you send it"),
+    ],
+)
+def test_an_amount_with_too_many_digits_is_refused_with_advice(text: str, currency: str, advice: str) -> None:
+    with pytest.raises(MoneyError, match=f"digits after the point in {currency}; .*{advice}$"):
+        in_currency(parse(text, quoted=False), currency)
+
+
 @pytest.mark.parametrize("quoted", [True, False])
 @pytest.mark.parametrize(
     "text",

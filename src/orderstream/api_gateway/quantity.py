@@ -1,0 +1,33 @@
+"""Quantities: whole numbers, however JSON writes them. 1, 1.0 and 10e-1 are the same integer (JSON Schema, 6.1.1)."""
+
+import re
+from decimal import Decimal
+
+from orderstream.api_gateway.schemas import QTY_MAX
+
+NUMBER_MAX_CHARACTERS = 64
+
+_INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?0*[0-9]{1,3})?", re.ASCII)
+_NOT_IN_RANGE = f"must be from 1 to {QTY_MAX}"
+
+
+class QuantityError(ValueError):
+    """The text is no quantity; the message says why, in words for the client."""
+
+
+def quantity(number: str) -> int:
+    """Read a JSON number exactly. Raises QuantityError for what is not whole, not in range, or too long."""
+    if len(number) > NUMBER_MAX_CHARACTERS:
+        too_long = f"must have at most {NUMBER_MAX_CHARACTERS} characters"
+        raise QuantityError(_NOT_IN_RANGE if _INTEGER.fullmatch(number) else too_long)
+    if not _NUMBER.fullmatch(number):
+        raise QuantityError("must be an integer")
+    exact = Decimal(number)
+    if exact.adjusted() >= len(str(QTY_MAX)):
+        raise QuantityError(_NOT_IN_RANGE)
+    if exact != exact.to_integral_value():
+        raise QuantityError("must be an integer")
+    if not 1 <= exact <= QTY_MAX:
+        raise QuantityError(_NOT_IN_RANGE)
+    return int(exact)

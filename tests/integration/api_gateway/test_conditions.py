@@ -1,0 +1,191 @@
+"""Conditional requests (RFC 9110, 13) on reads and on cancels, where the lock of the order's row decides."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from orderstream.api_gateway.canceller import Cancellation, Canceller, PreconditionFailedError
+from orderstream.api_gateway.conditions import Condition
+from orderstream.api_gateway.reader import Reading
+from orderstream.api_gateway.session import Session
+from orderstream.cache import AsyncCache
+from orderstream.postgres.connect import Connection
+from orderstream.stack.parts import Parts
+from tests.bodies import README
+from tests.integration.api_gateway.conftest import Gateway
+from tests.integration.api_gateway.proxy import proxy
+from tests.integration.api_gateway.test_cancel import move, row, told
+from tests.integration.api_gateway.test_get import JSON, place, settle
+from tests.integration.api_gateway.test_post import count, problem
+
+UNKNOWN = "/orders/01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"if-none-match": "CURRENT"}, 304),
+        ({"if-none-match": "W/CURRENT"}, 304),
+        ({"if-none-match": '"x,y", CURRENT'}, 304),
+        ({"if-none-match": "*"}, 304),
+        ({"if-none-match": '"other", "CURRENT,"'}, None),
+        ({"if-match": "CURRENT"}, None),
+        ({"if-match": '"x", CURRENT'}, None),
+        ({"if-match": "*"}, None),
+        ({"if-match": "W/CURRENT"}, 412),
+        ({"if-match": '"other"'}, 412),
+        ({"if-match": "malformed"}, 412),
+        ({"if-match": "CURRENT", "if-none-match": "CURRENT"}, 304),
+        ({"if-match": '"other"', "if-none-match": "CURRENT"}, 412),
+        ({"if-modified-since": "Thu, 26 Nov 2099 00:00:00 GMT"}, None),
+        ({"if-unmodified-since": "Thu, 26 Nov 1999 00:00:00 GMT"}, None),
+    ],
+    ids=str,
+)
+def test_a_read_with_a_condition(  # noqa: PLR0917 - a table of cases
+    shared: Gateway, rows: Connection, method: str, settled: bool, headers: dict[str, str], status: int | None
+) -> None:
+    path = place(shared)
+    if settled:
+        settle(rows, path)
+    etag = shared.client.get(path).headers["etag"]
+    reply = shared.client.request(
+        method, path, headers={name: value.replace("CURRENT", etag) for name, value in headers.items()}
+    )
+    assert reply.status_code == (status or (200 if settled else 202))
+    if status == 412:
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert method == "HEAD" or reply.json()["type"].endswith(":precondition-failed")
+    else:
+        assert reply.headers["etag"] == etag
+        assert reply.headers["cache-control"] == "no-cache"
+        assert bool(reply.content) == (method == "GET" and status is None)
+
+
+def test_without_an_order_no_condition_is_looked_at(shared: Gateway, rows: Connection) -> None:
+    """A condition is ignored where the answer without it is an error (RFC 9110, 13.2.1)."""
+    for headers in ({"if-match": "*"}, {"if-none-match": "*"}):
+        assert shared.client.get(UNKNOWN, headers=headers).status_code == 404
+        assert shared.client.post(f"{UNKNOWN}/cancel", headers=headers).status_code == 404
+    path = place(shared)
+    move(rows, path, "FAILED", "voided", "failed", "OUT_OF_STOCK")
+    problem(shared.client.post(f"{path}/cancel", headers={"if-match": '"1"'}), "order-failed")
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({"if-match": '"2"'}, True),
+        ({"if-match": '"1", "2"'}, True),
+        ({"if-match": "*"}, True),
+        ({"if-none-match": '"1"'}, True),
+        ({"if-match": '"1"'}, False),
+        ({"if-match": 'W/"2"'}, False),
+        ({"if-match": "2"}, False),
+        ({"if-match": '"1,2"'}, False),
+        ({"if-none-match": "*"}, False),
+        ({"if-none-match": 'W/"2"'}, False),
+        ({"if-match": '"2"', "if-none-match": '"2"'}, False),
+    ],
+    ids=str,
+)
+def test_a_cancel_with_a_condition(shared: Gateway, rows: Connection, headers: dict[str, str], allowed: bool) -> None:
+    path = place(shared)
+    move(rows, path, "PAID", "authorized", "none")
+    before = row(rows, path)
+    reply = shared.client.post(f"{path}/cancel", headers=headers)
+    if allowed:
+        assert (reply.status_code, reply.headers["etag"]) == (202, '"3"')
+        assert row(rows, path).state.status == "CANCELLED"
+    else:
+        assert reply.status_code == 412
+        problem(reply, "precondition-failed")
+        assert (row(rows, path), told(rows, path)) == (before, [])
+
+
+def test_of_many_who_cancel_one_version_only_one_kind_of_answer_is_given(shared: Gateway, rows: Connection) -> None:
+    path = place(shared)
+    tags = ['"1"', '"2"', None, '"9"'] * 4
+
+    def cancel(tag: str | None) -> Any:
+        return shared.client.post(f"{path}/cancel", headers={} if tag is None else {"if-match": tag})
+
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(cancel, tags))
+    order = row(rows, path)
+    assert (order.state.status, order.state.version) == ("CANCELLED", 2)
+    assert len(told(rows, path)) == 2
+    for tag, reply in zip(tags, replies, strict=True):
+        assert reply.status_code in {None: (202,), '"9"': (412,)}.get(tag, (202, 412))
+        if reply.status_code == 202:
+            assert reply.headers["etag"] == '"2"'
+
+
+def test_the_condition_is_looked_at_under_the_lock(shared: Gateway, rows: Connection, shared_url: str) -> None:
+    """An order changes between the request and its turn: the condition is on what the lock shows."""
+    path = place(shared)
+    with ThreadPoolExecutor(1) as pool, rows.transaction():
+        move(rows, path, "PAID", "authorized", "none")
+        waiting = pool.submit(shared.client.post, f"{path}/cancel", headers={"if-match": '"1"'})
+        while not rows.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall():
+            assert not waiting.done()
+    assert waiting.result().status_code == 412
+    assert row(rows, path).state.status == "PAID"
+
+
+def test_a_cancel_whose_commit_got_no_answer_is_not_refused_for_its_own_change(
+    postgres_url: str, connection: Connection, parts: Parts
+) -> None:
+    order_id = UNKNOWN.removeprefix("/orders/")
+    connection.execute("INSERT INTO orders (id, user_id, amount, currency) VALUES (%s, 'u', 1, 'USD')", (order_id,))
+    own = Cancellation(order_id, (None, None), Condition(if_match=(b'"1"',)))
+    late = Cancellation(order_id, (None, None), Condition(if_match=(b'"1"', b'"7"')))
+
+    async def scenario() -> tuple[Reading | None, BaseException]:
+        async with (
+            proxy(postgres_url) as between,
+            Session(between.url, "cancels") as session,
+            Canceller(session, AsyncCache(parts.redis_url, 1), waiting_limit=10) as canceller,
+        ):
+            assert await canceller.ask("x", Cancellation("x", (None, None))) is None
+            between.lose_answer_to = b"COMMIT"
+            reading = await canceller.ask(own.key, own)
+            (refused,) = await asyncio.gather(canceller.ask(late.key, late), return_exceptions=True)
+            assert isinstance(refused, BaseException)
+            return reading, refused
+
+    reading, refused = asyncio.run(scenario())
+    assert reading is not None
+    assert reading.version == 2
+    assert isinstance(refused, PreconditionFailedError)
+
+
+def test_an_order_cannot_be_placed_on_a_version_of_the_list(shared: Gateway, rows: Connection) -> None:
+    before = count(rows)
+    for tag in ("*", '"1"'):
+        reply = shared.client.post("/orders", content=README, headers={**JSON, "if-match": tag})
+        assert reply.status_code == 412
+    assert count(rows) == before
+    assert shared.client.post("/orders", content=README, headers={**JSON, "if-none-match": "*"}).status_code == 201
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", UNKNOWN, "/nowhere"])
+def test_no_cache_keeps_what_may_change(shared: Gateway, path: str) -> None:
+    assert shared.client.get(path).headers["cache-control"] == "no-store"
+
+
+def test_a_method_that_is_not_allowed_is_not_kept_either(shared: Gateway) -> None:
+    reply = shared.client.delete("/orders")
+    assert (reply.status_code, reply.headers["allow"], reply.headers["cache-control"]) == (405, "POST", "no-store")
+
+
+def test_what_is_accepted_is_not_negotiated(shared: Gateway) -> None:
+    """Accept is disregarded, as RFC 9110, 12.4.1 allows: there is one representation."""
+    path = place(shared)
+    for accept in ("text/html", "application/xml;q=1, */*;q=0", ""):
+        reply = shared.client.get(path, headers={"accept": accept})
+        assert (reply.status_code, reply.headers["content-type"]) == (202, "application/json")
