@@ -21,7 +21,7 @@ from orderstream.api_gateway.session import Session
 from orderstream.domain import events
 from orderstream.domain.events import Item, OrderCreated
 from orderstream.postgres import outbox
-from orderstream.postgres.faults import is_bad_value, is_fatal
+from orderstream.postgres.faults import is_bad_value, is_fatal, is_unknown
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Carrier
@@ -121,6 +121,12 @@ class Writer(Gathering[NewOrder, Stored]):
             rows = await self._session.execute(SQL["accept_orders"], _parameters([asked.item for asked in group]))
         except (psycopg.Error, ValueError) as error:
             await self._isolate(group, error, doubted=doubted)
+            return
+        except TryAgainError as error:
+            if not isinstance(error.__cause__, psycopg.Error) or not is_unknown(error.__cause__):
+                raise
+            # A trigger or a defect may have raised it for one order: the others are not to wait for that one.
+            await self._isolate(group, error.__cause__, doubted=doubted)
             return
         if [row[0] for row in rows] != [len(group)]:
             # A 201 is worth a check of its own: a pooled connection may run another statement than was meant.
