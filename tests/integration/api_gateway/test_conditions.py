@@ -146,16 +146,18 @@ def test_a_cancel_whose_commit_got_no_answer_is_not_refused_for_its_own_change(
     late = Cancellation(order_id, (None, None), Condition(if_match=(b'"1"', b'"7"')))
 
     async def scenario() -> tuple[Reading | None, BaseException]:
+        cache = AsyncCache(parts.redis_url, 1)
         async with (
             proxy(postgres_url) as between,
             Session(between.url, "cancels") as session,
-            Canceller(session, AsyncCache(parts.redis_url, 1), waiting_limit=10) as canceller,
+            Canceller(session, cache, waiting_limit=10) as canceller,
         ):
             assert await canceller.ask("x", Cancellation("x", (None, None))) is None
             between.lose_answer_to = b"COMMIT"
             reading = await canceller.ask(own.key, own)
             (refused,) = await asyncio.gather(canceller.ask(late.key, late), return_exceptions=True)
             assert isinstance(refused, BaseException)
+            await cache.close()
             return reading, refused
 
     reading, refused = asyncio.run(scenario())
