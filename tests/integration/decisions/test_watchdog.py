@@ -1,6 +1,7 @@
 """The watchdog on PostgreSQL: the stalled are nudged, the overdue end, what is not undone is told of again (P5)."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -167,3 +168,42 @@ def test_a_compensated_order_is_left_alone(
     _aborted(connection, "FAILED", payment, stock)
     watchdog.repeat_aborts(connection)
     assert _outbox(connection) == []
+
+
+def _entries_read(connection: Connection, index: str) -> int:
+    """Return how many entries of an index were read so far, dead ones too."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    connection.execute("SELECT pg_stat_clear_snapshot()")
+    (entries,) = row(connection, "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = %s", index)
+    return int(entries)
+
+
+DEAD = 20_000
+
+
+@pytest.mark.parametrize("timer", ["orders_open", "orders_uncompensated"])
+def test_while_a_snapshot_is_held_the_entries_of_settled_orders_are_not_read_again_and_again(
+    watchdog: Watchdog, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, timer: str
+) -> None:
+    monkeypatch.setattr("orderstream.order_service.due.SWEEP_PAUSE_SECONDS", 3_600)
+    run = watchdog.nudge if timer == "orders_open" else watchdog.repeat_aborts
+    with connect(postgres_url, "audit") as audit:
+        audit.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        audit.execute("SELECT count(*) FROM orders")
+        connection.execute(
+            "INSERT INTO orders (id, user_id, amount, currency, aborted_at, next_check_at, status)"
+            " SELECT 'dead-' || number, 'u', 1, 'USD', now(), now() - interval '10 min', 'PROCESSING'"
+            " FROM generate_series(1, %s) AS number",
+            (DEAD,),
+        )
+        connection.execute("UPDATE orders SET status = 'CANCELLED', payment = 'voided', stock = 'released'")
+        reads = [_entries_read(connection, timer)]
+        for _ in range(10):
+            run(connection)
+            reads.append(_entries_read(connection, timer))
+    by_run = [after - before for before, after in pairwise(reads)]
+    assert max(by_run) >= DEAD, "the sweep looks at them once"
+    assert sum(by_run) < 2 * DEAD
+    order_id = _stalled(connection) if timer == "orders_open" else _aborted(connection, "CANCELLED", "none", "none")
+    run(connection)
+    assert [event["correlationId"] for event in _outbox(connection)] == [order_id]
