@@ -305,7 +305,7 @@ def test_what_requests_hold_together_is_bounded(waits: bytes) -> None:
             assert b"retry-after: 1\r\n" in refused
             app.go.set()
             for _, writer in held:
-                writer.close()
+                writer.transport.abort()
             await until(lambda: served.shared.held_bytes == 0, "there is room again")
             reader, writer = await served.open()
             writer.write(LIVE)
@@ -405,7 +405,7 @@ def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         app = Held()
         app.go.set()
-        async with serving(app) as served:
+        async with serving(app, request_timeout_seconds=600) as served:
             reader, writer = await served.open()
             writer.write(LIVE)
             assert (await read_all(reader)).startswith(b"HTTP/1.1 200")
@@ -417,7 +417,7 @@ def test_a_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
 
     async def scenario() -> None:
-        async with serving(Held()) as served:
+        async with serving(Held(), request_timeout_seconds=600) as served:
             reader, writer = await served.open()
             writer.write(b"}")
             assert (await read_all(reader)).startswith(b"HTTP/1.1 400")

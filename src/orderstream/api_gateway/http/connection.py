@@ -221,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
         """Queue a request."""
         if self._shared.overfull:
             raise problems.unavailable("Too many requests are arriving.")
-        held = _REQUEST_BYTES + sum([_FIELD_BYTES + len(name) + len(value) for name, value in fields])
+        held = _REQUEST_BYTES + _FIELD_BYTES * len(fields) + self._incoming.head_bytes
         scope = self._shared.scope(request, fields)
         exchange = Exchange(self, scope, request, keep_alive=keep_alive, held_bytes=held)
         self._shared.held_bytes += held

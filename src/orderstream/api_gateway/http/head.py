@@ -13,6 +13,8 @@ FIELDS_MAX = 100
 TARGET_MAX_BYTES = 8 * 1024
 """RFC 9112 (3) recommends to take at least 8,000 bytes of request line."""
 
+_READ = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
+
 Fields = Sequence[tuple[bytes, bytes]]
 
 _HOST = rb"(?:\[(?:[0-9A-Fa-f:.]+|[vV][0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+)\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)"
@@ -45,13 +47,15 @@ def read_head(method: str, target: bytes, version: str, fields: Fields) -> Head:
     codings: list[bytes] = []
     expectations: list[bytes] = []
     for name, value in fields:
+        if name not in _READ:
+            continue
         if name == b"host":
             hosts.append(value)
         elif name == b"content-length":
             lengths.append(value)
         elif name == b"transfer-encoding":
             codings.append(value)
-        elif name == b"expect":
+        else:
             expectations.append(value)
     _check_host(hosts, version)
     chunked = bool(codings) and _is_chunked(codings, version)

@@ -50,6 +50,7 @@ class Incoming:
         "_upgrade_offered",
         "begun",
         "body_left_bytes",
+        "head_bytes",
         "in_body",
     )
 
@@ -58,6 +59,8 @@ class Incoming:
         """A request is arriving."""
         self.in_body = False
         """Its head is there."""
+        self.head_bytes = 0
+        """The length of the last head, as far as it has arrived."""
         self.body_left_bytes = 0
         """What is to come of a body of known length."""
         self._receiver = receiver
@@ -106,7 +109,8 @@ class Incoming:
     def feed(self, piece: bytes) -> None:
         """Read what `end_of_piece` has measured. Raises Problem; then nothing more can be read."""
         if not self.in_body:
-            if self._field_bytes + len(piece) > HEAD_MAX_BYTES:
+            self.head_bytes = self._field_bytes + len(piece)
+            if self.head_bytes > HEAD_MAX_BYTES:
                 raise problems.head_too_large(HEAD_MAX_BYTES)
             self._check_lines(piece)
         framed = not self.body_left_bytes
