@@ -9,6 +9,7 @@ import msgspec
 import psycopg
 import pytest
 import redis
+from psycopg.conninfo import make_conninfo
 
 from orderstream.api_gateway.session import Session
 from orderstream.domain import events
@@ -35,6 +36,11 @@ STATES = {
     "CONFIRMED": ("authorized", "reserved"),
 }
 BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+
+def conninfo(connection: Connection) -> str:
+    """Return how to connect to the same database; a DSN leaves the password out."""
+    return make_conninfo(connection.info.dsn, password=connection.info.password)
 
 
 def cancel(gateway: Gateway, path: str) -> Any:
@@ -146,7 +152,7 @@ def test_many_at_once_each_have_their_own_answer(start: Start, connection: Conne
     asked = [*open_ones[:5], failed, unknown, *open_ones[5:], *open_ones]
 
     async def scenario() -> None:
-        async with application(connection.info.dsn, redis_url) as api:
+        async with application(conninfo(connection), redis_url) as api:
             answers = await asyncio.gather(*(post(api, path) for path in asked))
             expected = [202] * 5 + [409, 404] + [202] * 15
             assert [answer.status for answer in answers] == expected
@@ -182,7 +188,7 @@ def test_the_row_lock_decides(
     path = place(shared)
     replies: list[Any] = []
     canceller = threading.Thread(target=lambda: replies.append(cancel(shared, path)))
-    with psycopg.connect(rows.info.dsn) as first:
+    with psycopg.connect(conninfo(rows)) as first:
         move(first, path, *to)
         canceller.start()
         wait_until(lambda: rows.execute(BLOCKED).fetchone() != (0,), 10, "the cancel waits for the row")
@@ -212,7 +218,7 @@ def test_a_paused_reader_does_not_put_the_confirmed_order_back(
     monkeypatch.setattr(in_process, "Session", session)
 
     async def scenario() -> None:
-        dsn = connection.info.dsn
+        dsn = conninfo(connection)
         async with application(dsn, redis_url) as paused, application(dsn, redis_url) as other:
             sessions[0].go.clear()
             early = asyncio.create_task(call(paused, "GET", path))
@@ -238,7 +244,7 @@ def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
         settle(connection, path)
 
     async def scenario() -> None:
-        async with proxy(connection.info.dsn) as between, application(between.url, redis_url) as api:
+        async with proxy(conninfo(connection)) as between, application(between.url, redis_url) as api:
             assert (await post(api, warm_up)).status == 202
             between.lose_answer_to = b"COMMIT"
             assert (await post(api, path)).status == 202
@@ -274,10 +280,10 @@ def test_a_row_that_stays_locked_is_not_waited_for(
     monkeypatch.setattr("orderstream.api_gateway.routes.BUDGET_SECONDS", 0.3)
 
     async def scenario() -> None:
-        async with application(connection.info.dsn, redis_url, budget_seconds=0.5) as api:
+        async with application(conninfo(connection), redis_url, budget_seconds=0.5) as api:
             assert_try_again(await post(api, path))
 
-    with psycopg.connect(connection.info.dsn) as blocker:
+    with psycopg.connect(conninfo(connection)) as blocker:
         blocker.execute("SELECT FROM orders FOR UPDATE")
         assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 2
     assert row(connection, path).state.status == "PROCESSING"
