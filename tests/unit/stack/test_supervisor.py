@@ -337,3 +337,13 @@ def test_a_restart_that_is_given_up_ends_the_watch(bench: Bench, tmp_path: Path)
     )
     bench.watch().join(30)
     assert [type(error) for error in bench.outcome] == [GaveUpError]
+
+
+def test_a_child_that_does_not_stop_within_its_time_is_killed(bench: Bench) -> None:
+    deaf = Small("worker", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPER)
+    deaf._command = dataclasses.replace(deaf._command, stop_seconds=0.3)
+    bench.up(deaf)
+    bench.stop.requested.set()
+    bench.supervisor.stop_all()
+    assert "worker did not stop in time: killing it" in bench.said.getvalue()
+    assert bench.roster.children == []
