@@ -36,6 +36,7 @@ REFUTED_BY: dict[str, frozenset[str | None]] = {
 
 In every other state the event may be older than the row, also in a state that a newer version has added.
 """
+SUCCESSES = ("payment.authorized", "inventory.reserved")
 PAYMENT_FACTS: dict[str | None, PaymentState] = {"AUTHORIZED": "authorized", "FAILED": "failed", "VOIDED": "voided"}
 STOCK_FACTS: dict[str | None, StockState] = {"RESERVED": "reserved", "FAILED": "failed", "RELEASED": "released"}
 """State of a decision's row -> what the order is told. Other states tell nothing: their events have yet to come."""
@@ -60,7 +61,12 @@ class _Recorded(Struct, frozen=True):
         return self.payment in REFUTED_BY[event_type] and not voided_again
 
     def news(self, event_type: str) -> News:
-        """Return what is recorded of that part of the order which an event of this type is about."""
+        """Return what is recorded of that part of the order which an event of this type is about.
+
+        If payment and stock have both succeeded, return both: one update confirms the order then.
+        """
+        if event_type in SUCCESSES and (self.payment, self.stock) == ("AUTHORIZED", "RESERVED"):
+            return News(Facts("authorized", "reserved", self.payment_at, self.stock_at))
         if not event_type.startswith("payment."):
             stock = STOCK_FACTS.get(self.stock, "none")
             stock_at = self.stock_at if stock != "none" else None

@@ -93,6 +93,21 @@ def test_every_pair_of_facts_gives_its_status(
         assert status == derive(payment, stock)
 
 
+@pytest.mark.parametrize("first", ["payment.authorized", "inventory.reserved"])
+def test_the_first_event_of_a_paid_and_reserved_order_confirms_it(
+    handler: OrderHandler, connection: Connection, first: str
+) -> None:
+    order_id = place(connection)
+    events = {name: result(name, order_id) for name in ("payment.authorized", "inventory.reserved")}
+    record(connection, *events.values())
+    orders.decide(handler, connection, events.pop(first))
+    assert _order(connection, order_id) == ("CONFIRMED", "authorized", "reserved", None, 2)
+    (second,) = events.values()
+    decision = orders.decide(handler, connection, second)
+    assert _order(connection, order_id) == ("CONFIRMED", "authorized", "reserved", None, 2)
+    assert _updated(decision).version == 2
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_scenario_ends_as_it_must_in_any_order(
     handler: OrderHandler, connection: Connection, scenario: Scenario
