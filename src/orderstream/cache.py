@@ -249,7 +249,7 @@ class AsyncCache:
 
     async def _keep_paying(self) -> None:
         try:
-            while not await self._pay():  # noqa: ASYNC110 - Redis tells nobody that it is back
+            while not await self._pay():  # noqa: ASYNC110 - Redis sends no notice when it is back
                 await asyncio.sleep(BREAKER_SECONDS)
         finally:
             self._paying = None

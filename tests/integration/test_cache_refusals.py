@@ -189,7 +189,7 @@ def test_a_disk_that_takes_no_snapshot_is_a_refusal(tmp_path: Path) -> None:
         assert client.get("order:a") == BODY
         assert await reader.look_up(["a"]) == ["unreachable"]
 
-    # Nobody can create a file there, root included.
+    # No account can create a file there, root included.
     with valkey(tmp_path / "log", dir="/proc") as url, redis.Redis.from_url(url) as client:
         _run(url, scenario)
 

@@ -62,7 +62,7 @@ def _is_json(content_type: bytes) -> bool:
 
 
 def _is_encoded(content_encoding: bytes | None) -> bool:
-    """Say whether a body has an encoding: a list of `identity`, in whatever case, is none."""
+    """Say whether a body has an encoding: a list of `identity`, in any case of letters, is none."""
     if content_encoding is None:
         return False
     return any(coding.strip().lower() not in (b"", b"identity") for coding in content_encoding.split(b","))

@@ -55,7 +55,7 @@ def preferences(field: bytes) -> Iterator[Parameter]:
             well_formed = end == len(text) or text[end] == ","
             yield _parameter(match) if well_formed else (match[1].lower(), "")
             position = end
-        # Whatever is left of the element is skipped, and the comma behind it.
+        # The rest of the element is skipped, and the comma behind it.
         skipped = _END_OF_ELEMENT.match(text, position)
         assert skipped is not None
         position = skipped.end() + 1

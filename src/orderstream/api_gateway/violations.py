@@ -91,7 +91,7 @@ def _marks(body: bytes) -> int:
 
 
 def _bounded(found: Iterator[Violation]) -> list[Violation]:
-    """Return the first violations: so many that they and their pointers are within their bounds."""
+    """Return the first violations: as many as their bounds and those of their pointers allow."""
     violations: list[Violation] = []
     characters = 0
     for violation in itertools.islice(found, VIOLATIONS_MAX):

@@ -212,7 +212,7 @@ def _parameters(orders: Sequence[NewOrder]) -> dict[str, object]:
 def _row(order: NewOrder) -> _Row:
     created = order.created
     event = events.build(created, _NO_TIME)
-    # The envelope comes before the payload, so the first match is occurredAt, whatever the client sent.
+    # The envelope comes before the payload, so the first match is occurredAt and never a value of the client.
     before_time, _, after_time = _encode(event).decode().partition(_NO_TIME_JSON)
     traceparent, tracestate = order.carrier
     return _Row(

@@ -28,7 +28,7 @@ class Range(Struct, frozen=True):
 
 
 class _Size:
-    """How many ids a slice has, so that it costs about SLICE_SECONDS: nobody knows how many of them are dead rows."""
+    """How many ids a slice has, so that it costs about SLICE_SECONDS: how many of them are dead rows is not known."""
 
     def __init__(self) -> None:
         self.ids = SLICE_FIRST_IDS

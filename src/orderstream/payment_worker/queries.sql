@@ -71,7 +71,7 @@ SELECT (
 -- Records what attempts came to, each only if its payment is still in the state that the attempt began with.
 -- One that ends again, having been voided again, keeps the time of its first end: its event repeats as itself.
 -- Parameter: a JSON array. Index: payments_pkey; without the array of ids, a plan made while the table is empty would
--- join by hash and read all of it for ever. Locks the rows in the order of their ids.
+-- join by hash and always read all of it. Locks the rows in the order of their ids.
 WITH d AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(attempts)s::json)
         AS d (order_id text, began text, state text, reason text, attempts int, amount numeric, delay float8)

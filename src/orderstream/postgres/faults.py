@@ -47,7 +47,7 @@ _FAULTS = {
     **dict.fromkeys(("28", "3D", "3F", "42"), Fault.FATAL),
 }
 # Codes with two meanings, told apart by the function of the server that raised the error. Functions have the same names
-# whatever the language of the server's messages. By code: the function, what it then is, and what it else is.
+# in every language of the server's messages. By code: the function, what it then is, and what it else is.
 _BY_FUNCTION = {
     # A text or a literal that is no number of its type; else arithmetic with what is stored.
     "22003": (

@@ -1,4 +1,4 @@
-"""A blocking connection that does not wait without end: for a backend that hangs, or packets that nobody takes.
+"""A blocking connection that does not wait without end: for a backend that hangs, or a network that drops packets.
 
 A server's statement_timeout does not help there: the server is what does not answer.
 """

@@ -1,4 +1,4 @@
-"""The session settings that our SQL relies on: set after connecting, so that they hold whatever else sets them.
+"""The session settings that our SQL relies on: set after connecting, so that no other source overrides them.
 
 The connection string (`options`), the role and the database may each carry settings. One that changes what we read or
 write, how durable a commit is, or how long we wait would break a promise without an error.

@@ -1,4 +1,4 @@
-"""Files that hold passwords or orders: readable by their owner alone, whatever umask the process has."""
+"""Files that hold passwords or orders: readable by their owner alone under every umask."""
 
 import contextlib
 import os

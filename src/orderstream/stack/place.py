@@ -77,7 +77,7 @@ class Place:
         return folder
 
     def write(self, path: Path, text: str) -> None:
-        """Write a configuration file that the account may read, and nobody else but us."""
+        """Write a configuration file that only the account and this process's user may read."""
         write_private(path, text.encode())
         if self.account is not None:
             os.chown(path, -1, self.account.gid)

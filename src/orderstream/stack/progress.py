@@ -34,7 +34,7 @@ def report(settings: Settings) -> list[str]:
         def run() -> None:
             try:
                 answers[store] = question(settings)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the operator reads it
+            except Exception as error:  # noqa: BLE001 - the operator reads it
                 answers[store] = [f"{store} refuses: {masked(' '.join(str(error).split()))}"]
 
         # A daemon: one that hangs does not keep the command from ending.

@@ -126,7 +126,7 @@ def healthy(url: str) -> bool:
 def problem_at(url: str) -> str | None:
     """Return None when GET `url` answers 200 within a second; else what it answers, or that it does not.
 
-    The request goes straight to the address, whatever HTTP_PROXY says.
+    The request goes straight to the address. HTTP_PROXY is ignored.
     """
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or LOOPBACK, address.port, timeout=_HEALTH_SECONDS)

@@ -30,7 +30,7 @@ _SCOPE = InstrumentationScope("orderstream")
 
 
 class _Direct(requests.Session):
-    """Asks no proxy, whatever HTTP_PROXY and ALL_PROXY say; certificates are found as always."""
+    """Asks no proxy and ignores HTTP_PROXY and ALL_PROXY; certificates are found as always."""
 
     def merge_environment_settings(self, *arguments: Any) -> Any:
         """Return the settings of one request."""

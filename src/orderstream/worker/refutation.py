@@ -9,7 +9,7 @@ from orderstream.worker.handler import Rejected
 
 
 def rejected(connection: Connection, refuted: Sequence[Received]) -> list[Rejected]:
-    """Return the records, each with its reason: there is no such order, or nobody has decided what the record says."""
+    """Return the records with a reason each: the order does not exist, or no service has decided this."""
     if not refuted:
         return []
     known = aborts_of(connection, sorted({record.order_id for record in refuted}))

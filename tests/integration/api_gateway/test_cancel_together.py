@@ -1,4 +1,4 @@
-"""A cancel is one transaction: the order, what is told of it and what has it undone stand or fall together (P5, P6)."""
+"""A cancel is one transaction: the order, its update and its abort commit together (P5, P6)."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Whatever a gateway's clock says, the times of an order are those of Postgres."""
+"""The times of an order are those of Postgres, even if a gateway's clock is wrong."""
 
 import asyncio
 import json

@@ -23,7 +23,7 @@ STATEMENT = "SELECT name FROM pg_prepared_statements WHERE statement LIKE 'WITH 
 
 
 async def spoil(session: Session, *statements: str) -> None:
-    """Run statements on the connection that a session has, whatever comes of them."""
+    """Run statements on the connection that a session has, and ignore their errors."""
     assert session._connection is not None
     for statement in statements:
         with contextlib.suppress(psycopg.Error):

@@ -1,4 +1,4 @@
-"""Every statement that waits for several rows takes them in the order of their keys, whatever plan Postgres chooses.
+"""Every statement that waits for several rows takes them in the order of their keys under every plan.
 
 Two that take them in different orders wait for each other. Postgres ends one of them, which is repeated: nothing else
 would show it.

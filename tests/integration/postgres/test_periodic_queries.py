@@ -121,7 +121,7 @@ def _names(query: Query) -> Iterator[str]:
 
 
 def _rows_read(plan: dict[str, Any]) -> int:
-    """Return how many rows the plan's scans of tables have looked at, whatever became of them."""
+    """Return how many rows the plan's scans of tables have looked at, whether they were returned or not."""
     return sum(
         round((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
         + node.get("Rows Removed by Index Recheck", 0)

@@ -1,4 +1,4 @@
-"""The settings that our SQL relies on hold, whatever the connection string, the role or the database say."""
+"""The settings that our SQL relies on hold against the connection string, the role and the database."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Stores of a test's own: a state directory, and whatever the test starts in it ends with it."""
+"""Stores of a test's own: a state directory, and the processes that the test starts in it end with it."""
 
 import os
 import threading

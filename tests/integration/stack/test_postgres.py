@@ -25,7 +25,7 @@ def server(stores: Stores) -> Postgres:
 
 
 def refused(url: str) -> str:
-    """Why nobody may connect to `url`."""
+    """Why a connection to `url` is refused."""
     with pytest.raises(psycopg.OperationalError) as raised:
         psycopg.connect(url, connect_timeout=5).close()
     return str(raised.value)

@@ -35,7 +35,7 @@ class Commits:
 
     def begin(self, asynchronous: bool) -> None:
         """Note a commit, which has to wait for its answer; raise its refusal, if it has one."""
-        assert not asynchronous, "a commit whose answer nobody waits for may fail unseen"
+        assert not asynchronous, "an asynchronous commit may fail unseen"
         self.count += 1
         if code := next(self._refusals, None):
             raise KafkaException(KafkaError(code))
