@@ -13,11 +13,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient
 from msgspec import Struct
 
+from orderstream.kafka.batch_sizes import BATCH_BYTES, BatchSizes
 from orderstream.settings import Settings, SettingsError
 
 DELIVERY_TIMEOUT_SECONDS = 30
 FLUSH_TIMEOUT_SECONDS = DELIVERY_TIMEOUT_SECONDS + 5
-FLUSH_AGAIN_SECONDS = 5
+RESEND_SECONDS = 5
+"""For all resends of what Kafka refused: then the caller learns what was acknowledged, and tries the others later."""
 FLUSH_SLICE_SECONDS = 0.2
 MAX_MESSAGE_BYTES = 2_097_152
 """Largest record a producer sends: a dead letter carries the original and some more."""
@@ -226,16 +228,17 @@ class Publisher:
             "queue.buffering.max.kbytes": 65_536,
             "partitioner": "murmur2_random",
         }
-        self._producer = _make(Producer, self._config, settings)
-        self._single: Producer | None = None
+        # By the index of their batch size; those of smaller batches are made when they are needed.
+        self._producers = {0: _make(Producer, self._config, settings)}
+        self._sizes = BatchSizes(time.monotonic)
         self._lonely = LonelyTopics(time.monotonic)
 
     def publish(self, records: Sequence[Publication]) -> None:
         """Send the records and wait until Kafka has acknowledged every one: 40 s at most, and only until `stop`.
 
         Raises PublishError when one was not. Some of the others may then be in their topics: publishing is at least
-        once, and readers know events by their id. A record that Kafka refuses is sent once more, in a batch of its own,
-        to find out which records of the refused batch are at fault.
+        once, and readers know events by their id. If Kafka refuses a batch for good, its records are sent again in
+        smaller batches, the last time alone, to find out which of them are at fault.
         """
         if not records:
             return
@@ -244,25 +247,36 @@ class Publisher:
             for index, record in enumerate(records)
             if self._lonely.is_set_aside(record.topic)
         }
-        deadline = time.monotonic() + FLUSH_TIMEOUT_SECONDS
-        sent = [index for index in range(len(records)) if index not in refused]
-        failures = self._send(self._producer, records, sent, deadline)
-        if suspects := [index for index, error in failures.items() if error.code() in BATCH_REFUSED]:
-            for index in suspects:
-                del failures[index]
-            deadline = max(deadline, time.monotonic() + FLUSH_AGAIN_SECONDS)
-            failures |= self._send(self._single_producer(), records, suspects, deadline)
+        failures = self._deliver(records, [index for index in range(len(records)) if index not in refused])
         self._lonely.note(records, failures, refused)
         refused |= {index: _reason(error) for index, error in failures.items() if error.code() in REFUSED}
         if failures or refused:
             raise self._failure(failures, refused)
+
+    def _deliver(self, records: Sequence[Publication], indexes: Collection[int]) -> dict[int, KafkaError]:
+        """Send the records at `indexes`, in smaller batches as long as Kafka refuses any; return why each failed."""
+        deadline = time.monotonic() + FLUSH_TIMEOUT_SECONDS
+        failures: dict[int, KafkaError] = {}
+        suspects: list[int] = []
+        waiting = self._sizes.sort(records, indexes)
+        for size, first_sent in enumerate(waiting):
+            if not (sent := sorted([*suspects, *first_sent])):
+                continue
+            outcome = self._send(size, records, sent, deadline)
+            self._sizes.note(size, {records[index].topic for index in suspects if index not in outcome})
+            blamed = [index for index, error in outcome.items() if error.code() in BATCH_REFUSED]
+            suspects = _with_followers(records, blamed, sent) if size < len(BATCH_BYTES) - 1 else []
+            if suspects:
+                deadline = min(deadline, time.monotonic() + RESEND_SECONDS)
+            failures |= {index: error for index, error in outcome.items() if index not in suspects}
+        return failures
 
     def absent(self, topics: Collection[str]) -> set[str]:
         """Return those of the topics that Kafka does not have. Creates none. Raises PublishError without an answer."""
         if not topics:
             return set()
         try:
-            known = self._producer.list_topics(timeout=TOPIC_CHECK_SECONDS).topics
+            known = self._producers[0].list_topics(timeout=TOPIC_CHECK_SECONDS).topics
         except KafkaException as error:
             raise PublishError(error.args[0], len(topics)) from error
         return {topic for topic in topics if self._settings.kafka_topic_prefix + topic not in known}
@@ -271,32 +285,41 @@ class Publisher:
         """Return the error for what was not acknowledged, and replace a producer that failed for good."""
         waiting = {index: error for index, error in failures.items() if index not in refused}
         if any(_is_fatal(error) for error in waiting.values()):
-            self._producer = _make(Producer, self._config, self._settings)
-            self._single = None
+            self._producers = {0: _make(Producer, self._config, self._settings)}
         worst = min(waiting.values() or failures.values(), key=lambda error: not _is_fatal(error), default=None)
         total = len(waiting) + len(refused)
         return PublishError(worst or KafkaError(KafkaError._TIMED_OUT), total, refused, frozenset(waiting))
 
-    def _single_producer(self) -> Producer:
-        """Return the producer that sends each record in a batch of its own, so that each is blamed for itself alone."""
-        if self._single is None:
-            alone = {"batch.num.messages": "1", "max.in.flight.requests.per.connection": "1", "linger.ms": "0"}
-            options = self._settings.kafka_options | alone
-            self._single = _make(Producer, self._config, self._settings.model_copy(update={"kafka_options": options}))
-        return self._single
+    def _producer(self, size: int) -> Producer:
+        """Return the producer of batches of this size. In the smallest each record is alone, and one is in flight."""
+        if size not in self._producers:
+            smaller = {"batch.size": str(BATCH_BYTES[size])}
+            if size == len(BATCH_BYTES) - 1:
+                smaller = {"batch.num.messages": "1", "max.in.flight.requests.per.connection": "1", "linger.ms": "0"}
+            options = self._settings.kafka_options | smaller
+            changed = self._settings.model_copy(update={"kafka_options": options})
+            self._producers[size] = _make(Producer, self._config, changed)
+        return self._producers[size]
 
     def _send(
-        self, producer: Producer, records: Sequence[Publication], indexes: Collection[int], deadline: float
+        self, size: int, records: Sequence[Publication], indexes: Collection[int], deadline: float
     ) -> dict[int, KafkaError]:
         """Send the records at `indexes`, and return why each that was not acknowledged was not."""
-        report = _Report(indexes)
+        producer, report = self._producer(size), _Report(indexes)
+        if time.monotonic() >= deadline or self._stop.is_set():
+            return report.failures()
         for index in indexes:
             self._enqueue(producer, records[index], partial(report, index))
+        left = 0
         try:
-            while producer.flush(FLUSH_SLICE_SECONDS) and time.monotonic() < deadline and not self._stop.is_set():
-                continue
+            while left := producer.flush(FLUSH_SLICE_SECONDS):
+                if time.monotonic() >= deadline or self._stop.is_set():
+                    break
         except KafkaException as error:
             report.interrupted = error.args[0]
+        if left and size:
+            # What it still holds would be sent beside its repetition.
+            del self._producers[size]
         return report.failures()
 
     def _enqueue(self, producer: Producer, record: Publication, report: Callable[..., None]) -> None:
@@ -316,6 +339,20 @@ class Publisher:
 
 def _is_fatal(error: KafkaError) -> bool:
     return error.fatal() or error.code() == KafkaError._FATAL
+
+
+def _with_followers(records: Sequence[Publication], blamed: Collection[int], sent: Sequence[int]) -> list[int]:
+    """Return those that were blamed, and what was sent behind one with the same key: it must stay behind."""
+    if not blamed:
+        return []
+    held: set[tuple[str, str | bytes | None]] = set()
+    found = []
+    for index in sent:
+        place = records[index].topic, records[index].key
+        if index in blamed or (place in held and place[1] is not None):
+            held.add(place)
+            found.append(index)
+    return found
 
 
 def _reason(error: KafkaError) -> str:

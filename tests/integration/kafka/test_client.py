@@ -8,9 +8,9 @@ from confluent_kafka import Producer, TopicPartition
 
 from orderstream.domain.events import topic
 from orderstream.kafka import client
-from orderstream.kafka.client import Publication, Publisher
+from orderstream.kafka.client import Publication, Publisher, PublishError
 from orderstream.settings import Settings
-from tests.topics import Tap, end_offsets, publish
+from tests.topics import Tap, end_offsets, publish, topic_settings
 from tests.waiting import wait_until
 
 NOBODYS = topic("order.updated")
@@ -65,3 +65,46 @@ def test_a_sender_whose_queue_is_full_waits_for_acknowledgements(
         Publisher(small, "test").publish([Publication(NOBODYS, str(number), LARGE, []) for number in range(20)])
         tap.count(20)
     assert refused
+
+
+class _Requests:
+    """Counts what a publisher asks Kafka to append, by librdkafka's own figures."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._seen: dict[str, int] = {}
+        options = {"statistics.interval.ms": "20", "stats_cb": self._note}
+        self.publisher = Publisher(settings.model_copy(update={"kafka_options": options}), "test")
+
+    def _note(self, figures: str) -> None:
+        told = json.loads(figures)
+        self._seen[told["name"]] = sum(broker["req"].get("Produce", 0) for broker in told["brokers"].values())
+
+    def count(self) -> int:
+        """Return how many requests there were so far."""
+        self._seen.clear()
+
+        def all_told() -> bool:
+            for producer in self.publisher._producers.values():
+                producer.poll(0)
+            return len(self._seen) == len(self.publisher._producers)
+
+        wait_until(all_told, 10, "each producer has told its figures")
+        return sum(self._seen.values())
+
+
+@pytest.mark.parametrize("limit", ["10000", "50000"])
+def test_a_topic_that_takes_small_batches_only_costs_few_requests(settings: Settings, limit: str) -> None:
+    """Sent one by one, 500 records would be 500 requests, each after the answer to the one before."""
+    records = [Publication(NOBODYS, f"key-{number}", bytes(600), []) for number in range(500)]
+    records[250] = Publication(NOBODYS, "large", bytes(60_000), [])
+    requests, before = _Requests(settings), 0
+    with topic_settings(settings.kafka_brokers, NOBODYS, {"max.message.bytes": limit}):
+        with Tap(settings.kafka_brokers, [NOBODYS]) as tap:
+            for _ in range(2):
+                before = requests.count()
+                with pytest.raises(PublishError) as caught:
+                    requests.publisher.publish(records)
+                assert set(caught.value.refused) == {250}
+                assert not caught.value.unacknowledged
+            tap.count(2 * 499)
+        assert requests.count() - before <= len(records) // 2

@@ -73,8 +73,8 @@ def _ids(events: Sequence[Event[Payload]]) -> list[str]:
 def test_rows_that_are_too_large_are_set_aside_and_all_others_are_published_once(
     settings: Settings, connection: Connection
 ) -> None:
-    good, large = _events(400), [_large(), _large()]
-    _append(connection, [*good[:100], large[0], *good[100:300], large[1], *good[300:]])
+    good, large = _events(618), [_large(), _large()]
+    _append(connection, [*good[:100], large[0], *good[100:510], large[1], *good[510:]])
     with topic_settings(settings.kafka_brokers, CREATED, {"max.message.bytes": "10000"}):
         with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings):
             _wait_empty(connection)

@@ -1,5 +1,6 @@
 """What the publisher says of each record when Kafka takes some and refuses others (P5, P9)."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from confluent_kafka import KafkaError
 
 from orderstream.kafka import client
+from orderstream.kafka.batch_sizes import BATCH_BYTES, REMEMBERED_MAX, REMEMBERED_SECONDS, BatchSizes
 from orderstream.kafka.client import (
     LONELY_EVIDENCE_SECONDS,
     LONELY_FAILURES_MAX,
@@ -18,6 +20,7 @@ from orderstream.kafka.client import (
 from orderstream.settings import Settings
 
 TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)
+RECORD_BYTES = 1_000
 
 
 class Broker:
@@ -25,9 +28,11 @@ class Broker:
 
     sent: list[list[str]]
     refusal = KafkaError.MSG_SIZE_TOO_LARGE
+    batch_limit = 10_000
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._batch_max = int(config.get("batch.num.messages", 10_000))
+        by_bytes = int(config.get("batch.size", 1_000_000)) // RECORD_BYTES
+        self._batch_max = max(1, min(int(config.get("batch.num.messages", 10_000)), by_bytes))
         self._waiting: list[tuple[str, Callable[..., None]]] = []
 
     def produce(self, _topic: str, value: str, _key: str, *, on_delivery: Callable[..., None], **_: object) -> None:
@@ -37,7 +42,7 @@ class Broker:
         while self._waiting:
             batch, self._waiting = self._waiting[: self._batch_max], self._waiting[self._batch_max :]
             Broker.sent.append([value for value, _ in batch])
-            bad = any(value == "bad" for value, _ in batch)
+            bad = any(value == "bad" for value, _ in batch) or len(batch) > Broker.batch_limit
             for value, report in batch:
                 late = TIMED_OUT if value == "late" else None
                 report(KafkaError(Broker.refusal) if bad else late, None)
@@ -62,7 +67,57 @@ def test_each_record_of_a_refused_batch_is_blamed_for_itself_alone(publisher: Pu
     assert caught.value.poisonous
     assert set(caught.value.refused) == {1, 3}
     assert "MSG_SIZE_TOO_LARGE" in caught.value.refused[1]
-    assert Broker.sent == [["ok", "bad", "ok", "bad"], ["ok"], ["bad"], ["ok"], ["bad"]]
+    whole, each_alone = ["ok", "bad", "ok", "bad"], [["ok"], ["bad"], ["ok"], ["bad"]]
+    assert Broker.sent == [whole, whole, whole, *each_alone, *each_alone[1:]]
+
+
+def test_what_was_sent_behind_a_refused_record_of_its_key_stays_behind_it(publisher: Publisher) -> None:
+    """The second batch is acknowledged while the first one is refused: its records are sent once more."""
+    values = ["bad", *(f"ok-{number}" for number in range(69))]
+    with pytest.raises(PublishError) as caught:
+        publisher.publish(_records(*values))
+    assert set(caught.value.refused) == {0}
+    taken = [value for batch in Broker.sent if "bad" not in batch for value in batch]
+    assert taken.count("ok-68") > 1
+    assert sorted(values[1:], key=lambda value: len(taken) - taken[::-1].index(value)) == values[1:]
+
+
+def test_the_size_that_kafka_took_is_remembered_for_a_while(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Broker, "refusal", KafkaError.RECORD_LIST_TOO_LARGE)
+    monkeypatch.setattr(Broker, "batch_limit", 10)
+    values = [f"ok-{number}" for number in range(40)]
+    in_eights = [values[first : first + 8] for first in range(0, 40, 8)]
+    publisher.publish(_records(*values))
+    assert Broker.sent == [values, values, *in_eights]
+    Broker.sent.clear()
+    publisher.publish(_records(*values))
+    assert Broker.sent == in_eights
+    Broker.sent.clear()
+    publisher.publish([Publication("another.v1", "key", "ok", [])])
+    assert Broker.sent == [["ok"]]
+    Broker.sent.clear()
+    monkeypatch.setattr(publisher._sizes, "_clock", lambda: time.monotonic() + REMEMBERED_SECONDS + 1)
+    publisher.publish(_records(*values))
+    assert Broker.sent[0] == values
+
+
+def test_no_publish_begins_with_records_that_are_alone() -> None:
+    sizes = BatchSizes(time.monotonic)
+    sizes.note(len(BATCH_BYTES) - 1, {"t.v1"})
+    assert sizes.sort(_records("ok"), [0])[REMEMBERED_MAX] == [0]
+
+
+def test_the_resends_of_one_publish_end_in_time_and_the_rest_may_be_retried(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "RESEND_SECONDS", 0)
+    with pytest.raises(PublishError) as caught:
+        publisher.publish([*_records("ok", "bad"), Publication("another.v1", "key", "ok", [])])
+    assert Broker.sent == [["ok", "bad", "ok"]]
+    assert not caught.value.refused
+    assert caught.value.unacknowledged == {0, 1, 2}
 
 
 def test_what_may_be_retried_is_told_apart(publisher: Publisher) -> None:
