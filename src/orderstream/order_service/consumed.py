@@ -7,17 +7,14 @@ services take part.
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from datetime import datetime, timedelta
-from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._listoffsets import OffsetSpec
+from confluent_kafka import Consumer, KafkaException
 from msgspec import Struct
 
 from orderstream.domain.events import topic
-from orderstream.kafka.client import admin
+from orderstream.kafka.client import KafkaRefusedError, consumer
+from orderstream.kafka.standings import Place, standings
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
@@ -26,7 +23,7 @@ from orderstream.telemetry import logs
 ASK_SECONDS = 2.0
 """What Kafka said is used for so long."""
 ANSWER_SECONDS = 1.0
-"""Longest wait for all that Kafka is asked at once."""
+"""Longest wait for all that Kafka is asked of the three groups at once."""
 POINTS_MAX = 64
 """Times that are remembered; beyond, every second one is forgotten, and those that follow are as far apart."""
 
@@ -46,9 +43,6 @@ READERS: dict[str, tuple[str, ...]] = {
 
 SQL = load("orderstream.order_service")
 log = logs.get()
-
-Place = tuple[str, int]
-"""Topic and partition."""
 
 
 class Offsets(Struct, frozen=True):
@@ -82,7 +76,7 @@ class Consumed:
         assert row is not None
         try:
             offsets = self._ask()
-        except (KafkaException, TimeoutError) as error:
+        except (KafkaException, KafkaRefusedError) as error:
             log.warning("backlog_unknown", detail=str(error)[:300])
             self.until = None
         else:
@@ -115,44 +109,20 @@ def _has_passed(offsets: Offsets, ends: Mapping[Place, int]) -> bool:
 
 
 def of_kafka(settings: Settings) -> Callable[[], Offsets]:
-    """Return what asks Kafka: one client, made when it is needed first."""
-    clients: list[AdminClient] = []
+    """Return what asks Kafka: one client for each group, made when it is needed first."""
+    clients: dict[str, Consumer] = {}
 
     def ask() -> Offsets:
-        if not clients:
-            clients.append(admin(settings, "watchdog"))
-        return _offsets(clients[0], settings.kafka_topic_prefix)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        ends: dict[Place, int] = {}
+        taken: dict[Place, int] = {}
+        for group, names in READERS.items():
+            if group not in clients:
+                clients[group] = consumer(settings, group)
+            topics = [settings.kafka_topic_prefix + topic(name) for name in names]
+            for place, standing in standings(clients[group], topics, deadline).items():
+                ends[place] = min(ends.get(place, standing.end), standing.end)
+                taken[place] = min(taken.get(place, standing.taken), standing.taken)
+        return Offsets(ends, taken)
 
     return ask
-
-
-def _offsets(client: AdminClient, prefix: str) -> Offsets:
-    deadline = time.monotonic() + ANSWER_SECONDS
-    readers = {prefix + group: {prefix + topic(name) for name in names} for group, names in READERS.items()}
-    known = client.list_topics(timeout=ANSWER_SECONDS).topics
-    names = {name for topics in readers.values() for name in topics if name in known and known[name].error is None}
-    places = [TopicPartition(name, number) for name in sorted(names) for number in known[name].partitions]
-    if not places:
-        return Offsets({}, {})
-    last, first = (
-        client.list_offsets(dict.fromkeys(places, which), request_timeout=ANSWER_SECONDS)
-        for which in (OffsetSpec.latest(), OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-    )
-    committed = [
-        client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=ANSWER_SECONDS)[group]
-        for group in readers
-    ]
-    ends = {(place.topic, place.partition): _result(future, deadline).offset for place, future in last.items()}
-    starts = {(place.topic, place.partition): _result(future, deadline).offset for place, future in first.items()}
-    taken = dict(ends)
-    for (_, topics), future in zip(readers.items(), committed, strict=True):
-        offsets = {(one.topic, one.partition): one.offset for one in _result(future, deadline).topic_partitions}
-        for place, end in ends.items():
-            if place[0] in topics:
-                offset = offsets.get(place, -1)
-                taken[place] = min(taken[place], offset if starts[place] <= offset <= end else starts[place])
-    return Offsets(ends, taken)
-
-
-def _result(future: "Future[Any]", deadline: float) -> Any:
-    return future.result(max(0.0, deadline - time.monotonic()))

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import struct
+import threading
 import uuid
 from dataclasses import replace
 from importlib.metadata import version
@@ -30,6 +31,7 @@ _FORMAT_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _LEARNING_SECONDS = 180.0
 _ANSWER_SECONDS = 0.5
+_GROUPS_SECONDS = 30.0
 _JVM = ["-XX:+UseSerialGC", "-XX:-UsePerfData", "-XX:+DisableAttachMechanism", "-Xlog:aot*=error"]
 _LOGGING = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
 _SEPARATORS = ",:"
@@ -86,7 +88,7 @@ class Kafka:
         self._classpath = ":".join(str(jar) for jar in jars.paths(used))
         self._passwords = passwords
         self._admin: AdminClient | None = None
-        self._group_asker: AdminClient | None = None
+        self._are_groups_prepared = False
 
     @property
     def brokers(self) -> str:
@@ -200,14 +202,25 @@ class Kafka:
     def _prepare_groups(self) -> None:
         """Have a new broker make the topic that holds all groups now, while the services load, not at the first group.
 
-        Asked once by a client of its own, which is kept until it is answered; the answer does not matter. A client
-        that is asked again across the broker's restarts may end this process by an assertion of its own.
+        A consumer looks for the coordinator of its group, which makes Kafka create the topic. It joins nothing.
         """
-        from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - as above
+        if self._are_groups_prepared:
+            return
+        self._are_groups_prepared = True
+        # A daemon: while Kafka does not answer, the launcher does not wait for it.
+        threading.Thread(target=self._find_coordinator, name="kafka-groups", daemon=True).start()
 
-        if self._group_asker is None:
-            self._group_asker = AdminClient({"bootstrap.servers": self.brokers, **self.options, "log_level": 0})
-            self._group_asker.describe_consumer_groups(["any"])
+    def _find_coordinator(self) -> None:
+        from confluent_kafka import Consumer, KafkaException, TopicPartition  # noqa: PLC0415 - as above
+
+        options = {"bootstrap.servers": self.brokers, **self.options, "log_level": 0, "group.id": "any"}
+        client = Consumer(options)
+        try:
+            client.committed([TopicPartition("any", 0)], timeout=_GROUPS_SECONDS)
+        except KafkaException:
+            pass  # Then the first group of the services makes the topic.
+        finally:
+            client.close()
 
     def _broker(self, options: list[str]) -> Command:
         return self._java([*options, "-Xmx256m"], "kafka.Kafka", [str(self._folder / "server.properties")])

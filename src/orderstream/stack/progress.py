@@ -2,18 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from msgspec import Struct
 
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
 from orderstream.stack.masking import masked
-
-if TYPE_CHECKING:
-    from confluent_kafka import TopicPartition
-    from confluent_kafka.admin import AdminClient, TopicMetadata  # type: ignore[attr-defined]
 
 ANSWER_SECONDS = 5.0
 COUNTED_MAX = 1_000
@@ -102,53 +97,22 @@ def in_words(outbox: Waiting, unfinished: Waiting, aborted: Waiting, refused: Wa
 
 def _lag(settings: Settings) -> list[str]:
     from orderstream.inventory_worker.handler import InventoryHandler  # noqa: PLC0415 - slow to load
-    from orderstream.kafka.client import admin  # noqa: PLC0415
+    from orderstream.kafka.client import consumer  # noqa: PLC0415
+    from orderstream.kafka.standings import standings  # noqa: PLC0415
     from orderstream.kafka.topics import dead_letter_topic  # noqa: PLC0415
     from orderstream.order_service.handler import OrderHandler  # noqa: PLC0415
     from orderstream.payment_worker.handler import PaymentHandler  # noqa: PLC0415
 
-    client = admin(settings, "status")
-    known = client.list_topics(timeout=ANSWER_SECONDS).topics
-    lines = []
+    lines, deadline = [], time.monotonic() + ANSWER_SECONDS
     for handler in (PaymentHandler, InventoryHandler, OrderHandler):
         prefix = settings.kafka_topic_prefix
-        lag = _behind(client, prefix + handler.group, _partitions(known, [prefix + one for one in handler.topics]))
-        letters = _partitions(known, [prefix + dead_letter_topic(handler.group)])
-        dead = sum(_ends(client, letters).values()) - sum(_ends(client, letters, earliest=True).values())
+        letters = prefix + dead_letter_topic(handler.group)
+        topics = [letters, *(prefix + name for name in handler.topics)]
+        found = standings(consumer(settings, handler.group), topics, deadline)
+        lag = sum(standing.end - standing.taken for (topic, _), standing in found.items() if topic != letters)
+        dead = sum(standing.end - standing.first for (topic, _), standing in found.items() if topic == letters)
         lines.append(f"{handler.group:<20} {lag} records behind, {dead} dead letters")
     return lines
-
-
-def _partitions(known: "dict[str, TopicMetadata]", topics: Iterable[str]) -> "list[TopicPartition]":
-    from confluent_kafka import TopicPartition  # noqa: PLC0415 - slow to load
-
-    return [TopicPartition(topic, number) for topic in topics if topic in known for number in known[topic].partitions]
-
-
-def _behind(client: "AdminClient", group: str, partitions: "list[TopicPartition]") -> int:
-    """Records of these partitions that the group has not finished."""
-    from confluent_kafka import ConsumerGroupTopicPartitions  # noqa: PLC0415 - slow to load
-
-    if not partitions:
-        return 0
-    asked = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, partitions)])
-    committed = {
-        (one.topic, one.partition): one.offset for one in asked[group].result(ANSWER_SECONDS).topic_partitions or []
-    }
-    ends, firsts = _ends(client, partitions), _ends(client, partitions, earliest=True)
-    return sum(max(0, end - max(committed.get(place, -1), firsts[place])) for place, end in ends.items())
-
-
-def _ends(
-    client: "AdminClient", partitions: "list[TopicPartition]", *, earliest: bool = False
-) -> dict[tuple[str, int], int]:
-    from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # noqa: PLC0415 - slow to load
-
-    if not partitions:
-        return {}
-    spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    asked = client.list_offsets(dict.fromkeys(partitions, spec), request_timeout=ANSWER_SECONDS)
-    return {(one.topic, one.partition): answer.result(ANSWER_SECONDS).offset for one, answer in asked.items()}
 
 
 def _age(seconds: float) -> str:

@@ -36,7 +36,7 @@ class Deployment:
     def _is_ready(self) -> bool:
         try:
             offsets = self._ask()
-        except (KafkaException, TimeoutError):
+        except KafkaException:
             return False
         return len({name for name, _ in offsets.ends}) == len({name for names in READERS.values() for name in names})
 

@@ -5,13 +5,16 @@ import threading
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
-from orderstream.stack import jars
+from orderstream.stack import jars, ports
 from orderstream.stack.kafka import Kafka
+from orderstream.stack.parts import Part
 from orderstream.stack.place import choose, remove
-from orderstream.stack.process import Roster, birth
+from orderstream.stack.process import Child, Roster, birth
 from orderstream.stack.services import Workshop
 from orderstream.stack.state import Record, Run, StateDir, shared_cache
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("name", ["josé", "a \\u0041 b", "日本 😀"])
@@ -30,3 +33,20 @@ def test_a_path_may_have_any_characters(name: str, tmp_path: Path) -> None:
     assert (where.folder("kafka") / "data" / "meta.properties").exists()
     assert sorted(path.name for path in home.iterdir()) == ["cache", "state"]
     remove(state)
+
+
+def test_a_new_broker_makes_the_topic_of_the_groups_before_any_group_exists(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    state.open()
+    chosen = ports.pick(("kafka", "controller"), {})
+    roster = Roster(state, Record(chosen, Run(os.getpid(), birth(os.getpid()) or "")))
+    kafka = Kafka(chosen["kafka"], chosen["controller"], choose(state, lambda _: None), shared_cache())
+    workshop = Workshop(state, roster, lambda _: None, threading.Event())
+    part = Part(kafka, Child("kafka", state.log("kafka"), roster), workshop)
+    try:
+        part.start()
+        client = AdminClient({"bootstrap.servers": kafka.brokers, "log_level": 0})
+        wait_until(lambda: "__consumer_offsets" in client.list_topics(timeout=5).topics, 20, "the topic exists")
+    finally:
+        part.kill()
+        remove(state)

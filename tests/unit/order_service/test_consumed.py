@@ -7,6 +7,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from orderstream.domain.events import topic
 from orderstream.inventory_worker.handler import InventoryHandler
+from orderstream.kafka.client import KafkaRefusedError
 from orderstream.order_service.consumed import ASK_SECONDS, POINTS_MAX, READERS, Consumed, Offsets
 from orderstream.order_service.handler import OrderHandler
 from orderstream.payment_worker.handler import PaymentHandler
@@ -96,7 +97,7 @@ def test_kafka_is_asked_no_more_often_than_it_may_be() -> None:
     def ask() -> Offsets:
         nonlocal asked
         asked += 1
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) if asked > 1 else TimeoutError
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) if asked > 1 else KafkaRefusedError
 
     consumed = Consumed(ask, lambda: now)
     connection: Any = Row()
