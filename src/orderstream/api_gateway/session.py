@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from orderstream.api_gateway.gathering import TryAgainError
-from orderstream.postgres.connect import AsyncConnection, connect_async
+from orderstream.postgres.connect import AsyncConnection, AsyncCursor, connect_async
 from orderstream.postgres.faults import is_about_data, is_bad_value, is_fatal
 from orderstream.telemetry import logs
 
@@ -49,6 +49,12 @@ class Session:
         async with self._use() as connection:
             cursor = await connection.execute(statement, parameters)
             return await cursor.fetchall()
+
+    @contextlib.asynccontextmanager
+    async def reading(self, statement: LiteralString, parameters: Mapping[str, object]) -> AsyncIterator[AsyncCursor]:
+        """Run a statement as `execute` does, and lend its rows, which are decoded one by one."""
+        async with self._use() as connection:
+            yield await connection.execute(statement, parameters)
 
     async def renew(self) -> None:
         """Have the next transaction run on a new connection."""

@@ -19,6 +19,7 @@ from orderstream.postgres.limited import LimitedConnection
 
 Connection = psycopg.Connection[TupleRow]
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
+AsyncCursor = psycopg.AsyncCursor[TupleRow]
 
 CONNECT_TIMEOUT_SECONDS = 3
 """For each address of each host, unless the connection string says otherwise."""

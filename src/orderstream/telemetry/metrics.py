@@ -101,7 +101,10 @@ VOIDING_OLDEST_SECONDS = _gauge(
 )
 
 HTTP_REQUESTS = _counter(
-    "orderstream_http_requests_total", "HTTP requests answered; route is method and path.", "route", "status"
+    "orderstream_http_requests_total",
+    "HTTP requests answered; route is method and path, or unreadable for a refusal by the HTTP server itself.",
+    "route",
+    "status",
 )
 HTTP_SECONDS = _histogram(
     "orderstream_http_request_seconds", "Time from the head of a request to its answer.", _SECONDS, "route"

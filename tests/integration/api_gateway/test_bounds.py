@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import tracemalloc
 from typing import Any
 
 import psutil
@@ -165,6 +166,31 @@ def test_what_is_arriving_is_bounded_in_bytes() -> None:
         assert await held == b"x" * 10 + b"y" * 10
         assert await bodies.read(request(b"z" * 25)) == b"z" * 25
         assert bodies._held_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_body_in_small_pieces_takes_no_more_memory_than_a_whole_one() -> None:
+    """A list of pieces of two bytes takes twenty times their size."""
+    size = 100_000
+    sent = 0
+
+    async def receive() -> Any:
+        nonlocal sent
+        sent += 1
+        return {"type": "http.request", "body": sent.to_bytes(2, "big"), "more_body": sent < size // 2}
+
+    async def scenario() -> None:
+        request = Request(
+            {b"content-type": b"application/json"}, {}, receive, Tracer(None, 0).server("x", (None, None))
+        )
+        tracemalloc.start()
+        try:
+            body = await Bodies().read(request)
+            assert len(body) == size
+            assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+        finally:
+            tracemalloc.stop()
 
     asyncio.run(scenario())
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from orderstream.api_gateway import writer
 from orderstream.order_service.watchdog import Patience, Watchdog
 from orderstream.payment_worker import handler as payment_handler
 from orderstream.postgres.connect import Connection
@@ -69,21 +70,18 @@ def test_the_clock_of_a_gateway_dates_no_order(
     assert event(connection) == accepted
 
     old_after = {"ids": [order_id], "oldest_seconds": 12 * 3_600}
-    ((*_, too_old),) = connection.execute(payment_handler.SQL["unasked"], old_after).fetchall()
+    ((*_, too_old, _has_payment),) = connection.execute(payment_handler.SQL["accepted"], old_after).fetchall()
     assert not too_old
 
 
-def test_a_time_is_written_as_by_every_other_service(postgres_url: str, connection: Connection, parts: Parts) -> None:
+def test_a_time_is_written_as_by_every_other_service(
+    postgres_url: str, connection: Connection, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A nudge is the same event, byte by byte; also in the microsecond that has no fraction."""
-    connection.execute("CREATE SCHEMA clock")
-    connection.execute(
-        "CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql"
-        " AS $$ SELECT '2026-01-02 03:04:05Z'::timestamptz $$"
-    )
-    ((database,),) = connection.execute("SELECT current_database()").fetchall()
-    connection.execute(f'ALTER DATABASE "{database}" SET search_path = clock, public, pg_catalog'.encode())
+    statement = writer.SQL["accept_orders"].replace("now()", "timestamptz '2026-01-02 03:04:05Z'")
+    monkeypatch.setitem(writer.SQL, "accept_orders", statement)
     assert post(postgres_url, parts, timedelta(), order()).status == 201
-    connection.execute("UPDATE orders SET next_check_at = '2026-01-01'")
+    connection.execute("UPDATE orders SET next_check_at = now()")
     ((first,),) = connection.execute("DELETE FROM outbox RETURNING value").fetchall()
     Watchdog(Patience()).nudge(connection)
     ((again,),) = connection.execute("DELETE FROM outbox RETURNING value").fetchall()

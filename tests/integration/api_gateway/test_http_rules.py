@@ -52,6 +52,9 @@ RULES = [
     Rule("9112 3.2.1", "a fragment", b"GET /livez#a HTTP/1.1\r\nhost: x\r\n\r\n", 400),
     Rule("9112 3.2.1", "no path", b"GET livez HTTP/1.1\r\nhost: x\r\n\r\n", 400),
     Rule("9112 3.2.1", "two slashes are a path", b"GET //livez HTTP/1.1\r\nhost: x\r\n\r\n", 404, True),
+    Rule("3986 2.3", "an encoded letter", b"GET /%6Civez HTTP/1.1\r\nhost: x\r\n\r\n", 200, True),
+    Rule("3986 2.2", "an encoded slash", b"GET /docs%2Fstart.js HTTP/1.1\r\nhost: x\r\n\r\n", 404, True),
+    Rule("3986 2.2", "an encoded line feed", b"GET /livez%0A HTTP/1.1\r\nhost: x\r\n\r\n", 404, True),
     Rule("9112 3.2.2", "absolute form", b"GET http://y/livez HTTP/1.1\r\nhost: x\r\n\r\n", 200, True),
     Rule("9112 3.2.2", "absolute form in capitals", b"GET HTTP://Y:80/livez?a HTTP/1.1\r\nhost: x\r\n\r\n", 200, True),
     Rule("9112 3.2.2", "absolute form without Host", b"GET http://y/livez HTTP/1.1\r\n\r\n", 400),
@@ -112,6 +115,7 @@ RULES = [
     Rule("9112 6.3", "a length that is no decimal", post(b"content-length: 0x3\r\n"), 400),
     Rule("9112 6.3", "an empty length", post(b"content-length:\r\n"), 400),
     Rule("9112 6.3", "a length beyond all numbers", post(b"content-length: 18446744073709551617\r\n"), 400),
+    Rule("9112 6.3", "a length of 6,000 digits", post(b"content-length: " + b"0" * 6_000 + b"\r\n"), 400),
     Rule("9112 6.3", "no framing is no body", post(b"", b""), 400, True),
     Rule(
         "9112 7.1", "chunk extensions", post(COOKED % b"chunked", ONE_CHUNK.replace(b"\r\n", b";a=b\r\n", 1)), 201, True
@@ -125,6 +129,13 @@ RULES = [
     Rule(
         "9112 7.1.2", "a trailer that is none", post(COOKED % b"chunked", ONE_CHUNK[:-2] + b"a : b\r\n\r\n"), 400, False
     ),
+    Rule(
+        "9110 6.5.1",
+        "close in a trailer",
+        post(COOKED % b"chunked", ONE_CHUNK[:-2] + b"connection: close\r\n\r\n"),
+        201,
+        True,
+    ),
     # Persistence
     Rule("9112 9.3", "HTTP/1.1", LIVE, 200, True),
     Rule("9112 9.3", "HTTP/1.0", LIVE.replace(b"1.1", b"1.0"), 200),
@@ -134,6 +145,8 @@ RULES = [
     Rule("9110 7.6.1", "unknown options", GET + b"host: x\r\nconnection: foo\r\n\r\n", 200, True),
     Rule("9110 7.8", "an upgrade", GET + b"host: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", 200, True),
     Rule("9110 10.1.1", "an expectation that cannot be met", GET + b"host: x\r\nexpect: a\r\n\r\n", 417),
+    Rule("9110 5.6.1.2", "an empty expectation", GET + b"host: x\r\nexpect:\r\n\r\n", 200, True),
+    Rule("9110 5.6.1.2", "empty elements", GET + b"host: x\r\nexpect: , 100-continue ,\r\n\r\n", 200, True),
     Rule("9110 10.1.4", "TE", GET + b"host: x\r\nte: trailers\r\nconnection: te\r\n\r\n", 200, True),
 ]
 
@@ -160,8 +173,8 @@ def test_a_rule_is_kept(shared: Gateway, rule: Rule, split: bool) -> None:
             assert b"connection: close" not in received
     found = statuses(received)
     if split and rule.where == "9110 9.1":
-        # The parser gives up at the first letter that no method has: it does not wait to see whether it is HTTP.
-        assert found == [b"400"]
+        # The parser gives up at the first letter that no method has: 400 if the rest of the line is not there yet.
+        assert found in ([b"400"], [b"501"])
     else:
         assert found == [b"%d" % rule.status] + [b"200"] * rule.goes_on
     assert re.search(rb"\r\ntraceresponse: 00-[0-9a-f]{32}-", head)

@@ -1,19 +1,20 @@
 """Reading through the cache: what is shared, and that no paused reader puts an old state back (P8)."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
 import redis
-from psycopg.rows import TupleRow
 
 from orderstream.api_gateway.gathering import FullError
-from orderstream.api_gateway.reader import Reader
+from orderstream.api_gateway.reader import LINES_PER_TURN_MAX, Reader
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache, CacheInvalidator
-from orderstream.postgres.connect import Connection
+from orderstream.postgres.connect import AsyncCursor, Connection
 from tests.samples import ORDER_ID
 
 OTHER_ID = ORDER_ID.replace("0", "1")
@@ -29,12 +30,13 @@ class PausingSession(Session):
         self.go = asyncio.Event()
         self.go.set()
 
-    async def execute(self, statement: Any, parameters: Any) -> list[TupleRow]:
+    @asynccontextmanager
+    async def reading(self, statement: Any, parameters: Any) -> AsyncIterator[AsyncCursor]:
         self.asked.append(parameters["ids"])
-        found = await super().execute(statement, parameters)
-        self.read.set()
-        await self.go.wait()
-        return found
+        async with super().reading(statement, parameters) as found:
+            self.read.set()
+            await self.go.wait()
+            yield found
 
 
 @asynccontextmanager
@@ -220,3 +222,46 @@ def test_no_more_may_wait_than_the_limit(postgres_url: str, redis_url: str) -> N
             assert answers.count((None, "MISS")) == 5
 
     asyncio.run(scenario())
+
+
+def test_many_large_orders_make_way_for_other_requests(
+    postgres_url: str, redis_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many lines are decoded in one turn of the loop is what is bounded."""
+    count, lines = 20, 1_000
+    ids = [ORDER_ID[:-3] + f"{number:03}" for number in range(count)]
+    connection.execute(
+        "INSERT INTO orders (id, user_id, amount, currency)"
+        " SELECT id, 'u-1', 1, 'USD' FROM unnest(%s::text[]) AS t (id)",
+        [ids],
+    )
+    connection.execute(
+        "INSERT INTO order_items (order_id, sku, qty, price)"
+        " SELECT id, 'SKU-' || line, 1, 1 FROM unnest(%s::text[]) AS t (id), generate_series(1, %s) AS line",
+        [ids, lines],
+    )
+    turn = 0
+    decoded: Counter[int] = Counter()
+
+    async def scenario() -> None:
+        def count_turns() -> None:
+            nonlocal turn
+            turn += 1
+            asyncio.get_running_loop().call_soon(count_turns)
+
+        load_row = AsyncCursor.__anext__
+
+        async def counted(cursor: AsyncCursor) -> Any:
+            row = await load_row(cursor)
+            decoded[turn] += lines
+            return row
+
+        count_turns()
+        async with reading(postgres_url, redis_url) as (reader, _):
+            monkeypatch.setattr(psycopg.AsyncCursor, "__anext__", counted)
+            found = await asyncio.gather(*(reader.read(order_id) for order_id in ids))
+        assert all(order is not None for order, _ in found)
+
+    asyncio.run(scenario())
+    assert decoded.total() == count * lines
+    assert max(decoded.values()) <= LINES_PER_TURN_MAX + lines

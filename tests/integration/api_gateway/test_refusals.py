@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from orderstream.api_gateway.http import head
 from orderstream.api_gateway.http.connection import QUEUED_REQUESTS_MAX
 from orderstream.postgres.connect import Connection
 from tests.bodies import README
@@ -28,6 +29,7 @@ LATER = {
     "TLS": (b"\x16\x03\x01\x02\x00\x01", b"400"),
     "no host": (b"GET /second HTTP/1.1\r\n\r\n", b"400"),
     "two lengths": (SECOND + b"content-length: 1\r\ncontent-length: 2\r\n\r\n", b"400"),
+    "a length of 6,000 digits": (SECOND + b"content-length: " + b"0" * 6_000 + b"\r\n\r\n", b"400"),
     "a head too large": (SECOND + b"x: " + b"y" * 70_000 + b"\r\n\r\n", b"431"),
     "an endless head": (SECOND + b"x: " + b"y" * 70_000, b"431"),
     "101 fields": (SECOND + b"x: y\r\n" * 100 + b"\r\n", b"431"),
@@ -95,6 +97,55 @@ def test_a_half_request_is_refused_after_the_answers_before_it(half: bytes, how:
             assert received.index(b"/first") < received.index(b"connection: close")
 
     run(scenario)
+
+
+def test_a_defect_in_reading_takes_no_answer_from_earlier_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_given: object) -> None:
+        raise ValueError("a defect")
+
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST)
+            await until(lambda: app.paths, "the first is worked on")
+            monkeypatch.setattr(head, "read_head", fail)
+            writer.write(SECOND + b"\r\n")
+            await until(lambda: served.connection._reading_over, "the second is refused")
+            app.go.set()
+            assert statuses(await read_all(reader)) == [b"200", b"500"]
+
+    run(scenario)
+
+
+def test_a_client_that_waits_for_100_behind_another_request_has_its_whole_time_afterwards() -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST + SECOND + b"content-length: 2\r\nexpect: 100-continue\r\n\r\n")
+            await until(lambda: len(served.connection._exchanges) == 2, "both are there")
+            assert not served.connection._timed
+            app.go.set()
+            await reader.readuntil(b"HTTP/1.1 100 Continue")
+            assert served.connection._timed
+            writer.write(b"{}")
+            await reader.readuntil(b"/second")
+
+    run(scenario)
+
+
+def test_a_refusal_is_counted(shared: Gateway) -> None:
+    def refusals() -> float:
+        sample = 'orderstream_http_requests_total{route="unreadable",status="431"} '
+        lines = shared.client.get("/metrics").text.splitlines()
+        return sum(float(line.removeprefix(sample)) for line in lines if line.startswith(sample))
+
+    before = refusals()
+    with shared.connect() as line:
+        line.sendall(LATER["101 fields"][0])
+        assert statuses(to_the_end(line)) == [b"431"]
+    assert refusals() == before + 1
 
 
 def test_a_drain_answers_all_that_has_arrived() -> None:

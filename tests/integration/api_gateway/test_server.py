@@ -329,6 +329,7 @@ def test_each_of_two_gateways_on_one_port_has_its_own_pages(start: Start) -> Non
     pages = [free_port(), free_port()]
     first = start(METRICS_PORT=str(pages[0]))
     second = start(first.port, METRICS_PORT=str(pages[1]))
+    wait_until(lambda: '"started"' in second.log, 10, "the second listens, too")
     with ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(httpx.Client(base_url=first.client.base_url)).get("/docs")

@@ -413,13 +413,17 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.resume_reading()
         if self._closing:
             return
-        if self._incoming.begun and not pause:
+        if self._incoming.begun and not pause and not self._owes_continue():
             if not self._timed:
                 self._timed = True
                 self._deadline.set(self._shared.limits.request_timeout_seconds)
         elif self._incoming.begun or self._exchanges:
             self._timed = False
             self._deadline.clear()
+
+    def _owes_continue(self) -> bool:
+        """Whether the client waits for 100 (Continue), which the server says once the earlier requests have answers."""
+        return self._receiving is not None and self._receiving.expects_continue and len(self._exchanges) > 1
 
     def _stop_yielding(self) -> None:
         self._yielding = False

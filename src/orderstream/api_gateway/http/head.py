@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from urllib.parse import unquote
 
 from msgspec import Struct
 
@@ -12,6 +11,8 @@ HEAD_MAX_BYTES = 64 * 1024
 FIELDS_MAX = 100
 TARGET_MAX_BYTES = 8 * 1024
 """RFC 9112 (3) recommends to take at least 8,000 bytes of request line."""
+LENGTH_MAX_DIGITS = 20
+"""Digits of a Content-Length, leading zeros included. 2^64 has 20. Python reads no number of thousands of digits."""
 
 _READ = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 
@@ -20,6 +21,7 @@ Fields = Sequence[tuple[bytes, bytes]]
 _HOST = rb"(?:\[(?:[0-9A-Fa-f:.]+|[vV][0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+)\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)"
 _is_host = re.compile(_HOST + rb"(?::[0-9]*)?").fullmatch
 _split_absolute = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(/[^?]*)?(?:\?(.*))?").fullmatch
+_UNRESERVED = re.compile("%(?:2[DE]|3[0-9]|[46][1-9A-F]|[57][0-9A]|5F|7E)", re.IGNORECASE)
 _is_request_line = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]\r\n").match
 
 
@@ -65,12 +67,20 @@ def read_head(method: str, target: bytes, version: str, fields: Fields) -> Head:
         method=method,
         http_version=version,
         raw_path=raw_path,
-        path=unquote(path) if "%" in path else path,
+        path=_UNRESERVED.sub(_unquoted, path) if "%" in path else path,
         query=query,
         body_bytes=_body_bytes(lengths, chunked=chunked),
         chunked=chunked,
         expects_continue=bool(expectations) and version == "1.1" and _expects_continue(expectations),
     )
+
+
+def _unquoted(match: re.Match[str]) -> str:
+    """Return an unreserved character, which means the same with and without its encoding (RFC 3986, 2.3).
+
+    An encoded slash does not separate segments (2.2), and an encoded line feed is not the end of a path.
+    """
+    return chr(int(match[0][1:], 16))
 
 
 def _check_host(hosts: Sequence[bytes], version: str) -> None:
@@ -96,16 +106,17 @@ def _is_chunked(values: Sequence[bytes], version: str) -> bool:
 def _body_bytes(lengths: Sequence[bytes], *, chunked: bool) -> int:
     if not lengths:
         return 0
-    if chunked or len(lengths) > 1 or not lengths[0].isdigit():
+    if chunked or len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > LENGTH_MAX_DIGITS:
         raise problems.malformed_request("The length of the body is not clear.")
     return int(lengths[0])
 
 
 def _expects_continue(values: Sequence[bytes]) -> bool:
-    """RFC 9110, 10.1.1."""
-    if any(value.strip(b" \t").lower() != b"100-continue" for value in b",".join(values).split(b",")):
+    """RFC 9110, 10.1.1. Empty elements of a list mean nothing (5.6.1.2)."""
+    expected = {value.strip(b" \t").lower() for value in b",".join(values).split(b",")} - {b""}
+    if not expected <= {b"100-continue"}:
         raise problems.expectation_failed()
-    return True
+    return bool(expected)
 
 
 def read_target(method: str, target: bytes) -> tuple[bytes, bytes]:

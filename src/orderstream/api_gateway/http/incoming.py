@@ -12,6 +12,7 @@ from orderstream.api_gateway import problems
 from orderstream.api_gateway.http import head
 from orderstream.api_gateway.http.head import FIELDS_MAX, HEAD_MAX_BYTES, TARGET_MAX_BYTES, Fields, Head
 from orderstream.api_gateway.problems import Problem
+from orderstream.telemetry import logs
 
 _HEAD_END = b"\r\n\r\n"
 _WHITE_SPACE = b" \t"
@@ -137,7 +138,9 @@ class Incoming:
         except httptools.HttpParserCallbackError as error:
             if isinstance(error.__context__, Problem):
                 raise error.__context__ from None
-            raise
+            # A bug. It is an answer like any other: the requests before this one keep theirs.
+            logs.get().error("request_failed", route="unreadable", exc_info=error.__context__)
+            raise problems.internal_error() from error
         except httptools.HttpParserInvalidMethodError:
             if head.unknown_method(piece):
                 raise problems.not_implemented("There is no such method.") from None
@@ -211,4 +214,7 @@ class Incoming:
         if not self._upgrade_offered:
             self.begun = self.in_body = False
             self._progressed = True
+            if self._trailers:
+                # The parser takes a `connection: close` behind the body for one of the head, and reads no more.
+                self._parser = httptools.HttpRequestParser(self)
             self._receiver.end_request()

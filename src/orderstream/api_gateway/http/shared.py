@@ -14,6 +14,7 @@ from orderstream.api_gateway.http.exchange import Exchange
 from orderstream.api_gateway.http.head import Fields, Head
 from orderstream.api_gateway.http.response import Clock
 from orderstream.api_gateway.problems import Headers, Problem
+from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import Tracer
 
 READ_MAX_BYTES = 32 * 1024
@@ -21,6 +22,8 @@ REQUESTS_MAX_BYTES = 64 << 20
 """Heads, bodies that the application has not taken yet, and answers that clients do not take."""
 REFUSED_CONNECTIONS_MAX = 256
 """Connections beyond the limits that are told so; further ones are cut."""
+_REFUSED = "unreadable"
+"""The route of requests that the server answers itself, in traces and figures."""
 _IPV6_PREFIX_BITS = 64
 """One subscriber has a whole network of addresses."""
 
@@ -142,8 +145,9 @@ class Shared:
         await self._app(scope, exchange.receive, exchange.send)
 
     def reply(self, problem: Problem) -> tuple[int, Headers, bytes]:
-        """Return the answer of the server itself, with a trace of its own."""
-        span = self._tracer.server("unreadable", (None, None))
+        """Return the answer of the server itself, with a trace of its own, and count it."""
+        metrics.HTTP_REQUESTS.labels(_REFUSED, str(problem.status)).inc()
+        span = self._tracer.server(_REFUSED, (None, None))
         span.end(problem.name)
         body = problem.body(span.trace_id)
         headers = [
