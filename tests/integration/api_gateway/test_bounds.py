@@ -340,6 +340,34 @@ def test_what_requests_hold_together_is_bounded(waits: bytes) -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [(LIVE[:-2] + b"x: %b\r\n\r\n", b"HTTP/1.1 200"), (b"GET / HTTP/1.1\r\nx: %b\r\n\r\n", b"HTTP/1.1 400")],
+    ids=["answered", "refused"],
+)
+def test_a_connection_holds_no_head_that_has_its_answer(sent: bytes, received: bytes) -> None:
+    """Thousands of connections may rest, and none of what they hold then is counted."""
+    size, count = 60_000, 20
+
+    async def scenario() -> None:
+        app = Held()
+        app.go.set()
+        async with serving(app) as served:
+            opened = [await served.open() for _ in range(count)]
+            tracemalloc.start()
+            try:
+                for reader, writer in opened:
+                    writer.write(sent % (b"y" * size))
+                    assert (await reader.read(1 << 16)).startswith(received)
+                assert len(served.shared.lines) == count
+                await until(lambda: not served.shared.tasks, "all are answered")
+                assert tracemalloc.get_traced_memory()[0] < count * size // 4
+            finally:
+                tracemalloc.stop()
+
+    run(scenario)
+
+
 def test_an_answer_that_is_not_taken_is_counted() -> None:
     async def scenario() -> None:
         async def large(scope: Scope, receive: Receive, send: Send) -> None:

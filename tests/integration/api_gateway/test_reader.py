@@ -249,9 +249,9 @@ def test_many_large_orders_make_way_for_other_requests(
             turn += 1
             asyncio.get_running_loop().call_soon(count_turns)
 
-        load_row = AsyncCursor.__anext__
+        load_row = psycopg.AsyncCursor.__anext__
 
-        async def counted(cursor: AsyncCursor) -> Any:
+        async def counted(cursor: Any) -> Any:
             row = await load_row(cursor)
             decoded[turn] += lines
             return row

@@ -258,7 +258,7 @@ class Connection(asyncio.BufferedProtocol):
         """Take no more requests from this connection."""
         self._reading_over = True
         self._receiving = None
-        self._incoming.begun = False
+        self._incoming.close()
         self._keep_unread(b"")
         self._update()
 

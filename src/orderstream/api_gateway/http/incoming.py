@@ -76,9 +76,15 @@ class Incoming:
         self._last_two = b""
 
     def close(self) -> None:
-        """Free the parser, which holds methods of this object."""
+        """Read no more: free what was read, and the parser, which holds methods of this object."""
         self._parser = _NO_PARSER
         self.begun = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Free the head that was read last: a connection that rests may hold nothing that is not counted."""
+        self._target = b""
+        self._fields = []
 
     @property
     def held_bytes(self) -> int:
@@ -157,6 +163,7 @@ class Incoming:
             b"\r\n",
         ]
         self._upgrade_offered = False
+        self._forget()
         self._parser = httptools.HttpRequestParser(self)
         self._parse(b"".join(lines))
         if rest:
@@ -165,8 +172,6 @@ class Incoming:
     def on_message_begin(self) -> None:
         """A request begins."""
         self.begun = True
-        self._target = b""
-        self._fields = []
         self._trailers = 0
         self._receiver.begin_request()
 
@@ -214,6 +219,7 @@ class Incoming:
         if not self._upgrade_offered:
             self.begun = self.in_body = False
             self._progressed = True
+            self._forget()
             if self._trailers:
                 # The parser takes a `connection: close` behind the body for one of the head, and reads no more.
                 self._parser = httptools.HttpRequestParser(self)
