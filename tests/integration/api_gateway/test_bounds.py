@@ -279,6 +279,31 @@ def test_a_connection_queues_sixteen_requests() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("how", ["the client is gone", "drain"])
+def test_requests_that_are_not_read_yet_are_no_longer_counted_when_they_are_dropped(how: str) -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app) as served:
+            _, writer = await served.open()
+            writer.write(LIVE * 500)
+            await until(lambda: served.connection._paused, "nothing more is read")
+            unread = len(served.connection._unread)
+            assert unread > 10_000
+            before = served.shared.held_bytes
+            if how == "drain":
+                served.connection.drain()
+                assert served.shared.held_bytes == before - unread
+                app.go.set()
+                await until(lambda: not served.connection._exchanges, "all that was read is answered")
+            else:
+                writer.transport.abort()
+                app.go.set()
+                await until(lambda: not served.shared.lines, "the connection is forgotten")
+            assert served.shared.held_bytes == 0
+
+    run(scenario)
+
+
 def test_pipelined_requests_cost_no_memory(start: Start, postgres_url: str) -> None:
     gateway = start()
     process = psutil.Process(gateway.process.pid)
@@ -475,6 +500,24 @@ def test_a_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch)
             reader, writer = await served.open()
             writer.write(b"}")
             assert (await read_all(reader)).startswith(b"HTTP/1.1 400")
+            await until(lambda: not served.shared.lines, "the connection is closed")
+
+    run(scenario)
+
+
+def test_a_client_that_takes_its_last_answer_late_and_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
+
+    async def large(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, 200, bytes(32 << 20))
+
+    async def scenario() -> None:
+        async with serving(large, request_timeout_seconds=600) as served:
+            reader, writer = await served.open()
+            writer.write(LIVE[:-2] + b"connection: close\r\n\r\n")
+            await until(lambda: served.connection._write_paused, "the answer is not taken")
+            assert served.connection._closing
+            assert len(await read_all(reader)) > 32 << 20
             await until(lambda: not served.shared.lines, "the connection is closed")
 
     run(scenario)
