@@ -1,6 +1,7 @@
 """The cache's protocol on a real Valkey: entries, leases, bars, and what happens while it does not answer."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -87,6 +88,21 @@ def test_a_delete_makes_earlier_reads_worthless(redis_url: str, invalidator: Cac
         assert invalidator.delete(["a"])
         await reader.fill([Fill("a", token, BODY)])
         await lease(reader, "a")
+
+    reading(redis_url, scenario)
+
+
+def test_a_lease_does_not_fill_where_a_later_one_stands(redis_url: str, invalidator: CacheInvalidator) -> None:
+    """A delete lies between the two: the first reader may have read before the change, the second has not."""
+
+    async def scenario(reader: AsyncCache) -> None:
+        early = await lease(reader, "a")
+        assert invalidator.delete(["a"])
+        late = await lease(reader, "a")
+        await reader.fill([Fill("a", early, b"old")])
+        assert await reader.look_up(["a"]) == ["leased"]
+        await reader.fill([Fill("a", early), Fill("a", late, BODY), Fill("a", early, b"old")])
+        assert await reader.look_up(["a"]) == [Entry(BODY)]
 
     reading(redis_url, scenario)
 
@@ -195,6 +211,24 @@ def test_a_hung_redis_costs_no_more_than_the_budget(parts: Parts, redis_url: str
         parts.valkey.resume()
 
 
+def test_while_the_breaker_is_open_nothing_is_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+
+        async def scenario(reader: AsyncCache) -> None:
+            reader.breaker = cache.Breaker(lambda: 0.0)
+            assert not await reader.bar(["a"])
+            silent.accept()[0].close()
+            assert not await reader.bar(["a"])
+            assert not await reader.delete(["a"])
+            await reader.fill([Fill("a", "lease:x", BODY)])
+            assert await reader.look_up(["a"]) == ["unreachable"]
+            with pytest.raises(BlockingIOError):
+                silent.accept()
+
+        reading(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", scenario)
+
+
 def test_what_could_not_be_deleted_is_deleted_later(parts: Parts, redis_url: str) -> None:
     now = time.monotonic()
     invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
@@ -274,6 +308,43 @@ def test_an_asyncio_delete_that_failed_is_tried_again_by_the_clock(
             assert not client.exists("order:a")
 
     reading(redis_url, scenario)
+
+
+def test_one_task_deletes_what_failed_in_each_outage(
+    parts: Parts, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "BREAKER_SECONDS", 0.05)
+
+    async def scenario(reader: AsyncCache) -> None:
+        with redis.Redis.from_url(redis_url) as client:
+            for _outage in range(2):
+                client.mset({"order:a": BODY, "order:b": BODY})
+                try:
+                    parts.valkey.pause()
+                    assert not await reader.delete(["a"])
+                    before = asyncio.all_tasks()
+                    assert not await reader.delete(["b"])
+                    assert asyncio.all_tasks() == before
+                finally:
+                    parts.valkey.resume()
+                assert reader._paying is not None
+                await asyncio.wait_for(reader._paying, 10)
+                assert client.dbsize() == 0
+
+    reading(redis_url, scenario)
+
+
+def test_no_deletion_is_forgotten_beyond_one_command(redis_url: str) -> None:
+    async def scenario() -> None:
+        reader = AsyncCache(redis_url, 5.0)
+        ids = [str(number) for number in range(2 * cache.KEYS_MAX + 1)]
+        with redis.Redis.from_url(redis_url) as client:
+            client.mset({f"order:{order_id}": BODY for order_id in ids})
+            assert await reader.delete(ids)
+            assert client.dbsize() == 0
+        await reader.close()
+
+    asyncio.run(scenario())
 
 
 def test_what_is_owed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

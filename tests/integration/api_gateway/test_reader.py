@@ -177,6 +177,23 @@ def test_concurrent_misses_share_a_query_but_none_begun_before(
     asyncio.run(scenario())
 
 
+def test_a_client_that_goes_leaves_the_lease_to_the_next(postgres_url: str, redis_url: str, orders: Write) -> None:
+    orders(ORDER_ID, 3)
+
+    async def scenario() -> None:
+        async with reading(postgres_url, redis_url) as (reader, _):
+            gone, stays = (asyncio.create_task(reader.read(ORDER_ID)) for _ in range(2))
+            await asyncio.sleep(0)
+            assert len(reader._lookups._waiting[ORDER_ID].futures) == 2
+            gone.cancel()
+            found, outcome = await stays
+            assert found is not None
+            assert (found.version, outcome) == (3, "MISS")
+            assert (await reader.read(ORDER_ID))[1] == "HIT"
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
 def test_what_is_none_of_ours_in_the_cache_is_read_past(postgres_url: str, redis_url: str, orders: Write) -> None:
     orders(ORDER_ID, 3)
     with redis.Redis.from_url(redis_url) as client:

@@ -16,7 +16,7 @@ import pytest
 
 from orderstream.stack import supervisor
 from orderstream.stack.process import Child, Command, Roster, StoppingError
-from orderstream.stack.services import Workshop
+from orderstream.stack.services import LEARNING_WAVE, Workshop
 from orderstream.stack.state import StateDir
 from orderstream.stack.stopping import Stop
 from orderstream.stack.supervisor import GaveUpError, Supervisor
@@ -199,6 +199,73 @@ def test_nothing_is_restarted_while_stopping(bench: Bench) -> None:
     bench.stop.requested.set()
     with pytest.raises(StoppingError):
         bench.up(Small("worker", "raise SystemExit(3)"))
+
+
+def test_a_death_after_a_stop_was_asked_for_is_no_restart(bench: Bench) -> None:
+    """Ctrl-C may end a child before the watch hears of the stop."""
+
+    class Late(threading.Event):
+        """A stop is asked for just after the watch has looked."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout == LOOK_SECONDS and not self.is_set():
+                self.set()
+                return False
+            return super().wait(timeout)
+
+    bench.up(Small("worker"))
+    (child,) = bench.roster.children
+    os.kill(child.pid, signal.SIGKILL)
+    wait_until(lambda: not child.alive(), 10, "the child is dead")
+    bench.stop.requested = Late()
+    with pytest.raises(StoppingError):
+        bench.supervisor.watch()
+    assert "Restarting" not in bench.said.getvalue()
+
+
+def test_a_stop_during_the_rest_before_a_restart_ends_the_restart(bench: Bench) -> None:
+    class Stopped(threading.Event):
+        """A stop is asked for when the first rest begins."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout is not None and timeout > LOOK_SECONDS:
+                self.set()
+            return super().wait(timeout)
+
+    bench.stop.requested = Stopped()
+    worker = Small("worker", "raise SystemExit(3)")
+    with pytest.raises(StoppingError):
+        bench.up(worker)
+    assert worker.installed == 1
+
+
+def test_the_record_of_a_dead_child_is_struck_out(bench: Bench, state: StateDir, tmp_path: Path) -> None:
+    bench.up(Small("worker", dies_once(tmp_path / "mark")))
+    run = state.read().run
+    assert run is not None
+    assert [child.pid for child in run.children] == [bench.pid("worker")]
+
+
+def test_nothing_starts_after_all_was_stopped(bench: Bench) -> None:
+    bench.supervisor.stop_all()
+    with pytest.raises(StoppingError):
+        bench.up(Small("late"))
+    assert bench.roster.children == []
+
+
+def test_a_learner_is_killed_before_anything_is_asked_to_stop(bench: Bench, state: StateDir) -> None:
+    bench.up(Small("learner", wave=LEARNING_WAVE))
+    learner = f"pathlib.Path('/proc/{bench.pid('learner')}').exists()"
+    looks = f"signal.signal(signal.SIGTERM, lambda *_: (print('learner', {learner}, flush=True), sys.exit()));"
+    bench.up(Small("gateway", f"import pathlib, signal, sys; {looks} {SLEEPER}", 0))
+    bench.supervisor.stop_all()
+    assert "learner False" in state.log("gateway").read_text()
+
+
+def test_a_child_of_no_wave_is_killed_in_the_end(bench: Bench) -> None:
+    bench.up(Small("other", wave=99))
+    bench.supervisor.stop_all()
+    assert bench.roster.children == []
 
 
 def test_waves_are_stopped_one_after_the_other(bench: Bench, state: StateDir) -> None:
