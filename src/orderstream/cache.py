@@ -49,24 +49,42 @@ PROBE_KEY = "order:probe"
 DONE = True
 """What a script that returns nothing returned."""
 
+# A key of another type, made by another program, counts as barred: no reader fills it, and a deletion passes over it.
+_VALUE = """
+local function value(key)
+    local found = redis.pcall('GET', key)
+    if type(found) ~= 'table' then
+        return found
+    end
+    if string.find(found.err, 'WRONGTYPE', 1, true) then
+        return 'barred:'
+    end
+    return redis.call('GET', key)
+end
+"""
 # The last key is PROBE_KEY. SET comes before DEL: a script that has deleted something may write without memory for it.
-_LOOK_UP = """
+_LOOK_UP = (
+    _VALUE
+    + """
 local probe = KEYS[#KEYS]
 redis.call('SET', probe, '', 'XX')
 redis.call('DEL', probe)
 local found = {}
 for i = 1, #KEYS - 1 do
     local key = KEYS[i]
-    found[i] = redis.call('GET', key)
+    found[i] = value(key)
     if not found[i] then
         redis.call('SET', key, ARGV[1], 'EX', ARGV[2])
     end
 end
 return found
 """
-_FILL = """
+)
+_FILL = (
+    _VALUE
+    + """
 for i, key in ipairs(KEYS) do
-    if redis.call('GET', key) == ARGV[3 * i - 2] then
+    if value(key) == ARGV[3 * i - 2] then
         if ARGV[3 * i - 1] == '' then
             redis.call('DEL', key)
         else
@@ -75,6 +93,7 @@ for i, key in ipairs(KEYS) do
     end
 end
 """
+)
 # DEL comes first: it is allowed without memory, and after it so is SET.
 _BAR = """
 for _, key in ipairs(KEYS) do
@@ -82,14 +101,17 @@ for _, key in ipairs(KEYS) do
     redis.call('SET', key, ARGV[1], 'EX', ARGV[2])
 end
 """
-_DELETE = """
+_DELETE = (
+    _VALUE
+    + """
 for _, key in ipairs(KEYS) do
-    local held = redis.call('GET', key)
+    local held = value(key)
     if held and (string.sub(held, 1, 7) ~= 'barred:' or held == ARGV[1]) then
         redis.call('DEL', key)
     end
 end
 """
+)
 
 
 _log = logging.getLogger(__name__)

@@ -254,3 +254,38 @@ def test_a_deletion_does_not_pay_for_a_change_that_came_after_it_began() -> None
     assert list(owed) == ["a"]
     owed.pay(owed.due())
     assert len(owed) == 0
+
+
+FOREIGN: dict[str, Callable[[Client, str], object]] = {
+    "hash": lambda client, name: client.hset(name, "a", "b"),
+    "list": lambda client, name: client.rpush(name, "a"),
+    "stream": lambda client, name: client.xadd(name, {"a": "b"}),
+}
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+def test_a_key_of_another_type_is_passed_over_and_stops_no_other_order(
+    redis_url: str, make: Callable[[Client, str], object]
+) -> None:
+    invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
+
+    async def scenario(changing: AsyncCache, other: AsyncCache) -> None:
+        with redis.Redis.from_url(redis_url) as client:
+            make(client, "order:foreign")
+            make(client, cache.PROBE_KEY)
+            found = await other.look_up(["foreign", "a"])
+            assert found[0] == "barred"
+            assert isinstance(found[1], Lease)
+            await other.fill([Fill("foreign", found[1].token, BODY), Fill("a", found[1].token, BODY)])
+            assert await other.look_up(["foreign", "a"]) == ["barred", Entry(BODY)]
+            assert await changing.delete(["foreign", "a"])
+            assert invalidator.delete(["foreign", "a"])
+            assert client.type("order:foreign") != b"string"
+            assert isinstance((await changing.look_up(["a"]))[0], Lease)
+            # A change of the order itself takes the key.
+            assert await changing.bar(["foreign"])
+            assert await changing.delete(["foreign"])
+            assert not client.exists("order:foreign")
+
+    _run(redis_url, scenario)
+    invalidator.close()
