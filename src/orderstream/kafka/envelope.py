@@ -58,18 +58,13 @@ class Record(Struct, frozen=True):
     @classmethod
     def of(cls, message: Message, topic_prefix: str = "") -> "Record":
         """Copy what is needed out of a message without error(). The topic is named without `topic_prefix`."""
-        try:
-            headers = message.headers() or []
-        except (SystemError, UnicodeDecodeError):
-            # The client cannot read a header name that is not UTF-8; the record is worth its value without its headers.
-            headers = []
         return cls(
             (message.topic() or "").removeprefix(topic_prefix),
             message.partition() or 0,
             message.offset() or 0,
             message.key(),
             message.value(),
-            headers,  # type: ignore[arg-type]
+            headers_of(message),
         )
 
     def carrier(self) -> Carrier:
@@ -81,6 +76,14 @@ class Record(Struct, frozen=True):
             elif name == "tracestate" and value is not None:
                 tracestate = value.decode("ascii", "replace")
         return traceparent, tracestate
+
+
+def headers_of(message: Message) -> Headers:
+    """Return the headers of a message; none if one has a name that is not UTF-8, which the client cannot read."""
+    try:
+        return message.headers() or []  # type: ignore[return-value]
+    except (SystemError, UnicodeDecodeError):
+        return []
 
 
 class Received(Struct, frozen=True):

@@ -8,8 +8,10 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from msgspec import Struct
 
 from orderstream.kafka.client import consumer
+from orderstream.kafka.envelope import headers_of
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.settings import Settings
+from orderstream.worker.printable import in_one_line, printable
 
 TIMEOUT_SECONDS = 10.0
 """Longest wait for one answer of Kafka."""
@@ -34,14 +36,16 @@ class StoredLetter(Struct, frozen=True):
         source = f"{notes.get('topic')}/{notes.get('partition')}@{notes.get('offset')}"
         at = self.at.isoformat(timespec="milliseconds") if self.at else "-"
         key = (self.key or b"").decode("utf-8", "replace")
-        return f"{self.group} {self.partition} {self.offset}  {at}  {notes.get('reason')}  {source}  {key:.100}"
+        return in_one_line(
+            f"{self.group} {self.partition} {self.offset}  {at}  {notes.get('reason')}  {source}  {key:.100}"
+        )
 
     @property
     def text(self) -> str:
         """Return the whole letter; bytes that are not UTF-8 are shown as escapes."""
         fields = [self.line, ""]
-        fields += [f"{name}: {value}" for name, value in (*self.notes.items(), *self.headers.items())]
-        return "\n".join([*fields, "", (self.value or b"").decode("utf-8", "backslashreplace")])
+        fields += [in_one_line(f"{name}: {value}") for name, value in (*self.notes.items(), *self.headers.items())]
+        return "\n".join([*fields, "", printable((self.value or b"").decode("utf-8", "backslashreplace"))])
 
 
 def newest(settings: Settings, group: str, limit: int) -> list[StoredLetter]:
@@ -98,9 +102,8 @@ def _read(reader: Consumer, group: str, start: TopicPartition, end: int) -> Iter
 
 
 def _letter(group: str, message: Message) -> StoredLetter:
-    milliseconds = int(message.timestamp()[1])
     headers, notes = {}, {}
-    for name, value in dict(message.headers() or ()).items():
+    for name, value in dict(headers_of(message)).items():
         text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
         if name.startswith("dlq-"):
             notes[name.removeprefix("dlq-")] = text
@@ -110,9 +113,17 @@ def _letter(group: str, message: Message) -> StoredLetter:
         group,
         message.partition() or 0,
         message.offset() or 0,
-        datetime.fromtimestamp(milliseconds / 1_000, UTC) if milliseconds > 0 else None,
+        _time(int(message.timestamp()[1])),
         message.key(),
         message.value(),
         headers,
         notes,
     )
+
+
+def _time(milliseconds: int) -> datetime | None:
+    """Return the time of a record; None where its producer gave one that is no time."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1_000, UTC) if milliseconds > 0 else None
+    except (ValueError, OverflowError):
+        return None

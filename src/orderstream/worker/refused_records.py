@@ -19,6 +19,7 @@ from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
+from orderstream.worker.printable import in_one_line, printable
 
 REDRIVE_ROWS = 100
 """Records sent in one transaction of a redrive."""
@@ -57,7 +58,7 @@ class RefusedRecord(Struct, frozen=True):
         """Return the record in one line: id, time, service, topic, key, how often, and why."""
         key = _bytes(self.publication.key) or b""
         at = self.refused_at.isoformat(timespec="milliseconds")
-        return (
+        return in_one_line(
             f"{self.record_id[:ID_SHOWN_CHARACTERS]}  {at}  {self.service}  {self.publication.topic:.100}"
             f"  {key.decode('utf-8', 'replace'):.100}  {self.times}x  {self.reason}"
         )
@@ -65,8 +66,8 @@ class RefusedRecord(Struct, frozen=True):
     @property
     def text(self) -> str:
         """Return the whole record; bytes that are not UTF-8 are shown as escapes."""
-        headers = [f"{name}: {_shown(value)}" for name, value in self.publication.headers]
-        return "\n".join([self.line, "", *headers, "", _shown(self.publication.value)])
+        headers = [in_one_line(f"{name}: {_shown(value)}") for name, value in self.publication.headers]
+        return "\n".join([self.line, "", *headers, "", printable(_shown(self.publication.value))])
 
 
 def keep(tx: Connection, service: str, refused: Iterable[tuple[Publication, str]]) -> None:

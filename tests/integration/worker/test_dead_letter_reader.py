@@ -1,15 +1,20 @@
 """Dead letters read back from real Kafka, by the functions and by the commands (P9)."""
 
+from typing import Any, cast
 from uuid import uuid4
 
 from click.testing import CliRunner
+from confluent_kafka import Message, Producer, TopicPartition
 
 from orderstream.cli import main
-from orderstream.kafka.client import Publisher
+from orderstream.kafka.client import Publisher, consumer
 from orderstream.kafka.envelope import Record
+from orderstream.kafka.topics import dead_letter_topic
 from orderstream.settings import Settings
-from orderstream.worker.dead_letter_reader import newest, one
+from orderstream.worker.dead_letter_reader import _letter, newest, one
 from orderstream.worker.dead_letters import DeadLetter, publication
+from tests.topics import Tap, topic_settings
+from tests.waiting import wait_until
 
 GROUP = "inventory-worker"
 
@@ -47,3 +52,53 @@ def test_the_commands_show_them(settings: Settings) -> None:
     assert "traceparent: 00-x" in shown.output
     missing = run.invoke(main, ["dlq", "show", GROUP, partition, str(int(offset) + 1_000_000)])
     assert missing.exit_code == 1
+
+
+def test_a_letter_that_anyone_may_have_written_is_shown_and_rules_no_terminal(settings: Settings) -> None:
+    """Anyone with access to the topic can write any bytes, and in a topic with CreateTime any time."""
+    topic = dead_letter_topic(GROUP)
+    any_time = {"message.timestamp.type": "CreateTime", "message.timestamp.after.max.ms": str(2**63 - 1)}
+    with topic_settings(settings.kafka_brokers, topic, any_time):
+        producer = Producer({"bootstrap.servers": settings.kafka_brokers, "log_level": 0})
+        value, key = b"\x1b[2Jvalue\r\nsecond", b"\x1b]0;key\x07\nforged line"
+        producer.produce(topic, value, key, headers=[("dlq-reason", b"\x1b[8m"), ("n\n", "\u202eback".encode())])
+        producer.produce(topic, b"late", b"late", timestamp=300_000_000_000_000_000)
+        assert producer.flush(10) == 0
+    letters = newest(settings, GROUP, 1_000)
+    late, forged = (next(one for one in letters if one.key == sought) for sought in (b"late", key))
+    assert late.at is None
+    shown = forged.line + forged.text.replace("\n", "")
+    assert shown.isprintable()
+    assert "forged line" in forged.line
+    assert "second" in forged.text
+    run = CliRunner(env={"KAFKA_BROKERS": settings.kafka_brokers}).invoke(main, ["dlq", "list", GROUP])
+    assert run.exit_code == 0, run.output
+
+
+class _BadName:
+    """A message with a header whose name is not UTF-8; this client can receive it, and cannot send it."""
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._message, name)
+
+    def headers(self) -> None:
+        raise SystemError
+
+
+def test_a_letter_whose_headers_cannot_be_read_is_shown_without_them(settings: Settings) -> None:
+    with Tap(settings.kafka_brokers, [dead_letter_topic(GROUP)]) as tap:
+        (key,) = _bury(settings, 1)
+        (place,) = tap.count(1)
+    reader = consumer(settings, "test")
+    try:
+        reader.assign([TopicPartition(place.topic, place.partition, place.offset)])
+        message = wait_until(lambda: reader.poll(0.1), 20, "the letter is read")
+        assert message is not None
+        letter = _letter(GROUP, cast("Message", _BadName(message)))
+    finally:
+        reader.close()
+    assert letter.notes == {}
+    assert key in letter.line

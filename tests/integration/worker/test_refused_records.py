@@ -43,6 +43,15 @@ def test_any_bytes_are_kept_and_redriven_as_they_were(settings: Settings, connec
     assert newest(settings.postgres_url, 10) == []
 
 
+def test_a_record_rules_no_terminal(settings: Settings, connection: Connection) -> None:
+    forged = Publication(UPDATED, "\x1b]0;key\x07\nforged line", "\x1b[2Jvalue", [("x\n", b"\x1b[8m")])
+    keep(connection, "relay", [(forged, "why\r")])
+    (record,) = newest(settings.postgres_url, 10)
+    assert record.line.isprintable()
+    assert record.text.replace("\n", "").isprintable()
+    assert "forged line" in record.line
+
+
 def test_a_long_reason_is_cut(settings: Settings, connection: Connection) -> None:
     keep(connection, "relay", [(ANY_BYTES[0], "r" * (REASON_MAX_CHARACTERS + 1))])
     (record,) = newest(settings.postgres_url, 10)
