@@ -194,6 +194,8 @@ def consumer(settings: Settings, group: str) -> Consumer:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
+            # A transaction that anyone leaves open would hold up all records behind it.
+            "isolation.level": "read_uncommitted",
             "partition.assignment.strategy": "range",
             "group.protocol": "classic",
             "session.timeout.ms": 10_000,

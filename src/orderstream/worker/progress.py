@@ -5,7 +5,7 @@ that topic and reports nothing. A new consumer fetches again. A consumer is not 
 partitions that wait: what it has fetched of them comes first, however long that takes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from confluent_kafka import Consumer, TopicPartition
 from msgspec import Struct
@@ -126,6 +126,22 @@ class Progress:
         self._still.clear()
         self._positions = {}
         self._idle_since = None
+
+
+def ahead_of_group(
+    consumer: Consumer, waiting: Mapping[Place, int], given_back: Collection[Place]
+) -> list[TopicPartition]:
+    """Return where the consumer is in partitions in which no record waits, if the group's offset is lower.
+
+    A transaction of anyone else leaves a marker behind its records. The consumer steps over it and returns nothing, and
+    the group would seem to be one record behind without end. Where records were given back to Kafka and have not come
+    again, the consumer may be behind them. Raises KafkaException without an answer.
+    """
+    idle = [TopicPartition(*place) for place, records in waiting.items() if not records and place not in given_back]
+    if not idle:
+        return []
+    committed = _offsets(consumer.committed(idle, timeout=ASK_SECONDS))
+    return [position for position in consumer.position(idle) if position.offset > max(committed[_place(position)], 0)]
 
 
 def _ask(consumer: Consumer, assigned: list[TopicPartition], which: int) -> dict[Place, int]:

@@ -40,7 +40,7 @@ from orderstream.worker import refused_records
 from orderstream.worker.dead_letters import DeadLetter, FailureLimit, UnknownOrders, publication
 from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
-from orderstream.worker.progress import Progress
+from orderstream.worker.progress import Place, Progress, ahead_of_group
 from orderstream.worker.repeats import Repeats
 from orderstream.worker.standstill import Standstill
 from orderstream.worker.traces import BatchTrace
@@ -104,6 +104,7 @@ class Runner(Generic[P]):
         self._letter_failures = 0
         self._progress = Progress(time.monotonic, self._topics)
         self._joined = False
+        self._given_back: set[Place] = set()
         self.beat = time.monotonic()
         self.standstill = Standstill()
 
@@ -333,7 +334,11 @@ class Runner(Generic[P]):
     def _commit(self, batch: _Batch) -> None:
         """Move the offsets past the batch. When that fails its records come again, which changes nothing (P7)."""
         offsets = [self._place(*place, offset) for place, offset in batch.following.items()]
-        for _ in range(COMMIT_ATTEMPTS):
+        self._given_back -= {(one.topic, one.partition) for one in offsets}
+        self._commit_offsets(offsets)
+
+    def _commit_offsets(self, offsets: list[TopicPartition]) -> None:
+        for _ in range(COMMIT_ATTEMPTS if offsets else 0):
             try:
                 self._consumer.commit(offsets=offsets, asynchronous=False)
             except KafkaException as error:
@@ -354,6 +359,7 @@ class Runner(Generic[P]):
             return
         try:
             waiting = self._progress.waiting(self._consumer)
+            self._commit_offsets(ahead_of_group(self._consumer, waiting, self._given_back))
         except KafkaException as error:
             log.debug("lag_unknown", detail=str(error)[:300])
             self.standstill.failed(KAFKA, error)
@@ -378,6 +384,7 @@ class Runner(Generic[P]):
     def _seek_back(self, records: list[Record]) -> None:
         """Have the records polled again, so that polling, and with it the group membership, goes on meanwhile."""
         for (name, partition), offset in self._decode(records).first.items():
+            self._given_back.add((self._prefix + name, partition))
             try:
                 self._consumer.seek(self._place(name, partition, offset))
             except KafkaException as error:
