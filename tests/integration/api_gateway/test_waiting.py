@@ -142,12 +142,12 @@ class PollingSession(Session):
         self.asked: list[list[str]] = []
         self.fail = 0
 
-    async def execute(self, statement: Any, parameters: Any) -> list[TupleRow]:
+    async def check(self, statement: Any, parameters: Any) -> list[TupleRow]:
         self.asked.append(parameters["ids"])
         if self.fail:
             self.fail -= 1
             raise TryAgainError
-        return await super().execute(statement, parameters)
+        return await super().check(statement, parameters)
 
 
 def insert(connection: Connection, order_id: str) -> None:
