@@ -24,10 +24,10 @@ UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}
 export UV_CACHE_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke soak contracts lock clean
+.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot soak contracts lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: $(READY) ## start everything on this machine; Ctrl-C stops it
 	@exec $(BIN)/orderstream up
@@ -59,6 +59,9 @@ k6-quick: $(READY) ## load the running system: 5 users for 30 s
 
 bench-smoke: $(READY) ## measure settled orders/s, settle time and memory on a system of its own
 	@$(BIN)/python -m bench.smoke
+
+bench-snapshot: $(READY) ## measure the settle time while a snapshot keeps millions of dead rows from being removed
+	@$(BIN)/python -m bench.snapshot
 
 soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/s amid every fault, then check the books
 	@$(BIN)/python -m soak --minutes $(MINUTES) --rate $(RATE)

@@ -28,7 +28,7 @@ CLIENTS = 64
 SETTLE_LIMIT_SECONDS = 120
 
 _OPEN = "SELECT count(*) FROM orders WHERE status IN ('PROCESSING', 'PAID')"
-_SETTLE_TIMES = """
+SETTLE_TIMES = """
 SELECT percentile_cont(ARRAY[0.5, 0.95, 0.99])
        WITHIN GROUP (ORDER BY extract(epoch FROM updated_at - created_at)::float8 * 1000)
 FROM orders WHERE user_id = %s
@@ -61,14 +61,14 @@ def main() -> int:
     with running() as system, psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection:
         system.command("stock", "set", SKU, str(STOCKED))
         print(f"Warming up for {WARM_UP_SECONDS} s", file=sys.stderr)
-        warmed = _load("saturated", system, "bench-warm-up", WARM_UP_SECONDS, VUS=str(WARM_UP_CLIENTS))
-        problems = _await_settled(connection)
+        warmed = place_orders("saturated", system, "bench-warm-up", WARM_UP_SECONDS, VUS=str(WARM_UP_CLIENTS))
+        problems = await_settled(connection)
         print(f"Placing orders with {CLIENTS} clients for {SATURATED_SECONDS} s", file=sys.stderr)
         saturated = _saturated(system, connection)
-        problems += _await_settled(connection)
+        problems += await_settled(connection)
         print(f"Placing {PACED_RATE} orders/s for {PACED_SECONDS} s", file=sys.stderr)
         paced = _paced(system, connection)
-        problems += _await_settled(connection)
+        problems += await_settled(connection)
         for user, seen in (("warm-up", warmed), ("paced", paced.load), ("saturated", saturated.load)):
             problems += books.orders(connection, f"bench-{user}", seen)
         problems += books.stock(connection, SKU, STOCKED)
@@ -76,30 +76,31 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def _load(phase: load.Phase, system: System, user: str, seconds: int, **variables: str) -> Load:
+def place_orders(phase: load.Phase, system: System, user: str, seconds: int, **variables: str) -> Load:
+    """Have k6 place orders of SKU for `user`, and return what it saw."""
     return load.run(phase, system.urls["BASE_URL"], seconds, USER=user, SKU=SKU, **variables)
 
 
 def _paced(system: System, connection: psycopg.Connection) -> Paced:
     before = counters.usage(system.children(), connection)
-    seen = _load("paced", system, "bench-paced", PACED_SECONDS, RATE=str(PACED_RATE))
+    seen = place_orders("paced", system, "bench-paced", PACED_SECONDS, RATE=str(PACED_RATE))
     used = counters.usage(system.children(), connection).since(before)
-    row = connection.execute(_SETTLE_TIMES, ("bench-paced",)).fetchone()
+    row = connection.execute(SETTLE_TIMES, ("bench-paced",)).fetchone()
     return Paced(seen, row[0] if row and row[0] else (float("nan"),) * 3, used)
 
 
 def _saturated(system: System, connection: psycopg.Connection) -> Saturated:
     before = counters.usage(system.children(), connection)
-    seen = _load("saturated", system, "bench-saturated", SATURATED_SECONDS, VUS=str(CLIENTS))
+    seen = place_orders("saturated", system, "bench-saturated", SATURATED_SECONDS, VUS=str(CLIENTS))
     memory = counters.services_memory_mib(system.children())
-    _await_settled(connection)
+    await_settled(connection)
     used = counters.usage(system.children(), connection).since(before)
     row = connection.execute(_SETTLED, ("bench-saturated",)).fetchone()
     assert row is not None
     return Saturated(seen, row[0], row[1] or 0.0, used, memory)
 
 
-def _await_settled(connection: psycopg.Connection) -> list[str]:
+def await_settled(connection: psycopg.Connection) -> list[str]:
     """Wait until no order is open; says how many still are when the limit is over."""
     deadline = time.monotonic() + SETTLE_LIMIT_SECONDS
     while True:
@@ -117,19 +118,19 @@ def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
     at_once = f"{CLIENTS} clients, {SATURATED_SECONDS} s"
     memory = "unknown" if saturated.memory_mib is None else f"{saturated.memory_mib:.0f} MiB"
     rows = [
-        (f"settle time at {PACED_RATE}/s, in Postgres (p50 / p95 / p99)", _times(paced.settle_ms)),
+        (f"settle time at {PACED_RATE}/s, in Postgres (p50 / p95 / p99)", in_words(paced.settle_ms)),
         (
             f"settle time at {PACED_RATE}/s, seen by a client that reads every 10 ms (p50 / p95 / p99)",
-            _times(_percentiles(paced.load.settle)),
+            in_words(_percentiles(paced.load.settle)),
         ),
-        (f"POST at {PACED_RATE}/s (p50 / p95 / p99)", _times(_percentiles(paced.load.place))),
+        (f"POST at {PACED_RATE}/s (p50 / p95 / p99)", in_words(_percentiles(paced.load.place))),
         (
             f"settled orders/s ({at_once})",
             f"{saturated.settled / saturated.seconds:.0f}" if saturated.seconds else "none",
         ),
         ("accepted orders/s", f"{seen.accepted / SATURATED_SECONDS:.0f}"),
         ("refused / unanswered", f"{seen.refused} / {seen.unanswered}"),
-        (f"POST, {at_once} (p50 / p95 / p99)", _times(_percentiles(seen.place))),
+        (f"POST, {at_once} (p50 / p95 / p99)", in_words(_percentiles(seen.place))),
         ("memory of the five services (PSS)", memory),
         ("WAL per order", f"{used.wal_bytes / orders:.0f} bytes"),
         ("Postgres transactions per order", f"{used.transactions / orders:.3f}"),
@@ -152,7 +153,8 @@ def _percentiles(trend: dict[str, float]) -> list[float]:
     return [trend.get(name, float("nan")) for name in ("med", "p(95)", "p(99)")]
 
 
-def _times(milliseconds: Sequence[float]) -> str:
+def in_words(milliseconds: Sequence[float]) -> str:
+    """Return times as text."""
     return " / ".join(f"{value:.1f}" for value in milliseconds) + " ms"
 
 

@@ -17,13 +17,13 @@ from msgspec.structs import asdict
 from orderstream.domain.events import Item, OrderCreated, build, order_aborted, order_updated
 from orderstream.domain.order import settled, time_out
 from orderstream.order_service.consumed import Consumed
-from orderstream.order_service.due import FLOOR, DueOrders
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import SQL as ORDERS
 from orderstream.postgres.orders import changes, items_of, locked
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
+from orderstream.worker.due import FLOOR, DueRows
 from orderstream.worker.handler import Timer
 
 SQL = load("orderstream.order_service")
@@ -80,8 +80,8 @@ class Watchdog:
         """Without `consumed` no order ever counts as waiting in Kafka."""
         self._patience = patience
         self._consumed = consumed
-        self._open = DueOrders(time.monotonic)
-        self._uncompensated = DueOrders(time.monotonic)
+        self._open = DueRows(time.monotonic)
+        self._uncompensated = DueRows(time.monotonic)
         self._oldest_after = FLOOR
         self.timers: Sequence[Timer] = (
             Timer("nudge", EVERY_SECONDS, self.nudge),
@@ -99,7 +99,7 @@ class Watchdog:
         self._measure(connection)
         return False
 
-    def _look(self, connection: Connection, due: DueOrders, any_due: str, claim: Claim) -> None:
+    def _look(self, connection: Connection, due: DueRows, any_due: str, claim: Claim) -> None:
         """Claim what is due, range by range, at most ROWS_PER_RUN orders; nothing while Kafka does not answer."""
         row = connection.execute(SQL["now"]).fetchone()
         assert row is not None

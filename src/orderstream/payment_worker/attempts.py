@@ -5,8 +5,9 @@ would repeat them.
 """
 
 import random
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import assert_never
 
@@ -33,6 +34,7 @@ from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import metrics
+from orderstream.worker.due import FLOOR, DueRows
 
 CLAIM_ROWS = 200
 CLAIM_SECONDS = 30.0
@@ -70,6 +72,7 @@ class _Claim(Struct, frozen=True):
     traceparent: str | None
     tracestate: str | None
     too_old: bool
+    due_at: datetime
 
 
 class _Attempt(Struct, frozen=True):
@@ -91,14 +94,14 @@ class Attempts:
         self._provider = provider
         self._desk = desk
         self._backoff = backoff
-        self._oldest_voiding_after = datetime.min.replace(tzinfo=UTC)
+        self._oldest_voiding_after = FLOOR
+        self._due = DueRows(time.monotonic)
         self.oldest_seconds = key_lifetime_seconds / 2
         """Age beyond which no order is asked for: the provider might have forgotten its key, and charge again."""
 
     def run(self, connection: Connection) -> bool:
         """Make the attempts that are due, at most CLAIM_ROWS; return whether there may be more."""
-        parameters = {"push_seconds": CLAIM_SECONDS, "limit": CLAIM_ROWS, "oldest_seconds": self.oldest_seconds}
-        claims = {row[0]: _Claim(*row) for row in connection.execute(SQL["claim_due"], parameters)}
+        claims = self._claim(connection)
         if not claims:
             return False
         answers = self._desk.ask(claims.items(), self._call)
@@ -106,6 +109,24 @@ class Attempts:
         with connection.transaction():
             self._finish(connection, claims, attempts)
         return len(claims) == CLAIM_ROWS
+
+    def _claim(self, connection: Connection) -> dict[str, _Claim]:
+        """Claim what is due, range by range, at most CLAIM_ROWS payments."""
+        row = connection.execute(SQL["now"]).fetchone()
+        assert row is not None
+        claims: dict[str, _Claim] = {}
+        for part in self._due.ranges(row[0]):
+            started, left = time.monotonic(), CLAIM_ROWS - len(claims)
+            between = {"after": part.after, "upto": part.upto, "limit": left}
+            settings = {"push_seconds": CLAIM_SECONDS, "oldest_seconds": self.oldest_seconds}
+            taken = [_Claim(*row) for row in connection.execute(SQL["claim_due"], between | settings)]
+            is_full = len(taken) == left
+            latest = max(claim.due_at for claim in taken) if is_full else None
+            self._due.looked(part, latest, time.monotonic() - started)
+            claims |= {claim.order_id: claim for claim in taken}
+            if is_full:
+                break
+        return claims
 
     def measure(self, connection: Connection) -> bool:
         """Show how old the oldest payment is that should be voided and is not; there is no more to do."""

@@ -44,21 +44,29 @@ WHERE p.order_id = ANY(ARRAY(
 -- in a statement of its own, so that it sees a concurrent winner.
 SELECT order_id, state, reason, decided_at FROM payments WHERE order_id = ANY(%(ids)b::text[]);
 
+-- name: now
+-- The database's time.
+SELECT now();
+
 -- name: claim_due
--- Takes the attempts that are due, by pushing their time beyond the longest attempt: who dies holding them loses them.
--- Parameters: rows at most, seconds to push, age in seconds beyond which no order is asked for. Index: payments_due, then payments_pkey. Skips rows others hold.
+-- Claims the attempts that are due in a range of times, by moving their time beyond the longest attempt: a worker that
+-- dies holding them loses them. Parameters: the range of times; rows at most; seconds to move; age in seconds beyond which
+-- no order is asked for. While a snapshot is held, dead entries lie before the range.
+-- Index: payments_due, then payments_pkey and orders_pkey. Skips rows that others hold.
+WITH due AS MATERIALIZED (
+    SELECT order_id, next_attempt_at
+    FROM payments
+    WHERE next_attempt_at > %(after)s AND next_attempt_at <= %(upto)s
+    ORDER BY next_attempt_at
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+)
 UPDATE payments p
 SET next_attempt_at = now() + %(push_seconds)s * interval '1 second'
-FROM orders o
-WHERE p.order_id = ANY(ARRAY(
-        SELECT order_id FROM payments
-        WHERE next_attempt_at <= now()
-        ORDER BY next_attempt_at
-        LIMIT %(limit)s
-        FOR UPDATE SKIP LOCKED))
-    AND o.id = p.order_id
+FROM due, orders o
+WHERE p.order_id = ANY(ARRAY(SELECT order_id FROM due)) AND p.order_id = due.order_id AND o.id = p.order_id
 RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.created_at, p.traceparent, p.tracestate,
-    o.created_at < now() - %(oldest_seconds)s * interval '1 second';
+    o.created_at < now() - %(oldest_seconds)s * interval '1 second', due.next_attempt_at;
 
 -- name: oldest_voiding
 -- When the oldest payment that is not voided yet began to be voided, and the database's time. Parameter: time to begin at:

@@ -185,7 +185,7 @@ DEAD = 20_000
 def test_while_a_snapshot_is_held_the_entries_of_settled_orders_are_not_read_again_and_again(
     watchdog: Watchdog, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, timer: str
 ) -> None:
-    monkeypatch.setattr("orderstream.order_service.due.SWEEP_PAUSE_SECONDS", 3_600)
+    monkeypatch.setattr("orderstream.worker.due.SWEEP_PAUSE_SECONDS", 3_600)
     run = watchdog.nudge if timer == "orders_open" else watchdog.repeat_aborts
     with connect(postgres_url, "audit") as audit:
         audit.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from psycopg import ClientCursor, sql
 
-from orderstream.order_service.due import FLOOR
 from orderstream.order_service.watchdog import ROWS_PER_RUN, Patience
 from orderstream.payment_worker.attempts import CLAIM_ROWS, CLAIM_SECONDS
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
+from orderstream.worker.due import FLOOR
 from tests.databases import Databases
 from tests.queries import Query, queries
 
@@ -59,8 +59,10 @@ PERIODIC: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("order_service", "claim_uncompensated"): (DUE, 8 * ROWS_PER_RUN),
     ("order_service", "oldest_uncompensated"): ({"after": FLOOR}, 2),
     ("order_service", "published_until"): ({}, 2),
+    ("payment_worker", "now"): ({}, 0),
     ("payment_worker", "claim_due"): (
-        {"push_seconds": CLAIM_SECONDS, "limit": CLAIM_ROWS, "oldest_seconds": 3_600.0}, 8 * CLAIM_ROWS
+        {"after": FLOOR, "upto": LATER, "limit": CLAIM_ROWS, "push_seconds": CLAIM_SECONDS, "oldest_seconds": 3_600.0},
+        8 * CLAIM_ROWS,
     ),
     ("payment_worker", "oldest_voiding"): ({"after": FLOOR}, 2),
     ("outbox_relay", "claim"): ({"after": 0, "upto": 2**62, "limit": 500, "bytes": 4 << 20}, 8 * 500),

@@ -3,14 +3,15 @@
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
-from orderstream.order_service.due import (
+from orderstream.worker.due import (
     FIRST_SECONDS,
     FLOOR,
     LAG_SECONDS,
+    RESOLUTION,
     SLICE_SECONDS,
     SWEEP_PAUSE_SECONDS,
     SWEEP_SECONDS,
-    DueOrders,
+    DueRows,
     Range,
 )
 
@@ -22,7 +23,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.due = DueOrders(lambda: self.seconds)
+        self.due = DueRows(lambda: self.seconds)
 
     @property
     def now(self) -> datetime:
@@ -75,11 +76,11 @@ def test_a_sweep_over_many_dead_entries_makes_way_and_goes_on_where_it_was() -> 
         lowest = ranges[-1].after
 
 
-def test_a_full_run_goes_on_behind_what_it_took() -> None:
+def test_a_full_run_goes_on_at_the_time_of_what_it_took_last() -> None:
     watch = Watch()
     taken = watch.now - timedelta(seconds=30)
     watch.run(taken=taken)
-    assert watch.run(taken=taken)[0] == Range(taken, watch.now)
+    assert watch.run(taken=taken)[0] == Range(taken - RESOLUTION, watch.now)
 
 
 def test_a_full_slice_is_looked_at_again() -> None:

@@ -1,9 +1,9 @@
-"""Where the watchdog looks for orders that are due, so that it reads few dead index entries (P5).
+"""Where a timer looks for rows that are due, so that it reads few dead index entries (P5).
 
-PostgreSQL cannot remove the index entry of a settled order while another session holds an older snapshot. Millions of
-dead entries then lie at the low end of the watchdog's indexes. `next_check_at` only moves forward, so a claim begins
-behind the times that were looked at a moment ago. A sweep walks down the range below, slice by slice. It finds each
-order that another transaction held or committed late.
+PostgreSQL cannot remove the index entry of a settled order or payment while another session holds an older snapshot.
+Millions of dead entries then lie at the low end of the index. The time at which a row is due only moves forward, so a
+claim begins behind the times that were looked at a moment ago. A sweep walks down the range below, slice by slice. It
+finds each row that another transaction held or committed late.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,9 @@ SLICE_FIRST = timedelta(seconds=10)
 SLICE_MIN = timedelta(seconds=1)
 SLICE_MAX = timedelta(days=3_650)
 FLOOR = datetime(2000, 1, 1, tzinfo=UTC)
-"""No order is due before."""
+"""No row is due before."""
+RESOLUTION = timedelta(microseconds=1)
+"""Of PostgreSQL's times."""
 
 
 class Range(Struct, frozen=True):
@@ -35,8 +37,8 @@ class Range(Struct, frozen=True):
     upto: datetime
 
 
-class DueOrders:
-    """The watchdog's place in one of its indexes. Times are the database's."""
+class DueRows:
+    """The place of a timer in its index. Times are the database's."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -65,9 +67,13 @@ class DueOrders:
             self._sweep_at = self._clock() + SWEEP_PAUSE_SECONDS
 
     def looked(self, part: Range, latest: datetime | None, seconds: float) -> None:
-        """Note that a range was looked at. If there may be more in it, `latest` is the latest time that was taken."""
+        """Note that a range was looked at. If there may be more in it, `latest` is the latest time that was taken.
+
+        There may be more at `latest` itself: rows of one transaction are due at the same time.
+        """
         if self._swept is None or part.upto > self._swept:
-            self._low = latest or max(part.after, part.upto - timedelta(seconds=LAG_SECONDS))
+            behind = latest - RESOLUTION if latest else part.upto - timedelta(seconds=LAG_SECONDS)
+            self._low = max(part.after, behind)
         elif latest is None:
             self._swept = part.after
             if seconds < SLICE_SECONDS:

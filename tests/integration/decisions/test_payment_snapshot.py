@@ -1,0 +1,124 @@
+"""The payment timers while a snapshot is held: the entries of ended payments are not read again and again (P5).
+
+What is counted are the index entries and pages that are read. The time depends on the machine.
+"""
+
+from itertools import pairwise
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from orderstream.domain.payment import Voided
+from orderstream.payment_worker.attempts import CLAIM_ROWS, CLAIM_SECONDS, SQL, Attempts, Backoff
+from orderstream.payment_worker.provider import Desk
+from orderstream.postgres.connect import Connection, connect
+from orderstream.worker import due
+from tests.integration.decisions.orders import row
+from tests.integration.decisions.test_payment import Provider
+from tests.waiting import wait_until
+
+DEAD = 20_000
+PAGES_MAX = 60
+ORDERS = (
+    "INSERT INTO orders (id, user_id, amount, currency)"
+    " SELECT %(prefix)s || number, 'u', 1, 'USD' FROM generate_series(1, %(rows)s) AS number"
+)
+PAYMENTS = (
+    "INSERT INTO payments (order_id, state, next_attempt_at, decided_at)"
+    " SELECT %(prefix)s || number, 'VOIDING', now() - %(ago)s * interval '1 s', now() - %(ago)s * interval '1 s'"
+    " FROM generate_series(1, %(rows)s) AS number"
+)
+
+
+def _voiding(connection: Connection, rows: int, ago: float) -> None:
+    """Leave payments of one transaction that should be voided, all of them due since the same time."""
+    parameters = {"prefix": f"{uuid4()}-", "rows": rows, "ago": ago}
+    connection.execute(ORDERS.encode(), parameters)
+    connection.execute(PAYMENTS.encode(), parameters)
+
+
+def _entries_read(connection: Connection, index: str) -> int:
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    connection.execute("SELECT pg_stat_clear_snapshot()")
+    (entries,) = row(connection, "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = %s", index)
+    return int(entries)
+
+
+def _pages(connection: Connection, statement: str, parameters: dict[str, Any]) -> int:
+    """Run a statement, undo it, and return how many pages it read."""
+    with connection.transaction(force_rollback=True):
+        found = connection.execute(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode(), parameters
+        ).fetchone()
+    assert found is not None
+    plan = found[0][0]["Plan"]
+    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
+
+
+@pytest.fixture
+def provider() -> Provider:
+    """A provider that voids what it is asked to."""
+    return Provider(void_answer=Voided())
+
+
+@pytest.fixture
+def attempts(provider: Provider) -> Attempts:
+    """The timers of a payment worker that has just started."""
+    return Attempts(provider, Desk(16, 2), Backoff(3, 0.2, 30), 3_600)
+
+
+@pytest.mark.parametrize("index", ["payments_due", "payments_voiding_since"])
+def test_the_entries_of_ended_payments_are_not_read_again_and_again(
+    attempts: Attempts, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, index: str
+) -> None:
+    monkeypatch.setattr(due, "SWEEP_PAUSE_SECONDS", 3_600)
+    run = attempts.run if index == "payments_due" else attempts.measure
+    with connect(postgres_url, "dump") as dump:
+        dump.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        dump.execute("SELECT count(*) FROM payments")
+        _voiding(connection, DEAD, ago=600)
+        connection.execute("UPDATE payments SET state = 'VOIDED', next_attempt_at = NULL")
+        reads = [_entries_read(connection, index)]
+        for _ in range(10):
+            run(connection)
+            reads.append(_entries_read(connection, index))
+        by_run = [after - before for before, after in pairwise(reads)]
+        assert max(by_run) >= DEAD, "they are looked at once"
+        assert sum(by_run) < 2 * DEAD
+
+
+def test_a_claim_reads_few_pages_once_the_ended_payments_were_passed(
+    attempts: Attempts, connection: Connection, postgres_url: str
+) -> None:
+    with connect(postgres_url, "dump") as dump:
+        dump.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        dump.execute("SELECT count(*) FROM payments")
+        _voiding(connection, DEAD, ago=600)
+        connection.execute("UPDATE payments SET state = 'VOIDED', next_attempt_at = NULL")
+        attempts.run(connection)
+        (now,) = row(connection, "SELECT now()")
+        part = next(attempts._due.ranges(now))
+        claim = {"upto": part.upto, "limit": CLAIM_ROWS, "push_seconds": CLAIM_SECONDS, "oldest_seconds": 3_600}
+        assert _pages(connection, SQL["claim_due"], claim | {"after": due.FLOOR}) > 2 * PAGES_MAX
+        assert _pages(connection, SQL["claim_due"], claim | {"after": part.after}) <= PAGES_MAX
+
+
+def test_payments_that_are_due_at_one_time_are_all_taken_without_a_sweep(
+    attempts: Attempts, provider: Provider, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of cancels schedules all its voids for the same time, and one round claims a part of them."""
+    monkeypatch.setattr(due, "SWEEP_PAUSE_SECONDS", 3_600)
+    assert not attempts.run(connection)
+    _voiding(connection, 2 * CLAIM_ROWS + 1, ago=0)
+    assert [attempts.run(connection) for _ in range(3)] == [True, True, False]
+    assert len(set(provider.voided)) == 2 * CLAIM_ROWS + 1
+
+
+def test_a_payment_that_is_committed_late_is_found_by_the_sweep(
+    attempts: Attempts, provider: Provider, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(due, "SWEEP_PAUSE_SECONDS", 0)
+    assert not attempts.run(connection)
+    _voiding(connection, 1, ago=CLAIM_SECONDS)
+    wait_until(lambda: attempts.run(connection) or provider.voided, 20, "the sweep has come by")
