@@ -121,8 +121,8 @@ def order_failed() -> Problem:
 
 def precondition_failed() -> Problem:
     """412: If-Match or If-None-Match does not allow the version there is; nothing was done."""
-    detail = "If-Match or If-None-Match does not allow the version that the order has."
-    return Problem(412, "precondition-failed", "The order has another version", detail)
+    detail = "If-Match or If-None-Match does not allow the version that there is."
+    return Problem(412, "precondition-failed", "There is another version", detail)
 
 
 def body_too_large(limit_bytes: int) -> Problem:

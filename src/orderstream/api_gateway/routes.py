@@ -237,18 +237,33 @@ class Health:
         return Reply(200, [(b"content-type", metrics.CONTENT_TYPE.encode()), _NO_STORE], metrics.exposition())
 
 
+def _page(handler: Handler) -> Handler:
+    """Apply the conditions of a request to a page that has no entity tag: only `*` matches it (RFC 9110, 13.1)."""
+
+    async def conditional(request: Request) -> Reply:
+        reply = await handler(request)
+        condition = read_condition(request.headers)
+        if not condition.matches(b""):
+            raise problems.precondition_failed()
+        if not condition.none_matches(b""):
+            return Reply(304, [header for header in reply.headers if header[0] != b"content-type"])
+        return reply
+
+    return conditional
+
+
 def router(orders: Orders, health: Health, tracer: Tracer) -> Router:
     """Return the whole API as one ASGI application."""
     table: list[tuple[str, dict[str, Handler]]] = [
         ("/orders", {"POST": orders.create}),
         ("/orders/{order_id}", {"GET": orders.read}),
         ("/orders/{order_id}/cancel", {"POST": orders.cancel}),
-        ("/livez", {"GET": health.live}),
-        ("/readyz", {"GET": health.ready}),
-        ("/metrics", {"GET": health.figures}),
-        ("/openapi.json", {"GET": docs.openapi}),
-        ("/docs", {"GET": docs.page}),
-        ("/docs/{asset}", {"GET": docs.asset}),
+        ("/livez", {"GET": _page(health.live)}),
+        ("/readyz", {"GET": _page(health.ready)}),
+        ("/metrics", {"GET": _page(health.figures)}),
+        ("/openapi.json", {"GET": _page(docs.openapi)}),
+        ("/docs", {"GET": _page(docs.page)}),
+        ("/docs/{asset}", {"GET": _page(docs.asset)}),
     ]
     return Router(
         [Route(path, Endpoint(path, tracer, methods)) for path, methods in table],

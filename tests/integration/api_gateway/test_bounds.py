@@ -505,6 +505,65 @@ def test_a_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch)
     run(scenario)
 
 
+def test_a_peer_whose_connections_have_ended_may_open_others() -> None:
+    async def scenario() -> None:
+        app = Held()
+        app.go.set()
+        async with serving(app, connections_per_peer=2) as served:
+            for _ in range(3):
+                opened = [await served.open() for _ in range(2)]
+                for reader, writer in opened:
+                    writer.write(LIVE)
+                    assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200")
+                for _, writer in opened:
+                    writer.transport.abort()
+                await until(lambda: not served.shared.lines, "both are forgotten")
+
+    run(scenario)
+
+
+def test_a_request_that_comes_while_an_answer_is_not_taken_is_not_worked_on() -> None:
+    async def scenario() -> None:
+        async def large(scope: Scope, receive: Receive, send: Send) -> None:
+            await reply(send, 200, bytes(32 << 20))
+
+        async with serving(large) as served:
+            _, writer = await served.open()
+            writer.write(LIVE)
+            await until(lambda: served.connection._write_paused, "the answer is not taken")
+            writer.write(LIVE)
+            await until(lambda: served.connection._exchanges, "the second is there")
+            assert served.connection._exchanges[0].task is None
+
+    run(scenario)
+
+
+def test_a_drain_does_not_wait_for_a_client_that_does_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "LINGER_SECONDS", 600)
+
+    async def scenario() -> None:
+        async with serving(Held(), request_timeout_seconds=600) as served:
+            reader, writer = await served.open()
+            writer.write(b"}")
+            assert (await read_all(reader)).startswith(b"HTTP/1.1 400")
+            served.shared.draining = True
+            served.connection.drain()
+            await until(lambda: not served.shared.lines, "the connection is closed")
+
+    run(scenario)
+
+
+def test_a_connection_that_comes_during_a_drain_is_closed() -> None:
+    async def scenario() -> None:
+        async with serving(Held(), request_timeout_seconds=600) as served:
+            served.shared.draining = True
+            reader, _ = await served.open()
+            assert await read_all(reader) == b""
+            await until(lambda: not served.shared.lines, "the connection is forgotten")
+
+    run(scenario)
+
+
 def test_a_client_that_takes_its_last_answer_late_and_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
 

@@ -175,6 +175,22 @@ def test_an_order_cannot_be_placed_on_a_version_of_the_list(shared: Gateway, row
     assert shared.client.post("/orders", content=README, headers={**JSON, "if-none-match": "*"}).status_code == 201
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js"])
+def test_only_a_star_matches_a_page_that_has_no_entity_tag(shared: Gateway, path: str) -> None:
+    cases = [
+        ({"if-match": '"1"'}, 412),
+        ({"if-match": ""}, 412),
+        ({"if-match": "*"}, 200),
+        ({"if-none-match": '"1", ""'}, 200),
+        ({"if-none-match": "*"}, 304),
+        ({"if-match": '"1"', "if-none-match": "*"}, 412),
+    ]
+    for headers, status in cases:
+        for method in ("GET", "HEAD"):
+            assert shared.client.request(method, path, headers=headers).status_code == status
+    assert shared.client.get("/docs/nothing", headers={"if-match": '"1"'}).status_code == 404
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", UNKNOWN, "/nowhere"])
 def test_no_cache_keeps_what_may_change(shared: Gateway, path: str) -> None:
     assert shared.client.get(path).headers["cache-control"] == "no-store"

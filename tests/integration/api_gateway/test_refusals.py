@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import math
 import re
 import socket
+import struct
 import threading
 from typing import Any
 
@@ -95,6 +97,74 @@ def test_a_half_request_is_refused_after_the_answers_before_it(half: bytes, how:
             received = await read_all(reader)
             assert statuses(received) == [b"200", b"408" if how == "time" else b"503"]
             assert received.index(b"/first") < received.index(b"connection: close")
+
+    run(scenario)
+
+
+def test_a_later_request_has_its_own_time() -> None:
+    async def scenario() -> None:
+        app = Held()
+        app.go.set()
+        async with serving(app, request_timeout_seconds=0.2) as served:
+            reader, writer = await served.open()
+            writer.write(LIVE)
+            await reader.readuntil(b"/livez")
+            writer.write(SECOND)
+            assert statuses(await read_all(reader)) == [b"408"]
+
+    run(scenario)
+
+
+def test_while_a_request_is_worked_on_its_connection_has_no_deadline() -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST)
+            await until(lambda: app.paths, "the first is worked on")
+            assert served.connection._deadline._at == math.inf
+            app.go.set()
+            await reader.readuntil(b"/first")
+            assert served.connection._deadline._at < math.inf
+
+    run(scenario)
+
+
+def test_a_body_for_which_there_is_no_room_is_refused_after_the_answers_before_it() -> None:
+    async def scenario() -> None:
+        app = Held()
+        async with serving(app, requests_bytes=20_000) as served:
+            reader, writer = await served.open()
+            writer.write(FIRST + SECOND + b"content-length: 40000\r\n\r\n" + b"x" * 30_000)
+            await until(lambda: served.connection._reading_over, "the second is refused")
+            app.go.set()
+            received = await read_all(reader)
+            assert statuses(received) == [b"200", b"503"]
+            assert b"retry-after: 1\r\n" in received
+
+    run(scenario)
+
+
+def test_a_request_whose_client_is_gone_has_no_body() -> None:
+    async def scenario() -> None:
+        go = asyncio.Event()
+        received: list[str] = []
+
+        async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            await go.wait()
+            received.append((await receive())["type"])
+
+        async with serving(late) as served:
+            _, writer = await served.open()
+            writer.write(FIRST)
+            await until(lambda: served.shared.tasks, "it is worked on")
+            reset_on_close = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_on_close)
+            writer.transport.abort()
+            await until(lambda: not served.shared.lines, "the connection is forgotten")
+            go.set()
+            await until(lambda: received, "it has gone on")
+            assert received == ["http.disconnect"]
 
     run(scenario)
 
