@@ -25,19 +25,13 @@ from orderstream.kafka.client import (
 from orderstream.kafka.envelope import Received, Record, Undecodable, decode, encode
 from orderstream.kafka.topics import ensure_topics
 from orderstream.postgres.connect import Connection
-from orderstream.postgres.faults import (
-    is_bad_value,
-    is_fatal,
-    is_transient,
-    is_unknown,
-    names_unknown_order,
-)
+from orderstream.postgres.faults import is_bad_value, is_fatal, is_transient, is_unknown, names_unknown_order
 from orderstream.postgres.session import Session
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer, trace_id
 from orderstream.worker import refused_records
-from orderstream.worker.dead_letters import DeadLetter, FailureLimit, UnknownOrders, publication
+from orderstream.worker.dead_letters import MIN_FAILURES, DeadLetter, FailureLimit, UnknownOrders, publication
 from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.progress import Place, Progress, ahead_of_group
@@ -76,8 +70,11 @@ class _Batch(Struct):
 
     received: list[Received]
     letters: list[DeadLetter]
-    first: dict[tuple[str, int], int]
-    following: dict[tuple[str, int], int]
+    failures: list[DeadLetter]
+    first: dict[Place, int]
+    following: dict[Place, int]
+    unexplained: int = 0
+    """Failures by an error that is not known to be about data, of records that did not fail before."""
 
 
 class Runner(Generic[P]):
@@ -204,7 +201,7 @@ class Runner(Generic[P]):
                 return
 
     def _decode(self, records: list[Record]) -> _Batch:
-        batch = _Batch([], [], {}, {})
+        batch = _Batch([], [], [], {}, {})
         for record in records:
             place = (record.topic, record.partition)
             batch.first[place] = min(batch.first.get(place, record.offset), record.offset)
@@ -217,11 +214,10 @@ class Runner(Generic[P]):
 
     def _settle_all(self, batch: _Batch) -> None:
         trace = BatchTrace(self._tracer, self._handler.group, batch.received)
-        failures: list[DeadLetter] = []
         try:
             if batch.received:
-                self._settle(batch.received, trace, batch.letters, failures, attempts=1)
-            new = self._repeats.new(failures)
+                self._settle(batch.received, trace, batch, attempts=1)
+            new = self._repeats.new(batch.failures)
             self._limit.check(len(batch.received), len(new))
             self._bury(batch.letters + new)
             self._limit.note(len(batch.received), len(new))
@@ -230,42 +226,42 @@ class Runner(Generic[P]):
         except Exception as error:
             trace.end(error)
             raise
-        if again := len(failures) - len(new):
-            log.warning("dead_letter_again", records=again, detail=failures[-1].detail[:500])
+        if again := len(batch.failures) - len(new):
+            log.warning("dead_letter_again", records=again, detail=batch.failures[-1].detail[:500])
         trace.end(None)
         self._meters.decided(received.record.topic for received in batch.received)
 
-    def _settle(
-        self,
-        part: Sequence[Received],
-        trace: BatchTrace,
-        letters: list[DeadLetter],
-        failures: list[DeadLetter],
-        attempts: int,
-    ) -> None:
-        """Decide and publish `part`; when a record in it is at fault, halve it until that record stands alone."""
+    def _settle(self, part: Sequence[Received], trace: BatchTrace, batch: _Batch, attempts: int) -> None:
+        """Decide and publish `part`; when a record in it is at fault, halve it until that record stands alone.
+
+        An error that is not known to be about data is charged to a record only if other records of the batch succeed.
+        """
         try:
             decision = self._decide(part)
             self._publish(decision, trace)
         except KafkaRefusedError:
             raise
         except Exception as error:
-            if is_fatal(error) or self._transient(error):
+            if is_fatal(error) or (self._transient(error) and not is_unknown(error)):
                 raise
             if len(part) == 1:
                 letter = DeadLetter(part[0].record, "FAILED", f"{type(error).__name__}: {error}", attempts)
                 if names_unknown_order(error):
-                    letters.append(structs.replace(letter, reason="UNKNOWN_ORDER"))
+                    batch.letters.append(structs.replace(letter, reason="UNKNOWN_ORDER"))
                 elif is_bad_value(error):
-                    letters.append(structs.replace(letter, reason="BAD_PAYLOAD"))
+                    batch.letters.append(structs.replace(letter, reason="BAD_PAYLOAD"))
                 else:
-                    failures.append(letter)
+                    batch.failures.append(letter)
+                    batch.unexplained += is_unknown(error) and len(self._repeats.new([letter]))
+                if batch.unexplained > min(MIN_FAILURES, len(batch.received) - 1):
+                    raise
                 return
             middle = len(part) // 2
             for half in (part[:middle], part[middle:]):
-                self._settle(half, trace, letters, failures, attempts + 1)
+                self._settle(half, trace, batch, attempts + 1)
         else:
-            letters += [DeadLetter(one.received.record, one.reason, one.detail, attempts) for one in decision.reject]
+            rejected = [DeadLetter(one.received.record, one.reason, one.detail, attempts) for one in decision.reject]
+            batch.letters += rejected
 
     def _decide(self, part: Sequence[Received]) -> Decision:
         with self._session.use() as connection:
