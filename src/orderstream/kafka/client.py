@@ -308,7 +308,7 @@ class Publisher:
     ) -> dict[int, KafkaError]:
         """Send the records at `indexes`, and return why each that was not acknowledged was not."""
         producer, report = self._producer(size), _Report(indexes)
-        if time.monotonic() >= deadline or self._stop.is_set():
+        if time.monotonic() >= deadline:
             return report.failures()
         for index in indexes:
             self._enqueue(producer, records[index], partial(report, index))

@@ -120,6 +120,12 @@ def test_the_resends_of_one_publish_end_in_time_and_the_rest_may_be_retried(
     assert caught.value.unacknowledged == {0, 1, 2}
 
 
+def test_a_publish_after_the_stop_signal_is_still_tried(publisher: Publisher) -> None:
+    publisher._stop.set()
+    publisher.publish(_records("ok", "ok"))
+    assert Broker.sent == [["ok", "ok"]]
+
+
 def test_what_may_be_retried_is_told_apart(publisher: Publisher) -> None:
     with pytest.raises(PublishError) as caught:
         publisher.publish(_records("ok", "bad", "late"))
