@@ -58,14 +58,19 @@ class Services:
 
 @contextmanager
 def services(root: Path, parts: Parts, databases: Databases, **settings: str) -> Iterator[Services]:
-    """Run the services until the block ends. One at a time: their consumer groups are the real ones."""
+    """Run the services until the block ends; no deadlock may happen.
+
+    Run one at a time: their consumer groups are the real ones.
+    """
     for group in CONSUMER_GROUPS:
         begin_here(parts.kafka_brokers, group)
-    with databases.migrated() as postgres_url, stack(root) as made:
-        given = {**parts.environment, "POSTGRES_URL": postgres_url}
-        up = made.up(**given, **settings).serves()
-        with up.process.watched("orderstream up", lambda: up.said):
-            yield Services(made, postgres_url, given)
+    with databases.migrated() as postgres_url:
+        with stack(root) as made:
+            given = {**parts.environment, "POSTGRES_URL": postgres_url}
+            up = made.up(**given, **settings).serves()
+            with up.process.watched("orderstream up", lambda: up.said):
+                yield Services(made, postgres_url, given)
+        assert databases.deadlocks(postgres_url) == 0, "a deadlock: locks were taken in different orders"
 
 
 def readme_block(heading: str) -> str:

@@ -93,6 +93,18 @@ def test_records_are_counted_and_forgotten_in_time(settings: Settings, connectio
     assert len(newest(settings.postgres_url, 10)) == 2
 
 
+def test_records_that_another_redrive_holds_are_left_to_it(settings: Settings, connection: Connection) -> None:
+    keep(connection, "relay", [(record, "why") for record in _records(4)])
+    connection.execute("UPDATE refused_records SET refused_at = now() - interval '5 hours'")
+    with Tap(settings.kafka_brokers, [UPDATED]) as tap, connect(settings.postgres_url, "another") as another:
+        with another.transaction():
+            (held,) = another.execute("SELECT key FROM refused_records ORDER BY refused_at LIMIT 1 FOR UPDATE")
+            assert redrive(settings) == (3, 0)
+            assert held[0] not in {letter.key for letter in tap.count(3)}
+            assert measure(connection, kept_hours=4) == 1
+        assert measure(connection, kept_hours=4) == 0
+
+
 def test_two_processes_may_keep_the_same_records_at_once(settings: Settings, connection: Connection) -> None:
     """They are locked in one order: two batches with the same records in another order never wait crosswise."""
     records = _records(50)
