@@ -8,6 +8,7 @@ services take part.
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from typing import Self
 
 from confluent_kafka import Consumer, KafkaException
 from msgspec import Struct
@@ -108,21 +109,31 @@ def _has_passed(offsets: Offsets, ends: Mapping[Place, int]) -> bool:
     return all(offsets.taken[place] >= min(ends.get(place, 0), end) for place, end in offsets.ends.items())
 
 
-def of_kafka(settings: Settings) -> Callable[[], Offsets]:
-    """Return what asks Kafka: one client for each group, made when it is needed first."""
-    clients: dict[str, Consumer] = {}
+class KafkaOffsets:
+    """Asks Kafka: one client for each group, made when it is needed first. Used as a context manager."""
 
-    def ask() -> Offsets:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clients: dict[str, Consumer] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close the clients. One that Python ends at its exit may end the process by a signal."""
+        for client in self._clients.values():
+            client.close()
+
+    def ask(self) -> Offsets:
+        """Return where the topics end, and what the groups have taken. Raises KafkaException, KafkaRefusedError."""
         deadline = time.monotonic() + ANSWER_SECONDS
         ends: dict[Place, int] = {}
         taken: dict[Place, int] = {}
         for group, names in READERS.items():
-            if group not in clients:
-                clients[group] = consumer(settings, group)
-            topics = [settings.kafka_topic_prefix + topic(name) for name in names]
-            for place, standing in standings(clients[group], topics, deadline).items():
+            if group not in self._clients:
+                self._clients[group] = consumer(self._settings, group)
+            topics = [self._settings.kafka_topic_prefix + topic(name) for name in names]
+            for place, standing in standings(self._clients[group], topics, deadline).items():
                 ends[place] = min(ends.get(place, standing.end), standing.end)
                 taken[place] = min(taken.get(place, standing.taken), standing.taken)
         return Offsets(ends, taken)
-
-    return ask

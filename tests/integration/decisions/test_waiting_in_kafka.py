@@ -11,7 +11,7 @@ from orderstream.domain.events import Event, Payload, topic
 from orderstream.kafka.client import Publication, Publisher
 from orderstream.kafka.envelope import encode
 from orderstream.kafka.topics import ensure_topics
-from orderstream.order_service.consumed import READERS, Consumed, of_kafka
+from orderstream.order_service.consumed import READERS, Consumed, KafkaOffsets
 from orderstream.order_service.watchdog import Patience, Watchdog
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
@@ -27,11 +27,11 @@ class Deployment:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings.model_copy(update={"kafka_topic_prefix": f"{uuid4().hex[:8]}."})
         ensure_topics(self.settings)
-        self._ask = of_kafka(self.settings)
+        self._ask = KafkaOffsets(self.settings).ask
         wait_until(self._is_ready, 30, "every partition has a leader")
         self._publisher = Publisher(self.settings, "test")
         self._seconds = 0.0
-        self.watchdog = Watchdog(Patience(), Consumed(of_kafka(self.settings), self._clock))
+        self.watchdog = Watchdog(Patience(), Consumed(KafkaOffsets(self.settings).ask, self._clock))
 
     def _is_ready(self) -> bool:
         try:
@@ -148,7 +148,7 @@ def test_orders_whose_topics_are_gone_are_nudged(settings: Settings, connection:
     settings = settings.model_copy(update={"kafka_topic_prefix": f"{uuid4().hex[:8]}."})
     place(connection)
     connection.execute(DUE, (0, 60))
-    Watchdog(Patience(), Consumed(of_kafka(settings))).nudge(connection)
+    Watchdog(Patience(), Consumed(KafkaOffsets(settings).ask)).nudge(connection)
     assert _nudges(connection) == ("PROCESSING", 1, 1)
 
 
@@ -157,7 +157,7 @@ def test_while_kafka_does_not_answer_no_order_is_touched(settings: Settings, con
     connection.execute(DUE, (3, 3_600))
     before = connection.execute("SELECT * FROM orders").fetchall()
     away = settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
-    watchdog = Watchdog(Patience(), Consumed(of_kafka(away)))
+    watchdog = Watchdog(Patience(), Consumed(KafkaOffsets(away).ask))
     for _ in range(2):
         watchdog.nudge(connection)
         watchdog.repeat_aborts(connection)
