@@ -50,6 +50,14 @@ _QUOTED = re.compile(r'".*"', re.DOTALL)
 """What libpq repeats of a connection string in its complaint."""
 
 
+_KAFKA_OURS = (
+    *("acks", "request.required.acks", "enable.idempotence", "transactional.id"),
+    *("enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "isolation.level", "enable.partition.eof"),
+    *("group.id", "group.instance.id", "allow.auto.create.topics"),
+)
+"""Options of librdkafka with which a record could be lost or left out, whoever sets them."""
+
+
 def _options(value: Any) -> Any:
     """Turn `a=1,b=2`, or a JSON object, into a dictionary; anything else is left for the validator to refuse."""
     if not isinstance(value, str):
@@ -60,6 +68,13 @@ def _options(value: Any) -> Any:
     if any(not separator for _, separator, _ in pairs):
         raise ValueError("expected name=value pairs separated by commas")
     return {name.strip(): setting.strip() for name, _, setting in pairs}
+
+
+def _kafka_options(options: dict[str, str]) -> dict[str, str]:
+    """Refuse the options that the promises rest on."""
+    if given := [name for name in _KAFKA_OURS if name in options]:
+        raise ValueError(f"{', '.join(given)} cannot be set: OrderStream's own value keeps orders from being lost")
+    return options
 
 
 def _postgres(value: str) -> str:
@@ -132,6 +147,9 @@ def _is_port(text: str) -> bool:
     return text.isascii() and text.isdecimal() and 1 <= int(text) <= _PORT_MAX
 
 
+KafkaOptions = Annotated[dict[str, str], AfterValidator(_kafka_options)]
+
+
 class Settings(BaseSettings):
     """One field per environment variable, whose name is the field's in capitals. Durations are in seconds."""
 
@@ -153,7 +171,7 @@ class Settings(BaseSettings):
     kafka_brokers: Annotated[str, AfterValidator(_brokers)] = Field(
         "127.0.0.1:9092", description="Kafka bootstrap servers: host:port pairs separated by commas."
     )
-    kafka_options: Annotated[dict[str, str], NoDecode, BeforeValidator(_options)] = Field(
+    kafka_options: Annotated[KafkaOptions, NoDecode, BeforeValidator(_options)] = Field(
         default_factory=dict,
         repr=False,
         description="Further librdkafka options: name=value pairs separated by commas, or a JSON object of strings.",

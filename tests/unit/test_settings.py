@@ -76,6 +76,25 @@ def test_options_of_kafka_may_be_json_since_a_value_may_hold_a_comma(monkeypatch
     assert load().kafka_options == {"sasl.password": "a,b=c", "ssl.cipher.suites": "A,B"}
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "acks=1",
+        "acks=1,enable.idempotence=false",
+        '{"enable.auto.commit": "true"}',
+        "auto.offset.reset=latest",
+        "isolation.level=read_committed",
+        "transactional.id=a",
+        "group.id=a",
+        "group.instance.id=a",
+    ],
+)
+def test_an_option_of_kafka_that_a_promise_rests_on_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("KAFKA_OPTIONS", given)
+    with pytest.raises(SettingsError, match=r"^KAFKA_OPTIONS: \S+.* cannot be set"):
+        load()
+
+
 @pytest.mark.parametrize("value", ["sasl.password", '{"sasl.password": "hidden"', '{"sasl.password": ["hidden"]}'])
 def test_wrong_options_of_kafka_are_named_without_their_password(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("KAFKA_OPTIONS", value)
