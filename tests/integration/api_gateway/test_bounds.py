@@ -538,6 +538,20 @@ def test_a_request_that_comes_while_an_answer_is_not_taken_is_not_worked_on() ->
     run(scenario)
 
 
+def test_a_client_that_takes_no_answer_to_its_only_request_is_let_go_in_time() -> None:
+    async def scenario() -> None:
+        async def large(scope: Scope, receive: Receive, send: Send) -> None:
+            await reply(send, 200, bytes(32 << 20))
+
+        async with serving(large, request_timeout_seconds=0.1) as served:
+            _, writer = await served.open()
+            writer.write(LIVE)
+            await until(lambda: served.shared.held_bytes > 8 << 20, "the answer is not taken")
+            await until(lambda: not served.shared.lines, "the connection is cut")
+
+    run(scenario)
+
+
 def test_a_drain_does_not_wait_for_a_client_that_does_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 600)
 
