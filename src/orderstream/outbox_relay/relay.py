@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import KafkaException
 
-from orderstream.domain.events import PAYLOADS, topic
+from orderstream.domain.events import PAYLOADS, TOPICS, topic
 from orderstream.kafka.client import TOPIC_MAY_BE_GONE, Publication, Publisher, PublishError
 from orderstream.kafka.envelope import event_headers
 from orderstream.kafka.topics import ensure_topics
@@ -57,6 +57,7 @@ class Relay:
         self._session = Session(settings.postgres_url, SERVICE, self._begin)
         self._position = Position(time.monotonic, 0, 0)
         self._measured = 0.0
+        refused_records.count_from_zero(SERVICE, TOPICS)
         self.beat = time.monotonic()
         self.standstill = Standstill()
 

@@ -99,6 +99,12 @@ def keep(tx: Connection, service: str, refused: Iterable[tuple[Publication, str]
         metrics.REFUSED.labels(service, topic_label(record.topic)).inc()
 
 
+def count_from_zero(service: str, topics: Iterable[str]) -> None:
+    """Show the counts of `service` before anything is refused, so that the first refusal is an increase."""
+    for topic in topics:
+        metrics.REFUSED.labels(service, topic_label(topic))
+
+
 def measure(connection: Connection, kept_hours: int) -> int:
     """Remove records that were refused more than `kept_hours` ago, and return how many there are."""
     connection.execute(SQL["forget_refused"], {"hours": kept_hours})

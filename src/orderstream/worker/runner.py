@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct, structs
 
+from orderstream.domain.events import topic
 from orderstream.kafka.client import (
     FENCED,
     TOPIC_MAY_BE_GONE,
@@ -23,7 +24,7 @@ from orderstream.kafka.client import (
     consumer,
 )
 from orderstream.kafka.envelope import Received, Record, Undecodable, decode, encode
-from orderstream.kafka.topics import ensure_topics
+from orderstream.kafka.topics import dead_letter_topic, ensure_topics
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.faults import is_bad_value, is_fatal, is_transient, is_unknown, names_unknown_order
 from orderstream.postgres.session import Session
@@ -88,6 +89,7 @@ class Runner(Generic[P]):
         self._prefix = settings.kafka_topic_prefix
         self._topics = [self._prefix + name for name in handler.topics]
         self._meters = WorkerMeters(handler.group, handler.topics)
+        refused_records.count_from_zero(handler.group, [*map(topic, handler.emits), dead_letter_topic(handler.group)])
         self._limit = FailureLimit(time.monotonic)
         self._unknown_orders = UnknownOrders(time.monotonic)
         self._repeats = Repeats(time.monotonic)

@@ -7,13 +7,18 @@ import psycopg
 import pytest
 from confluent_kafka import KafkaError
 
-from orderstream.domain.events import topic
+from orderstream.domain.events import TOPICS, topic
+from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.client import Publication, Publisher, PublishError
 from orderstream.kafka.topics import dead_letter_topic
+from orderstream.outbox_relay.relay import Relay
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
+from orderstream.telemetry import metrics
+from orderstream.telemetry.starting import start
 from orderstream.worker import refused_records
 from orderstream.worker.refused_records import REASON_MAX_CHARACTERS, keep, measure, newest, redrive
+from orderstream.worker.runner import Runner
 from tests.topics import Tap
 
 UPDATED = topic("order.updated")
@@ -50,6 +55,22 @@ def test_a_record_rules_no_terminal(settings: Settings, connection: Connection) 
     assert record.line.isprintable()
     assert record.text.replace("\n", "").isprintable()
     assert "forged line" in record.line
+
+
+def test_refusals_are_counted_from_zero(settings: Settings) -> None:
+    """A counter that appears with its first refusal shows no increase, and alerts nobody."""
+    Relay(settings, start("outbox-relay", settings), threading.Event())
+    handler = InventoryHandler()
+    Runner(handler, settings, start(handler.group, settings), threading.Event())
+    shown = {
+        (sample.labels["service"], sample.labels["topic"])
+        for metric in metrics.REFUSED.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    }
+    expected = {("outbox-relay", name) for name in TOPICS}
+    expected |= {(handler.group, topic(name)) for name in handler.emits}
+    assert shown >= expected | {(handler.group, dead_letter_topic(handler.group))}
 
 
 def test_a_long_reason_is_cut(settings: Settings, connection: Connection) -> None:
