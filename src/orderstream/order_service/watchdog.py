@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
+import psycopg
 from msgspec import Struct
 from msgspec.structs import asdict
 
@@ -23,7 +24,7 @@ from orderstream.postgres.orders import changes, items_of, locked
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
-from orderstream.worker.due import FLOOR, DueRows
+from orderstream.worker.due import FLOOR, DueRows, Range, limits
 from orderstream.worker.handler import Timer
 
 SQL = load("orderstream.order_service")
@@ -106,17 +107,33 @@ class Watchdog:
         now, left = row[0], ROWS_PER_RUN
         for part in due.ranges(now):
             started = time.monotonic()
-            times: list[datetime] = []
-            between = {"after": part.after, "upto": part.upto}
-            if self._is_fresh or connection.execute(SQL[any_due], between).fetchone() is not None:
-                if (passed := self._passed(connection, now)) is None:
-                    return
-                times = claim(connection, between | {"passed": passed, "limit": left})
+            try:
+                times = self._take(connection, part, now, limit=left, any_due=any_due, claim=claim)
+            except psycopg.errors.QueryCanceled:
+                if not part.is_limited:
+                    raise
+                due.took_too_long()
+                return
+            if times is None:
+                return
             is_full = len(times) == left
             due.looked(part, max(times) if is_full else None, time.monotonic() - started)
             left -= len(times)
             if not left:
                 return
+
+    def _take(
+        self, connection: Connection, part: Range, now: datetime, *, limit: int, any_due: str, claim: Claim
+    ) -> list[datetime] | None:
+        """Claim what is due in a range, and return the times at which it was; None while Kafka does not answer."""
+        between = {"after": part.after, "upto": part.upto}
+        with limits(connection, part):
+            if not self._is_fresh and connection.execute(SQL[any_due], between).fetchone() is None:
+                return []
+        if (passed := self._passed(connection, now)) is None:
+            return None
+        with limits(connection, part):
+            return claim(connection, between | {"passed": passed, "limit": limit})
 
     @property
     def _is_fresh(self) -> bool:

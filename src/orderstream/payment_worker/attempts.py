@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import assert_never
 
 import msgspec
+import psycopg
 from msgspec import Struct
 
 from orderstream.domain.events import Item, Payload, PaymentAuthorized, PaymentFailed, PaymentVoided, build
@@ -34,7 +35,7 @@ from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import metrics
-from orderstream.worker.due import FLOOR, DueRows
+from orderstream.worker.due import FLOOR, DueRows, limits
 
 CLAIM_ROWS = 200
 CLAIM_SECONDS = 30.0
@@ -119,7 +120,14 @@ class Attempts:
             started, left = time.monotonic(), CLAIM_ROWS - len(claims)
             between = {"after": part.after, "upto": part.upto, "limit": left}
             settings = {"push_seconds": CLAIM_SECONDS, "oldest_seconds": self.oldest_seconds}
-            taken = [_Claim(*row) for row in connection.execute(SQL["claim_due"], between | settings)]
+            try:
+                with limits(connection, part):
+                    taken = [_Claim(*row) for row in connection.execute(SQL["claim_due"], between | settings)]
+            except psycopg.errors.QueryCanceled:
+                if not part.is_limited:
+                    raise
+                self._due.took_too_long()
+                break
             is_full = len(taken) == left
             latest = max(claim.due_at for claim in taken) if is_full else None
             self._due.looked(part, latest, time.monotonic() - started)

@@ -11,3 +11,7 @@ SELECT * FROM unnest(
 -- name: wake_relay
 -- Tells a listening relay, at commit, that there are rows; once per transaction however many there are.
 NOTIFY orderstream_outbox;
+
+-- name: limit_statements
+-- Limits how long each statement of this transaction may take. Parameter: the limit as text.
+SELECT set_config('statement_timeout', %(limit)s, TRUE);

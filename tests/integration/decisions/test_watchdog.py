@@ -9,6 +9,7 @@ import pytest
 from orderstream.domain.order import PaymentState, Status, StockState
 from orderstream.order_service.watchdog import Patience, Watchdog
 from orderstream.postgres.connect import Connection, connect
+from orderstream.worker.due import DueRows
 from tests.contracts import assert_event
 from tests.integration.decisions.orders import TRACEPARENT, created, place, row
 
@@ -206,4 +207,35 @@ def test_while_a_snapshot_is_held_the_entries_of_settled_orders_are_not_read_aga
     assert sum(by_run) < 2 * DEAD
     order_id = _stalled(connection) if timer == "orders_open" else _aborted(connection, "CANCELLED", "none", "none")
     run(connection)
+    assert [event["correlationId"] for event in _outbox(connection)] == [order_id]
+
+
+def test_a_slice_with_too_many_dead_entries_is_ended_in_time_and_the_sweep_goes_on(
+    watchdog: Watchdog, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orderstream.worker.due.SLICE_STATEMENT_SECONDS", 0.001)
+    ended: list[None] = []
+    took_too_long = DueRows.took_too_long
+
+    def note(due: DueRows) -> None:
+        ended.append(None)
+        took_too_long(due)
+
+    monkeypatch.setattr(DueRows, "took_too_long", note)
+    with connect(postgres_url, "audit") as audit:
+        audit.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        audit.execute("SELECT count(*) FROM orders")
+        connection.execute(
+            "INSERT INTO orders (id, user_id, amount, currency, next_check_at)"
+            " SELECT 'dead-' || number, 'u', 1, 'USD', now() - interval '10 min' FROM generate_series(1, %s) AS number",
+            (DEAD,),
+        )
+        connection.execute("UPDATE orders SET status = 'CANCELLED'")
+        order_id = _stalled(connection)
+        connection.execute("UPDATE orders SET next_check_at = now() - interval '20 min' WHERE id = %s", (order_id,))
+        runs = 0
+        while not _outbox(connection) and runs < 20:
+            watchdog.nudge(connection)
+            runs += 1
+    assert ended
     assert [event["correlationId"] for event in _outbox(connection)] == [order_id]

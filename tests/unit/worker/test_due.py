@@ -8,6 +8,9 @@ from orderstream.worker.due import (
     FLOOR,
     LAG_SECONDS,
     RESOLUTION,
+    SLICE_DIVISOR,
+    SLICE_FIRST,
+    SLICE_MIN,
     SLICE_SECONDS,
     SWEEP_PAUSE_SECONDS,
     SWEEP_SECONDS,
@@ -91,3 +94,26 @@ def test_a_full_slice_is_looked_at_again() -> None:
     part = next(ranges)
     watch.due.looked(part, part.upto, 0)
     assert next(ranges) == part
+
+
+def test_each_round_begins_with_a_narrow_slice() -> None:
+    watch = Watch()
+    watch.run()
+    watch.seconds += SWEEP_PAUSE_SECONDS
+    first = watch.run()[1]
+    assert first.upto - first.after == SLICE_FIRST
+
+
+def test_a_slice_that_took_too_long_is_tried_again_with_a_narrower_one() -> None:
+    watch = Watch()
+    ranges = watch.due.ranges(watch.now)
+    watch.due.looked(next(ranges), None, 0)
+    part = next(ranges)
+    assert part.is_limited
+    watch.due.took_too_long()
+    narrower = next(ranges)
+    assert (narrower.upto, narrower.upto - narrower.after) == (part.upto, SLICE_FIRST / SLICE_DIVISOR)
+    watch.due.took_too_long()
+    narrowest = next(ranges)
+    assert narrowest.upto - narrowest.after == SLICE_MIN
+    assert not narrowest.is_limited
