@@ -4,6 +4,7 @@ A decision is durable before its events leave (P5), a failing record is found an
 dependency is waited for: the batch is repeated, and after a minute given back to Kafka.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 from threading import Event as StopSignal
@@ -48,6 +49,8 @@ GATHER_BYTES = 8 << 20
 GATHER_FROM = 20
 """A batch this large says that there is a queue: only then is it worth waiting for more."""
 RETRY_SECONDS = 60
+UNKNOWN_RETRIES = 3
+"""Before an error that is not known to be about data is charged to a record, if others of its batch succeed."""
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 5.0
 COMMIT_ATTEMPTS = 3
@@ -74,6 +77,7 @@ class _Batch(Struct):
     failures: list[DeadLetter]
     first: dict[Place, int]
     following: dict[Place, int]
+    isolates_unknown: bool = False
     unexplained: int = 0
     """Failures by an error that is not known to be about data, of records that did not fail before."""
 
@@ -173,9 +177,10 @@ class Runner(Generic[P]):
         wait = BACKOFF_FIRST_SECONDS
         self._meters.consumed(record.topic for record in records)
         self.standstill.begin(BATCH)
-        while True:
+        for retries in itertools.count():
             try:
                 batch = self._decode(records)
+                batch.isolates_unknown = retries >= UNKNOWN_RETRIES
                 self._settle_all(batch)
             except Exception as error:
                 if is_fatal(error) or not self._transient(error):
@@ -234,17 +239,14 @@ class Runner(Generic[P]):
         self._meters.decided(received.record.topic for received in batch.received)
 
     def _settle(self, part: Sequence[Received], trace: BatchTrace, batch: _Batch, attempts: int) -> None:
-        """Decide and publish `part`; when a record in it is at fault, halve it until that record stands alone.
-
-        An error that is not known to be about data is charged to a record only if other records of the batch succeed.
-        """
+        """Decide and publish `part`; when a record in it is at fault, halve it until that record stands alone."""
         try:
             decision = self._decide(part)
             self._publish(decision, trace)
         except KafkaRefusedError:
             raise
         except Exception as error:
-            if is_fatal(error) or (self._transient(error) and not is_unknown(error)):
+            if is_fatal(error) or (self._transient(error) and not (is_unknown(error) and batch.isolates_unknown)):
                 raise
             if len(part) == 1:
                 letter = DeadLetter(part[0].record, "FAILED", f"{type(error).__name__}: {error}", attempts)

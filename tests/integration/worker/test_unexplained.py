@@ -8,6 +8,7 @@ from orderstream.kafka.envelope import Received
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
+from orderstream.worker.runner import UNKNOWN_RETRIES
 from tests.contracts import assert_dead_letter_headers
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
@@ -63,6 +64,21 @@ def test_an_order_that_meets_an_error_of_the_server_is_set_aside_and_stops_no_ot
     assert (dead.key or b"").decode() == bad
     assert assert_dead_letter_headers(dead.headers)["dlq-reason"] == "FAILED"
     assert _decided(connection) == {event.correlation_id for event in events} - {bad}
+
+
+def test_an_error_that_passes_is_charged_to_no_record(settings: Settings, group: str) -> None:
+    tries: list[int] = []
+
+    def fail_at_first(tx: Connection, batch: Sequence[Received]) -> None:
+        tries.append(len(batch))
+        if len(tries) <= UNKNOWN_RETRIES:
+            tx.execute(b"DO $$ BEGIN RAISE SQLSTATE 'XX000'; END $$", prepare=False)
+
+    publish_events(settings.kafka_brokers, authorized(2))
+    topics, handler = [OUT, dead_letter_topic(group)], Recorder(group, fail_at_first)
+    with Tap(settings.kafka_brokers, topics) as tap, running(handler, settings):
+        letters = tap.until(lambda seen: len({letter.key for letter in seen}) == 2, 20, "both are answered")
+    assert {letter.topic for letter in letters} == {OUT}
 
 
 @pytest.mark.parametrize("orders", [1, 30])
