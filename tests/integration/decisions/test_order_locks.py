@@ -24,12 +24,13 @@ def _second_decision(
     handler: OrderHandler, connection: Connection, postgres_url: str, first: Event[Payload], second: Event[Payload]
 ) -> Decision:
     """Decide `second` on a connection of its own, begun while the transaction that decided `first` is still open."""
-    record(connection, first, second)
+    record(connection, first)
     with ExitStack() as stack:
         replica, observer = (stack.enter_context(connect(postgres_url, name)) for name in ("replica", "observer"))
         open_ = stack.enter_context(ExitStack())
         open_.enter_context(connection.transaction())
         handler.decide(connection, received([first]), None)
+        record(replica, second)
         return after_it_waits(observer, lambda: decide(handler, replica, second), open_.close)
 
 
