@@ -55,7 +55,7 @@ _KAFKA_OURS = (
     *("enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "isolation.level", "enable.partition.eof"),
     *("group.id", "group.instance.id", "allow.auto.create.topics"),
 )
-"""Options of librdkafka with which a record could be lost or left out, whoever sets them."""
+"""Options of librdkafka with which a record could be lost or left out. They are refused."""
 
 
 def _options(value: Any) -> Any:

@@ -77,7 +77,7 @@ def violations(body: bytes) -> list[Violation]:
 
 
 def _has_too_many_marks(body: bytes) -> bool:
-    """Say whether a body has more values than are looked into. Reads it a few times as a whole, whatever is in it."""
+    """Say whether a body has more values than are looked into. Reads each body a few times as a whole."""
     if _marks(body) <= MARKS_MAX:
         return False
     if body.count(b'"') > 4 * MARKS_MAX:  # A value has a name at most, and each of both two quotes.

@@ -1,7 +1,7 @@
 """Looks after orders that nothing happens to: nudges them, ends them at their deadline, repeats aborts (P5).
 
 All it does is to emit an order's own events again, through the outbox: every worker answers a repetition with what it
-had decided, so whatever was lost on the way is healed by that, and nothing happens twice. An order that merely waits in
+had decided, so a repetition replaces an event that was lost, and nothing happens twice. An order that merely waits in
 the outbox or in Kafka is left alone (consumed.py), and few dead index entries are read (due.py).
 """
 

@@ -15,7 +15,7 @@ DEAF_SECONDS = 15.0
 """Records that wait for so long, while the loop polls, are not on their way."""
 
 PASSED_OVER_RECORDS = 100_000
-"""A partition that waits while so many records are taken of others is not among the 8 MiB that were fetched ahead."""
+"""When other partitions have given this number of records, one that waits is not among the 8 MiB fetched ahead."""
 
 _END, _FIRST = -1, -2
 

@@ -49,7 +49,7 @@ def _order(connection: Connection, status: Status, payment: PaymentState, stock:
 
 
 def _due(connection: Connection, timer: str, seconds: int = 1) -> str:
-    """Place an order that the timer must take, due for so many seconds."""
+    """Place an order that the timer must take and that has been due for `seconds`."""
     past = f"now() - interval '{seconds} s'"
     match timer:
         case "nudge":

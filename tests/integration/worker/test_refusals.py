@@ -40,7 +40,7 @@ def _keys(letters: Sequence[Letter]) -> set[str]:
 
 
 class _Verbose(Recorder):
-    """Answers some orders with events of so many bytes."""
+    """Answers some orders with events of a given size in bytes."""
 
     def __init__(self, group: str, orders: set[str], size: int) -> None:
         super().__init__(group)

@@ -1,4 +1,4 @@
-"""Refused records in PostgreSQL: whatever the bytes, they are kept, counted, redriven and forgotten in time (P9)."""
+"""Refused records in PostgreSQL: with any bytes, they are kept, counted, redriven and forgotten in time (P9)."""
 
 import threading
 from uuid import uuid4
@@ -58,7 +58,7 @@ def test_a_record_rules_no_terminal(settings: Settings, connection: Connection) 
 
 
 def test_refusals_are_counted_from_zero(settings: Settings) -> None:
-    """A counter that appears with its first refusal shows no increase, and alerts nobody."""
+    """A counter that appears with its first refusal shows no increase, and raises no alert."""
     Relay(settings, start("outbox-relay", settings), threading.Event())
     handler = InventoryHandler()
     Runner(handler, settings, start(handler.group, settings), threading.Event())

@@ -67,7 +67,7 @@ def test_the_marker_of_a_transaction_is_passed(
 def test_no_offset_moves_past_records_that_could_not_be_given_back(
     settings: Settings, connection: Connection, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where Kafka refuses the seek, the consumer's position is behind records that nobody has decided."""
+    """Where Kafka refuses the seek, the consumer's position is behind records that are not decided."""
     monkeypatch.setattr(runner, "MEASURE_SECONDS", 0.0)
     monkeypatch.setattr(runner, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(Runner, "_place", lambda _runner, name, _partition, offset: TopicPartition(name, 99, offset))

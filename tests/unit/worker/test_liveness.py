@@ -1,4 +1,4 @@
-"""A process whose loop is stuck ends, whatever it is stuck in, and says where."""
+"""A process whose loop is stuck ends, in every kind of call, and says where."""
 
 import subprocess
 import sys
