@@ -58,13 +58,13 @@ k6-quick: $(READY) ## load the running system: 5 users for 30 s
 	@$(BIN)/k6 run k6/orderstream.js --vus 5 --duration 30s $(K6_ENV)
 
 bench-smoke: $(READY) ## measure settled orders/s, settle time and memory on a system of its own
-	@$(BIN)/python -m bench.smoke
+	@$(BIN)/python -m tests.load.bench.smoke
 
 bench-snapshot: $(READY) ## measure the settle time while a snapshot keeps millions of dead rows from being removed
-	@$(BIN)/python -m bench.snapshot
+	@$(BIN)/python -m tests.load.bench.snapshot
 
 soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/s amid every fault, then check the books
-	@$(BIN)/python -m soak --minutes $(MINUTES) --rate $(RATE)
+	@$(BIN)/python -m tests.load.soak --minutes $(MINUTES) --rate $(RATE)
 
 contracts: $(READY) ## write contracts/events/ anew from the types
 	@$(BIN)/python contracts/generate.py

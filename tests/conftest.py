@@ -14,12 +14,12 @@ import pytest
 import redis
 
 from orderstream.kafka.topics import ensure_topics
+from orderstream.local.processes.state import BusyError, checkout
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
-from orderstream.stack.parts import Parts
-from orderstream.stack.parts import parts as start_parts
-from orderstream.stack.state import BusyError, checkout
-from tests.databases import Databases
+from tests.support.databases import Databases
+from tests.support.servers import Parts
+from tests.support.servers import parts as start_parts
 
 _COSTS = ("unit", "property", "integration", "e2e")
 _RUNS_AT_ONCE = 8
@@ -89,7 +89,7 @@ def redis_url(parts: Parts) -> str:
 
 @pytest.fixture(scope="session")
 def kafka_brokers(parts: Parts) -> str:
-    """Kafka with every topic. Topics are shared by the whole run: `tests.topics` gives a test its own view of them."""
+    """Kafka with every topic. All tests share the topics; `tests.support.topics` gives a test its own view of them."""
     ensure_topics(Settings.model_validate({"kafka_brokers": parts.kafka_brokers}))
     return parts.kafka_brokers
 

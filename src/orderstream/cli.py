@@ -5,7 +5,6 @@ Every command imports what it runs only when it runs, so a service loads no more
 # ruff: noqa: PLC0415
 
 import contextlib
-import gc
 import importlib
 import os
 import sys
@@ -17,14 +16,12 @@ import click
 from orderstream.cli_arguments import Sku, Units
 
 if TYPE_CHECKING:
+    from orderstream.local.processes.state import Run, StateDir
     from orderstream.settings import Settings
-    from orderstream.stack.state import Run, StateDir
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _BAD_CONFIGURATION = 2
 _NOT_CHECKED = 2
-GARBAGE_OBJECTS = 50_000
-"""So many new objects, instead of 700, have a service look for cycles among them."""
 
 
 @click.group(context_settings=_HELP)
@@ -49,13 +46,13 @@ def _located() -> "Settings":
     settings = _settings()
     if {"postgres_url", "redis_url", "kafka_brokers"} <= settings.model_fields_set:
         return settings
-    from orderstream.stack.located import located
+    from orderstream.local.located import located
 
     return located(settings)
 
 
 def _state() -> "StateDir":
-    from orderstream.stack.state import default_state_dir
+    from orderstream.local.processes.state import default_state_dir
 
     return default_state_dir(_settings().orderstream_state)
 
@@ -103,8 +100,8 @@ def _plain_errors(*kinds: type[Exception], exit_code: int = 1) -> Iterator[None]
 @click.option("-d", "--detach", is_flag=True, help="Return once everything serves, and leave it running.")
 def up(detach: bool) -> None:
     """Start everything on this machine; Ctrl-C stops it."""
-    from orderstream.stack.stopping import Stop
-    from orderstream.stack.terminal import Terminal
+    from orderstream.local.processes.signals import Stop
+    from orderstream.local.processes.terminal import Terminal
 
     terminal = Terminal()
     stop = Stop(terminal)
@@ -117,10 +114,10 @@ def up(detach: bool) -> None:
         # What it writes from here on holds passwords and orders.
         os.umask(0o077)
         if detach and state.running() is None:
-            from orderstream.stack.control import start_detached
+            from orderstream.local.control import start_detached
 
             sys.exit(start_detached(state, stop))
-        from orderstream.stack.up import up as run
+        from orderstream.local.up import up as run
 
         sys.exit(run(settings, state, terminal, stop))
 
@@ -128,8 +125,8 @@ def up(detach: bool) -> None:
 @main.command()
 def down() -> None:
     """Stop what `up` started, and wait until it has ended."""
-    from orderstream.stack import control
-    from orderstream.stack.terminal import Terminal
+    from orderstream.local import control
+    from orderstream.local.processes.terminal import Terminal
 
     sys.exit(control.down(_state(), Terminal()))
 
@@ -137,7 +134,8 @@ def down() -> None:
 @main.command()
 def status() -> None:
     """Show each process of the running stack, and whether orders move."""
-    from orderstream.stack import control, progress
+    from orderstream.local import backlog as progress
+    from orderstream.local import control
 
     for line in control.status(_running(_state())):
         click.echo(line)
@@ -151,7 +149,7 @@ def status() -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
 def logs(service: str | None, follow: bool) -> None:
     """Show the last lines of every log, or of SERVICE's (a service, postgres, valkey or kafka)."""
-    from orderstream.stack import control
+    from orderstream.local import control
 
     state = _state()
     files = control.logs(state, service)
@@ -167,7 +165,7 @@ def logs(service: str | None, follow: bool) -> None:
 @main.command()
 def env() -> None:
     """Print the addresses of the running stack as `export` lines: eval "$(orderstream env)"."""
-    from orderstream.stack.banner import exports
+    from orderstream.local.banner import exports
 
     click.echo(exports(_running(_state()).urls))
 
@@ -175,9 +173,9 @@ def env() -> None:
 @main.command()
 def reset() -> None:
     """Remove all data of the stopped stack: orders, stock, topics, logs."""
-    from orderstream.stack import control
-    from orderstream.stack.state import BusyError
-    from orderstream.stack.terminal import Terminal
+    from orderstream.local import control
+    from orderstream.local.processes.state import BusyError
+    from orderstream.local.processes.terminal import Terminal
 
     try:
         control.reset(_state(), Terminal())
@@ -188,22 +186,15 @@ def reset() -> None:
 # The services
 
 
-def _collect_garbage_seldom() -> None:
-    """Keep the collector of cycles from going through every batch's records, hardly any of which are in one.
-
-    What is loaded by now lives as long as the process, and is left out for good.
-    """
-    gc.freeze()
-    gc.set_threshold(GARBAGE_OBJECTS)
-
-
 def _service(name: str, summary: str) -> None:
     """Add the command that runs the service `name` in the foreground."""
 
     def run() -> None:
+        from orderstream.process.garbage_collection import collect_rarely
+
         app = importlib.import_module(f"orderstream.{name.replace('-', '_')}.app")
         settings = _located()
-        _collect_garbage_seldom()
+        collect_rarely()
         with _plain_errors():
             sys.exit(app.run(settings))
 

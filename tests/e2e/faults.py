@@ -11,16 +11,16 @@ from typing import Any
 
 import httpx
 import psycopg
-from soak.faults import empty
 
 from orderstream.audit.check import audit, table
+from orderstream.local.located import locations
+from orderstream.local.processes.child import birth, signal_family
+from orderstream.local.processes.service import healthy
+from orderstream.local.servers.place import place
 from orderstream.settings import SERVICES, Settings
-from orderstream.stack.located import locations
-from orderstream.stack.place import place
-from orderstream.stack.process import birth, signal_family
-from orderstream.stack.services import healthy
 from tests.e2e.stack import Stack, Up, stack
-from tests.waiting import wait_until
+from tests.load.soak.faults import empty
+from tests.support.waiting import wait_until
 
 ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 1}], "amount": 1, "currency": "USD"}
 PACE_SECONDS = 0.02

@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 
 from orderstream.kafka.topics import CONSUMER_GROUPS
-from orderstream.stack.parts import Parts
-from orderstream.stack.state import checkout
-from tests.databases import Databases
+from orderstream.local.processes.state import checkout
 from tests.e2e.stack import Stack, stack
-from tests.figures import Labels, figures
-from tests.topics import begin_here
-from tests.waiting import wait_until
+from tests.support.databases import Databases
+from tests.support.figures import Labels, figures
+from tests.support.servers import Parts
+from tests.support.topics import begin_here
+from tests.support.waiting import wait_until
 
 
 class Services:

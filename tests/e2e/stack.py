@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orderstream.local.processes.child import birth
+from orderstream.local.processes.state import ChildRecord, StateDir
 from orderstream.settings import Settings
-from orderstream.stack.process import birth
-from orderstream.stack.state import ChildRecord, StateDir
-from tests.processes import Process
-from tests.waiting import wait_until
+from tests.support.processes import Process
+from tests.support.waiting import wait_until
 
 EXECUTABLE = Path(sys.executable).with_name("orderstream")
 # Generous: the machine may be busy with other things.

@@ -15,12 +15,12 @@ import pytest
 from orderstream.domain.events import TOPICS
 from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
 from orderstream.payment_worker.provider import draw
-from orderstream.stack.parts import Parts
-from tests.contracts import assert_event
-from tests.databases import Databases
 from tests.e2e.path import Services, services
-from tests.topics import Letter, Tap
-from tests.waiting import wait_until
+from tests.support.contracts import assert_event
+from tests.support.databases import Databases
+from tests.support.servers import Parts
+from tests.support.topics import Letter, Tap
+from tests.support.waiting import wait_until
 
 ORDERS, STOCK, SUCCESS_RATE = 1_000, 300, 0.7
 SKU = "SKU-1"

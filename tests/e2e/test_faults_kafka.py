@@ -10,7 +10,7 @@ import pytest
 from orderstream.domain.events import TOPICS
 from orderstream.kafka.client import admin
 from tests.e2e.faults import Harmed, harmed, orders_flowing
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 BACK_SECONDS = 60
 SETTLE_SECONDS = 20

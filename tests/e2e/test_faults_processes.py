@@ -12,7 +12,7 @@ from orderstream.kafka.client import consumer
 from orderstream.order_service.handler import OrderHandler
 from orderstream.settings import SERVICES
 from tests.e2e.faults import Harmed, harmed, orders_flowing
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 BACK_SECONDS = 60
 MOVE_SECONDS = 15

@@ -7,11 +7,11 @@ import psycopg
 import pytest
 
 from orderstream.audit.check import audit
-from orderstream.stack.parts import Parts
-from tests.databases import Databases
 from tests.e2e.faults import ORDER
 from tests.e2e.path import services
-from tests.waiting import wait_until
+from tests.support.databases import Databases
+from tests.support.servers import Parts
+from tests.support.waiting import wait_until
 
 ORDERS = 40
 SETTLE_SECONDS = 60

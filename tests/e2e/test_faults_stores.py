@@ -10,7 +10,7 @@ import pytest
 
 from orderstream.api_gateway.session import BUDGET_SECONDS
 from tests.e2e.faults import Harmed, harmed, orders_flowing
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 BACK_SECONDS = 30
 SETTLE_SECONDS = 20

@@ -13,17 +13,17 @@ import httpx
 import psycopg
 import pytest
 import redis
-from soak.poison import CONSUMERS
 
 from orderstream.domain.events import topic
+from orderstream.local.processes.state import checkout
 from orderstream.settings import SERVICES, Settings
-from orderstream.stack.parts import Parts
-from orderstream.stack.state import checkout
 from orderstream.telemetry.metrics import CATALOGUE
-from tests.databases import Databases
 from tests.e2e.path import Services, readme_block, services
-from tests.figures import Labels
-from tests.waiting import wait_until
+from tests.load.soak.poison import CONSUMERS
+from tests.support.databases import Databases
+from tests.support.figures import Labels
+from tests.support.servers import Parts
+from tests.support.waiting import wait_until
 
 ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}], "amount": 129.0, "currency": "USD"}
 

@@ -4,8 +4,9 @@ import secrets
 from pathlib import Path
 
 import pytest
-from soak import books, faults
-from soak.__main__ import soak
+
+from tests.load.soak import books, faults
+from tests.load.soak.__main__ import soak
 
 SECONDS = 30
 RATE = 60

@@ -7,10 +7,10 @@ import httpx
 import pytest
 
 from orderstream.settings import SERVICES
-from tests import collector
-from tests.collector import Collector, ReceivedSpan, roots
 from tests.e2e.stack import Stack, stack
-from tests.waiting import wait_until
+from tests.support import collector
+from tests.support.collector import Collector, ReceivedSpan, roots
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orderstream.stack.banner import curl_lines
-from orderstream.stack.masking import masked
-from orderstream.stack.state import checkout
+from orderstream.local.banner import curl_lines
+from orderstream.local.processes.masking import masked
+from orderstream.local.processes.state import checkout
 from tests.e2e.stack import EXECUTABLE, Stack, Up, alive, order_of, stack
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(400)
 

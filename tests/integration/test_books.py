@@ -1,9 +1,8 @@
 """The benchmark's books notice every way in which an order or a unit of stock can go missing."""
 
-from bench import books
-from bench.load import Load
-
 from orderstream.postgres.connect import Connection
+from tests.load.bench import books
+from tests.load.bench.load import Load
 
 USER, SKU = "bench-test", "BENCH-1"
 

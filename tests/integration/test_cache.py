@@ -16,7 +16,7 @@ from orderstream.postgres.session_settings import (
     LOCK_TIMEOUT_SECONDS,
     STATEMENT_TIMEOUT_SECONDS,
 )
-from orderstream.stack.parts import Parts
+from tests.support.servers import Parts
 
 BODY = b'{"orderId":"a","version":3}'
 BUDGET_SECONDS = 0.05

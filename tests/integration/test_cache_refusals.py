@@ -12,8 +12,8 @@ import redis
 
 from orderstream import cache
 from orderstream.cache import AsyncCache, CacheInvalidator, Entry, Fill, Lease, Owed
-from tests.valkeys import valkey
-from tests.waiting import wait_until
+from tests.support.valkeys import valkey
+from tests.support.waiting import wait_until
 
 BODY = b'{"orderId":"a","version":3}'
 BUDGET_SECONDS = 2.0

@@ -12,8 +12,8 @@ import click
 import pytest
 from starlette.routing import Route
 
-from orderstream.api_gateway import problems
-from orderstream.api_gateway.problems import Problem
+from orderstream.api_gateway.http import problems
+from orderstream.api_gateway.http.problems import Problem
 from orderstream.api_gateway.routes import Health, Orders, router
 from orderstream.audit import check
 from orderstream.cli import main
@@ -22,14 +22,14 @@ from orderstream.domain.order import FailureReason, Status, derive
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.envelope import Reason
 from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
+from orderstream.local.banner import curl_lines
+from orderstream.local.processes.state import checkout
 from orderstream.order_service.handler import OrderHandler
 from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.settings import SERVICES, Settings
-from orderstream.stack.banner import curl_lines
-from orderstream.stack.state import checkout
 from orderstream.telemetry.metrics import CATALOGUE
 from orderstream.telemetry.tracing import Tracer
-from tests.asgi import call
+from tests.support.asgi import call
 from tests.unit.test_structure import TABLES
 
 ROOT = checkout()

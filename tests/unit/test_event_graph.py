@@ -8,7 +8,7 @@ from orderstream.domain.events import PAYLOADS, topic
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.order_service.handler import OrderHandler
 from orderstream.payment_worker.handler import PaymentHandler
-from tests.event_graph import ANSWERS, Node, successors
+from tests.support.event_graph import ANSWERS, Node, successors
 
 HANDLERS: list[Any] = [PaymentHandler, InventoryHandler, OrderHandler]
 

@@ -1,7 +1,8 @@
 """The ledger of a soak notices what may not be: it would be worth nothing if it could not fail."""
 
 import pytest
-from soak.ledger import Ledger
+
+from tests.load.soak.ledger import Ledger
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.queries import SOURCE, queries
+from tests.support.queries import SOURCE, queries
 
 ROOM_OF_ALL = "postgres"
 TABLES = {
@@ -95,8 +95,8 @@ def test_tables_are_written_only_by_sql_files(path: Path) -> None:
 # Modules that touch the environment beside settings.py: none of them reads a setting.
 ENVIRONMENT = {
     "settings.py": "the only reader",
-    "stack/services.py": "hands the whole of it on to the services that `up` starts",
-    "stack/jars.py": "points the fetcher to the system's certificates where nothing else does",
+    "local/servers/orderstream.py": "hands the whole of it on to the services that `up` starts",
+    "local/servers/kafka_jars.py": "points the fetcher to the system's certificates where nothing else does",
 }
 
 
@@ -126,7 +126,7 @@ MAY_READ_A_WALL_CLOCK = {
 
 def test_no_service_decides_by_its_own_clock() -> None:
     """Ages are measured by Postgres alone; the local stack watches processes of its own machine."""
-    services = (path for path in PYTHON if not _name(path).startswith(("stack/", "local/")))
+    services = (path for path in PYTHON if not _name(path).startswith("local/"))
     assert {_name(path) for path in services if WALL_CLOCK.search(path.read_text(encoding="utf-8"))} == set(
         MAY_READ_A_WALL_CLOCK
     )

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from tests.processes import Process
-from tests.waiting import StoppedError, wait_until, watched
+from tests.support.processes import Process
+from tests.support.waiting import StoppedError, wait_until, watched
 
 LONG_SECONDS = 60
 

@@ -7,24 +7,24 @@ from contextlib import AsyncExitStack
 import psycopg
 import uvloop
 
-from orderstream.api_gateway.canceller import Canceller
-from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.api_gateway.batcher import TryAgainError
 from orderstream.api_gateway.http.server import Server, allow_connections, listen
 from orderstream.api_gateway.http.shared import Limits
-from orderstream.api_gateway.key_owners import KeyOwners
-from orderstream.api_gateway.outbox_bound import OutboxBound
+from orderstream.api_gateway.orders.backpressure import OutboxBound
+from orderstream.api_gateway.orders.canceller import Canceller
+from orderstream.api_gateway.orders.key_owners import KeyOwners
+from orderstream.api_gateway.orders.reader import Reader
+from orderstream.api_gateway.orders.waiters import Waiters
+from orderstream.api_gateway.orders.writer import Writer
 from orderstream.api_gateway.own_pages import own_pages
-from orderstream.api_gateway.reader import Reader
 from orderstream.api_gateway.routes import Health, Orders, router
 from orderstream.api_gateway.session import Session
-from orderstream.api_gateway.waiters import Waiters
-from orderstream.api_gateway.writer import Writer
 from orderstream.cache import AsyncCache
 from orderstream.postgres.faults import UnsuitableServerError
+from orderstream.process.drain import limit_drain
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
-from orderstream.telemetry.starting import start
-from orderstream.worker.drain import limit_drain
+from orderstream.telemetry.setup import start
 
 SERVICE = "api-gateway"
 READY_BUDGET_SECONDS = 1.0

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from orderstream.api_gateway import problems
-from orderstream.api_gateway.endpoint import Reply, Request
+from orderstream.api_gateway.http import problems
+from orderstream.api_gateway.http.endpoint import Reply, Request
 from orderstream.api_gateway.openapi import document
 
 _PAGE = b"""<!DOCTYPE html>

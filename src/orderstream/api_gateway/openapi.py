@@ -4,10 +4,10 @@ from typing import Any
 
 import msgspec
 
-from orderstream.api_gateway.idempotency import KEY_MAX_CHARACTERS
-from orderstream.api_gateway.problems import ProblemBody
+from orderstream.api_gateway.http.problems import ProblemBody
+from orderstream.api_gateway.orders.idempotency import KEY_MAX_CHARACTERS
+from orderstream.api_gateway.orders.waiters import WAIT_MAX_SECONDS
 from orderstream.api_gateway.schemas import OrderAccepted, OrderRequest, OrderView
-from orderstream.api_gateway.waiters import WAIT_MAX_SECONDS
 
 _DESCRIPTION = (
     "Accepts orders, and tells how they stand. It is an API for servers: it sends no CORS headers, and OPTIONS is"

@@ -8,9 +8,9 @@ import time
 from http.server import ThreadingHTTPServer
 
 from orderstream.api_gateway.routes import Health
+from orderstream.process.liveness import exit_when_stuck
+from orderstream.process.pages import serve_pages
 from orderstream.settings import Settings
-from orderstream.worker.liveness import exit_when_stuck
-from orderstream.worker.pages import serve_pages
 
 BEAT_SECONDS = 1.0
 BEAT_LIMIT_SECONDS = 30.0

@@ -10,23 +10,24 @@ import psycopg
 from starlette.routing import Route, Router
 from starlette.types import Receive
 
-from orderstream.api_gateway import docs, problems
-from orderstream.api_gateway.bodies import Bodies
-from orderstream.api_gateway.canceller import Cancellation, Canceller, FailedError, PreconditionFailedError
-from orderstream.api_gateway.conditions import entity_tag, read_condition
-from orderstream.api_gateway.endpoint import DisconnectedError, Endpoint, Handler, Reply, Request
-from orderstream.api_gateway.gathering import FullError, TryAgainError
-from orderstream.api_gateway.idempotency import IdempotencyKey, read_key, request_hash
-from orderstream.api_gateway.identity import canonical, new_order_id
-from orderstream.api_gateway.intake import InvalidOrderError, read_order
-from orderstream.api_gateway.key_owners import KeyOwners
-from orderstream.api_gateway.outbox_bound import OutboxBound
-from orderstream.api_gateway.problems import RETRY_AFTER_SECONDS, Problem, Violation
-from orderstream.api_gateway.reader import Outcome, Reader, Reading
+from orderstream.api_gateway import docs
+from orderstream.api_gateway.batcher import FullError, TryAgainError
+from orderstream.api_gateway.http import problems
+from orderstream.api_gateway.http.conditions import entity_tag, read_condition
+from orderstream.api_gateway.http.endpoint import DisconnectedError, Endpoint, Handler, Reply, Request
+from orderstream.api_gateway.http.problems import RETRY_AFTER_SECONDS, Problem, Violation
+from orderstream.api_gateway.http.request_body import Bodies
+from orderstream.api_gateway.orders.backpressure import OutboxBound
+from orderstream.api_gateway.orders.canceller import Cancellation, Canceller, FailedError, PreconditionFailedError
+from orderstream.api_gateway.orders.idempotency import IdempotencyKey, read_key, request_hash
+from orderstream.api_gateway.orders.key_owners import KeyOwners
+from orderstream.api_gateway.orders.order_id import canonical, new_order_id
+from orderstream.api_gateway.orders.parsing import InvalidOrderError, read_order
+from orderstream.api_gateway.orders.reader import Outcome, Reader, Reading
+from orderstream.api_gateway.orders.waiters import Waiters, preferred_wait
+from orderstream.api_gateway.orders.writer import SQL, KeyReusedError, NewOrder, RefusedError, Stored, Writer
 from orderstream.api_gateway.schemas import OrderAccepted
 from orderstream.api_gateway.session import BUDGET_SECONDS, Session
-from orderstream.api_gateway.waiters import Waiters, preferred_wait
-from orderstream.api_gateway.writer import SQL, KeyReusedError, NewOrder, RefusedError, Stored, Writer
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import Tracer
 

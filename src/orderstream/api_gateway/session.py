@@ -12,7 +12,7 @@ from typing import LiteralString, Self
 import psycopg
 from psycopg.rows import TupleRow
 
-from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.api_gateway.batcher import TryAgainError
 from orderstream.postgres.connect import AsyncConnection, AsyncCursor, connect_async
 from orderstream.postgres.faults import is_about_data, is_bad_value, is_fatal
 from orderstream.telemetry import logs

@@ -1,8 +1,8 @@
 """The wiring of the inventory worker."""
 
 from orderstream.inventory_worker.handler import InventoryHandler
+from orderstream.process.run import run_process
 from orderstream.settings import Settings
-from orderstream.worker.process import run_process
 from orderstream.worker.runner import Runner
 
 

@@ -4,8 +4,8 @@ from orderstream.cache import CacheInvalidator
 from orderstream.order_service.consumed import Consumed, KafkaOffsets
 from orderstream.order_service.handler import OrderHandler
 from orderstream.order_service.watchdog import Patience, Watchdog
+from orderstream.process.run import run_process
 from orderstream.settings import Settings
-from orderstream.worker.process import run_process
 from orderstream.worker.runner import Runner
 
 

@@ -1,8 +1,8 @@
 """The wiring of the outbox relay."""
 
 from orderstream.outbox_relay.relay import SERVICE, Relay
+from orderstream.process.run import run_process
 from orderstream.settings import Settings
-from orderstream.worker.process import run_process
 
 
 def run(settings: Settings) -> int:

@@ -22,12 +22,12 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.faults import is_transient
 from orderstream.postgres.session import Session
 from orderstream.postgres.sql import load
+from orderstream.process.standstill import Standstill
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Span, Tracer
 from orderstream.worker import refused_records
 from orderstream.worker.refused_records import Delivery
-from orderstream.worker.standstill import Standstill
 
 SERVICE = "outbox-relay"
 BATCH_ROWS = 500

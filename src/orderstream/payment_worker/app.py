@@ -3,8 +3,8 @@
 from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.payment_worker.provider import Desk, SimulatedProvider
+from orderstream.process.run import run_process
 from orderstream.settings import Settings
-from orderstream.worker.process import run_process
 from orderstream.worker.runner import Runner
 
 

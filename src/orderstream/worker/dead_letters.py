@@ -8,6 +8,7 @@ from msgspec import Struct
 from orderstream.kafka.client import MAX_MESSAGE_BYTES, Publication
 from orderstream.kafka.envelope import Reason, Record
 from orderstream.kafka.topics import dead_letter_topic
+from orderstream.process.run import ServiceFailedError
 from orderstream.telemetry import logs
 
 WINDOW_SECONDS = 300
@@ -33,7 +34,7 @@ class DeadLetter(Struct, frozen=True):
     attempts: int
 
 
-class TooManyFailuresError(Exception):
+class TooManyFailuresError(ServiceFailedError):
     """So many records fail that a defect is likelier than bad records: stop before the topic is drained."""
 
 

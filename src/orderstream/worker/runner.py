@@ -29,16 +29,16 @@ from orderstream.kafka.topics import dead_letter_topic, ensure_topics
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.faults import is_bad_value, is_fatal, is_transient, is_unknown, names_unknown_order
 from orderstream.postgres.session import Session
+from orderstream.process.standstill import Standstill
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer, trace_id
 from orderstream.worker import refused_records
+from orderstream.worker.consumer_health import Place, Progress, ahead_of_group
 from orderstream.worker.dead_letters import MIN_FAILURES, DeadLetter, FailureLimit, UnknownOrders, publication
 from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
-from orderstream.worker.progress import Place, Progress, ahead_of_group
 from orderstream.worker.repeats import Repeats
-from orderstream.worker.standstill import Standstill
 from orderstream.worker.traces import BatchTrace
 
 BATCH_RECORDS = 500

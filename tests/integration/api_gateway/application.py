@@ -6,14 +6,14 @@ from contextlib import asynccontextmanager
 
 from starlette.routing import Router
 
-from orderstream.api_gateway.canceller import Canceller
-from orderstream.api_gateway.key_owners import KeyOwners
-from orderstream.api_gateway.outbox_bound import OutboxBound
-from orderstream.api_gateway.reader import Reader
+from orderstream.api_gateway.orders.backpressure import OutboxBound
+from orderstream.api_gateway.orders.canceller import Canceller
+from orderstream.api_gateway.orders.key_owners import KeyOwners
+from orderstream.api_gateway.orders.reader import Reader
+from orderstream.api_gateway.orders.waiters import Waiters
+from orderstream.api_gateway.orders.writer import Writer
 from orderstream.api_gateway.routes import Health, Orders, router
 from orderstream.api_gateway.session import Session
-from orderstream.api_gateway.waiters import Waiters
-from orderstream.api_gateway.writer import Writer
 from orderstream.cache import AsyncCache
 from orderstream.telemetry.tracing import Tracer
 

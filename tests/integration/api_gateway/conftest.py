@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from orderstream.postgres.connect import Connection, connect
-from orderstream.stack.parts import Parts
-from tests.databases import Databases
-from tests.processes import Process
-from tests.waiting import wait_until
+from tests.support.databases import Databases
+from tests.support.processes import Process
+from tests.support.servers import Parts
+from tests.support.waiting import wait_until
 
 START_SECONDS = 20
 

@@ -12,31 +12,31 @@ import pytest
 from psycopg.rows import TupleRow
 from starlette.types import Receive, Scope, Send
 
-from orderstream.api_gateway import outbox_bound
-from orderstream.api_gateway.bodies import Bodies
-from orderstream.api_gateway.endpoint import Request
-from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.api_gateway.batcher import TryAgainError
 from orderstream.api_gateway.http import connection as connection_module
 from orderstream.api_gateway.http import shared as shared_module
 from orderstream.api_gateway.http.connection import BODY_BUFFER_MAX_BYTES, QUEUED_REQUESTS_MAX
 from orderstream.api_gateway.http.connection import Connection as ServedConnection
+from orderstream.api_gateway.http.endpoint import Request
 from orderstream.api_gateway.http.head import HEAD_MAX_BYTES, TARGET_MAX_BYTES
+from orderstream.api_gateway.http.problems import Problem
+from orderstream.api_gateway.http.request_body import Bodies
 from orderstream.api_gateway.http.shared import READ_MAX_BYTES, peer_of
-from orderstream.api_gateway.outbox_bound import MEASURE_SECONDS, STALE_SECONDS, OutboxBound
-from orderstream.api_gateway.problems import Problem
+from orderstream.api_gateway.orders import backpressure as outbox_bound
+from orderstream.api_gateway.orders.backpressure import MEASURE_SECONDS, STALE_SECONDS, OutboxBound
+from orderstream.api_gateway.orders.writer import WAITING_LINES_MAX
 from orderstream.api_gateway.session import Session
-from orderstream.api_gateway.writer import WAITING_LINES_MAX
 from orderstream.postgres.connect import Connection
 from orderstream.telemetry.tracing import Tracer
-from tests.asgi import call
-from tests.bodies import README, many, order
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.conftest import Gateway, Start
 from tests.integration.api_gateway.serving import Held, read_all, run, serving, until
 from tests.integration.api_gateway.serving import answer as reply
 from tests.integration.api_gateway.test_post import JSON, problem
 from tests.integration.api_gateway.test_server import LIVE, POST, answer, to_the_end
-from tests.waiting import wait_until
+from tests.support.asgi import call
+from tests.support.bodies import README, many, order
+from tests.support.waiting import wait_until
 
 
 def post(gateway: Gateway) -> Any:

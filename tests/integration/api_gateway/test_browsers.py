@@ -3,10 +3,10 @@
 import pytest
 
 from orderstream.postgres.connect import Connection
-from tests.bodies import README
 from tests.integration.api_gateway.conftest import Gateway
 from tests.integration.api_gateway.test_get import JSON, place
 from tests.integration.api_gateway.test_post import problem
+from tests.support.bodies import README
 
 ORIGIN = {"origin": "https://shop.example"}
 PREFLIGHT = {

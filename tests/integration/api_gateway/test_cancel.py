@@ -16,8 +16,6 @@ from orderstream.domain import events
 from orderstream.domain.order import Order
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import SQL, locked
-from orderstream.stack.parts import Parts
-from tests.asgi import Answer, call
 from tests.integration.api_gateway import application as in_process
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.conftest import Gateway, Start, elapsed
@@ -26,7 +24,9 @@ from tests.integration.api_gateway.test_get import JSON, place, settle
 from tests.integration.api_gateway.test_post import problem
 from tests.integration.api_gateway.test_reader import PausingSession
 from tests.integration.test_cache_refusals import REFUSALS
-from tests.waiting import wait_until
+from tests.support.asgi import Answer, call
+from tests.support.servers import Parts
+from tests.support.waiting import wait_until
 
 AT = "2026-01-02 03:04:05Z"
 STATES = {

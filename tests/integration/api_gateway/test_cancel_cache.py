@@ -8,10 +8,10 @@ import redis
 
 from orderstream.cache import AsyncCache, Fill, Lease
 from orderstream.postgres.connect import Connection
-from tests.asgi import call
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.test_get import settle
 from tests.integration.decisions.orders import place
+from tests.support.asgi import call
 
 OLD = b'{"status":"CONFIRMED","version":3}'
 BUDGET_SECONDS = 5.0

@@ -6,9 +6,9 @@ import psycopg
 import pytest
 
 from orderstream.postgres.connect import Connection
-from tests.asgi import Answer, call
 from tests.integration.api_gateway.application import application
 from tests.integration.decisions.orders import place, row
+from tests.support.asgi import Answer, call
 
 
 def _cancel(url: str, redis_url: str, order_id: str) -> Answer:

@@ -9,14 +9,14 @@ from uuid import UUID
 
 import pytest
 
-from orderstream.api_gateway import writer
+from orderstream.api_gateway.orders import writer
 from orderstream.order_service.watchdog import Patience, Watchdog
 from orderstream.payment_worker import handler as payment_handler
 from orderstream.postgres.connect import Connection
-from orderstream.stack.parts import Parts
-from tests.asgi import Answer, call
-from tests.bodies import order
 from tests.integration.api_gateway.application import application
+from tests.support.asgi import Answer, call
+from tests.support.bodies import order
+from tests.support.servers import Parts
 
 JSON = {"content-type": "application/json"}
 UNDATED = '"occurredAt":"1970-01-01T00:00:00Z"'

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from orderstream.api_gateway.canceller import Cancellation, Canceller, PreconditionFailedError
-from orderstream.api_gateway.conditions import Condition
-from orderstream.api_gateway.reader import Reading
+from orderstream.api_gateway.http.conditions import Condition
+from orderstream.api_gateway.orders.canceller import Cancellation, Canceller, PreconditionFailedError
+from orderstream.api_gateway.orders.reader import Reading
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
 from orderstream.postgres.connect import Connection
-from orderstream.stack.parts import Parts
-from tests.bodies import README
 from tests.integration.api_gateway.conftest import Gateway
 from tests.integration.api_gateway.proxy import proxy
 from tests.integration.api_gateway.test_cancel import move, row, told
 from tests.integration.api_gateway.test_get import JSON, place, settle
 from tests.integration.api_gateway.test_post import count, problem
+from tests.support.bodies import README
+from tests.support.servers import Parts
 
 UNKNOWN = "/orders/01890a5d-ac96-774b-bcce-b302099a8057"
 

@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from orderstream.postgres.connect import Connection
-from orderstream.stack.parts import Parts
-from tests.bodies import README, order
 from tests.integration.api_gateway.conftest import Gateway, Start
+from tests.support.bodies import README, order
+from tests.support.servers import Parts
 
 JSON = {"content-type": "application/json"}
 

@@ -7,10 +7,10 @@ import pytest
 from msgspec import Struct
 
 from orderstream.postgres.connect import Connection
-from tests.bodies import README
 from tests.integration.api_gateway.conftest import Gateway
 from tests.integration.api_gateway.test_refusals import statuses
 from tests.integration.api_gateway.test_server import CHUNKED, LIVE, POST, answer, to_the_end
+from tests.support.bodies import README
 
 GET = b"GET /livez HTTP/1.1\r\n"
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from orderstream.api_gateway.idempotency import IdempotencyKey
-from orderstream.api_gateway.writer import KeyReusedError, NewOrder, RefusedError, Stored, Writer
+from orderstream.api_gateway.orders.idempotency import IdempotencyKey
+from orderstream.api_gateway.orders.writer import KeyReusedError, NewOrder, RefusedError, Stored, Writer
 from orderstream.domain.events import Item
 from orderstream.postgres.connect import Connection
-from tests.bodies import README, order
 from tests.integration.api_gateway.conftest import Gateway, Start
 from tests.integration.api_gateway.proxy import proxy
 from tests.integration.api_gateway.test_post import JSON, count, problem
 from tests.integration.api_gateway.test_writer import CountingSession, accepted, ask, ids, new, stored
+from tests.support.bodies import README, order
 
 ALIKE = [
     README,

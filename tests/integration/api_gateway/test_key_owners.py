@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from starlette.routing import Router
 
-from orderstream.api_gateway import writer as writer_module
+from orderstream.api_gateway.orders import writer as writer_module
 from orderstream.postgres.connect import Connection, connect
-from orderstream.stack.parts import Parts
-from tests.asgi import Answer, call
-from tests.bodies import README, order
 from tests.integration.api_gateway.application import application
+from tests.support.asgi import Answer, call
+from tests.support.bodies import README, order
+from tests.support.servers import Parts
 
 JSON = {"content-type": "application/json"}
 WAIT_SECONDS = 10

@@ -11,8 +11,8 @@ import pytest
 from orderstream.domain.events import Item as EventItem
 from orderstream.domain.events import OrderCreated, build
 from orderstream.postgres.connect import Connection
-from tests.bodies import BAD, GOOD, README, Bad, Good, order
 from tests.integration.api_gateway.conftest import Gateway, Start
+from tests.support.bodies import BAD, GOOD, README, Bad, Good, order
 
 JSON = {"content-type": "application/json"}
 

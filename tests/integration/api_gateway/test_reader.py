@@ -10,12 +10,12 @@ import psycopg
 import pytest
 import redis
 
-from orderstream.api_gateway.gathering import FullError
-from orderstream.api_gateway.reader import LINES_PER_TURN_MAX, Reader
+from orderstream.api_gateway.batcher import FullError
+from orderstream.api_gateway.orders.reader import LINES_PER_TURN_MAX, Reader
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache, CacheInvalidator
 from orderstream.postgres.connect import AsyncCursor, Connection
-from tests.samples import ORDER_ID
+from tests.support.samples import ORDER_ID
 
 OTHER_ID = ORDER_ID.replace("0", "1")
 

@@ -16,12 +16,12 @@ from starlette.types import Receive, Scope, Send
 from orderstream.api_gateway.http import head
 from orderstream.api_gateway.http.connection import QUEUED_REQUESTS_MAX
 from orderstream.postgres.connect import Connection
-from tests.bodies import README
 from tests.integration.api_gateway.conftest import Gateway, Start
 from tests.integration.api_gateway.serving import Held, answer, read_all, run, serving, until
 from tests.integration.api_gateway.test_server import CHUNKED, LIVE, POST, WAITING, to_the_end
 from tests.integration.api_gateway.test_server import answer as one_answer
-from tests.waiting import wait_until
+from tests.support.bodies import README
+from tests.support.waiting import wait_until
 
 FIRST = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 SECOND = b"POST /second HTTP/1.1\r\nhost: x\r\n"

@@ -14,10 +14,10 @@ import psycopg
 import pytest
 
 from orderstream.postgres.connect import Connection
-from orderstream.stack.parts import Parts
-from tests.bodies import README, order
 from tests.integration.api_gateway.conftest import Gateway, Start, elapsed, free_port, running
-from tests.waiting import wait_until
+from tests.support.bodies import README, order
+from tests.support.servers import Parts
+from tests.support.waiting import wait_until
 
 TIMEOUT_SECONDS = 0.5
 CHUNKED = b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"

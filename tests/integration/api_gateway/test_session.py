@@ -10,12 +10,12 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from orderstream.api_gateway.app import READY_BUDGET_SECONDS
-from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.api_gateway.batcher import TryAgainError
 from orderstream.api_gateway.session import Session
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Start, free_port
 from tests.integration.postgres.test_session import read_only
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 _PID = "SELECT pg_backend_pid()"
 

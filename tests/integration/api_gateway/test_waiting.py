@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from psycopg.rows import TupleRow
 
-from orderstream.api_gateway import waiters as waiting
-from orderstream.api_gateway.gathering import TryAgainError
+from orderstream.api_gateway.batcher import TryAgainError
+from orderstream.api_gateway.orders import waiters as waiting
+from orderstream.api_gateway.orders.waiters import Waiters
 from orderstream.api_gateway.session import Session
-from orderstream.api_gateway.waiters import Waiters
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Gateway, Start, elapsed
 from tests.integration.api_gateway.test_cancel import cancel, move
 from tests.integration.api_gateway.test_get import place, settle
-from tests.samples import ORDER_ID
-from tests.waiting import wait_until
+from tests.support.samples import ORDER_ID
+from tests.support.waiting import wait_until
 
 OTHER_ID = ORDER_ID.replace("0", "1")
 Reads = list[Any]

@@ -10,16 +10,16 @@ import pytest
 from psycopg.rows import TupleRow
 
 from orderstream.api_gateway import routes
-from orderstream.api_gateway.gathering import FullError
+from orderstream.api_gateway.batcher import FullError
+from orderstream.api_gateway.orders.writer import NewOrder, RefusedError, Stored, Writer
 from orderstream.api_gateway.session import Session
-from orderstream.api_gateway.writer import NewOrder, RefusedError, Stored, Writer
 from orderstream.domain.events import Item, OrderCreated
 from orderstream.postgres.connect import Connection
-from tests.asgi import Answer, call
-from tests.bodies import README
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.conftest import elapsed
 from tests.integration.api_gateway.proxy import proxy
+from tests.support.asgi import Answer, call
+from tests.support.bodies import README
 
 
 def new(number: int, **changes: Any) -> NewOrder:

@@ -8,16 +8,16 @@ import psycopg
 import pytest
 
 from orderstream.api_gateway import routes
+from orderstream.api_gateway.orders.writer import FAULTS_MAX, RefusedError, Writer
 from orderstream.api_gateway.session import Session
-from orderstream.api_gateway.writer import FAULTS_MAX, RefusedError, Writer
 from orderstream.postgres.connect import Connection
-from orderstream.stack.parts import Parts
-from tests.asgi import call
-from tests.bodies import README
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.test_get import JSON
 from tests.integration.api_gateway.test_idempotency import keyed
 from tests.integration.api_gateway.test_writer import CountingSession, accepted, ask, ids, new, stored
+from tests.support.asgi import call
+from tests.support.bodies import README
+from tests.support.servers import Parts
 
 STATEMENT = "SELECT name FROM pg_prepared_statements WHERE statement LIKE 'WITH incoming%'"
 

@@ -8,10 +8,10 @@ import pytest
 
 from orderstream.domain.events import TOPICS
 from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic, ensure_topics
+from orderstream.local.processes import ports
 from orderstream.settings import Settings
-from orderstream.stack import ports
-from tests.brokers import broker, java
-from tests.compose import services
+from tests.support.brokers import broker, java
+from tests.support.compose import services
 
 IMAGE_CLUSTER_ID = "5L6g3nShT-eMCtK--X86sw"
 """What the image sets CLUSTER_ID to."""

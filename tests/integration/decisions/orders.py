@@ -26,8 +26,8 @@ from orderstream.domain.order import FailureReason
 from orderstream.kafka.envelope import Received, Record
 from orderstream.postgres.connect import Connection
 from orderstream.worker.handler import Decision
-from tests.event_graph import ANSWERS
-from tests.samples import AT
+from tests.support.event_graph import ANSWERS
+from tests.support.samples import AT
 
 AMOUNT = Decimal("129.00")
 ONE = {"SKU-1": 1}

@@ -42,7 +42,7 @@ from tests.integration.decisions.orders import (
     row,
     types,
 )
-from tests.samples import AT
+from tests.support.samples import AT
 
 FAR = datetime(9000, 1, 1, tzinfo=UTC)
 FACTS = "SELECT status, payment, stock, payment_at, stock_at, failure_reason, version FROM orders"

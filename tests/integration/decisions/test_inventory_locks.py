@@ -21,7 +21,7 @@ from tests.integration.decisions.orders import (
     row,
     types,
 )
-from tests.locks import after_it_waits
+from tests.support.locks import after_it_waits
 
 HANDLER = InventoryHandler()
 Second = Callable[[Event[Payload], Event[Payload]], Decision]

@@ -18,8 +18,8 @@ from orderstream.settings import Settings
 from orderstream.worker.handler import Decision
 from tests.integration.decisions import orders
 from tests.integration.decisions.orders import emitted, place, received, record, result, row, types
-from tests.samples import AT
-from tests.scenarios import ORDER_ID, SCENARIOS, Scenario, Step, cuts, orderings
+from tests.support.samples import AT
+from tests.support.scenarios import ORDER_ID, SCENARIOS, Scenario, Step, cuts, orderings
 
 
 class Cache(CacheInvalidator):

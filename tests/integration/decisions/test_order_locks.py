@@ -11,7 +11,7 @@ from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
 from orderstream.worker.handler import Decision
 from tests.integration.decisions.orders import decide, place, received, record, result, row, types
-from tests.locks import after_it_waits
+from tests.support.locks import after_it_waits
 
 
 @pytest.fixture

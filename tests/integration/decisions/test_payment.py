@@ -19,7 +19,6 @@ from orderstream.payment_worker.provider import Desk, PaymentProvider, ProviderU
 from orderstream.postgres.connect import Connection, connect
 from orderstream.telemetry import metrics
 from orderstream.worker.handler import Decision
-from tests.contracts import assert_event
 from tests.integration.decisions import orders
 from tests.integration.decisions.orders import (
     AMOUNT,
@@ -34,7 +33,8 @@ from tests.integration.decisions.orders import (
     row,
     types,
 )
-from tests.samples import AT
+from tests.support.contracts import assert_event
+from tests.support.samples import AT
 
 MAX_ATTEMPTS = 3
 

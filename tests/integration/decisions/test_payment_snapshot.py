@@ -16,7 +16,7 @@ from orderstream.postgres.connect import Connection, connect
 from orderstream.worker import due
 from tests.integration.decisions.orders import row
 from tests.integration.decisions.test_payment import Provider
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 DEAD = 20_000
 PAGES_MAX = 60

@@ -16,7 +16,7 @@ from orderstream.order_service.watchdog import Patience, Watchdog
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from tests.integration.decisions.orders import aborted, authorized, created, place, result, row
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 DUE = "UPDATE orders SET next_check_at = now() - interval '1 s', nudges = %s, created_at = now() - %s * interval '1 s'"
 

@@ -10,8 +10,8 @@ from orderstream.domain.order import PaymentState, Status, StockState
 from orderstream.order_service.watchdog import Patience, Watchdog
 from orderstream.postgres.connect import Connection, connect
 from orderstream.worker.due import DueRows
-from tests.contracts import assert_event
 from tests.integration.decisions.orders import TRACEPARENT, created, place, row
+from tests.support.contracts import assert_event
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from orderstream.domain.events import topic
 from orderstream.kafka import client
 from orderstream.kafka.client import Publication, Publisher, PublishError
 from orderstream.settings import Settings
-from tests.topics import Tap, end_offsets, publish, topic_settings
-from tests.waiting import wait_until
+from tests.support.topics import Tap, end_offsets, publish, topic_settings
+from tests.support.waiting import wait_until
 
 NOBODYS = topic("order.updated")
 MIB = 2**20

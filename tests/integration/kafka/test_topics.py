@@ -11,10 +11,10 @@ from orderstream.cli import main
 from orderstream.domain.events import TOPICS, topic
 from orderstream.kafka.envelope import encode
 from orderstream.kafka.topics import CONSUMER_GROUPS, _wanted, dead_letter_topic, ensure_topics, topic_warnings
+from orderstream.local.up import prepare_topics
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.settings import Settings
-from orderstream.stack.up import prepare_topics
 from orderstream.telemetry import metrics
 from orderstream.worker import runner
 from orderstream.worker.dead_letter_reader import newest, one
@@ -23,8 +23,8 @@ from tests.integration.outbox_relay.running import running as relay_running
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, SCHEMA, Recorder
 from tests.integration.worker.running import running
-from tests.topics import Tap, begin_here, config_of, end_offsets, offsets_of, publish, topic_settings
-from tests.waiting import wait_until
+from tests.support.topics import Tap, begin_here, config_of, end_offsets, offsets_of, publish, topic_settings
+from tests.support.waiting import wait_until
 
 EXPECTED = {
     "cleanup.policy": "delete",

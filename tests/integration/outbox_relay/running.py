@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from orderstream.outbox_relay.relay import Relay
 from orderstream.settings import Settings
-from orderstream.telemetry.starting import start
-from tests.waiting import wait_until, watched
+from orderstream.telemetry.setup import start
+from tests.support.waiting import wait_until, watched
 
 
 class _Loop:

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from orderstream.api_gateway import outbox_bound
+from orderstream.api_gateway.orders import backpressure as outbox_bound
 from orderstream.domain.events import topic
 from orderstream.kafka.envelope import encode
 from orderstream.outbox_relay import position, relay
@@ -19,8 +19,8 @@ from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.settings import Settings
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
-from tests.topics import Tap
-from tests.waiting import wait_until
+from tests.support.topics import Tap
+from tests.support.waiting import wait_until
 
 CREATED = topic("order.created")
 DEAD_ROWS = 100_000

@@ -21,9 +21,9 @@ from orderstream.settings import Settings
 from orderstream.worker.refused_records import newest
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
-from tests.samples import AT, ITEMS
-from tests.topics import Letter, Tap, topic_settings
-from tests.waiting import wait_until
+from tests.support.samples import AT, ITEMS
+from tests.support.topics import Letter, Tap, topic_settings
+from tests.support.waiting import wait_until
 
 CREATED = topic("order.created")
 

@@ -16,15 +16,15 @@ from orderstream.outbox_relay import relay
 from orderstream.outbox_relay.relay import SERVICE, Relay
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import SQL, OutboxRow, append
+from orderstream.process import standstill
 from orderstream.settings import Settings
-from orderstream.stack.parts import Part, Parts
-from orderstream.telemetry.starting import start
-from orderstream.worker import standstill
+from orderstream.telemetry.setup import start
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
-from tests.samples import AT, order_updated
-from tests.topics import Letter, Tap
-from tests.waiting import wait_until
+from tests.support.samples import AT, order_updated
+from tests.support.servers import Part, Parts
+from tests.support.topics import Letter, Tap
+from tests.support.waiting import wait_until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 CREATED, UPDATED = topic("order.created"), topic("order.updated")

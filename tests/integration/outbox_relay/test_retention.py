@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from orderstream.api_gateway.identity import new_order_id
+from orderstream.api_gateway.orders.order_id import new_order_id
 from orderstream.audit.check import audit
 from orderstream.domain.events import topic
 from orderstream.outbox_relay import retention
@@ -20,8 +20,8 @@ from orderstream.postgres.session import Session
 from orderstream.settings import Settings
 from tests.integration.decisions.orders import ONE, created, place
 from tests.integration.outbox_relay.running import running
-from tests.topics import Tap
-from tests.waiting import wait_until
+from tests.support.topics import Tap
+from tests.support.waiting import wait_until
 
 DAYS = 40
 OLD = timedelta(days=DAYS + 1)

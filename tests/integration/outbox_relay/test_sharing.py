@@ -9,7 +9,7 @@ from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.settings import Settings
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
-from tests.topics import Letter, Tap
+from tests.support.topics import Letter, Tap
 
 CREATED = topic("order.created")
 

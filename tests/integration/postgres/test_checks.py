@@ -11,7 +11,7 @@ from orderstream.domain.order import FailureReason, PaymentState, Status, StockS
 from orderstream.domain.payment import State
 from orderstream.domain.stock import UNITS_MAX
 from orderstream.postgres.connect import Connection, connect
-from tests.databases import Databases
+from tests.support.databases import Databases
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from orderstream.postgres.connect import Connection, connect, connect_async
 from orderstream.postgres.faults import is_fatal, is_transient
-from tests.databases import Databases
+from tests.support.databases import Databases
 
 LIMITS = {
     "statement_timeout": "10s",

@@ -21,7 +21,7 @@ from orderstream.payment_worker.handler import _New as NewPayment
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.orders import SQL as ORDERS
 from tests.integration.decisions.orders import place
-from tests.locks import after_it_waits
+from tests.support.locks import after_it_waits
 
 FIRST, HELD, LAST = "a", "b", "c"
 UNSORTED = [LAST, HELD, FIRST]

@@ -12,8 +12,8 @@ from orderstream.cli import main
 from orderstream.postgres import migrate as migrate_module
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.migrate import LOCK_KEY, MigrationError, migrate, migrations
-from tests.databases import Databases
-from tests.waiting import wait_until
+from tests.support.databases import Databases
+from tests.support.waiting import wait_until
 
 NAMES = [name for name, _ in migrations()]
 DB = Path(__file__).parents[3] / "db"

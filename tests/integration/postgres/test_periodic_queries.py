@@ -12,8 +12,8 @@ from orderstream.payment_worker.attempts import CLAIM_ROWS, CLAIM_SECONDS
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
 from orderstream.worker.due import FLOOR
-from tests.databases import Databases
-from tests.queries import Query, queries
+from tests.support.databases import Databases
+from tests.support.queries import Query, queries
 
 MILLION = 1_000_000
 PATIENCE = Patience()

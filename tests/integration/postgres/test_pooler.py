@@ -15,7 +15,7 @@ from orderstream.postgres.connect import connect, connect_async
 from orderstream.postgres.faults import UnsuitableServerError, is_fatal
 from orderstream.settings import Settings
 from tests.integration.api_gateway.conftest import free_port
-from tests.pgbouncer import pgbouncer
+from tests.support.pgbouncer import pgbouncer
 
 _LIMIT_SECONDS = 60.0
 _SAYS = "a pooler in transaction or statement mode stands before Postgres"

@@ -8,8 +8,8 @@ import pytest
 from psycopg import ClientCursor
 
 from orderstream.postgres.connect import Connection, connect
-from tests.databases import Databases
-from tests.queries import Query, queries
+from tests.support.databases import Databases
+from tests.support.queries import Query, queries
 
 HOT_TABLES = {"orders", "order_items", "payments", "reservations", "outbox", "inventory"}
 PLANNED = [query for query in queries() if not query.utility]

@@ -14,7 +14,7 @@ from orderstream.postgres.connect import Connection, connect, connect_async
 from orderstream.postgres.faults import UnsuitableServerError, is_fatal
 from orderstream.postgres.migrate import migrate
 from orderstream.postgres.session_settings import PINNED
-from tests.databases import Databases
+from tests.support.databases import Databases
 
 HOSTILE = {
     "statement_timeout": "7s",

@@ -23,10 +23,10 @@ from orderstream.postgres import sql as named
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.migrate import migrate, migrations
 from orderstream.worker.handler import Decision
-from tests.databases import Databases
 from tests.integration.decisions.orders import decide, place, record, result, row, types
-from tests.queries import Query
-from tests.samples import AT, ORDER_ID
+from tests.support.databases import Databases
+from tests.support.queries import Query
+from tests.support.samples import AT, ORDER_ID
 
 PREVIOUS = Path(__file__).parents[2] / "previous"
 SCHEMA = ("0001_order_path.sql", "0002_uncompensated_until_released.sql")

@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives import serialization
 from msgspec import Struct
 from psycopg.conninfo import conninfo_to_dict
 
-from orderstream.stack import ports
-from orderstream.stack.parts import Parts
-from tests.brokers import broker, java
-from tests.databases import Databases
+from orderstream.local.processes import ports
 from tests.integration.security.fronts import front
+from tests.support.brokers import broker, java
+from tests.support.databases import Databases
+from tests.support.servers import Parts
 
 USER, PASSWORD = "orders", "a,b=c"
 """A comma and an equals sign, since KAFKA_OPTIONS and URLs must carry them."""

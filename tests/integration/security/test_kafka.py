@@ -9,7 +9,7 @@ from orderstream.kafka.client import Publication, Publisher, consumer
 from orderstream.kafka.topics import ensure_topics
 from orderstream.settings import Settings, load
 from tests.integration.security.conftest import Certificates, kafka_options
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 TOPIC = "order-service.dlq.v1"
 """One that no service reads."""

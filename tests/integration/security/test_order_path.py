@@ -7,7 +7,7 @@ import httpx
 
 from tests.e2e.stack import stack
 from tests.integration.security.conftest import Certificates, kafka_options, postgres_url, redis_url_of
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}], "amount": 129.0, "currency": "USD"}
 

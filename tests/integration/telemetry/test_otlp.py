@@ -8,10 +8,10 @@ import pytest
 
 from orderstream.settings import Settings
 from orderstream.telemetry import otlp
-from orderstream.telemetry.starting import start
+from orderstream.telemetry.setup import start
 from orderstream.telemetry.tracing import Carrier, Tracer
-from tests import collector
-from tests.collector import Behaviour, Collector, roots
+from tests.support import collector
+from tests.support.collector import Behaviour, Collector, roots
 
 GRACE_SECONDS = 1.0
 """What a busy machine may add to a limit."""

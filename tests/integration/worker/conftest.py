@@ -10,8 +10,8 @@ from orderstream.domain.events import Event, Payload, PaymentAuthorized, build
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from tests.integration.worker.recorder import SCHEMA
-from tests.samples import AT, ITEMS
-from tests.topics import new_group
+from tests.support.samples import AT, ITEMS
+from tests.support.topics import new_group
 
 _numbers = itertools.count(1)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from orderstream.settings import Settings
-from orderstream.telemetry.starting import start
+from orderstream.telemetry.setup import start
 from orderstream.worker.runner import Runner
-from tests.processes import Process
-from tests.waiting import wait_until, watched
+from tests.support.processes import Process
+from tests.support.waiting import wait_until, watched
 
 STOP_SECONDS = 20.0
 _REPOSITORY = Path(__file__).parents[3]

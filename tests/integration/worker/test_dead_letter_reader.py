@@ -13,8 +13,8 @@ from orderstream.kafka.topics import dead_letter_topic
 from orderstream.settings import Settings
 from orderstream.worker.dead_letter_reader import _letter, newest, one
 from orderstream.worker.dead_letters import DeadLetter, publication
-from tests.topics import Tap, topic_settings
-from tests.waiting import wait_until
+from tests.support.topics import Tap, topic_settings
+from tests.support.waiting import wait_until
 
 GROUP = "inventory-worker"
 

@@ -24,8 +24,8 @@ from tests.integration.postgres.test_session import read_only
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import OUT, Recorder
 from tests.integration.worker.running import Running, running
-from tests.topics import Tap, publish_events
-from tests.waiting import wait_until
+from tests.support.topics import Tap, publish_events
+from tests.support.waiting import wait_until
 
 CREATED = topic("order.created")
 SERVICE = "outbox-relay"

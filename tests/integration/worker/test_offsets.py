@@ -18,8 +18,8 @@ from orderstream.worker.handler import Timer
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
 from tests.integration.worker.running import Running, running
-from tests.topics import Tap, end_offsets, offsets_of, publish, publish_events
-from tests.waiting import wait_until
+from tests.support.topics import Tap, end_offsets, offsets_of, publish, publish_events
+from tests.support.waiting import wait_until
 
 
 class Commits:

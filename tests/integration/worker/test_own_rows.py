@@ -9,10 +9,10 @@ from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
-from tests.contracts import assert_dead_letter_headers
 from tests.integration.decisions.orders import aborted, place, row
 from tests.integration.worker.running import running
-from tests.topics import Tap, begin_here, publish_events
+from tests.support.contracts import assert_dead_letter_headers
+from tests.support.topics import Tap, begin_here, publish_events
 
 LETTERS, RELEASED = dead_letter_topic("inventory-worker"), "inventory.released.v1"
 

@@ -6,8 +6,6 @@ from itertools import product
 from uuid import uuid4
 
 import msgspec
-from soak import poison
-from soak.poison import CONSUMERS
 
 from orderstream.cache import CacheInvalidator
 from orderstream.domain.events import build, topic
@@ -21,12 +19,14 @@ from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.payment_worker.provider import Desk, SimulatedProvider
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
-from tests.contracts import assert_dead_letter_headers
 from tests.integration.decisions.orders import created, place, row
 from tests.integration.worker.running import running
-from tests.samples import AT
-from tests.topics import Tap, begin_here, end_offsets, offsets_of, publish, publish_events
-from tests.waiting import wait_until
+from tests.load.soak import poison
+from tests.load.soak.poison import CONSUMERS
+from tests.support.contracts import assert_dead_letter_headers
+from tests.support.samples import AT
+from tests.support.topics import Tap, begin_here, end_offsets, offsets_of, publish, publish_events
+from tests.support.waiting import wait_until
 
 REASONS: dict[str, Reason] = {
     "not_json": "NOT_JSON",

@@ -21,9 +21,9 @@ from orderstream.worker.refused_records import newest
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
 from tests.integration.worker.running import running
-from tests.samples import AT
-from tests.topics import Letter, Tap, end_offsets, offsets_of, publish, publish_events, topic_settings
-from tests.waiting import wait_until
+from tests.support.samples import AT
+from tests.support.topics import Letter, Tap, end_offsets, offsets_of, publish, publish_events, topic_settings
+from tests.support.waiting import wait_until
 
 POISON: list[tuple[str, bytes | None, bytes | None]] = [(IN, b"key", b"no json"), (IN, None, b"{}")]
 

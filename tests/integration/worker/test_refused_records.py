@@ -15,11 +15,11 @@ from orderstream.outbox_relay.relay import Relay
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
 from orderstream.telemetry import metrics
-from orderstream.telemetry.starting import start
+from orderstream.telemetry.setup import start
 from orderstream.worker import refused_records
 from orderstream.worker.refused_records import REASON_MAX_CHARACTERS, keep, measure, newest, redrive
 from orderstream.worker.runner import Runner
-from tests.topics import Tap
+from tests.support.topics import Tap
 
 UPDATED = topic("order.updated")
 ANY_BYTES = [

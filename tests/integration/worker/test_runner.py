@@ -15,16 +15,18 @@ from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import Received
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
+from orderstream.process import standstill
 from orderstream.settings import Settings
-from orderstream.worker import progress, runner, standstill
+from orderstream.worker import consumer_health as progress
+from orderstream.worker import runner
 from orderstream.worker.dead_letters import MIN_FAILURES, TooManyFailuresError
 from orderstream.worker.handler import Decision, Rejected, Timer
-from tests.contracts import assert_dead_letter_headers
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
 from tests.integration.worker.running import Running, running
-from tests.topics import Letter, Tap, end_offsets, offsets_of, publish, publish_events
-from tests.waiting import wait_until
+from tests.support.contracts import assert_dead_letter_headers
+from tests.support.topics import Letter, Tap, end_offsets, offsets_of, publish, publish_events
+from tests.support.waiting import wait_until
 
 
 def _caught_up(settings: Settings, group: str) -> bool:

@@ -11,9 +11,9 @@ from orderstream.settings import Settings
 from orderstream.telemetry import metrics
 from tests.integration.decisions.orders import AMOUNT, place, record, result, row
 from tests.integration.worker.running import running
-from tests.topics import begin_here, publish_events
-from tests.waiting import wait_until
-from tests.wiring import wired_handler
+from tests.support.topics import begin_here, publish_events
+from tests.support.waiting import wait_until
+from tests.support.wiring import wired_handler
 
 ENTRY = b'{"orderId":"an order as it was"}'
 

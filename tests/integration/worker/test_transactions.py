@@ -15,8 +15,8 @@ from orderstream.worker.runner import Runner
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, Recorder
 from tests.integration.worker.running import running
-from tests.topics import end_offsets, offsets_of, publish_events
-from tests.waiting import wait_until
+from tests.support.topics import end_offsets, offsets_of, publish_events
+from tests.support.waiting import wait_until
 
 _SECONDS = 10
 

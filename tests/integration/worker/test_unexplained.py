@@ -9,12 +9,12 @@ from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from orderstream.worker.runner import UNKNOWN_RETRIES
-from tests.contracts import assert_dead_letter_headers
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
 from tests.integration.worker.running import running
-from tests.topics import Tap, end_offsets, offsets_of, publish_events
-from tests.waiting import wait_until
+from tests.support.contracts import assert_dead_letter_headers
+from tests.support.topics import Tap, end_offsets, offsets_of, publish_events
+from tests.support.waiting import wait_until
 
 _RAISE = """
 CREATE OR REPLACE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$

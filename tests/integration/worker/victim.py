@@ -18,10 +18,10 @@ from psycopg.errors import UndefinedTable
 from orderstream.kafka import client
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
+from orderstream.process.run import run_process
 from orderstream.settings import load
 from orderstream.worker import runner
 from orderstream.worker.handler import nothing
-from orderstream.worker.process import run_process
 from tests.integration.worker.recorder import Recorder
 
 GATE = 4711

@@ -10,17 +10,17 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orderstream.api_gateway.intake import InvalidOrderError, read_order
 from orderstream.api_gateway.openapi import document
-from orderstream.api_gateway.outbox_bound import OutboxBound
+from orderstream.api_gateway.orders.backpressure import OutboxBound
+from orderstream.api_gateway.orders.parsing import InvalidOrderError, read_order
+from orderstream.api_gateway.orders.violations import violations
+from orderstream.api_gateway.orders.writer import NewOrder, Stored, Writer
 from orderstream.api_gateway.routes import Health, Orders, router
-from orderstream.api_gateway.violations import violations
-from orderstream.api_gateway.writer import NewOrder, Stored, Writer
 from orderstream.domain.money import MINOR_DIGITS
 from orderstream.telemetry.tracing import Tracer
-from tests.asgi import call
-from tests.bodies import order
-from tests.samples import ORDER_ID
+from tests.support.asgi import call
+from tests.support.bodies import order
+from tests.support.samples import ORDER_ID
 
 
 class Taker:

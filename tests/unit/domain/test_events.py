@@ -21,7 +21,7 @@ from orderstream.domain.events import (
     topic,
     wanted,
 )
-from tests.samples import SAMPLES, order_updated
+from tests.support.samples import SAMPLES, order_updated
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 

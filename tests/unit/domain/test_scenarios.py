@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from orderstream.domain.order import compensated, settled
-from tests.scenarios import SCENARIOS, Scenario, Step, cuts, orderings, play
+from tests.support.scenarios import SCENARIOS, Scenario, Step, cuts, orderings, play
 
 ANY_SCENARIO = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 

@@ -7,8 +7,8 @@ import pytest
 
 from orderstream.domain.events import build
 from orderstream.kafka.envelope import Reason, Undecodable, decode, encode
-from tests.contracts import CONTRACTS
-from tests.samples import AT, ORDER_ID, SAMPLES
+from tests.support.contracts import CONTRACTS
+from tests.support.samples import AT, ORDER_ID, SAMPLES
 
 TOPIC = "payment.authorized.v1"
 KEY = ORDER_ID.encode()

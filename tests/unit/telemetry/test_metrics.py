@@ -5,7 +5,7 @@ import re
 from prometheus_client.metrics import MetricWrapperBase
 
 from orderstream.telemetry import metrics
-from tests.figures import figures
+from tests.support.figures import figures
 
 UNITS = ("seconds", "records", "rows", "orders", "reads", "total")
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from orderstream.settings import load
-from orderstream.telemetry.starting import start
+from orderstream.telemetry.setup import start
 from orderstream.telemetry.tracing import (
     BUCKETS_MAX,
     ERROR_MAX_CHARACTERS,
@@ -95,8 +95,8 @@ def test_a_request_without_a_collector_continues_the_clients_trace_unsampled(par
 
 def test_without_a_collector_opentelemetry_is_not_even_imported() -> None:
     code = (
-        "import sys; from orderstream.settings import load; from orderstream.telemetry import logs, metrics, starting;"
-        "starting.start('api-gateway', load()); logs.configure('api-gateway', load());"
+        "import sys; from orderstream.settings import load; from orderstream.telemetry import logs, metrics, setup;"
+        "setup.start('api-gateway', load()); logs.configure('api-gateway', load());"
         "sys.exit(any(name.startswith(('opentelemetry', 'requests', 'google')) for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, env={}).returncode == 0

@@ -13,7 +13,7 @@ from orderstream.worker.dead_letters import (
     UnknownOrders,
     publication,
 )
-from tests.contracts import assert_dead_letter_headers
+from tests.support.contracts import assert_dead_letter_headers
 
 
 class Clock:

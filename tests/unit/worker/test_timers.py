@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from orderstream.settings import Settings
-from tests.queries import SOURCE
-from tests.wiring import WORKERS, wired_handler
+from tests.support.queries import SOURCE
+from tests.support.wiring import WORKERS, wired_handler
 
 Function = ast.FunctionDef
 

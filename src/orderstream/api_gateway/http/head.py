@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from orderstream.api_gateway import problems
+from orderstream.api_gateway.http import problems
 
 HEAD_MAX_BYTES = 64 * 1024
 FIELDS_MAX = 100

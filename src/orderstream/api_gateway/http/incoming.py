@@ -8,10 +8,9 @@ from typing import Protocol
 
 import httptools
 
-from orderstream.api_gateway import problems
-from orderstream.api_gateway.http import head
+from orderstream.api_gateway.http import head, problems
 from orderstream.api_gateway.http.head import FIELDS_MAX, HEAD_MAX_BYTES, TARGET_MAX_BYTES, Fields, Head
-from orderstream.api_gateway.problems import Problem
+from orderstream.api_gateway.http.problems import Problem
 from orderstream.telemetry import logs
 
 _HEAD_END = b"\r\n\r\n"

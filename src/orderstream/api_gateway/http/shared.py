@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from msgspec import Struct
 from starlette.types import ASGIApp, Scope
 
-from orderstream.api_gateway import problems
+from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.exchange import Exchange
 from orderstream.api_gateway.http.head import Fields, Head
+from orderstream.api_gateway.http.problems import Headers, Problem
 from orderstream.api_gateway.http.response import Clock
-from orderstream.api_gateway.problems import Headers, Problem
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import Tracer
 

@@ -1,0 +1,47 @@
+"""Conditions that a request sets on the version of an order: If-Match and If-None-Match (RFC 9110, 13)."""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from orderstream.api_gateway.http.fields import entity_tags
+
+
+class Condition(Struct, frozen=True):
+    """What a request says of the entity tag; None where it does not say anything."""
+
+    if_match: tuple[bytes, ...] | None = None
+    if_none_match: tuple[bytes, ...] | None = None
+
+    def matches(self, etag: bytes) -> bool:
+        """Say whether If-Match allows this version: by strong comparison, so that a weak tag matches nothing."""
+        return self.if_match is None or self.if_match == (b"*",) or etag in self.if_match
+
+    def none_matches(self, etag: bytes) -> bool:
+        """Say whether If-None-Match allows this version: by weak comparison."""
+        if self.if_none_match is None:
+            return True
+        return self.if_none_match != (b"*",) and etag not in (tag.removeprefix(b"W/") for tag in self.if_none_match)
+
+    def allows_change(self, etag: bytes) -> bool:
+        """Say whether a method that changes an order may be performed on this version."""
+        return self.matches(etag) and self.none_matches(etag)
+
+
+NO_CONDITION = Condition()
+
+
+def read_condition(headers: Mapping[bytes, bytes]) -> Condition:
+    """Read the conditions of a request. Without a Last-Modified of ours, the conditions on dates are ignored."""
+    if_match, if_none_match = headers.get(b"if-match"), headers.get(b"if-none-match")
+    if if_match is None and if_none_match is None:
+        return NO_CONDITION
+    return Condition(
+        None if if_match is None else tuple(entity_tags(if_match)),
+        None if if_none_match is None else tuple(entity_tags(if_none_match)),
+    )
+
+
+def entity_tag(version: int) -> bytes:
+    """Return the entity tag of a version of an order."""
+    return b'"%d"' % version

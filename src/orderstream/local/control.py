@@ -1,0 +1,173 @@
+"""The commands that look at a running stack, or end it, from another terminal."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from orderstream.local.processes.child import birth, end_leftovers, last_lines, rotate, stopped, wait_until
+from orderstream.local.processes.files import open_private
+from orderstream.local.processes.service import problem_at
+from orderstream.local.processes.signals import Stop
+from orderstream.local.processes.state import ChildRecord, Record, Run, StateDir
+from orderstream.local.processes.terminal import Terminal
+from orderstream.local.servers import place
+from orderstream.local.up import STARTED_SECONDS
+
+_DOWN_SECONDS = 120.0
+_FOLLOW_SECONDS = 0.1
+_SHOWN_LINES = 100
+
+
+def start_detached(state: StateDir, stop: Stop) -> int:
+    """Run `up` in a session of its own, show what it says until it serves, and return 0; or 1 when it does not."""
+    state.open()
+    log = state.log("up")
+    rotate(log)
+    with open_private(log, "ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "orderstream.cli", "up"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + STARTED_SECONDS
+    shown = 0
+    while True:
+        ended = child.poll()
+        run = state.read().run
+        serves = run is not None and run.phase == "up" and run.pid == child.pid
+        text = log.read_text(errors="replace")
+        sys.stdout.write(text[shown:])
+        sys.stdout.flush()
+        shown = len(text)
+        if ended is not None:
+            return ended
+        if serves:
+            return 0
+        if stop.requested.wait(_FOLLOW_SECONDS) or time.monotonic() > deadline:
+            child.send_signal(signal.SIGTERM)
+            child.wait(_DOWN_SECONDS)
+            return 1
+
+
+def down(state: StateDir, terminal: Terminal) -> int:
+    """Stop the running `up` and wait for its end; end what a killed one left behind. Returns the exit code."""
+    run = state.read().run
+    if run is None:
+        terminal.say("Nothing is running.")
+        return 0
+    if birth(run.pid) == run.birth:
+        terminal.say(f"Stopping `orderstream up` (pid {run.pid})")
+        os.kill(run.pid, signal.SIGTERM)
+        if not wait_until(lambda: birth(run.pid) != run.birth, _DOWN_SECONDS):
+            terminal.say(f"It has not ended after {_DOWN_SECONDS:.0f} s; see {state.logs}")
+            return 1
+    _end_leftovers(state, terminal)
+    terminal.say("Stopped. The state is kept for the next start.")
+    return 0
+
+
+def _end_leftovers(state: StateDir, terminal: Terminal) -> None:
+    with state.lock():
+        record = state.read()
+        if record.run is not None:
+            if ended := end_leftovers(record.run.children):
+                terminal.say(f"Ended what a killed run left behind: {', '.join(ended)}")
+            state.write(Record(record.ports))
+
+
+def status(run: Run) -> list[str]:
+    """One line for each process: name, state, pid, its health page, and below it what it does in vain."""
+    lines = [f"{'up':<20} {run.phase:<12} pid {run.pid}"]
+    with ThreadPoolExecutor(len(run.children) or 1) as pool:
+        for child, (condition, problem) in zip(run.children, pool.map(_condition, run.children), strict=True):
+            lines.append(f"{child.name:<20} {condition:<12} pid {child.pid:<8} {child.health_url or ''}".rstrip())
+            if problem:
+                lines.append(f"  {child.name} {problem}")
+    return lines
+
+
+def _condition(child: ChildRecord) -> tuple[str, str | None]:
+    """The state of a process in a word, and what there is to say of it."""
+    if birth(child.pid) != child.birth:
+        return "ended", None
+    if stopped(child.pid):
+        return "stopped", "is stopped by a signal; `up` restarts it"
+    if child.health_url is None:
+        return "running", None
+    problem = problem_at(child.health_url)
+    if problem is None:
+        return "healthy", None
+    return "not ready", None if problem == "starting" else problem if problem.startswith("has ") else f"says: {problem}"
+
+
+def logs(state: StateDir, service: str | None) -> list[Path]:
+    """The log files of a stack, or of one process, or of all replicas of one service."""
+    found = sorted(state.logs.glob("*.log"), key=lambda log: log.stem)
+    if service is None:
+        return found
+    return [one for one in found if service in {one.stem, one.stem.removesuffix(_number(one))}]
+
+
+def _number(log: Path) -> str:
+    """`-2` of `payment-worker-2.log`; nothing for a first replica."""
+    tail = log.stem.rpartition("-")[2]
+    return f"-{tail}" if tail.isdigit() else ""
+
+
+def show_logs(files: Sequence[Path], write: Callable[[str], None]) -> None:
+    """Write the last lines of each file, each with the name of the file before it when there are several."""
+    for file in files:
+        prefix = f"{file.stem} | " if len(files) > 1 else ""
+        for line in last_lines(file, _SHOWN_LINES):
+            write(prefix + line)
+
+
+def follow_logs(files: Callable[[], Sequence[Path]], write: Callable[[str], None]) -> None:
+    """Write what is added to the files, new files as well, until interrupted."""
+    at = {file: file.stat().st_size for file in files()}
+    while True:
+        for file in files():
+            for line in _added(file, at):
+                write(f"{file.stem} | {line}")
+        time.sleep(_FOLLOW_SECONDS)
+
+
+def _added(file: Path, at: dict[Path, int]) -> Iterator[str]:
+    """The whole lines beyond `at[file]`, which moves on; a file that has shrunk was begun anew."""
+    try:
+        size = file.stat().st_size
+        begin = min(at.get(file, 0), size) if size >= at.get(file, 0) else 0
+        with file.open("rb") as stream:
+            stream.seek(begin)
+            whole = stream.read(size - begin).rpartition(b"\n")[0]
+    except FileNotFoundError:
+        return
+    at[file] = begin + len(whole) + 1 if whole else begin
+    if whole:
+        yield from whole.decode(errors="replace").split("\n")
+
+
+def reset(state: StateDir, terminal: Terminal) -> None:
+    """Remove the data, the logs and the ports of a stack that is not running; what was fetched stays.
+
+    Raises BusyError while it runs.
+    """
+    _end_leftovers(state, terminal)
+    with state.lock():
+        for path in place.remove(state):
+            terminal.say(f"Removed {path}")
+        for name in ("logs", "stack.json", "secrets.json"):
+            path = state.root / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        terminal.say(f"Removed the data and the logs in {state.root}")

@@ -1,0 +1,119 @@
+"""What one `up` starts, where, and in which order: the parts for which no URL was given, then the services."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from orderstream.local.processes import ports
+from orderstream.local.processes.service import Service
+from orderstream.local.processes.state import StateDir, shared_cache
+from orderstream.local.servers.kafka import Kafka
+from orderstream.local.servers.kafka_aot_cache import Learning
+from orderstream.local.servers.orderstream import OrderStreamService
+from orderstream.local.servers.passwords import Passwords
+from orderstream.local.servers.place import Place, place
+from orderstream.local.servers.postgres import Postgres
+from orderstream.local.servers.valkey import Valkey
+from orderstream.settings import SERVICES, Settings
+
+SCHEMA, TOPICS = "schema", "topics"
+_GIVEN = {"postgres": "postgres_url", "valkey": "redis_url", "kafka": "kafka_brokers"}
+# The gateway needs neither Kafka nor Redis to serve; the others would only fail and be tried again.
+_NEEDS = {"api-gateway": (SCHEMA,)}
+_ALL_NEEDS = (SCHEMA, TOPICS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything to start, the ports it was given, and the addresses that result."""
+
+    parts: tuple[Service, ...]
+    services: tuple[Service, ...]
+    learning: Learning | None
+    ports: Mapping[str, int]
+    urls: Mapping[str, str]
+
+
+def given(settings: Settings, kept: Mapping[str, int]) -> set[str]:
+    """Return the parts whose URL was given, unless it names our own port, as after `eval "$(orderstream env)"`."""
+    found = set()
+    for part, field in _GIVEN.items():
+        if field in settings.model_fields_set:
+            value = str(getattr(settings, field))
+            if (ports.LOOPBACK, kept.get(part)) not in _addresses(value):
+                found.add(part)
+    return found
+
+
+def _addresses(url: str) -> set[tuple[str, int | None]]:
+    """Host and port of a URL, or of each of Kafka's brokers; `localhost` is the loopback address."""
+    found = set()
+    for one in url.split(","):
+        try:
+            parsed = urlsplit(one if "//" in one else f"//{one}")
+            host = parsed.hostname or ""
+            found.add((ports.LOOPBACK if host == "localhost" else host, parsed.port))
+        except ValueError:
+            continue
+    return found
+
+
+def plan(
+    settings: Settings,
+    state: StateDir,
+    kept: Mapping[str, int],
+    where: Place | None = None,
+    passwords: Passwords | None = None,
+) -> Plan:
+    """Decide what to start. Looks for free ports; raises OSError when there are none."""
+    where, passwords = where or place(state), passwords or Passwords()
+    replicas = [(service, _replica(service, n)) for service in SERVICES for n in range(settings.replicas(service))]
+    names = ["postgres", "valkey", "kafka", "kafka-controller", *(name for _, name in replicas)]
+    chosen = ports.pick(names, kept, avoid=(settings.port,))
+    postgres = Postgres(chosen["postgres"], where, passwords)
+    valkey = Valkey(chosen["valkey"], where, passwords.valkey)
+    kafka = Kafka(chosen["kafka"], chosen["kafka-controller"], where, shared_cache(), passwords)
+    from_outside = given(settings, kept)
+    urls = {
+        "POSTGRES_URL": settings.postgres_url if "postgres" in from_outside else postgres.url,
+        "REDIS_URL": settings.redis_url if "valkey" in from_outside else valkey.url,
+        "KAFKA_BROKERS": settings.kafka_brokers if "kafka" in from_outside else kafka.brokers,
+        "BASE_URL": f"http://{_reachable(settings.host)}:{settings.port}",
+    }
+    # Our own Kafka's password goes before one that the shell has from an earlier state; other options stay.
+    options = settings.kafka_options if "kafka" in from_outside else {**settings.kafka_options, **kafka.options}
+    if options:
+        urls["KAFKA_OPTIONS"] = json.dumps(options)
+    services = [_service(settings, service, name, urls, chosen[name]) for service, name in replicas]
+    parts = [part for part in (postgres, valkey, kafka) if part.name not in from_outside]
+    learning = None if "kafka" in from_outside else Learning(where, shared_cache())
+    return Plan(tuple(parts), tuple(services), learning, chosen, urls)
+
+
+def _replica(service: str, number: int) -> str:
+    return service if number == 0 else f"{service}-{number + 1}"
+
+
+def _service(
+    settings: Settings, service: str, name: str, urls: Mapping[str, str], metrics_port: int
+) -> OrderStreamService:
+    return OrderStreamService(
+        name=name,
+        service=service,
+        needs=_NEEDS.get(service, _ALL_NEEDS),
+        health_url=f"http://{_reachable(settings.host)}:{metrics_port}/readyz",
+        settings_env={
+            **{key: value for key, value in urls.items() if key != "BASE_URL"},
+            "PORT": str(settings.port),
+            "METRICS_PORT": str(metrics_port),
+        },
+        drain_seconds=settings.drain_timeout_seconds,
+    )
+
+
+def _reachable(host: str) -> str:
+    """The address to put into a URL for a server that listens on `host`."""
+    if host in {"0.0.0.0", "::", ""}:  # noqa: S104 - compared, not listened on
+        return ports.LOOPBACK
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,67 @@
+"""Free ports for the parts, picked once and kept, and who holds a port that is taken."""
+
+import errno
+import os
+import random
+import socket
+from collections.abc import Iterable, Mapping
+
+from orderstream.local.processes.masking import masked
+
+LOOPBACK = "127.0.0.1"
+# Below the range from which systems take the ports of outgoing connections, so that a kept port is rarely gone.
+_FIRST, _LAST = 20_000, 32_000
+_TRIES = 1_000
+
+
+def is_free(host: str, port: int) -> bool:
+    """Tell whether a server could listen there now. Raises OSError for any other reason than a taken port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
+    return True
+
+
+def pick(names: Iterable[str], kept: Mapping[str, int], avoid: Iterable[int] = ()) -> dict[str, int]:
+    """Return a port for each name: the kept one while it is free, else another that no name has."""
+    chosen: dict[str, int] = {}
+    used = {*kept.values(), *avoid}
+    for name in names:
+        port = kept.get(name)
+        if port is None or port in avoid or not is_free(LOOPBACK, port):
+            port = _another(used)
+            used.add(port)
+        chosen[name] = port
+    return chosen
+
+
+def _another(used: set[int]) -> int:
+    choice = random.Random(os.urandom(8))  # noqa: S311 - it only has to differ from another stack's choice
+    for _ in range(_TRIES):
+        port = choice.randrange(_FIRST, _LAST)
+        if port not in used and is_free(LOOPBACK, port):
+            return port
+    raise OSError(errno.EADDRINUSE, f"no free port found between {_FIRST} and {_LAST}")
+
+
+def holder(port: int) -> str:
+    """Say which process listens on `port`, as far as this user may know."""
+    import psutil  # noqa: PLC0415 - slow to load, and seldom needed
+
+    try:
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    except psutil.Error:
+        listening = []
+    for pid in (one.pid for one in listening if one.laddr and one.laddr.port == port and one.pid):
+        try:
+            command = " ".join(psutil.Process(pid).cmdline()) or psutil.Process(pid).name()
+            return f"pid {pid} ({masked(command)})"
+        except psutil.Error:
+            return f"pid {pid}"
+    return "a process that only its owner or root can name"

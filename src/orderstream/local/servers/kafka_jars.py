@@ -1,0 +1,180 @@
+"""Fetches the jars of Apache Kafka: each coordinate of the lock, checked by sha256, put in place in one move.
+
+A jar that is in place and right is never fetched again, so a later start needs no network. jgo knows where jars come
+from; it does not verify its own lock and does not write whole files at once, which is what this module adds.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orderstream.local.processes.child import StoppingError
+
+_LOCK_FILE = "kafka.lock.toml"
+_THREADS = 8
+_ATTEMPTS = 3
+_TIMEOUT_SECONDS = 30
+_POLL_SECONDS = 0.1
+# Where systems keep their certificates; `requests` would look only into its own bundle.
+_CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+
+
+class FetchError(Exception):
+    """A jar could not be fetched, or what came is not what the lock names."""
+
+
+class Jar(msgspec.Struct, frozen=True, rename="camel"):
+    """One coordinate of the lock."""
+
+    group_id: str
+    artifact_id: str
+    version: str
+    packaging: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.group_id}:{self.artifact_id}:{self.version}"
+
+    @property
+    def file_name(self) -> str:
+        """Its name in our directory, which is flat."""
+        return f"{self.group_id}.{self.artifact_id}-{self.version}.{self.packaging}"
+
+
+def locked() -> list[Jar]:
+    """Read the lock."""
+    text = resources.files("orderstream.local.servers").joinpath(_LOCK_FILE).read_text(encoding="utf-8")
+    return msgspec.convert(tomllib.loads(text)["dependencies"], list[Jar])
+
+
+def paths(folder: Path) -> list[Path]:
+    """Where the jars of the lock are in `folder`, or will be."""
+    return [folder / jar.file_name for jar in locked()]
+
+
+def install(folder: Path, report: Callable[[str], None], cancelled: threading.Event) -> list[Path]:
+    """Return the paths of all jars, fetching into `folder` what is missing there or damaged.
+
+    Raises FetchError, and StoppingError once `cancelled` is set (what has arrived is kept).
+    """
+    jars = locked()
+    if not _missing(folder, jars):
+        return paths(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder, report, cancelled):
+        if missing := _missing(folder, jars):
+            _fetch_all(folder, missing, len(jars), report, cancelled)
+    return paths(folder)
+
+
+def _missing(folder: Path, jars: Sequence[Jar]) -> list[Jar]:
+    return [jar for jar in jars if _sha256(folder / jar.file_name) != jar.sha256]
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path, report: Callable[[str], None], cancelled: threading.Event) -> Iterator[None]:
+    """Let one process fetch at a time; the others find everything in place when it is their turn."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                report("another process is fetching Kafka; waiting for it")
+                if cancelled.wait(_POLL_SECONDS):
+                    raise StoppingError from None
+        for old in folder.glob(".staging-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fetch_all(
+    folder: Path, jars: Sequence[Jar], total: int, report: Callable[[str], None], cancelled: threading.Event
+) -> None:
+    """Fetch in parallel, in threads that die with us: a stop never waits for the network."""
+    _trust_the_system()
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
+    context = _context(staging)
+    todo: queue.SimpleQueue[Jar] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    for jar in jars:
+        todo.put(jar)
+
+    def work() -> None:
+        while not cancelled.is_set():
+            try:
+                _fetch(context, todo.get_nowait(), folder)
+                outcomes.put(None)
+            except queue.Empty:
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it is, the waiting thread raises it
+                outcomes.put(error)
+
+    try:
+        for _ in range(_THREADS):
+            threading.Thread(target=work, name="fetch", daemon=True).start()
+        done = total - len(jars)
+        while done < total:
+            report(f"fetching Kafka: {done} of {total} jars")
+            if cancelled.is_set():
+                raise StoppingError
+            with contextlib.suppress(queue.Empty):
+                if error := outcomes.get(timeout=_POLL_SECONDS):
+                    raise error
+                done += 1
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _context(staging: Path) -> Any:
+    from jgo.maven import MavenContext  # noqa: PLC0415 - slow to load, and needed once in the life of a checkout
+
+    return MavenContext(repo_cache=staging, local_repos=[], timeout=_TIMEOUT_SECONDS)
+
+
+def _fetch(context: Any, jar: Jar, folder: Path) -> None:
+    artifact = context.project(jar.group_id, jar.artifact_id).at_version(jar.version).artifact("", jar.packaging)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            path = Path(artifact.resolve())
+        except (OSError, RuntimeError) as error:
+            if attempt == _ATTEMPTS:
+                raise FetchError(f"cannot fetch {jar}: {error}") from error
+            continue
+        if _sha256(path) == jar.sha256:
+            path.replace(folder / jar.file_name)
+            return
+        path.unlink()
+    raise FetchError(f"what was fetched as {jar} does not have the sha256 of the lock; nothing of it was used")
+
+
+def _trust_the_system() -> None:
+    """Use the system's certificates where nothing else was said, as behind a proxy that has its own."""
+    if not os.environ.get("REQUESTS_CA_BUNDLE"):
+        for bundle in _CA_BUNDLES:
+            if Path(bundle).is_file():
+                os.environ["REQUESTS_CA_BUNDLE"] = bundle
+                return

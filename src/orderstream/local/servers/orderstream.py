@@ -1,0 +1,59 @@
+"""OrderStream's own services as child processes of the local stack."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from orderstream.local.processes.child import Child, Command
+from orderstream.local.processes.service import GATEWAY_WAVE, WORKER_WAVE, Workshop, healthy
+
+# A service has its own drain budget; this is for the time that leaving takes beyond it.
+_EXIT_GRACE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class OrderStreamService:
+    """A replica of orderstream.settings.SERVICES. It is healthy when /readyz says 200."""
+
+    name: str
+    service: str
+    needs: tuple[str, ...]
+    health_url: str
+    settings_env: Mapping[str, str]
+    drain_seconds: float
+
+    def install(self, workshop: Workshop) -> None:
+        """Nothing: it is this very program."""
+
+    def command(self) -> Command:
+        """`orderstream <service>`, with where the parts are in its environment.
+
+        OTEL_SERVICE_NAME is left out: one name for all five would hide who made a span.
+        """
+        inherited = {name: value for name, value in os.environ.items() if name != "OTEL_SERVICE_NAME"}
+        return Command(
+            argv=[sys.executable, "-m", "orderstream.cli", self.service],
+            env={**inherited, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **self.settings_env},
+            cwd=Path.cwd(),
+            stop_seconds=self.drain_seconds + _EXIT_GRACE_SECONDS,
+            wave=GATEWAY_WAVE if self.service == "api-gateway" else WORKER_WAVE,
+            health_url=self.health_url,
+        )
+
+    def ready(self, child: Child) -> bool:
+        """Ask /readyz, once this very process listens there: another one may have taken the port."""
+        port = urlsplit(self.health_url).port
+        return port is not None and _listens(child.pid, port) and healthy(self.health_url)
+
+
+def _listens(pid: int, port: int) -> bool:
+    import psutil  # noqa: PLC0415 - slow to load, and a service process never needs it
+
+    try:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)

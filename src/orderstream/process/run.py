@@ -1,0 +1,100 @@
+"""How a service runs as a process: signals, a bounded drain, the pages for health and metrics, and the exit code."""
+
+import signal
+import time
+from collections.abc import Callable
+from http.server import ThreadingHTTPServer
+from threading import Event as StopSignal
+from typing import Protocol
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from orderstream.kafka.client import KafkaRefusedError
+from orderstream.postgres.faults import UnsuitableServerError
+from orderstream.process.drain import EXIT_FAILED, limit_drain
+from orderstream.process.liveness import exit_when_stuck
+from orderstream.process.pages import serve_pages
+from orderstream.process.standstill import Standstill
+from orderstream.settings import Settings
+from orderstream.telemetry import logs
+from orderstream.telemetry.setup import start
+from orderstream.telemetry.tracing import Tracer
+
+EXIT_STOPPED = 0
+BEAT_LIMIT_SECONDS = 180.0
+"""A loop that has not come round for so long is stuck; its longest wait, a batch's retries, is shorter."""
+
+log = logs.get()
+
+
+class ServiceFailedError(Exception):
+    """A service stops by its own decision, and a restart by itself does not help. The process exits with code 1."""
+
+
+class Loop(Protocol):
+    """The work of a service: `run` returns when its stop signal is set."""
+
+    beat: float
+    """Monotonic time at which the loop last came round."""
+    standstill: Standstill
+    """What it tries in vain."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has reached all that it needs."""
+        ...
+
+    def run(self) -> None:
+        """Work until the stop signal is set."""
+        ...
+
+
+def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopSignal], Loop]) -> int:
+    """Run a service in the foreground until SIGTERM or SIGINT, and return its exit code.
+
+    From the signal on, or from a failure, it has `drain_timeout_seconds`; beyond that the process ends with code 1,
+    which loses nothing.
+    """
+    logs.configure(service, settings)
+    stop = StopSignal()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if not stop.is_set():
+            log.info("draining", signal=signal.Signals(number).name)
+            limit_drain(settings.drain_timeout_seconds)
+            stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    tracer = start(service, settings)
+    try:
+        loop = build(tracer, stop)
+        pages = _serve_pages(settings, loop)
+        exit_when_stuck(lambda: loop.beat, BEAT_LIMIT_SECONDS)
+        log.info("started", port=pages.server_port)
+        loop.run()
+    except UnsuitableServerError as error:
+        log.error("stopped_by_failure", error=str(error))
+        return EXIT_FAILED
+    except (psycopg.Error, KafkaException, KafkaRefusedError, ServiceFailedError):
+        log.exception("stopped_by_failure")
+        return EXIT_FAILED
+    finally:
+        # Python waits for the threads of its pools, and one of them may hang in a call to the provider.
+        limit_drain(settings.drain_timeout_seconds)
+        tracer.shutdown()
+    log.info("stopped")
+    return EXIT_STOPPED
+
+
+def _serve_pages(settings: Settings, loop: Loop) -> ThreadingHTTPServer:
+    """Serve /livez, /readyz and /metrics of this process."""
+
+    def live() -> str | None:
+        return None if time.monotonic() - loop.beat < BEAT_LIMIT_SECONDS else "stuck"
+
+    def ready() -> str | None:
+        return loop.standstill.problem() if loop.ready else loop.standstill.problem() or "starting"
+
+    return serve_pages(settings.host, settings.metrics_port, live, ready)

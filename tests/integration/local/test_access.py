@@ -1,0 +1,72 @@
+"""The local Valkey and Kafka: no client without the password, on any listener, and the right one works."""
+
+import itertools
+import socket
+import struct
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from confluent_kafka import KafkaError, Producer
+
+from orderstream.kafka.client import Publication, Publisher
+from orderstream.kafka.topics import ensure_topics
+from orderstream.local.processes import ports
+from orderstream.local.processes.state import shared_cache
+from orderstream.local.servers.kafka import Kafka
+from orderstream.local.servers.valkey import Valkey
+from orderstream.settings import Settings
+from tests.integration.local.conftest import Stores
+
+FETCH, METADATA, DESCRIBE_QUORUM = 1, 3, 55
+
+
+def test_valkey_asks_for_its_password(stores: Stores) -> None:
+    valkey = Valkey(ports.pick(["valkey"], {})["valkey"], stores.place, stores.passwords.valkey)
+    child = stores.start(valkey)
+    with redis.Redis.from_url(valkey.url) as client:
+        client.set("a", "b")
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "allkeys-lru"}
+        assert client.config_get("save") == {"save": ""}
+    for url in (f"redis://{valkey.url.rpartition('@')[2]}", valkey.url.replace(stores.passwords.valkey, "guess")):
+        with redis.Redis.from_url(url) as client, pytest.raises(redis.exceptions.AuthenticationError):
+            client.get("a")
+    assert stores.passwords.valkey not in Path(f"/proc/{child.pid}/cmdline").read_text()
+
+
+def test_kafka_takes_nothing_without_its_password(stores: Stores) -> None:
+    chosen = ports.pick(["broker", "controller"], {})
+    kafka = Kafka(chosen["broker"], chosen["controller"], stores.place, shared_cache(), stores.passwords)
+    stores.start(kafka)
+    settings = Settings.model_validate({"kafka_brokers": kafka.brokers, "kafka_options": kafka.options})
+    ensure_topics(settings)
+    Publisher(settings, "test").publish([Publication("order.created.v1", "key", b"value", [])])
+    for options in ({}, {**kafka.options, "sasl.password": "guess"}, {**kafka.options, "sasl.username": "controller"}):
+        client: Any = {"bootstrap.servers": kafka.brokers, "log_level": 0, "message.timeout.ms": 2_000, **options}
+        errors: list[KafkaError | None] = []
+        forger = Producer(client)
+        forger.produce("payment.authorized.v1", b"forged", on_delivery=partial(note, errors))
+        forger.flush(10)
+        assert len(errors) == 1
+        assert errors[0] is not None
+    for port, api in itertools.product(chosen.values(), (FETCH, METADATA, DESCRIBE_QUORUM)):
+        assert answer(port, api) == b""
+
+
+def note(errors: list[KafkaError | None], error: KafkaError | None, _message: object) -> None:
+    """Take a delivery report down."""
+    errors.append(error)
+
+
+def answer(port: int, api: int) -> bytes:
+    """What a listener answers to a request of a client that has given no password; it closes the connection.
+
+    The controller's listener too: a client that can write there can change the topics, or stop the broker.
+    """
+    request = struct.pack(">hhihi", api, 0, 1, -1, 0)
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        connection.settimeout(10)
+        return connection.recv(4_096)

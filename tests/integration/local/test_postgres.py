@@ -1,0 +1,138 @@
+"""The local PostgreSQL: a password for everyone, no superuser for the services; the same for the data that an earlier
+version made, which let every local user in."""
+
+import psycopg
+import pytest
+
+from orderstream.local.processes import ports
+from orderstream.local.processes.child import Child, Command, wait_until
+from orderstream.local.servers.passwords import read, read_or_make
+from orderstream.local.servers.postgres import Postgres
+from orderstream.postgres.migrate import migrate
+from tests.integration.local.conftest import Stores
+
+ORDER = """INSERT INTO orders (id, user_id, amount_minor, currency) VALUES (gen_random_uuid(), 'u-1', 1, 'USD')"""
+
+
+def port() -> int:
+    """A free port."""
+    return ports.pick(["postgres"], {})["postgres"]
+
+
+def server(stores: Stores) -> Postgres:
+    """The server of the stores."""
+    return Postgres(port(), stores.place, stores.passwords)
+
+
+def refused(url: str) -> str:
+    """Why a connection to `url` is refused."""
+    with pytest.raises(psycopg.OperationalError) as raised:
+        psycopg.connect(url, connect_timeout=5).close()
+    return str(raised.value)
+
+
+def test_nobody_connects_without_a_password_and_the_services_are_no_superuser(stores: Stores) -> None:
+    postgres = server(stores)
+    stores.start(postgres)
+    migrate(postgres.url)
+    with psycopg.connect(postgres.url) as connection:
+        role = connection.execute(
+            "SELECT rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls FROM pg_roles"
+            " WHERE rolname = current_user"
+        ).fetchone()
+        assert role == (False,) * 5
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("COPY (SELECT 1) TO PROGRAM 'true'")
+    address = postgres.url.rpartition("@")[2].removesuffix("/orders")
+    for user in ("app", "postgres", "nobody"):
+        for database in ("orders", "postgres", "template1"):
+            assert "no password supplied" in refused(f"postgresql://{user}@{address}/{database}")
+            assert "password authentication failed" in refused(f"postgresql://{user}:guess@{address}/{database}")
+    assert stores.passwords.postgres_superuser not in postgres.url
+    secrets = (stores.passwords.postgres, stores.passwords.postgres_superuser)
+    assert not [log for log in stores.state.logs.iterdir() if any(word in log.read_text() for word in secrets)]
+
+
+def earlier_server(stores: Stores, at: int) -> Command:
+    """Make data as the version before made it (its superuser is `app`, everyone is trusted); return how it ran."""
+    postgres = Postgres(at, stores.place, stores.passwords)
+    if stores.place.programs is not None:
+        postgres.install(stores.workshop)
+        for folder in (stores.place.postgres_data, stores.place.folder("postgres-settings")):
+            folder.rename(folder.with_name("unused-" + folder.name))
+    binaries = postgres._binaries()
+    data = stores.place.make_own(stores.place.postgres_data)
+    argv = [str(binaries / "initdb"), "-D", str(data), "-U", "app", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
+    command = postgres.command()
+    stores.workshop.run("initdb-earlier", Command(argv, command.env, command.cwd, command.run_as), 60)
+    arguments = ["-D", str(data), "-p", str(at), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+    return Command([str(binaries / "postgres"), *arguments], command.env, command.cwd, command.run_as)
+
+
+def test_data_of_an_earlier_version_is_closed_and_kept(stores: Stores) -> None:
+    at = port()
+    earlier = earlier_server(stores, at)
+    open_url = f"postgresql://app@127.0.0.1:{at}"
+    child = _run_earlier(stores, earlier, open_url)
+    with psycopg.connect(f"{open_url}/postgres", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE orders")
+    migrate(f"{open_url}/orders")
+    with psycopg.connect(f"{open_url}/orders") as connection:
+        connection.execute("INSERT INTO inventory (sku, available) VALUES ('KEPT', 7)")
+    child.stop()
+
+    postgres = Postgres(at, stores.place, stores.passwords)
+    stores.start(postgres)
+    assert "no password supplied" in refused(f"{open_url}/orders")
+    assert migrate(postgres.url) == []
+    with psycopg.connect(postgres.url) as connection:
+        assert connection.execute("SELECT available FROM inventory WHERE sku = 'KEPT'").fetchone() == (7,)
+        assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'").fetchone() == (False,)
+        owners = connection.execute(
+            "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        ).fetchall()
+        assert owners == [("app",)]
+        # What a later migration does.
+        connection.execute("ALTER TABLE inventory ADD COLUMN later INT")
+    superusers = "SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin"
+    with psycopg.connect(postgres.superuser_url) as connection:
+        assert connection.execute(superusers).fetchall() == [("postgres",)]
+
+
+def _run_earlier(stores: Stores, command: Command, url: str) -> Child:
+
+    def answers() -> bool:
+        try:
+            psycopg.connect(f"{url}/postgres", connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    child = Child("earlier", stores.state.log("earlier"), stores.roster)
+    child.start(command)
+    assert wait_until(answers, 60), child.last_lines()
+    return child
+
+
+def test_lost_passwords_are_set_again_and_the_data_is_kept(stores: Stores) -> None:
+    first = server(stores)
+    child = stores.start(first)
+    migrate(first.url)
+    child.stop()
+    (stores.state.root / "secrets.json").unlink()
+    assert read(stores.state) is None
+    stores.passwords = read_or_make(stores.state)
+    second = server(stores)
+    stores.start(second)
+    assert migrate(second.url) == []
+
+
+def test_an_order_path_needs_no_superuser(stores: Stores) -> None:
+    """Statements that look at the whole server, which an ordinary account may run."""
+    postgres = server(stores)
+    stores.start(postgres)
+    migrate(postgres.url)
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute("LISTEN outbox")
+        connection.execute("ALTER DATABASE orders SET default_transaction_read_only = off")
+        assert connection.execute("SELECT count(*) FROM pg_stat_activity").fetchone()

@@ -1,0 +1,128 @@
+"""A worker as a process: killed where it hurts most, another takes over; told to stop, it drains.
+
+It keeps P5 and P7.
+"""
+
+import signal
+from collections.abc import Sequence
+from datetime import datetime
+
+import pytest
+
+from orderstream.domain.events import Event, Payload
+from orderstream.postgres.connect import Connection
+from orderstream.settings import Settings
+from tests.integration.worker.conftest import authorized
+from tests.integration.worker.recorder import IN, OUT, Recorder
+from tests.integration.worker.running import process, running
+from tests.integration.worker.victim import GATE
+from tests.support.topics import Letter, Tap, end_offsets, offsets_of, publish_events
+from tests.support.waiting import wait_until
+
+VICTIM = "tests.integration.worker.victim"
+SHORT_SESSION = {"session.timeout.ms": "6000"}
+"""The shortest that a broker allows: how long a group waits for a member that was killed."""
+
+
+def _by_order(letters: Sequence[Letter]) -> dict[str, set[bytes | None]]:
+    values: dict[str, set[bytes | None]] = {}
+    for letter in letters:
+        values.setdefault(letter.event().correlation_id, set()).add(letter.value)
+    return values
+
+
+@pytest.mark.parametrize("point", ["before-publishing", "before-offsets"])
+def test_kill_9_loses_nothing_and_decides_nothing_twice(
+    settings: Settings, connection: Connection, group: str, point: str
+) -> None:
+    settings = settings.model_copy(update={"kafka_options": SHORT_SESSION})
+    before = offsets_of(settings.kafka_brokers, group, [IN])
+    events = authorized(50)
+    publish_events(settings.kafka_brokers, events)
+    with Tap(settings.kafka_brokers, [OUT]) as tap:
+        with process(VICTIM, settings, group, point) as victim:
+            assert victim.ends() == -signal.SIGKILL
+        decided: dict[str, datetime] = dict(connection.execute("SELECT order_id, decided_at FROM decisions").fetchall())
+        assert decided, "it died after its commit"
+        assert offsets_of(settings.kafka_brokers, group, [IN]) == before
+        published = {letter.event().correlation_id for letter in tap.so_far()}
+        assert published == (set() if point == "before-publishing" else set(decided))
+        with running(Recorder(group), settings):
+            letters = tap.until(lambda seen: len({one.key for one in seen}) == 50, 30, "all are answered")
+            wait_until(
+                lambda: offsets_of(settings.kafka_brokers, group, [IN]) == end_offsets(settings.kafka_brokers, [IN]),
+                20,
+                "every offset is committed",
+            )
+            letters = tap.so_far()
+    values = _by_order(letters)
+    assert set(values) == {event.correlation_id for event in events}
+    assert {len(one) for one in values.values()} == {1}, "a repeat differs from what was decided"
+    times = {letter.event().correlation_id: letter.event().occurred_at for letter in letters}
+    assert {order_id: times[order_id] for order_id in decided} == decided
+
+
+def test_sigterm_finishes_the_batch_and_leaves_the_group(
+    settings: Settings, connection: Connection, group: str
+) -> None:
+    events: list[Event[Payload]] = authorized(5)
+    publish_events(settings.kafka_brokers, events)
+    with Tap(settings.kafka_brokers, [OUT]) as tap, process(VICTIM, settings, group, "slowly") as worker:
+        connection.execute("SELECT pg_advisory_lock(%s)", (GATE,))
+        try:
+            wait_until(lambda: _waits_at_gate(connection), 20, "it is in the middle of a batch")
+            worker.send_signal(signal.SIGTERM)
+            assert worker.poll() is None
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (GATE,))
+        assert worker.ends(settings.drain_timeout_seconds) == 0
+        answered = {letter.event().correlation_id for letter in tap.so_far()}
+    (rows,) = connection.execute("SELECT count(*) FROM decisions").fetchall()
+    assert rows == (len(answered),)
+    assert answered
+    ends, committed = end_offsets(settings.kafka_brokers, [IN]), offsets_of(settings.kafka_brokers, group, [IN])
+    assert sum(ends.values()) - sum(committed.values()) == len(events) - len(answered)
+    with Tap(settings.kafka_brokers, [OUT]) as tap, running(Recorder(group), settings):
+        publish_events(settings.kafka_brokers, authorized(1))
+        tap.until(lambda seen: seen, 4, "a new member takes over at once, as the old one has left")
+
+
+def _waits_at_gate(connection: Connection) -> bool:
+    row = connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone()
+    return row is not None
+
+
+def test_a_drain_that_takes_too_long_ends_with_1(settings: Settings, connection: Connection, group: str) -> None:
+    settings = settings.model_copy(update={"drain_timeout_seconds": 0.5})
+    before = offsets_of(settings.kafka_brokers, group, [IN])
+    publish_events(settings.kafka_brokers, authorized(5))
+    connection.execute("SELECT pg_advisory_lock(%s)", (GATE,))
+    with process(VICTIM, settings, group, "slowly") as worker:
+        wait_until(lambda: _waits_at_gate(connection), 20, "it is in the middle of a batch")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.ends(5) == 1
+    assert offsets_of(settings.kafka_brokers, group, [IN]) == before
+
+
+def test_what_no_retry_can_help_ends_with_1(settings: Settings, connection: Connection, group: str) -> None:
+    publish_events(settings.kafka_brokers, authorized(1))
+    connection.execute("DROP TABLE decisions")
+    with process(VICTIM, settings, group, "nowhere") as worker:
+        assert worker.ends() == 1
+
+
+def test_a_failure_is_the_end_whatever_hangs(settings: Settings, connection: Connection, group: str) -> None:
+    settings = settings.model_copy(update={"drain_timeout_seconds": 0.5})
+    publish_events(settings.kafka_brokers, authorized(1))
+    with process(VICTIM, settings, group, "hung") as worker:
+        assert worker.ends() == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_each_signal_that_asks_for_the_end_is_followed(settings: Settings, group: str, number: signal.Signals) -> None:
+    publish_events(settings.kafka_brokers, authorized(1))
+    with Tap(settings.kafka_brokers, [OUT]) as tap, process(VICTIM, settings, group, "nowhere") as worker:
+        tap.count(1)
+        worker.send_signal(number)
+        assert worker.ends() == 0
+    assert offsets_of(settings.kafka_brokers, group, [IN]) == end_offsets(settings.kafka_brokers, [IN])

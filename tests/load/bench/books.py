@@ -1,0 +1,47 @@
+"""Whether nothing was lost: every 201 is a CONFIRMED order, and every unit of stock is where the orders say it is."""
+
+import psycopg
+
+from tests.load.bench.load import Load
+
+_ORDERS = """
+SELECT count(*), count(*) FILTER (WHERE status = 'CONFIRMED') FROM orders WHERE user_id = %s
+"""
+_STOCK = """
+SELECT available, reserved,
+       (SELECT coalesce(sum(item.qty), 0)
+        FROM order_items AS item JOIN orders AS o ON o.id = item.order_id
+        WHERE item.sku = stock.sku AND o.status = 'CONFIRMED')
+FROM inventory AS stock WHERE sku = %s
+"""
+
+
+def orders(connection: psycopg.Connection, user: str, load: Load) -> list[str]:
+    """Compare the orders of `user` with what the client was told; returns one line for everything that is wrong.
+
+    A request without an answer may or may not have become an order: nobody was promised anything.
+    """
+    row = connection.execute(_ORDERS, (user,)).fetchone()
+    assert row is not None
+    rows, confirmed = row
+    problems = []
+    if not load.accepted <= rows <= load.accepted + load.unanswered:
+        problems.append(
+            f"{user}: {load.accepted} orders were accepted ({load.unanswered} unanswered), {rows} are there"
+        )
+    if confirmed != rows:
+        problems.append(f"{user}: {rows} orders are there, {confirmed} are CONFIRMED")
+    return problems
+
+
+def stock(connection: psycopg.Connection, sku: str, stocked: int) -> list[str]:
+    """Compare the stock of `sku` with the confirmed orders; returns one line for everything that is wrong."""
+    row = connection.execute(_STOCK, (sku,)).fetchone()
+    assert row is not None
+    available, reserved, sold = row
+    problems = []
+    if available + reserved != stocked:
+        problems.append(f"{sku}: {stocked} units were stocked, {available} + {reserved} are there")
+    if reserved != sold:
+        problems.append(f"{sku}: {reserved} units are reserved, the confirmed orders hold {sold}")
+    return problems

@@ -1,0 +1,165 @@
+"""`make bench-smoke`: how fast orders settle, what one costs, and whether the books balance after it.
+
+It starts a system of its own and warms it up, as Kafka's Java compiles for the better part of a minute. Then a fixed
+number of clients place as many orders as they can, and after that 40 orders a second come. It prints one table; figures
+are only reported, books that do not balance end it with exit code 1.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import psycopg
+from msgspec import Struct
+
+from tests.load.bench import books, counters, load
+from tests.load.bench.counters import Usage
+from tests.load.bench.load import Load
+from tests.load.bench.system import AlreadyRunningError, System, running
+
+SKU = "BENCH-1"
+STOCKED = 10_000_000
+WARM_UP_SECONDS = 45
+WARM_UP_CLIENTS = 64
+PACED_RATE = 40
+PACED_SECONDS = 15
+SATURATED_SECONDS = 20
+CLIENTS = 64
+SETTLE_LIMIT_SECONDS = 120
+
+_OPEN = "SELECT count(*) FROM orders WHERE status IN ('PROCESSING', 'PAID')"
+SETTLE_TIMES = """
+SELECT percentile_cont(ARRAY[0.5, 0.95, 0.99])
+       WITHIN GROUP (ORDER BY extract(epoch FROM updated_at - created_at)::float8 * 1000)
+FROM orders WHERE user_id = %s
+"""
+_SETTLED = (
+    "SELECT count(*), extract(epoch FROM max(updated_at) - min(created_at))::float8 FROM orders WHERE user_id = %s"
+)
+
+
+class Paced(Struct, frozen=True):
+    """The figures of the paced phase: percentiles 50, 95 and 99 of the settle time in milliseconds."""
+
+    load: Load
+    settle_ms: Sequence[float]
+    used: Usage
+
+
+class Saturated(Struct, frozen=True):
+    """The figures of the saturated phase; `settled` orders took `seconds` from the first POST to the last settled."""
+
+    load: Load
+    settled: int
+    seconds: float
+    used: Usage
+    memory_mib: float | None
+
+
+def main() -> int:
+    """Run both phases and return the exit code."""
+    with running() as system, psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection:
+        system.command("stock", "set", SKU, str(STOCKED))
+        print(f"Warming up for {WARM_UP_SECONDS} s", file=sys.stderr)
+        warmed = place_orders("saturated", system, "bench-warm-up", WARM_UP_SECONDS, VUS=str(WARM_UP_CLIENTS))
+        problems = await_settled(connection)
+        print(f"Placing orders with {CLIENTS} clients for {SATURATED_SECONDS} s", file=sys.stderr)
+        saturated = _saturated(system, connection)
+        problems += await_settled(connection)
+        print(f"Placing {PACED_RATE} orders/s for {PACED_SECONDS} s", file=sys.stderr)
+        paced = _paced(system, connection)
+        problems += await_settled(connection)
+        for user, seen in (("warm-up", warmed), ("paced", paced.load), ("saturated", saturated.load)):
+            problems += books.orders(connection, f"bench-{user}", seen)
+        problems += books.stock(connection, SKU, STOCKED)
+    print(_table(paced, saturated, problems))
+    return 1 if problems else 0
+
+
+def place_orders(phase: load.Phase, system: System, user: str, seconds: int, **variables: str) -> Load:
+    """Have k6 place orders of SKU for `user`, and return what it saw."""
+    return load.run(phase, system.urls["BASE_URL"], seconds, USER=user, SKU=SKU, **variables)
+
+
+def _paced(system: System, connection: psycopg.Connection) -> Paced:
+    before = counters.usage(system.children(), connection)
+    seen = place_orders("paced", system, "bench-paced", PACED_SECONDS, RATE=str(PACED_RATE))
+    used = counters.usage(system.children(), connection).since(before)
+    row = connection.execute(SETTLE_TIMES, ("bench-paced",)).fetchone()
+    return Paced(seen, row[0] if row and row[0] else (float("nan"),) * 3, used)
+
+
+def _saturated(system: System, connection: psycopg.Connection) -> Saturated:
+    before = counters.usage(system.children(), connection)
+    seen = place_orders("saturated", system, "bench-saturated", SATURATED_SECONDS, VUS=str(CLIENTS))
+    memory = counters.services_memory_mib(system.children())
+    await_settled(connection)
+    used = counters.usage(system.children(), connection).since(before)
+    row = connection.execute(_SETTLED, ("bench-saturated",)).fetchone()
+    assert row is not None
+    return Saturated(seen, row[0], row[1] or 0.0, used, memory)
+
+
+def await_settled(connection: psycopg.Connection) -> list[str]:
+    """Wait until no order is open; says how many still are when the limit is over."""
+    deadline = time.monotonic() + SETTLE_LIMIT_SECONDS
+    while True:
+        row = connection.execute(_OPEN).fetchone()
+        if row is None or row[0] == 0:
+            return []
+        if time.monotonic() > deadline:
+            return [f"{row[0]} orders are still open after {SETTLE_LIMIT_SECONDS} s"]
+        time.sleep(0.1)
+
+
+def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
+    orders = max(saturated.settled, 1)
+    used, seen = saturated.used, saturated.load
+    at_once = f"{CLIENTS} clients, {SATURATED_SECONDS} s"
+    memory = "unknown" if saturated.memory_mib is None else f"{saturated.memory_mib:.0f} MiB"
+    rows = [
+        (f"settle time at {PACED_RATE}/s, in Postgres (p50 / p95 / p99)", in_words(paced.settle_ms)),
+        (
+            f"settle time at {PACED_RATE}/s, seen by a client that reads every 10 ms (p50 / p95 / p99)",
+            in_words(_percentiles(paced.load.settle)),
+        ),
+        (f"POST at {PACED_RATE}/s (p50 / p95 / p99)", in_words(_percentiles(paced.load.place))),
+        (
+            f"settled orders/s ({at_once})",
+            f"{saturated.settled / saturated.seconds:.0f}" if saturated.seconds else "none",
+        ),
+        ("accepted orders/s", f"{seen.accepted / SATURATED_SECONDS:.0f}"),
+        ("refused / unanswered", f"{seen.refused} / {seen.unanswered}"),
+        (f"POST, {at_once} (p50 / p95 / p99)", in_words(_percentiles(seen.place))),
+        ("memory of the five services (PSS)", memory),
+        ("WAL per order", f"{used.wal_bytes / orders:.0f} bytes"),
+        ("Postgres transactions per order", f"{used.transactions / orders:.3f}"),
+        ("CPU per order, all processes", f"{sum(used.cpu_seconds.values()) / orders * 1e6:.0f} us"),
+        *((f"CPU per order, {name}", f"{cpu / orders * 1e6:.0f} us") for name, cpu in sorted(used.cpu_seconds.items())),
+        ("CPU per order, k6", f"{seen.cpu_seconds / orders * 1e6:.0f} us"),
+        (f"CPU used by anything else (at {PACED_RATE}/s / saturated)", f"{_others(paced)} / {_others(saturated)}"),
+        ("books", "; ".join(problems) or f"balanced: {saturated.settled} orders, every 201 CONFIRMED, stock matches"),
+    ]
+    return "\n".join(["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _others(phase: Paced | Saturated) -> str:
+    """What neither the system nor k6 used, in percent of all that was used: above a few, the figures are too low."""
+    ours = sum(phase.used.cpu_seconds.values()) + phase.load.cpu_seconds
+    return f"{max(0.0, 1 - ours / phase.used.machine_seconds):.0%}"
+
+
+def _percentiles(trend: dict[str, float]) -> list[float]:
+    return [trend.get(name, float("nan")) for name in ("med", "p(95)", "p(99)")]
+
+
+def in_words(milliseconds: Sequence[float]) -> str:
+    """Return times as text."""
+    return " / ".join(f"{value:.1f}" for value in milliseconds) + " ms"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except AlreadyRunningError as error:
+        sys.exit(str(error))

@@ -1,0 +1,111 @@
+"""`make bench-snapshot`: how fast orders settle while a held snapshot keeps millions of dead rows from being removed.
+
+It starts a system of its own and offers RATE orders a second. Then one session holds a snapshot, as pg_dump does, and
+the state is made that 15 minutes of full load leave meanwhile: DEAD_ROWS dead rows in the outbox, and as many dead
+entries of settled orders in the watchdog's index. The same load comes again. The figures are only reported; orders that
+do not settle end it with exit code 1.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import psycopg
+
+from tests.load.bench.smoke import SETTLE_TIMES, SKU, STOCKED, await_settled, in_words, place_orders
+from tests.load.bench.system import AlreadyRunningError, System, running
+
+RATE = 100
+WARM_UP_SECONDS = 45
+PASSING_SECONDS = 15
+"""The relay and the watchdog pass the dead rows, which were made all at once, before the second measurement."""
+MEASURED_SECONDS = 30
+DEAD_ROWS = 2_500_000
+ROWS_AT_ONCE = 250_000
+
+# Each batch is inserted and ended in one transaction: the services never see a live row of it.
+_DEAD_IN_OUTBOX = (
+    """
+    INSERT INTO outbox (topic, order_id, event_id, value)
+    SELECT 'dead', 'dead-' || number, gen_random_uuid(), repeat('x', 500)
+    FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS number
+    """,
+    "DELETE FROM outbox WHERE topic = 'dead' AND id > (SELECT max(id) FROM outbox) - %(rows)s",
+)
+_DEAD_IN_ORDERS = (
+    """
+    INSERT INTO orders (id, user_id, amount, currency, status, next_check_at)
+    SELECT 'dead-' || number, 'dead', 1, 'USD', 'PROCESSING',
+           now() - interval '15 min' + (number / 2800) * interval '1 s'
+    FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS number
+    """,
+    """
+    UPDATE orders SET status = 'CANCELLED', payment = 'voided', stock = 'released'
+    WHERE id = ANY(ARRAY(SELECT 'dead-' || number FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS number))
+    """,
+)
+
+
+def main() -> int:
+    """Measure without and with the dead rows and return the exit code."""
+    with running() as system, psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection:
+        system.command("stock", "set", SKU, str(STOCKED))
+        _say(f"Warming up for {WARM_UP_SECONDS} s")
+        _place(system, "bench-warm-up", WARM_UP_SECONDS)
+        _say(f"Placing {RATE} orders/s for {MEASURED_SECONDS} s")
+        without, problems = _measure(system, connection, "bench-without")
+        with _snapshot(system.urls["POSTGRES_URL"]):
+            _leave_dead_rows(connection)
+            _say(f"Placing {RATE} orders/s for {PASSING_SECONDS} s, and then for {MEASURED_SECONDS} s")
+            _place(system, "bench-passing", PASSING_SECONDS)
+            among, more = _measure(system, connection, "bench-among")
+    name = f"settle time at {RATE}/s, in Postgres (p50 / p95 / p99)"
+    print("| figure | value |", "|---|---|", f"| {name} | {in_words(without)} |", sep="\n")
+    print(f"| the same, with a snapshot held and {DEAD_ROWS:,} dead rows in outbox and orders | {in_words(among)} |")
+    for problem in problems + more:
+        print(problem, file=sys.stderr)
+    return 1 if problems or more else 0
+
+
+def _place(system: System, user: str, seconds: int) -> None:
+    place_orders("paced", system, user, seconds, RATE=str(RATE))
+
+
+def _measure(system: System, connection: psycopg.Connection, user: str) -> tuple[Sequence[float], list[str]]:
+    """Return percentiles 50, 95 and 99 of the settle time in milliseconds, and what is wrong."""
+    _place(system, user, MEASURED_SECONDS)
+    problems = await_settled(connection)
+    row = connection.execute(SETTLE_TIMES, (user,)).fetchone()
+    return (row[0] if row and row[0] else (float("nan"),) * 3), problems
+
+
+@contextmanager
+def _snapshot(postgres_url: str) -> Iterator[None]:
+    """Hold a snapshot for the length of the block."""
+    with psycopg.connect(postgres_url, autocommit=True) as holder:
+        holder.execute("SET idle_in_transaction_session_timeout = 0")
+        holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        holder.execute("SELECT count(*) FROM orders")
+        yield
+
+
+def _leave_dead_rows(connection: psycopg.Connection) -> None:
+    connection.execute("SET statement_timeout = 0")
+    for name, statements in (("outbox", _DEAD_IN_OUTBOX), ("orders", _DEAD_IN_ORDERS)):
+        _say(f"Leaving {DEAD_ROWS:,} dead rows in {name}")
+        for first in range(1, DEAD_ROWS + 1, ROWS_AT_ONCE):
+            last = first + ROWS_AT_ONCE - 1
+            with connection.transaction():
+                for statement in statements:
+                    connection.execute(statement.encode(), {"first": first, "last": last, "rows": ROWS_AT_ONCE})
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except AlreadyRunningError as error:
+        sys.exit(str(error))

@@ -1,0 +1,169 @@
+"""`make soak MINUTES=5`: every kind of order amid every fault, then quiet, and the books must balance (P1 to P11).
+
+Prints one table and ends with 1 if anything is wrong. RATE orders/s are offered; SEED repeats the draws of a run.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from urllib.parse import urlsplit
+
+import psycopg
+
+from orderstream.local.processes.state import checkout
+from tests.load.bench import counters
+from tests.load.bench.system import AlreadyRunningError, System, running
+from tests.load.soak import books, faults
+from tests.load.soak.client import Client
+from tests.load.soak.ledger import Ledger
+from tests.load.soak.load import STOCKED, Load
+from tests.load.soak.poison import Poisoner
+
+SETTINGS = {
+    "REPLICAS_API_GATEWAY": "2",
+    "REPLICAS_OUTBOX_RELAY": "2",
+    "REPLICAS_PAYMENT_WORKER": "2",
+    "REPLICAS_INVENTORY_WORKER": "2",
+    "REPLICAS_ORDER_SERVICE": "2",
+    "RESTARTS_PER_MINUTE": "1000",
+    "PAYMENT_SUCCESS_RATE": "0.95",
+    "PAYMENT_THROW_RATE": "0.05",
+}
+QUIET_LIMIT_SECONDS = 180
+FIRST_FAULT_SECONDS = 8
+POISON_SECONDS = 0.7
+WEIGH_SECONDS = 2.0
+GROWTH_MAX = 1.5
+"""What the services may weigh in the last third of a run, in terms of what they did in the first."""
+
+Faults = Mapping[str, Callable[[faults.Target], None]]
+
+
+class Soak:
+    """One run on one system."""
+
+    def __init__(self, system: System, seconds: float, rate: int, seed: int, plan: Faults) -> None:
+        self._system = system
+        self._seconds = seconds
+        self._rate = rate
+        self._plan = plan
+        urls = system.urls
+        self._postgres_url = urls["POSTGRES_URL"]
+        self._base = urlsplit(urls["BASE_URL"])
+        settings = system.settings
+        self._target = faults.Target(system, settings)
+        chance = random.Random(seed)
+        self._ledger = Ledger()
+        self._client = Client(self._base.hostname or "", self._base.port or 80)
+        self._load = Load(self._client, self._ledger, rate, chance)
+        self._poisoner = Poisoner(settings, chance)
+        self._weights: list[float] = []
+
+    def run(self) -> tuple[dict[str, str], books.Checks]:
+        """Load and harm the system, wait for quiet, and return the figures and the checks."""
+        for sku, quantity in STOCKED.items():
+            self._system.command("stock", "set", sku, str(quantity))
+        began = time.monotonic()
+        asyncio.run(self._trouble())
+        loaded = time.monotonic() - began
+        self._poisoner.finish()
+        with psycopg.connect(self._postgres_url, autocommit=True) as connection:
+            say("waiting until everything is settled")
+            quiet_seconds, left = books.await_quiet(connection, QUIET_LIMIT_SECONDS)
+            checks = books.check(connection, self._target, self._ledger, self._poisoner.put)
+            statuses = connection.execute("SELECT status, count(*) FROM orders GROUP BY 1 ORDER BY 1").fetchall()
+        weights = self._medians()
+        grown = weights[-1] > GROWTH_MAX * weights[0]
+        checks = {
+            "all is settled": [left] if left else [],
+            "memory stays flat": [f"{weights[-1]:.0f} MiB after {weights[0]:.0f} MiB"] if grown else [],
+            **checks,
+        }
+        figures = {
+            "orders offered": f"{self._load.offered} in {self._seconds:.0f} s, {self._load.withheld} withheld"
+            f" ({self._load.offered / self._seconds:.0f}/s of {self._rate}/s); the last left after {loaded:.0f} s",
+            "accepted": f"{len(self._ledger.orders)}, with {len(self._ledger.keys)} keys",
+            "in Postgres": ", ".join(f"{count} {status}" for status, count in statuses),
+            "quiet after": f"{quiet_seconds:.1f} s" + (f", not reached: {left}" if left else ""),
+            "poison put in": str(len(self._poisoner.put)),
+            "memory of the services (PSS), thirds of the run": " / ".join(f"{one:.0f}" for one in weights) + " MiB",
+            "answers": ", ".join(f"{count} {what}" for what, count in sorted(self._ledger.answers.items())),
+        }
+        return figures, checks
+
+    def _medians(self) -> list[float]:
+        """What the services weighed in each third of the run, in MiB."""
+        size = len(self._weights) // 3
+        return [median(self._weights[start : start + size]) for start in (0, size, 2 * size)] if size else [0.0]
+
+    async def _trouble(self) -> None:
+        harming = asyncio.create_task(self._harm())
+        meanwhile = [asyncio.create_task(self._poison()), asyncio.create_task(self._weigh())]
+        await self._load.run(self._seconds)
+        await harming
+        for task in meanwhile:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._client.close()
+
+    async def _weigh(self) -> None:
+        """Note what the services weigh, from time to time."""
+        while True:
+            weight = await asyncio.to_thread(counters.services_memory_mib, self._system.children())
+            self._weights += [weight] if weight else []
+            await asyncio.sleep(WEIGH_SECONDS)
+
+    async def _harm(self) -> None:
+        """Do every fault, evenly over the time."""
+        pause = (self._seconds - FIRST_FAULT_SECONDS) / len(self._plan)
+        began = time.monotonic()
+        for number, (name, harm) in enumerate(self._plan.items()):
+            await asyncio.sleep(max(0.0, began + FIRST_FAULT_SECONDS + number * pause - time.monotonic()))
+            say(f"{time.monotonic() - began:4.0f} s  {name}  ({len(self._ledger.orders)} orders so far)")
+            await asyncio.to_thread(harm, self._target)
+
+    async def _poison(self) -> None:
+        while True:
+            self._poisoner.put_one()
+            await asyncio.sleep(POISON_SECONDS)
+
+
+def soak(
+    root: Path, seconds: float, rate: int, seed: int, plan: Faults = faults.ALL
+) -> tuple[dict[str, str], books.Checks]:
+    """Run a soak on a system of its own under `root`. Raises AlreadyRunningError."""
+    with running(root, **SETTINGS) as system:
+        say(f"{rate} orders/s for {seconds:.0f} s with {len(plan)} faults, seed {seed}")
+        return Soak(system, seconds, rate, seed, plan).run()
+
+
+def say(text: str) -> None:
+    """Tell whoever watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Read the arguments, run, print the table, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--rate", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    given = parser.parse_args()
+    root = checkout() / ".orderstream" / "soak"
+    figures, checks = soak(root, given.minutes * 60, given.rate, given.seed)
+    print(books.table(figures, checks))
+    return 1 if any(checks.values()) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except AlreadyRunningError as error:
+        sys.exit(str(error))

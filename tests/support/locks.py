@@ -1,0 +1,30 @@
+"""Two connections that meet: who waits for whom, made certain instead of hoped for."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from orderstream.postgres.connect import Connection
+from tests.support.waiting import wait_until
+
+T = TypeVar("T")
+
+_WAITING = """
+SELECT FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND pid <> pg_backend_pid()
+"""
+
+
+def after_it_waits(observer: Connection, work: Callable[[], T], release: Callable[[], object]) -> T:
+    """Run `work` in a thread; once it waits for a lock or is over, `release` what it waits for. Return its result."""
+    with ThreadPoolExecutor(1) as pool:
+        future: Future[T] = pool.submit(work)
+        try:
+            wait_until(
+                lambda: future.done() or observer.execute(_WAITING).fetchone() is not None,
+                10,
+                "the other waits for a lock, or is over",
+            )
+        finally:
+            release()
+        return future.result(20)

@@ -1,0 +1,97 @@
+"""What a body is read as, and everything that is wrong with one that is no order."""
+
+import json
+from typing import Any
+
+import pytest
+
+from orderstream.api_gateway.orders import violations as module
+from orderstream.api_gateway.orders.parsing import BYTE_ORDER_MARK, InvalidOrderError, read_order
+from orderstream.api_gateway.orders.violations import MARKS_MAX, violations
+from tests.support.bodies import BAD, GOOD, README, Bad, Good, order
+from tests.support.samples import ORDER_ID
+
+
+@pytest.mark.parametrize("good", GOOD.values(), ids=GOOD.keys())
+def test_an_order_is_read_exactly(good: Good) -> None:
+    created = read_order(good.body, ORDER_ID)
+    assert created.order_id == ORDER_ID
+    assert created.user_id == good.user
+    assert created.currency == good.currency
+    assert str(created.amount) == str(good.amount)
+    assert [(item.sku, item.qty, str(item.price)) for item in created.items] == [
+        (sku, qty, str(price)) for sku, qty, price in good.items
+    ]
+
+
+@pytest.mark.parametrize("good", GOOD.values(), ids=GOOD.keys())
+def test_the_slow_way_finds_nothing_wrong_with_an_order(good: Good) -> None:
+    assert violations(good.body.removeprefix(BYTE_ORDER_MARK)) == []
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_every_violation_is_named_by_its_pointer(bad: Bad) -> None:
+    with pytest.raises(InvalidOrderError) as caught:
+        read_order(bad.body, ORDER_ID)
+    assert {error.pointer for error in caught.value.errors} == bad.pointers
+    assert all(error.detail for error in caught.value.errors)
+
+
+def test_what_only_the_fast_decoder_minds_is_still_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orderstream.api_gateway.orders.parsing.violations", lambda _body: [])
+    with pytest.raises(InvalidOrderError) as caught:
+        read_order(b"[", ORDER_ID)
+    assert [error.pointer for error in caught.value.errors] == [""]
+
+
+def test_an_order_without_extras_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orderstream.api_gateway.orders.parsing.violations", lambda _body: pytest.fail("walked"))
+    assert read_order(README, ORDER_ID).user_id == "u-1"
+
+
+def test_a_thousand_wrong_items_are_all_named() -> None:
+    items = "[" + ",".join(["{}"] * 1000) + "]"
+    assert len(violations(order(items=items))) == 3000
+
+
+def test_pointers_and_their_number_are_bounded() -> None:
+    names = ",".join(f'"{number}":"\\ud800"' for number in range(20_000))
+    found = violations(order(more=f',"{"x" * 10_000}":{{{names}}}'))
+    assert len(found) <= 5_000
+    assert max(len(one.pointer) for one in found) <= 500
+
+
+def test_what_is_ignored_costs_no_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = []
+    join = module._join
+
+    def count(pointer: str, name: str | int) -> str:
+        joined.append(name)
+        return join(pointer, name)
+
+    monkeypatch.setattr(module, "_join", count)
+    zeros = ",".join(["0"] * 15_000)
+    assert read_order(order(more=f',"x":[{zeros}]'), ORDER_ID).user_id == "u-1"
+    assert joined == []
+    assert read_order(order(more=f',"x":[{zeros}],"y":"NaN"'), ORDER_ID).user_id == "u-1"
+    assert joined == ["items", "x", 0]
+
+
+def test_a_body_with_far_more_values_than_an_order_has_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
+    for value in ("0", "[]", "{}", "[[]]"):
+        values = ",".join([value] * (MARKS_MAX + 1))
+        with pytest.raises(InvalidOrderError) as caught:
+            read_order(order(more=f',"x":[{values}]'), ORDER_ID)
+        assert [(error.pointer, error.detail) for error in caught.value.errors] == [
+            ("", "has more than 20000 commas and opening brackets outside its strings")
+        ]
+
+
+def test_the_largest_order_has_fewer_values_than_are_looked_into() -> None:
+    def name(number: int) -> str:
+        return f"{number:04}:" + "," * 59
+
+    lines: list[Any] = [{"sku": name(number), "qty": 1_000_000, "price": "9" * 12} for number in range(1_000)]
+    body = json.dumps({"userId": "," * 128, "items": lines, "amount": 1, "currency": "USD"}).encode()
+    assert len(read_order(body, ORDER_ID).items) == 1_000

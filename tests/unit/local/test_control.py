@@ -1,0 +1,94 @@
+"""The commands of another terminal: which logs, what was added to them, and the end of what a killed run left."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from orderstream.local import control
+from orderstream.local.processes.child import Roster
+from orderstream.local.processes.state import BusyError, Record, StateDir
+from orderstream.local.processes.terminal import Terminal
+from orderstream.local.servers import place
+from orderstream.local.servers.passwords import read_or_make
+from tests.unit.local.conftest import SLEEPER, MakeChild, python
+
+
+class Enough(Exception):  # noqa: N818 - it is no error, it ends the following
+    """The test has seen what it wanted."""
+
+
+def test_the_logs_of_a_service_are_those_of_its_replicas(state: StateDir) -> None:
+    for name in ("payment-worker", "payment-worker-2", "order-service"):
+        state.log(name).touch()
+    assert [one.stem for one in control.logs(state, "payment-worker")] == ["payment-worker", "payment-worker-2"]
+    assert [one.stem for one in control.logs(state, "payment-worker-2")] == ["payment-worker-2"]
+    assert len(control.logs(state, None)) == 3
+
+
+def test_several_logs_are_shown_with_their_names(state: StateDir) -> None:
+    for name in ("a", "b"):
+        state.log(name).write_text(f"{name} one\n{name} two\n")
+    shown: list[str] = []
+    control.show_logs(control.logs(state, None), shown.append)
+    assert shown == ["a | a one", "a | a two", "b | b one", "b | b two"]
+
+
+def test_following_shows_whole_new_lines_of_old_new_and_emptied_logs(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = state.log("old"), state.log("new")
+    old.write_text("before\n")
+    changes = iter([(old, "a", "one\nha"), (old, "a", "lf\n"), (new, "w", "first\n"), (old, "w", "anew\n")])
+
+    def change(_seconds: float) -> None:
+        try:
+            path, mode, text = next(changes)
+        except StopIteration:
+            raise Enough from None
+        with path.open(mode) as file:
+            file.write(text)
+
+    monkeypatch.setattr("orderstream.local.control.time.sleep", change)
+    shown: list[str] = []
+    with pytest.raises(Enough):
+        control.follow_logs(lambda: control.logs(state, None), shown.append)
+    assert shown == ["old | one", "old | half", "new | first", "old | anew"]
+
+
+def test_down_ends_what_a_killed_run_left(state: StateDir, roster: Roster, child: MakeChild) -> None:
+    one = child("one")
+    one.start(python(SLEEPER))
+    roster.update(lambda record: setattr(record.run, "birth", "a killed one"))
+    said = io.StringIO()
+    assert control.down(state, Terminal(said)) == 0
+    assert "Ended what a killed run left behind: one" in said.getvalue()
+    assert one.wait(10)
+    assert state.read().run is None
+
+
+def test_down_without_anything_running_says_so(state: StateDir) -> None:
+    said = io.StringIO()
+    assert control.down(state, Terminal(said)) == 0
+    assert said.getvalue() == "Nothing is running.\n"
+
+
+def test_reset_removes_data_logs_passwords_and_ports_and_keeps_the_rest(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared = tmp_path / "elsewhere"
+    where = place.Place(state, shared, None)
+    monkeypatch.setattr(place, "place", lambda _: where)
+    for folder in (where.postgres_data, where.folder("kafka"), state.root / "kafka", state.root / "cache"):
+        folder.mkdir(parents=True)
+    state.log("kafka").write_text("old")
+    state.write(Record({"kafka": 20_001}))
+    read_or_make(state)
+    control.reset(state, Terminal(io.StringIO()))
+    assert sorted(path.name for path in state.root.iterdir()) == ["cache", "lock"]
+    assert not shared.exists()
+
+
+def test_reset_refuses_while_it_runs(state: StateDir) -> None:
+    with state.lock(), pytest.raises(BusyError):
+        control.reset(state, Terminal(io.StringIO()))

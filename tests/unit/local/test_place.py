@@ -1,0 +1,179 @@
+"""Where root's stores are: the first folder that can hold and run them, and always the one that has the data."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orderstream.local.processes.state import StateDir
+from orderstream.local.servers import place
+from orderstream.local.servers.place import PlaceError
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's stores are kept elsewhere")
+
+
+@pytest.fixture
+def bases(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Two folders in place of /var/tmp and its like, that every account may enter."""
+    root = Path("/tmp") / f"orderstream-places-{os.getpid()}"  # noqa: S108
+    made = [root / "first", root / "second"]
+    monkeypatch.setattr(place, "BASES", tuple(made))
+    monkeypatch.setattr(place, "FREE_BYTES_MIN", 1 << 20)
+    root.mkdir(exist_ok=True)
+    root.chmod(0o755)
+    for base in made:
+        base.mkdir(exist_ok=True)
+        base.chmod(0o1777)
+    yield made
+    subprocess.run(["rm", "-rf", str(root)], check=True)
+
+
+def test_an_ordinary_user_needs_no_other_place(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1_000)
+    chosen = place.choose(state, pytest.fail)
+    assert (chosen.postgres_data, chosen.programs, chosen.account) == (state.root / "postgres", None, None)
+
+
+@needs_root
+def test_the_first_place_that_works_is_taken_and_remembered(state: StateDir, bases: list[Path]) -> None:
+    chosen = place.choose(state, pytest.fail)
+    assert chosen.shared is not None
+    assert chosen.shared.parent == bases[0]
+    assert place.place(state) == chosen
+    assert chosen.shared.stat().st_mode & 0o777 == 0o710
+
+
+@needs_root
+@pytest.mark.parametrize("harm", ["missing", "a file", "closed", "open to all", "another user's", "full"])
+def test_a_place_that_cannot_be_used_is_named_and_the_next_one_taken(
+    state: StateDir, bases: list[Path], harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bases[0]
+    squatted = place._shared(first)
+    if harm in {"missing", "a file"}:
+        first.rmdir()
+        if harm == "a file":
+            first.touch()
+    elif harm == "closed":
+        first.chmod(0o700)
+    elif harm == "full":
+        usage = shutil.disk_usage
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: usage(path)._replace(free=0) if path == first else usage(path)
+        )
+    else:
+        squatted.mkdir()
+        if harm == "open to all":
+            squatted.chmod(0o777)
+        else:
+            os.chown(squatted, 65_534, 65_534)
+    said: list[str] = []
+    chosen = place.choose(state, said.append)
+    assert chosen.shared is not None
+    assert chosen.shared.parent == bases[1]
+    assert len(said) == 1
+    assert said[0].startswith(f"{first} cannot be used: ")
+    assert str(chosen.shared) in said[0]
+
+
+IN_NAMESPACE = """
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from orderstream.local.servers import place
+from orderstream.local.processes.state import StateDir
+place.BASES = tuple(map(Path, sys.argv[2:]))
+place.FREE_BYTES_MIN = 1 << 20
+state = StateDir(Path(sys.argv[1]))
+state.open()
+print(place.choose(state, print).shared.parent)
+"""
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("options", "why"), [("noexec", "noexec"), ("ro", "Read-only"), ("size=64k", "MiB are free there")]
+)
+def test_a_real_mount_that_cannot_be_used_is_named(state: StateDir, bases: list[Path], options: str, why: str) -> None:
+    script = f'mount -t tmpfs -o {options} none "{bases[0]}" && shift 0 && exec "$@"'
+    arguments = [sys.executable, "-c", IN_NAMESPACE, str(state.root), *map(str, bases)]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", *arguments], capture_output=True, text=True, check=False
+    )
+    if "unshare failed" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"this machine lets no one mount: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    first, _, second = done.stdout.partition("\n")
+    assert first.startswith(f"{bases[0]} cannot be used: ")
+    assert why in first
+    assert second.strip() == str(bases[1])
+
+
+@needs_root
+def test_data_is_never_left_behind_for_an_empty_place(state: StateDir, bases: list[Path]) -> None:
+    chosen = place.choose(state, pytest.fail)
+    chosen.make_own(chosen.postgres_data)
+    bases[0].chmod(0o700)
+    with pytest.raises(PlaceError, match="the data of this stack is in"):
+        place.choose(state, pytest.fail)
+    (state.root / "stores").unlink()
+    with pytest.raises(PlaceError, match="the data of this stack is in"):
+        place.choose(state, pytest.fail)
+
+
+@needs_root
+def test_data_that_an_earlier_version_put_elsewhere_is_found(state: StateDir, bases: list[Path]) -> None:
+    earlier = place._shared(bases[1])
+    (earlier / f"data-{state.key}").mkdir(parents=True)
+    assert place.choose(state, pytest.fail).shared == earlier
+
+
+@needs_root
+def test_without_any_place_every_reason_is_given(state: StateDir, bases: list[Path]) -> None:
+    for base in bases:
+        base.chmod(0o700)
+    with pytest.raises(PlaceError) as raised:
+        place.choose(state, pytest.fail)
+    assert all(f"{base} cannot be used: " in str(raised.value) for base in bases)
+
+
+@needs_root
+def test_another_process_of_nobody_reaches_nothing(state: StateDir, bases: list[Path]) -> None:
+    chosen = place.choose(state, pytest.fail)
+    assert chosen.account is not None
+    folder = chosen.make_folder("valkey")
+    chosen.write(folder / "valkey.conf", "requirepass secret")
+
+    def reads(group: int) -> bool:
+        done = subprocess.run(
+            ["cat", str(folder / "valkey.conf")],
+            user=65_534,
+            group=group,
+            extra_groups=[],
+            capture_output=True,
+            check=False,
+        )
+        return done.stdout == b"requirepass secret"
+
+    assert reads(chosen.account.gid)
+    assert not reads(65_534)
+
+
+def test_programs_are_copied_whole_or_not_at_all(state: StateDir, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    chosen = place.Place(state, shared, None)
+
+    def fail(target: Path) -> None:
+        (target / "half").touch()
+        raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011 - it is the one above
+        chosen.copy_program("java", fail)
+    assert list((shared / "programs").iterdir()) == []
+    copy = chosen.copy_program("java", lambda target: (target / "bin").touch())
+    assert chosen.copy_program("java", fail) == copy

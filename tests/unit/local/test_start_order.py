@@ -1,0 +1,66 @@
+"""The steps of a start: side by side, each after what it needs, and never in the way of a stop."""
+
+import io
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from orderstream.local.processes.child import StoppingError
+from orderstream.local.processes.start_order import Step, run
+from orderstream.local.processes.terminal import Terminal
+
+Report = Callable[[str], None]
+
+
+def quiet() -> Terminal:
+    """A terminal no one looks at."""
+    return Terminal(io.StringIO())
+
+
+def test_a_step_waits_for_what_it_needs_and_for_nothing_else() -> None:
+    done: list[str] = []
+    both = threading.Barrier(2, timeout=10)
+
+    def meet(report: Report) -> None:
+        both.wait()
+
+    def note(name: str) -> Callable[[Report], None]:
+        return lambda _: done.append(name)
+
+    steps = [
+        Step("last", ("first", "given elsewhere"), note("last")),
+        Step("first", (), note("first")),
+        Step("left", (), meet),
+        Step("right", (), meet),
+    ]
+    run(steps, quiet(), threading.Event())
+    assert done == ["first", "last"]
+
+
+def test_the_first_failure_is_raised_and_what_needs_it_never_runs() -> None:
+    ran = threading.Event()
+
+    def fail(report: Report) -> None:
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk"):
+        run([Step("a", (), fail), Step("b", ("a",), lambda _: ran.set())], quiet(), threading.Event())
+    assert not ran.is_set()
+
+
+def test_a_stop_does_not_wait_for_a_step_that_hangs() -> None:
+    cancelled, never = threading.Event(), threading.Event()
+
+    def hang(report: Report) -> None:
+        cancelled.set()
+        never.wait(60)
+
+    with pytest.raises(StoppingError):
+        run([Step("a", (), hang)], quiet(), cancelled)
+    never.set()
+
+
+def test_steps_that_need_each_other_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match="need each other"):
+        run([Step("a", ("b",), lambda _: None), Step("b", ("a",), lambda _: None)], quiet(), threading.Event())

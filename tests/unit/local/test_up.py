@@ -1,0 +1,41 @@
+"""`up` itself, without its parts: that it ends what it started, and what it says before it starts anything."""
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orderstream.local.processes import ports
+from orderstream.local.processes.child import Roster
+from orderstream.local.processes.state import Record, StateDir
+from orderstream.local.processes.terminal import Terminal
+from orderstream.local.up import _problem_with_path, _stopped_afterwards, up
+from orderstream.settings import Settings
+from tests.unit.local.test_supervisor import Asked, Bench, Small
+
+
+def test_children_end_when_the_state_directory_is_gone(state: StateDir, roster: Roster) -> None:
+    bench = Bench(state, roster, restarts=0)
+    bench.up(Small("store", wave=2), Small("worker"))
+    children = roster.children
+    with _stopped_afterwards(bench.supervisor, roster, Terminal(bench.said)):
+        shutil.rmtree(state.root)
+    assert [child.alive() for child in children] == [False, False]
+    assert roster.children == []
+    assert "Stopped." in bench.said.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:b"])
+def test_a_path_that_kafka_would_take_for_two_is_refused(tmp_path: Path, name: str) -> None:
+    state = StateDir(tmp_path / name)
+    said = io.StringIO()
+    settings = Settings.model_validate({"port": ports.pick(["api"], {})["api"]})
+    assert up(settings, state, Terminal(said), Asked()) == 1
+    assert f"Kafka cannot work in {state.root}: it takes a comma or a colon for the end of a path." in said.getvalue()
+    assert not (state.root / "stack.json").exists()
+
+
+def test_any_path_will_do_for_a_kafka_elsewhere(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"kafka_brokers": "broker.example:9092"})
+    assert _problem_with_path(settings, StateDir(tmp_path / "a,b"), Record()) is None

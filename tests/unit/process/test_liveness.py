@@ -1,0 +1,59 @@
+"""A process whose loop is stuck ends, in every kind of call, and says where."""
+
+import subprocess
+import sys
+
+import pytest
+
+LOOPS = {
+    "a call that never returns": "import threading; threading.Event().wait()",
+    "a call that holds Python's lock": "import re; re.match(r'(a+)+$', 'a' * 64 + 'b')",
+}
+SCRIPT = """
+import time
+from orderstream.process import liveness
+liveness.BACKSTOP_SECONDS = 0.3
+began = time.monotonic()
+liveness.exit_when_stuck(lambda: began, 0.3)
+{loop}
+"""
+EVENT_LOOP = """
+import asyncio, time
+from orderstream.api_gateway import own_pages
+from orderstream.settings import Settings
+
+own_pages.BEAT_LIMIT_SECONDS = 0.5
+own_pages.BEAT_SECONDS = 0.05
+
+async def serve():
+    own_pages.own_pages(Settings.model_validate({"metrics_port": 0}), None, asyncio.get_running_loop())
+    await asyncio.sleep(1.5)
+    print("it turned", flush=True)
+    time.sleep(600)
+
+asyncio.run(serve())
+"""
+
+
+def run(script: str) -> "subprocess.CompletedProcess[str]":
+    """Run it until it ends by itself."""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS.keys())
+def test_a_stuck_loop_ends_the_process_and_shows_where_it_is(loop: str) -> None:
+    done = run(SCRIPT.format(loop=loop))
+    assert done.returncode == 1
+    assert 'File "<string>", line 7 in <module>' in done.stderr
+
+
+def test_a_loop_that_comes_round_goes_on() -> None:
+    script = SCRIPT.replace("lambda: began", "time.monotonic").format(loop="time.sleep(1.5); print('went on')")
+    assert run(script).stdout == "went on\n"
+
+
+def test_a_stuck_event_loop_ends_the_gateway_and_a_turning_one_does_not() -> None:
+    done = run(EVENT_LOOP)
+    assert done.returncode == 1
+    assert done.stdout.startswith("it turned\n")
+    assert "in serve" in done.stderr

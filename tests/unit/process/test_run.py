@@ -1,0 +1,38 @@
+"""What a service runs as a process, without its loop."""
+
+import http.client
+import time
+
+import pytest
+
+from orderstream.process.run import _serve_pages
+from orderstream.process.standstill import Standstill
+from orderstream.settings import Settings
+
+
+class Idle:
+    """A loop that has nothing to do."""
+
+    ready = True
+
+    def __init__(self) -> None:
+        self.beat = time.monotonic()
+        self.standstill = Standstill()
+
+    def run(self) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::", "::1"), ("0.0.0.0", "127.0.0.1")]
+)
+def test_pages_are_served_on_either_kind_of_address(host: str, reached: str) -> None:
+    pages = _serve_pages(Settings.model_validate({"host": host, "metrics_port": 0}), Idle())
+    try:
+        client = http.client.HTTPConnection(reached, pages.server_port, timeout=10)
+        client.request("GET", "/readyz")
+        assert client.getresponse().status == 200
+        client.close()
+    finally:
+        pages.shutdown()
+        pages.server_close()
