@@ -34,6 +34,7 @@ from tests.unit.test_structure import TABLES
 
 ROOT = checkout()
 README = ROOT / "README.md"
+REFERENCE = ROOT / "docs" / "reference"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 HANDLERS = (PaymentHandler, InventoryHandler, OrderHandler)
 SOURCE = ROOT / "src" / "orderstream"
@@ -64,7 +65,7 @@ def tables(page: Path) -> dict[str, Rows]:
     return found
 
 
-def table(head: str, page: Path = README) -> Rows:
+def table(head: str, page: Path) -> Rows:
     """Return the rows of the table that begins with `head`."""
     return tables(page)[head]
 
@@ -80,14 +81,14 @@ def test_settings() -> None:
             return "none"
         return code(f"{value:g}" if isinstance(value, float) else f"{value}")
 
-    assert table("| variable | default | meaning |") == [
+    assert table("| variable | default | meaning |", REFERENCE / "settings.md") == [
         [code(name.upper()), default(field.get_default(call_default_factory=True)), field.description]
         for name, field in Settings.model_fields.items()
     ]
 
 
 def test_metrics() -> None:
-    assert table("| metric | kind | labels | meaning |") == [
+    assert table("| metric | kind | labels | meaning |", REFERENCE / "metrics.md") == [
         [code(one.name), one.kind, ", ".join(map(code, one.labels)) or "none", one.meaning] for one in CATALOGUE
     ]
 
@@ -95,7 +96,9 @@ def test_metrics() -> None:
 def test_make_targets() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z0-9-]+):.*?## (.*)$", makefile, re.MULTILINE)
-    assert table("| target | does |") == [[code(f"make {name}"), meaning] for name, meaning in targets]
+    assert table("| target | does |", REFERENCE / "make-targets.md") == [
+        [code(f"make {name}"), meaning] for name, meaning in targets
+    ]
 
 
 def commands(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Command]]:
@@ -112,7 +115,7 @@ def test_commands() -> None:
         arguments = (one for one in command.params if isinstance(one, click.Argument))
         return code(" ".join([words, *(one.make_metavar(click.Context(command)) for one in arguments)]))
 
-    assert table("| command | does |") == [
+    assert table("| command | does |", REFERENCE / "commands.md") == [
         [usage(words, command), (command.help or "").splitlines()[0]]
         for words, command in commands(main, "orderstream")
     ]
@@ -135,7 +138,7 @@ def test_endpoints() -> None:
         refused = asyncio.run(call(api, "BREW", path))
         served += [[code(method), code(path)] for method in refused.headers["allow"].split(", ") if method != "HEAD"]
     assert len(paths) == len(api.routes)
-    assert [row[:2] for row in table("| method | path | answers |")] == served
+    assert [row[:2] for row in table("| method | path | answers |", REFERENCE / "endpoints.md")] == served
 
 
 PROBLEMS: list[Callable[[], Problem]] = [
@@ -165,7 +168,7 @@ PROBLEMS: list[Callable[[], Problem]] = [
 
 def test_problems() -> None:
     made = [make() for make in PROBLEMS]
-    assert table("| status | type |") == [
+    assert table("| status | type |", REFERENCE / "endpoints.md") == [
         [str(one.status), code(f"urn:orderstream:problem:{one.name}")] for one in made
     ]
     source = Path(problems.__file__).read_text(encoding="utf-8")
@@ -199,30 +202,41 @@ def emitters() -> dict[str, set[str]]:
 
 def test_events() -> None:
     readers = {name: [one.group for one in HANDLERS if name in one.topics] for name in TOPICS}
-    rows = table("| topic | from | to | says |")
+    rows = table("| topic | from | to | says |", REFERENCE / "events.md")
     made = emitters()
     assert {row[0]: row[1] for row in rows} == {code(name): ", ".join(sorted(made[name])) for name in TOPICS}
     for one in HANDLERS:
         assert {topic(event) for event in one.emits} <= {name for name in TOPICS if one.group in made[name]}
     assert {row[0]: row[2] for row in rows} == {
-        code(name): ", ".join(readers[name]) or "whoever wants to know" for name in TOPICS
+        code(name): ", ".join(readers[name]) or "your own readers" for name in TOPICS
     }
 
 
 def test_dead_letter_topics() -> None:
-    named = set(re.findall(r"`([a-z-]+\.dlq\.v1)`", README.read_text(encoding="utf-8")))
+    named = set(re.findall(r"`([a-z-]+\.dlq\.v1)`", (REFERENCE / "events.md").read_text(encoding="utf-8")))
     assert named == {dead_letter_topic(group) for group in CONSUMER_GROUPS}
 
 
 def test_statuses() -> None:
     head = "| payment \\ stock | none | reserved | failed | released |"
     stocks = head.strip("|").replace(" ", "").split("|")[1:]
-    for payment, *statuses in table(head):
+    for payment, *statuses in table(head, ROOT / "docs" / "architecture.md"):
         assert statuses == [derive(payment, stock) for stock in stocks]  # type: ignore[arg-type]
 
 
 def test_tables_of_the_database() -> None:
-    assert {row[0] for row in table("| table | holds | written by |")} == set(map(code, TABLES))
+    assert {row[0] for row in table("| table | holds | written by |", REFERENCE / "data.md")} == set(map(code, TABLES))
+
+
+def test_the_readme_has_at_most_150_lines() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link).resolve() for link in _LINK.findall(index.read_text(encoding="utf-8"))}
+    pages = {page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "decisions"} - {index}
+    assert pages - linked == set()
 
 
 def test_the_example_is_the_banners() -> None:
@@ -397,7 +411,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_whatever_stands_in_capitals_exists(page: Path) -> None:
+def test_a_name_in_capitals_exists_in_the_code(page: Path) -> None:
     known = {*ELSEWHERE, *get_args(FailureReason), *get_args(Reason), *get_args(Status)}
     known |= {name.upper() for name in Settings.model_fields}
     known |= {
