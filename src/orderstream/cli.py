@@ -29,7 +29,8 @@ _NOT_CHECKED = 2
 def main() -> None:
     """Event-driven order processing: accepted over HTTP, completed over Kafka, lost never.
 
-    `orderstream up` starts everything on this machine. Settings are environment variables; docs/reference/settings.md lists them.
+    `orderstream up` starts everything on this machine. Settings are environment variables:
+    docs/reference/settings.md lists them.
     """
 
 
