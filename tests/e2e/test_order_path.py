@@ -14,7 +14,7 @@ import psycopg
 import pytest
 import redis
 
-from orderstream.domain.events import topic
+from orderstream.domain.events import topic_of
 from orderstream.local.processes.state import checkout
 from orderstream.settings import SERVICES, Settings
 from orderstream.telemetry.metrics import CATALOGUE
@@ -183,7 +183,7 @@ def _grown_by_an_order() -> Iterator[Sample]:
     for service, (taken, told) in TOLD.items():
         for name, events in (("records_consumed", taken), ("records_decided", taken), ("events_produced", told)):
             for event in events:
-                yield _sample(service, f"{name}_total", service=service, topic=topic(event))
+                yield _sample(service, f"{name}_total", service=service, topic=topic_of(event))
     for service in CONSUMERS:
         for name in ("records_sum", "records_count", "seconds_sum", "seconds_count"):
             yield _sample(service, f"batch_{name}", service=service)

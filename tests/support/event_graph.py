@@ -3,7 +3,17 @@
 from itertools import product
 from typing import get_args
 
-from orderstream.domain.order import Facts, News, OrderState, PaymentState, Status, StockState, aborts, apply, derive
+from orderstream.domain.order import (
+    Facts,
+    FactUpdate,
+    OrderState,
+    PaymentState,
+    Status,
+    StockState,
+    aborts,
+    apply,
+    derive,
+)
 
 # (service, event consumed) -> events that may answer it.
 ANSWERS: dict[tuple[str, str], set[str]] = {
@@ -34,13 +44,13 @@ Node = tuple[str, bool]
 
 def _may_abort(event_type: str, aborted: bool) -> bool:
     """Say whether order-service can answer the event with order.aborted, whatever is known of the order."""
-    news = News(FACT_OF[event_type])
+    update = FactUpdate(FACT_OF[event_type])
     statuses: tuple[Status, ...] = ("FAILED", "CANCELLED")
     for payment, stock in product(get_args(PaymentState), get_args(StockState)):
         known = Facts(payment, stock)
         for status in statuses if aborted else (derive(payment, stock),):
             before = OrderState(status, known)
-            if aborts(before, apply(before, news), news):
+            if aborts(before, apply(before, update), update):
                 return True
     return False
 

@@ -28,8 +28,8 @@ from orderstream.domain.events import (
 )
 from orderstream.domain.order import (
     Facts,
+    FactUpdate,
     FailureReason,
-    News,
     OrderState,
     PaymentState,
     Status,
@@ -205,22 +205,22 @@ SCENARIOS: tuple[Scenario, ...] = (
 )
 
 
-def news_of(event: Event[Payload]) -> News:
+def update_of(event: Event[Payload]) -> FactUpdate:
     """Return what the decision behind an event tells its order."""
     at = event.occurred_at
     match event.payload:
         case PaymentAuthorized():
-            return News(Facts(payment="authorized", payment_at=at))
+            return FactUpdate(Facts(payment="authorized", payment_at=at))
         case PaymentFailed(reason=reason):
-            return News(Facts(payment="failed", payment_at=at), payment_reason=reason)
+            return FactUpdate(Facts(payment="failed", payment_at=at), payment_reason=reason)
         case PaymentVoided(reason=reason):
-            return News(Facts(payment="voided", payment_at=at), payment_reason=reason)
+            return FactUpdate(Facts(payment="voided", payment_at=at), payment_reason=reason)
         case InventoryReserved():
-            return News(Facts(stock="reserved", stock_at=at))
+            return FactUpdate(Facts(stock="reserved", stock_at=at))
         case InventoryFailed(reason=reason):
-            return News(Facts(stock="failed", stock_at=at), stock_reason=reason)
+            return FactUpdate(Facts(stock="failed", stock_at=at), stock_reason=reason)
         case InventoryReleased(reason=reason):
-            return News(Facts(stock="released", stock_at=at), stock_reason=reason)
+            return FactUpdate(Facts(stock="released", stock_at=at), stock_reason=reason)
         case _:
             raise TypeError(f"{event.type} says nothing of an order's facts")
 
@@ -237,10 +237,10 @@ def close(order: OrderState, how: Close) -> OrderState:
 def play(batches: Iterable[Sequence[Step]], order: OrderState = NEW) -> OrderState:
     """Return the order after every batch: within one, the events up to a close are folded before they are applied."""
     for batch in batches:
-        pending: News | None = None
+        pending: FactUpdate | None = None
         for step in batch:
             if isinstance(step, Event):
-                pending = fold(pending, news_of(step)) if pending else news_of(step)
+                pending = fold(pending, update_of(step)) if pending else update_of(step)
                 continue
             order = close(apply(order, pending) if pending else order, step)
             pending = None

@@ -24,7 +24,7 @@ from orderstream.domain.events import (
     build,
 )
 from orderstream.domain.money import MINOR_DIGITS, in_currency, parse
-from orderstream.domain.order import Facts, FailureReason, News, PaymentState, Status, StockState
+from orderstream.domain.order import Facts, FactUpdate, FailureReason, PaymentState, Status, StockState
 
 TIMES = st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2100, 1, 1)).map(  # noqa: DTZ001
     lambda naive: naive.replace(tzinfo=UTC)
@@ -55,7 +55,7 @@ FACTS = st.builds(
     st.none() | st.integers(0, 3).map(lambda second: datetime(2026, 1, 1, second=second, tzinfo=UTC)),
     st.none() | st.integers(0, 3).map(lambda second: datetime(2026, 1, 1, second=second, tzinfo=UTC)),
 )
-NEWS = st.builds(News, FACTS, st.none() | REASONS, st.none() | REASONS)
+FACT_UPDATES = st.builds(FactUpdate, FACTS, st.none() | REASONS, st.none() | REASONS)
 
 
 def _priced(payload: type[Payload], **fields: st.SearchStrategy[str]) -> st.SearchStrategy[Payload]:

@@ -13,7 +13,7 @@ from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 from msgspec import Struct
 
-from orderstream.domain.events import TOPICS, Event, Payload, topic
+from orderstream.domain.events import TOPICS, Event, Payload, topic_of
 from orderstream.kafka.envelope import decode
 from orderstream.kafka.topics import dead_letter_topic
 from tests.support.contracts import assert_event
@@ -148,7 +148,7 @@ def publish_events(
     brokers: str, events: Iterable[Event[Payload]], headers: Mapping[str, bytes] | None = None
 ) -> list[tuple[str, int, int]]:
     """Write events as the services do."""
-    records = [(topic(one.type), one.correlation_id.encode(), msgspec.json.encode(one)) for one in events]
+    records = [(topic_of(one.type), one.correlation_id.encode(), msgspec.json.encode(one)) for one in events]
     return publish(brokers, records, headers)
 
 

@@ -17,7 +17,7 @@ from orderstream.api_gateway.http.problems import Problem
 from orderstream.api_gateway.routes import Health, Orders, router
 from orderstream.audit import check
 from orderstream.cli import main
-from orderstream.domain.events import PAYLOADS, TOPICS, topic
+from orderstream.domain.events import PAYLOADS, TOPICS, topic_of
 from orderstream.domain.order import FailureReason, Status, derive
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.envelope import Reason
@@ -196,7 +196,7 @@ def emitters() -> dict[str, set[str]]:
                 BUILDERS[one.id] for one in ast.walk(TREES[path]) if isinstance(one, ast.Name) and one.id in BUILDERS
             }
             for event in made:
-                found[topic(event)].add(service)
+                found[topic_of(event)].add(service)
     return found
 
 
@@ -206,7 +206,7 @@ def test_events() -> None:
     made = emitters()
     assert {row[0]: row[1] for row in rows} == {code(name): ", ".join(sorted(made[name])) for name in TOPICS}
     for one in HANDLERS:
-        assert {topic(event) for event in one.emits} <= {name for name in TOPICS if one.group in made[name]}
+        assert {topic_of(event) for event in one.emits} <= {name for name in TOPICS if one.group in made[name]}
     assert {row[0]: row[2] for row in rows} == {
         code(name): ", ".join(readers[name]) or "your own readers" for name in TOPICS
     }

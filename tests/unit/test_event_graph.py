@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orderstream.domain.events import PAYLOADS, topic
+from orderstream.domain.events import PAYLOADS, topic_of
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.order_service.handler import OrderHandler
 from orderstream.payment_worker.handler import PaymentHandler
@@ -16,7 +16,7 @@ HANDLERS: list[Any] = [PaymentHandler, InventoryHandler, OrderHandler]
 @pytest.mark.parametrize("handler", HANDLERS, ids=lambda handler: handler.group)
 def test_a_handler_consumes_and_emits_what_the_graph_says(handler: Any) -> None:
     mine = {consumed: emitted for (service, consumed), emitted in ANSWERS.items() if service == handler.group}
-    assert set(handler.topics) == {topic(consumed) for consumed in mine}
+    assert set(handler.topics) == {topic_of(consumed) for consumed in mine}
     assert set(handler.emits) == set().union(*mine.values())
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from orderstream.domain.events import PAYLOADS, VERSION, Event, Payload, topic
+from orderstream.domain.events import PAYLOADS, VERSION, Event, Payload, topic_of
 
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Return the JSON Schema (2020-12) of the events of each topic: topic -> schema."""
-    return {topic(name): _schema(name, payload) for name, payload in PAYLOADS.items()}
+    return {topic_of(event_type): _schema(event_type, payload) for event_type, payload in PAYLOADS.items()}
 
 
 def _schema(event_type: str, payload: type[Payload]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def _schema(event_type: str, payload: type[Payload]) -> dict[str, Any]:
     fields = envelope["properties"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:orderstream:event:{topic(event_type)}",
+        "$id": f"urn:orderstream:event:{topic_of(event_type)}",
         "title": f"{event_type}, version {VERSION}",
         "description": envelope["description"],
         "type": "object",

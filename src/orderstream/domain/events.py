@@ -163,15 +163,15 @@ PAYLOADS: dict[str, type[Payload]] = {
 }
 """Event type -> payload. An event travels in the topic `<type>.v<version>`."""
 
-_TYPES = {payload: name for name, payload in PAYLOADS.items()}
+_TYPES = {payload: event_type for event_type, payload in PAYLOADS.items()}
 
 
-def topic(event_type: str) -> str:
+def topic_of(event_type: str) -> str:
     """Return the topic of an event type."""
     return f"{event_type}.v{VERSION}"
 
 
-TOPICS: tuple[str, ...] = tuple(topic(name) for name in PAYLOADS)
+TOPICS: tuple[str, ...] = tuple(topic_of(event_type) for event_type in PAYLOADS)
 
 
 def build(payload: Payload, occurred_at: datetime) -> Event[Payload]:

@@ -32,8 +32,8 @@ class Facts(Struct, frozen=True):
     stock_at: datetime | None = None
 
 
-class News(Struct, frozen=True):
-    """What one event, or several folded into one, says: facts, and why the order fails if it does."""
+class FactUpdate(Struct, frozen=True):
+    """The facts that one event states, or several events folded into one, each with the reason for a failure."""
 
     facts: Facts
     payment_reason: AnyReason | None = None
@@ -41,7 +41,7 @@ class News(Struct, frozen=True):
 
     @property
     def reason(self) -> AnyReason | None:
-        """The reason that an order failed by this news is given; stock's comes first, as it is decided last."""
+        """The failure reason of an order that this update fails. Stock's comes first, because it is decided last."""
         return self.stock_reason or self.payment_reason
 
 
@@ -66,7 +66,7 @@ class Order(Struct, frozen=True):
     aborted_at: datetime | None
     state: OrderState
 
-    def moved(self, state: OrderState, now: datetime, *, abort: bool) -> "Order":
+    def with_state(self, state: OrderState, now: datetime, *, abort: bool) -> "Order":
         """Return the order in a new state, as of `now`; the first abort sets its time.
 
         No change is earlier than the last one, even if the database's clock stepped back and `now` is earlier.
@@ -102,10 +102,10 @@ def _stronger(rank: int, at: datetime | None, other_rank: int, other_at: datetim
     return at is not None and (other_at is None or at < other_at)
 
 
-def fold(left: News, right: News) -> News:
-    """Fold two pieces of news of one order into one. The reason that goes with the stronger fact is kept."""
+def fold(left: FactUpdate, right: FactUpdate) -> FactUpdate:
+    """Fold two updates of one order into one. The reason of the stronger fact is kept."""
     facts = merge(left.facts, right.facts)
-    return News(
+    return FactUpdate(
         facts,
         _reason(facts.payment, (left.facts.payment, left.payment_reason), (right.facts.payment, right.payment_reason)),
         _reason(facts.stock, (left.facts.stock, left.stock_reason), (right.facts.stock, right.stock_reason)),
@@ -132,18 +132,18 @@ def derive(payment: PaymentState, stock: StockState) -> Status:
             assert_never(payment)
 
 
-def apply(order: OrderState, news: News) -> OrderState:
-    """Return the order after the news: facts always merge, a settled status stays.
+def apply(order: OrderState, update: FactUpdate) -> OrderState:
+    """Return the order after the update: facts always merge, a settled status stays.
 
     A status with a fact that this version does not know stays too: the version that wrote the fact derives it.
     The version grows by one when status, failure reason or a fact changes; otherwise `order` itself comes back.
     """
-    facts = merge(order.facts, news.facts)
+    facts = merge(order.facts, update.facts)
     status, reason = order.status, order.failure_reason
     if not settled(status) and facts.payment in PAYMENT_RANK and facts.stock in STOCK_RANK:
         status = derive(facts.payment, facts.stock)
         if status == "FAILED":
-            reason = news.reason
+            reason = update.reason
     if status == order.status and facts == order.facts:
         return order
     return OrderState(status, facts, reason, order.version + 1)
@@ -174,8 +174,8 @@ def compensated(facts: Facts) -> bool:
     return facts.payment in ("failed", "voided") and facts.stock != "reserved"
 
 
-def aborts(before: OrderState, after: OrderState, news: News) -> bool:
-    """Say whether `order.aborted` must be emitted after `news` turned `before` into `after`.
+def aborts(before: OrderState, after: OrderState, update: FactUpdate) -> bool:
+    """Say whether `order.aborted` must be emitted after `update` turned `before` into `after`.
 
     Yes when this batch set FAILED and there may be something to undo, and again when an event of a step that was still
     under way meets an aborted order which is not compensated. Never in answer to voided, released or payment.failed,
@@ -185,5 +185,5 @@ def aborts(before: OrderState, after: OrderState, news: News) -> bool:
         return False
     if before.status != after.status:
         return after.facts.payment != "failed" or after.facts.stock != "none"
-    step_under_way = news.facts.payment == "authorized" or news.facts.stock in ("reserved", "failed")
+    step_under_way = update.facts.payment == "authorized" or update.facts.stock in ("reserved", "failed")
     return step_under_way and not compensated(after.facts)

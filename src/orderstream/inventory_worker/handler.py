@@ -21,7 +21,7 @@ from orderstream.domain.events import (
     Payload,
     build,
     stock_lines,
-    topic,
+    topic_of,
 )
 from orderstream.domain.order import AnyReason
 from orderstream.domain.stock import Lines, Refused, Reserved, allocate, give_back, net
@@ -71,7 +71,7 @@ class InventoryHandler:
     """Decides stock for batches of payment.authorized and order.aborted."""
 
     group = "inventory-worker"
-    topics: tuple[str, ...] = (topic("payment.authorized"), topic("order.aborted"))
+    topics: tuple[str, ...] = (topic_of("payment.authorized"), topic_of("order.aborted"))
     emits: tuple[str, ...] = ("inventory.reserved", "inventory.failed", "inventory.released")
     timers: Sequence[Timer] = ()
 
@@ -88,7 +88,7 @@ class InventoryHandler:
         rows = self._recorded(tx, sorted({*authorized, *aborted}))
         aborts = {key: abort.reason for key, abort in aborts_of(tx, aborted).items() if abort.aborted}
         payments = self._payments(tx, [key for key in authorized if key not in rows and key not in aborts])
-        wants = {key: one.lines for key, one in payments.items() if one.state == "AUTHORIZED"}
+        wants = {key: payment.lines for key, payment in payments.items() if payment.state == "AUTHORIZED"}
         decided = {key: reason for key, reason in aborts.items() if key in rows and rows[key].state in DECIDED}
         held = [rows[key].lines for key in decided if rows[key].state == "RESERVED"]
         tombstones = [_New(key, "RELEASED", {}, reason) for key, reason in aborts.items() if key not in rows]
@@ -99,8 +99,12 @@ class InventoryHandler:
         reserved = self._reserve(tx, rows, wants, tombstones, available)
         self._move(tx, net(reserved, held))
         believed, refuted = _part(batch, aborts.keys(), rows.keys() | payments.keys())
-        answers = ((_event(one.order_id, rows[one.order_id]), one) for one in believed if one.order_id in rows)
-        return Decision([Outgoing(event, one) for event, one in answers if event], rejected(tx, refuted))
+        answers = (
+            (_event(received.order_id, rows[received.order_id]), received)
+            for received in believed
+            if received.order_id in rows
+        )
+        return Decision([Outgoing(event, received) for event, received in answers if event], rejected(tx, refuted))
 
     @staticmethod
     def _payments(tx: Connection, ids: list[str]) -> dict[str, _Payment]:
@@ -148,14 +152,14 @@ class InventoryHandler:
         if not wants and not tombstones:
             return []
         new = tombstones + [self._allocate(order_id, lines, available) for order_id, lines in wants.items()]
-        new.sort(key=lambda one: one.order_id)
+        new.sort(key=lambda row: row.order_id)
         inserted = tx.execute(SQL["insert_reservations"], {"decisions": _encode(new).decode()}).fetchall()
         recorded: dict[str, datetime] = dict(inserted)
         if len(recorded) != len(new):
             raise RepeatBatchError(f"{len(new) - len(recorded)} orders were decided elsewhere meanwhile")
-        for one in new:
-            rows[one.order_id] = _Row(one.state, dict(one.lines), one.reason, one.skus, recorded[one.order_id])
-        return [one.lines for one in new if one.state == "RESERVED"]
+        for row in new:
+            rows[row.order_id] = _Row(row.state, dict(row.lines), row.reason, row.skus, recorded[row.order_id])
+        return [row.lines for row in new if row.state == "RESERVED"]
 
     @staticmethod
     def _allocate(order_id: str, lines: dict[str, int], available: dict[str, int]) -> _New:
@@ -175,8 +179,8 @@ class InventoryHandler:
 
 def _sort(batch: Sequence[Received]) -> tuple[list[str], list[str]]:
     """Return the orders that a batch says are authorized, and those that it says are aborted, each once."""
-    aborted = {one.order_id: None for one in batch if isinstance(one.event.payload, OrderAborted)}
-    authorized = {one.order_id: None for one in batch if not isinstance(one.event.payload, OrderAborted)}
+    aborted = {received.order_id: None for received in batch if isinstance(received.event.payload, OrderAborted)}
+    authorized = {received.order_id: None for received in batch if not isinstance(received.event.payload, OrderAborted)}
     return list(authorized), list(aborted)
 
 

@@ -6,7 +6,7 @@ import msgspec
 from confluent_kafka import Message
 from msgspec import Struct
 
-from orderstream.domain.events import PAYLOADS, VERSION, Event, Payload, topic
+from orderstream.domain.events import PAYLOADS, VERSION, Event, Payload, topic_of
 
 Reason = Literal[
     "NO_KEY",
@@ -31,8 +31,8 @@ _YEARS = range(1970, 9_999)
 
 _encode = msgspec.json.Encoder().encode
 _decoders = {
-    topic(name): (name, msgspec.json.Decoder(Event[payload]))  # type: ignore[valid-type]
-    for name, payload in PAYLOADS.items()
+    topic_of(event_type): (event_type, msgspec.json.Decoder(Event[payload]))  # type: ignore[valid-type]
+    for event_type, payload in PAYLOADS.items()
 }
 
 

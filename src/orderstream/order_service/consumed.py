@@ -13,7 +13,7 @@ from typing import Self
 from confluent_kafka import Consumer, KafkaException
 from msgspec import Struct
 
-from orderstream.domain.events import topic
+from orderstream.domain.events import topic_of
 from orderstream.kafka.client import KafkaRefusedError, consumer
 from orderstream.kafka.standings import Place, standings
 from orderstream.postgres.connect import Connection
@@ -129,10 +129,10 @@ class KafkaOffsets:
         deadline = time.monotonic() + ANSWER_SECONDS
         ends: dict[Place, int] = {}
         taken: dict[Place, int] = {}
-        for group, names in READERS.items():
+        for group, event_types in READERS.items():
             if group not in self._clients:
                 self._clients[group] = consumer(self._settings, group)
-            topics = [self._settings.kafka_topic_prefix + topic(name) for name in names]
+            topics = [self._settings.kafka_topic_prefix + topic_of(event_type) for event_type in event_types]
             for place, standing in standings(self._clients[group], topics, deadline).items():
                 ends[place] = min(ends.get(place, standing.end), standing.end)
                 taken[place] = min(taken.get(place, standing.taken), standing.taken)

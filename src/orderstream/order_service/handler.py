@@ -11,8 +11,8 @@ from datetime import datetime
 from msgspec import Struct
 
 from orderstream.cache import CacheInvalidator
-from orderstream.domain.events import Event, Payload, order_aborted, order_updated, topic
-from orderstream.domain.order import Facts, News, Order, PaymentState, StockState, aborts, apply, fold, settled
+from orderstream.domain.events import Event, Payload, order_aborted, order_updated, topic_of
+from orderstream.domain.order import Facts, FactUpdate, Order, PaymentState, StockState, aborts, apply, fold, settled
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import ORDER_COLUMNS, locked
@@ -60,21 +60,21 @@ class _Recorded(Struct, frozen=True):
         voided_again = self.payment == "VOIDING" and self.payment_closed
         return self.payment in REFUTED_BY[event_type] and not voided_again
 
-    def news(self, event_type: str) -> News:
+    def update_for(self, event_type: str) -> FactUpdate:
         """Return what is recorded of that part of the order which an event of this type is about.
 
         If payment and stock have both succeeded, return both: one update confirms the order then.
         """
         if event_type in SUCCESSES and (self.payment, self.stock) == ("AUTHORIZED", "RESERVED"):
-            return News(Facts("authorized", "reserved", self.payment_at, self.stock_at))
+            return FactUpdate(Facts("authorized", "reserved", self.payment_at, self.stock_at))
         if not event_type.startswith("payment."):
             stock = STOCK_FACTS.get(self.stock, "none")
             stock_at = self.stock_at if stock != "none" else None
-            return News(Facts(stock=stock, stock_at=stock_at), stock_reason=self.stock_reason)
+            return FactUpdate(Facts(stock=stock, stock_at=stock_at), stock_reason=self.stock_reason)
         payment = PAYMENT_FACTS.get(self.payment, "none")
         payment_at = self.payment_at if payment != "none" else None
         reason = self.payment_reason or ("PAYMENT_DECLINED" if payment == "failed" else None)
-        return News(Facts(payment=payment, payment_at=payment_at), payment_reason=reason)
+        return FactUpdate(Facts(payment=payment, payment_at=payment_at), payment_reason=reason)
 
 
 class _Change(Struct, frozen=True):
@@ -94,12 +94,12 @@ class OrderHandler:
 
     group = "order-service"
     topics: tuple[str, ...] = (
-        topic("payment.authorized"),
-        topic("payment.failed"),
-        topic("payment.voided"),
-        topic("inventory.reserved"),
-        topic("inventory.failed"),
-        topic("inventory.released"),
+        topic_of("payment.authorized"),
+        topic_of("payment.failed"),
+        topic_of("payment.voided"),
+        topic_of("inventory.reserved"),
+        topic_of("inventory.failed"),
+        topic_of("inventory.released"),
     )
     emits: tuple[str, ...] = ("order.updated", "order.aborted")
 
@@ -120,17 +120,17 @@ class OrderHandler:
         ids = sorted({received.order_id for received in batch})
         rows = tx.execute(SQL["lock_orders_with_decisions"], {"ids": ids}).fetchall()
         orders, now = locked(row[:ORDER_COLUMNS] for row in rows)
-        news, last, reject = _believed(batch, {row[0]: _Recorded(*row[ORDER_COLUMNS:]) for row in rows})
-        changes = [_change(orders[order_id], told, now) for order_id, told in sorted(news.items()) if now]
-        changed = [one for one in changes if one.changed]
+        updates, last, reject = _believed(batch, {row[0]: _Recorded(*row[ORDER_COLUMNS:]) for row in rows})
+        changes = [_change(orders[order_id], update, now) for order_id, update in sorted(updates.items()) if now]
+        changed = [change for change in changes if change.changed]
         if changed:
-            tx.execute(ORDERS["update_orders"], written([one.after for one in changed]))
-        if late := [one.before.order_id for one in changed if settled(one.before.state.status)]:
+            tx.execute(ORDERS["update_orders"], written([change.after for change in changed]))
+        if late := [change.before.order_id for change in changed if settled(change.before.state.status)]:
             self._cache.bar(late)
         return Decision(
-            emit=[Outgoing(event, last[one.before.order_id]) for one in changes for event in _events(one)],
+            emit=[Outgoing(event, last[change.before.order_id]) for change in changes for event in _events(change)],
             reject=reject,
-            after_commit=self._forget([one.before.order_id for one in changed]),
+            after_commit=self._forget([change.before.order_id for change in changed]),
         )
 
     def _forget_owed(self, _connection: Connection) -> bool:
@@ -148,9 +148,9 @@ class OrderHandler:
 
 def _believed(
     batch: Sequence[Received], recorded: dict[str, _Recorded]
-) -> tuple[dict[str, News], dict[str, Received], list[Rejected]]:
-    """Return the news of each order, the last record that brought some, and the records that are rejected."""
-    news: dict[str, News] = {}
+) -> tuple[dict[str, FactUpdate], dict[str, Received], list[Rejected]]:
+    """Return the update of each order, the last record that brought one, and the records that are rejected."""
+    updates: dict[str, FactUpdate] = {}
     last: dict[str, Received] = {}
     reject: list[Rejected] = []
     for received in batch:
@@ -162,16 +162,16 @@ def _believed(
             state = order.payment if event_type.startswith("payment.") else order.stock
             reject.append(Rejected(received, "NOT_DECIDED", f"{event_type}, but the decision is {state or 'missing'}"))
         else:
-            told = order.news(event_type)
-            news[order_id] = fold(news[order_id], told) if order_id in news else told
+            update = order.update_for(event_type)
+            updates[order_id] = fold(updates[order_id], update) if order_id in updates else update
             last[order_id] = received
-    return news, last, reject
+    return updates, last, reject
 
 
-def _change(order: Order, news: News, now: datetime) -> _Change:
-    state = apply(order.state, news)
-    abort = aborts(order.state, state, news)
-    return _Change(order, order.moved(state, now, abort=abort), abort)
+def _change(order: Order, update: FactUpdate, now: datetime) -> _Change:
+    state = apply(order.state, update)
+    abort = aborts(order.state, state, update)
+    return _Change(order, order.with_state(state, now, abort=abort), abort)
 
 
 def _events(change: _Change) -> list[Event[Payload]]:

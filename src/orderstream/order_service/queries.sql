@@ -54,7 +54,7 @@ LIMIT 1;
 -- the time of what happened to it last: it was accepted, nudged, or a payment or reservation was decided.
 -- A stalled order is checked again in 60 s, doubling to 5 min, or at its deadline if it was nudged enough by then. One that
 -- waits is checked again after as long as it is old, between 30 s and 5 min. All with jitter.
--- Parameters: the range of times; rows at most; the time that the workers have passed; the watchdog's patience.
+-- Parameters: the range of times; rows at most; the time that the workers have passed; the watchdog's schedule.
 -- Index: orders_open, outbox_order_id, payments_pkey, reservations_pkey, then orders_pkey; each by a subquery that returns
 -- a value: an EXISTS may be planned as one that reads all of the other table.
 -- Skips rows that others hold: something is happening to them.

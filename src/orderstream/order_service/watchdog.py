@@ -37,7 +37,7 @@ OLDEST_LAG = timedelta(minutes=1)
 log = logs.get()
 
 
-class Patience(Struct, frozen=True):
+class WatchdogSchedule(Struct, frozen=True):
     """How long the watchdog waits, in seconds: for a nudge, doubling; and until an order nudged in vain is ended."""
 
     first_seconds: float = 30
@@ -77,9 +77,9 @@ Claim = Callable[[Connection, dict[str, Any]], list[datetime]]
 class Watchdog:
     """The timers of the order service."""
 
-    def __init__(self, patience: Patience, consumed: Consumed | None = None) -> None:
+    def __init__(self, schedule: WatchdogSchedule, consumed: Consumed | None = None) -> None:
         """Without `consumed` no order ever counts as waiting in Kafka."""
-        self._patience = patience
+        self._schedule = schedule
         self._consumed = consumed
         self._open = DueRows(time.monotonic)
         self._uncompensated = DueRows(time.monotonic)
@@ -149,7 +149,7 @@ class Watchdog:
 
     def _nudge_or_end(self, connection: Connection, parameters: dict[str, Any]) -> list[datetime]:
         with connection.transaction():
-            rows = connection.execute(SQL["claim_stalled"], parameters | asdict(self._patience))
+            rows = connection.execute(SQL["claim_stalled"], parameters | asdict(self._schedule))
             orders = [Stalled(*row) for row in rows]
             stalled = [order for order in orders if order.state == "stalled"]
             overdue = {order.order_id: order for order in orders if order.state == "overdue"}
@@ -202,7 +202,7 @@ def _end(connection: Connection, overdue: dict[str, Stalled]) -> int:
         return 0
     orders, now = locked(connection.execute(ORDERS["lock_orders"], {"ids": sorted(overdue)}))
     ended = [
-        order.moved(time_out(order.state), now, abort=True)
+        order.with_state(time_out(order.state), now, abort=True)
         for order in orders.values()
         if now is not None and not settled(order.state.status)
     ]

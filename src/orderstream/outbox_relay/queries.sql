@@ -55,7 +55,7 @@ UPDATE outbox_floor SET id = 0 WHERE only_row;
 -- Has this connection woken by wake_relay.
 LISTEN orderstream_outbox;
 
--- name: be_brief
+-- name: set_short_timeouts
 -- Has this transaction give up sooner than others do: while it waits, nothing is published. Parameters: times as text.
 SELECT set_config('lock_timeout', %(lock_timeout)s, TRUE), set_config('statement_timeout', %(statement_timeout)s, TRUE);
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import KafkaException
 
-from orderstream.domain.events import PAYLOADS, TOPICS, topic
+from orderstream.domain.events import PAYLOADS, TOPICS, topic_of
 from orderstream.kafka.client import TOPIC_MAY_BE_GONE, Publication, Publisher, PublishError
 from orderstream.kafka.envelope import event_headers
 from orderstream.kafka.topics import ensure_topics
@@ -41,7 +41,7 @@ MEASURE_SECONDS = 5.0
 PUBLISH = "published nothing"
 
 SQL = load("orderstream.outbox_relay")
-_TYPES = {topic(name): name for name in PAYLOADS}
+_TYPES = {topic_of(event_type): event_type for event_type in PAYLOADS}
 log = logs.get()
 
 

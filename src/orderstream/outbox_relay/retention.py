@@ -99,7 +99,7 @@ class Walk:
         page: list[str] = []
         try:
             with connection.transaction():
-                connection.execute(SQL["be_brief"], _TIMEOUTS)
+                connection.execute(SQL["set_short_timeouts"], _TIMEOUTS)
                 page, removable = self._look(connection)
                 sold = _remove(connection, removable) if removable else 0
         except psycopg.Error as error:

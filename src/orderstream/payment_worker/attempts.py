@@ -29,7 +29,8 @@ from orderstream.domain.payment import (
     Unanswered,
     Voided,
 )
-from orderstream.payment_worker.provider import Desk, PaymentProvider
+from orderstream.payment_worker.provider import PaymentProvider
+from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
@@ -39,7 +40,7 @@ from orderstream.worker.due import FLOOR, DueRows, limits
 
 CLAIM_ROWS = 200
 CLAIM_SECONDS = 30.0
-"""How long a claimed attempt stays ours; longer than the desk's budget, so that nobody else asks meanwhile."""
+"""How long a claim keeps other workers from an attempt. It is longer than the budget of the calls."""
 OLDEST_LAG = timedelta(minutes=1)
 """A void that commits later than its neighbours began no earlier than this before them."""
 
@@ -91,9 +92,11 @@ class _Attempt(Struct, frozen=True):
 class Attempts:
     """The timer of the payment worker."""
 
-    def __init__(self, provider: PaymentProvider, desk: Desk, backoff: Backoff, key_lifetime_seconds: float) -> None:
+    def __init__(
+        self, provider: PaymentProvider, provider_calls: ProviderCalls, backoff: Backoff, key_lifetime_seconds: float
+    ) -> None:
         self._provider = provider
-        self._desk = desk
+        self._provider_calls = provider_calls
         self._backoff = backoff
         self._oldest_voiding_after = FLOOR
         self._due = DueRows(time.monotonic)
@@ -105,7 +108,7 @@ class Attempts:
         claims = self._claim(connection)
         if not claims:
             return False
-        answers = self._desk.ask(claims.items(), self._call)
+        answers = self._provider_calls.run(claims.items(), self._call)
         attempts = [self._attempt(claim, answers[order_id]) for order_id, claim in sorted(claims.items())]
         with connection.transaction():
             self._finish(connection, claims, attempts)
@@ -184,7 +187,11 @@ class Attempts:
         """Record the attempts whose payment stayed as it was, and have late authorizations of the others voided."""
         rows = tx.execute(SQL["finish_attempts"], {"attempts": _encode(attempts).decode()}).fetchall()
         recorded = {order_id for order_id, *_ in rows}
-        late = [one.order_id for one in attempts if one.state == "AUTHORIZED" and one.order_id not in recorded]
+        late = [
+            attempt.order_id
+            for attempt in attempts
+            if attempt.state == "AUTHORIZED" and attempt.order_id not in recorded
+        ]
         if late:
             tx.execute(SQL["void_late_authorizations"], {"ids": late})
         authorized = [order_id for order_id, state, *_ in rows if state == "AUTHORIZED"]

@@ -21,13 +21,14 @@ from orderstream.domain.events import (
     PaymentFailed,
     PaymentVoided,
     build,
-    topic,
+    topic_of,
 )
 from orderstream.domain.order import AnyReason
 from orderstream.domain.payment import Authorized, Charge, Declined, NotAsked, Outcome, Pending, State, Unanswered
 from orderstream.kafka.envelope import Received
 from orderstream.payment_worker.attempts import Attempts
-from orderstream.payment_worker.provider import Desk, PaymentProvider
+from orderstream.payment_worker.provider import PaymentProvider
+from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
@@ -69,7 +70,7 @@ class _Accepted(Struct, frozen=True):
     created_at: datetime
     items: tuple[Item, ...]
     too_old: bool
-    asked: bool
+    has_payment: bool
 
     @property
     def charge(self) -> Charge:
@@ -92,28 +93,28 @@ class PaymentHandler:
     """Decides payments for batches of order.created and order.aborted."""
 
     group = "payment-worker"
-    topics: tuple[str, ...] = (topic("order.created"), topic("order.aborted"))
+    topics: tuple[str, ...] = (topic_of("order.created"), topic_of("order.aborted"))
     emits: tuple[str, ...] = ("payment.authorized", "payment.failed", "payment.voided")
 
-    def __init__(self, provider: PaymentProvider, desk: Desk, attempts: Attempts) -> None:
+    def __init__(self, provider: PaymentProvider, provider_calls: ProviderCalls, attempts: Attempts) -> None:
         self._provider = provider
-        self._desk = desk
+        self._provider_calls = provider_calls
         self._attempts = attempts
         self.timers = (Timer("attempts", 0.2, attempts.run), Timer("measure_voiding", 5.0, attempts.measure))
 
     def prepare(self, connection: Connection, batch: Sequence[Received], /) -> Answers:
-        """Ask the provider about the orders of the batch that are new and not aborted, within the desk's budget."""
+        """Request the payment of each new order of the batch that is not aborted, within the budget of the calls."""
         created, aborted = _sort(batch)
         aborts = {key: abort.reason for key, abort in aborts_of(connection, list(aborted)).items() if abort.aborted}
         ids = [order_id for order_id in created if order_id not in aborts]
         parameters = {"ids": ids, "oldest_seconds": self._attempts.oldest_seconds}
         rows = connection.execute(SQL["accepted"], parameters).fetchall() if ids else []
         accepted = {
-            order_id: _Accepted(order_id, amount, currency, created_at, _decode_items(items), too_old, asked)
-            for order_id, amount, currency, created_at, items, too_old, asked in rows
+            order_id: _Accepted(order_id, amount, currency, created_at, _decode_items(items), too_old, has_payment)
+            for order_id, amount, currency, created_at, items, too_old, has_payment in rows
         }
-        charges = {key: one.charge for key, one in accepted.items() if not one.too_old and not one.asked}
-        return Answers(accepted, self._desk.ask(charges.items(), self._provider.authorize), aborts)
+        charges = {key: order.charge for key, order in accepted.items() if not order.too_old and not order.has_payment}
+        return Answers(accepted, self._provider_calls.run(charges.items(), self._provider.authorize), aborts)
 
     def decide(self, tx: Connection, batch: Sequence[Received], prepared: Answers, /) -> Decision:
         """Record what is new, and answer every record from what is then recorded.
@@ -122,17 +123,17 @@ class PaymentHandler:
         """
         created, said_aborted = _sort(batch)
         accepted, aborts = prepared.accepted, prepared.aborts
-        aborted = {order_id: one for order_id, one in said_aborted.items() if order_id in aborts}
+        aborted = {order_id: received for order_id, received in said_aborted.items() if order_id in aborts}
         new = [
             self._first(created[order_id], accepted[order_id].charge, outcome)
             for order_id, outcome in prepared.outcomes.items()
         ]
-        too_old = [key for key, one in accepted.items() if one.too_old and not one.asked]
+        too_old = [key for key, order in accepted.items() if order.too_old and not order.has_payment]
         new += [_voiding(created[order_id], "PROVIDER_UNAVAILABLE") for order_id in too_old]
         new += [_voiding(received, aborts[order_id]) for order_id, received in aborted.items()]
         rows = self._insert(tx, new)
         if aborted:
-            self._begin_voids(tx, [one for key, one in aborted.items() if key not in rows], aborts, OPEN)
+            self._begin_voids(tx, [received for key, received in aborted.items() if key not in rows], aborts, OPEN)
         late = [key for key, answer in prepared.outcomes.items() if isinstance(answer, Authorized) and key not in rows]
         if late:
             self._begin_voids(tx, [created[order_id] for order_id in late], aborts, ENDED)
@@ -140,14 +141,18 @@ class PaymentHandler:
         if missing:
             found = tx.execute(SQL["payments_of"], {"ids": missing}).fetchall()
             rows |= {order_id: _Row(state, reason, at) for order_id, state, reason, at in found}
-        refuted = [one for one in batch if one.order_id not in (aborts if _is_abort(one) else rows)]
+        refuted = [received for received in batch if received.order_id not in (aborts if _is_abort(received) else rows)]
         answers = (
-            (_answer(one, rows[one.order_id], accepted.get(one.order_id)), one)
-            for one in batch
-            if one.order_id in rows and (one.order_id in aborts or not _is_abort(one))
+            (_answer(received, rows[received.order_id], accepted.get(received.order_id)), received)
+            for received in batch
+            if received.order_id in rows and (received.order_id in aborts or not _is_abort(received))
         )
         return Decision(
-            emit=[Outgoing(build(answer, rows[one.order_id].decided_at), one) for answer, one in answers if answer],
+            emit=[
+                Outgoing(build(answer, rows[received.order_id].decided_at), received)
+                for answer, received in answers
+                if answer
+            ],
             reject=rejected(tx, refuted),
         )
 
@@ -170,7 +175,7 @@ class PaymentHandler:
     def _insert(tx: Connection, new: list[_New]) -> dict[str, _Row]:
         if not new:
             return {}
-        new.sort(key=lambda one: one.order_id)
+        new.sort(key=lambda payment: payment.order_id)
         inserted = tx.execute(SQL["insert_payments"], {"payments": _encode(new).decode()}).fetchall()
         return {order_id: _Row(state, reason, at) for order_id, state, reason, at in inserted}
 
@@ -178,13 +183,13 @@ class PaymentHandler:
     def _begin_voids(
         tx: Connection, causes: Sequence[Received], aborts: Mapping[str, AnyReason | None], from_states: list[State]
     ) -> None:
-        causes = sorted(causes, key=lambda one: one.order_id)
-        carriers = [one.record.carrier() for one in causes]
+        causes = sorted(causes, key=lambda cause: cause.order_id)
+        carriers = [cause.record.carrier() for cause in causes]
         tx.execute(
             SQL["begin_voids"],
             {
-                "ids": [one.order_id for one in causes],
-                "reasons": [aborts.get(one.order_id) for one in causes],
+                "ids": [cause.order_id for cause in causes],
+                "reasons": [aborts.get(cause.order_id) for cause in causes],
                 "traceparents": [traceparent for traceparent, _ in carriers],
                 "tracestates": [tracestate for _, tracestate in carriers],
                 "from_states": from_states,

@@ -1,37 +1,10 @@
 """The payment provider, as OrderStream sees it, and the simulated one that runs until there is a real one."""
 
 import random
-from collections import Counter as Tally
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
 from hashlib import blake2b
-from threading import Lock
-from time import monotonic
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from orderstream.domain.payment import (
-    Authorized,
-    Charge,
-    Declined,
-    NotAsked,
-    NothingToVoid,
-    Pending,
-    Unanswered,
-    Voided,
-)
-from orderstream.telemetry import logs, metrics
-
-log = logs.get()
-
-_OUTCOMES: dict[type, str] = {
-    Authorized: "authorized",
-    Declined: "declined",
-    Pending: "pending",
-    Voided: "voided",
-    NothingToVoid: "nothing_to_void",
-    Unanswered: "unanswered",
-    NotAsked: "not_asked",
-}
+from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, Pending, Voided
 
 
 class ProviderUnavailableError(Exception):
@@ -82,52 +55,3 @@ class SimulatedProvider:
 def draw(order_id: str) -> float:
     """Return a number in [0, 1) that is always the same for an order and evenly spread over orders."""
     return int.from_bytes(blake2b(order_id.encode(), digest_size=7).digest(), "big") / 2**56
-
-
-Q = TypeVar("Q")
-A = TypeVar("A")
-
-
-class Desk:
-    """Asks the provider many things at once, within a budget of time, from a bounded number of threads."""
-
-    def __init__(self, concurrency: int, budget_seconds: float) -> None:
-        self._concurrency = concurrency
-        self._budget_seconds = budget_seconds
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="provider")
-
-    def ask(
-        self, questions: Iterable[tuple[str, Q]], call: Callable[[Q, float], A]
-    ) -> dict[str, A | Unanswered | NotAsked]:
-        """Call `call(question, seconds left)` for each (order id, question) and return the answers by order id.
-
-        What raised, or is not answered when the budget is spent, is Unanswered: nobody knows, ask again. What was not
-        begun by then is NotAsked; all of it, if calls that ignore their time hold every thread.
-        """
-        waiting = list(questions)
-        answers: dict[str, A | Unanswered | NotAsked] = {order_id: NotAsked() for order_id, _ in waiting}
-        deadline = monotonic() + self._budget_seconds
-        queue, lock = iter(waiting), Lock()
-
-        def work() -> None:
-            while (left := deadline - monotonic()) > 0:
-                with lock:
-                    order_id, question = next(queue, (None, None))
-                if order_id is None or question is None:
-                    return
-                answers[order_id] = Unanswered()
-                try:
-                    answers[order_id] = call(question, left)
-                except ProviderUnavailableError:
-                    continue
-                except Exception as error:  # noqa: BLE001 - whatever an adapter raises, the outcome is unknown
-                    log.warning("provider_failed", order_id=order_id, error=repr(error)[:300])
-
-        works = [self._pool.submit(work) for _ in range(min(self._concurrency, len(waiting)))]
-        wait(works, self._budget_seconds)
-        if works and all(one.cancel() for one in works):
-            log.error("provider_calls_stuck", calls=self._concurrency)
-        found = dict(answers)
-        for answer, number in Tally(map(type, found.values())).items():
-            metrics.PROVIDER_ANSWERS.labels(_OUTCOMES[answer]).inc(number)
-        return found

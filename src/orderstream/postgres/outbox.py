@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from orderstream.domain.events import Event, Payload, topic
+from orderstream.domain.events import Event, Payload, topic_of
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 
@@ -27,7 +27,7 @@ class OutboxRow(Struct, frozen=True):
 def parameters(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
     """Return the arrays that the block `append_to_outbox` takes, one element a row."""
     return {
-        "topics": [topic(row.event.type) for row in rows],
+        "topics": [topic_of(row.event.type) for row in rows],
         "order_ids": [row.event.correlation_id for row in rows],
         "event_ids": [row.event.id for row in rows],
         "values": [_encode(row.event).decode() for row in rows],

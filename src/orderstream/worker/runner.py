@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct, structs
 
-from orderstream.domain.events import topic
+from orderstream.domain.events import topic_of
 from orderstream.kafka.client import (
     FENCED,
     TOPIC_MAY_BE_GONE,
@@ -88,12 +88,12 @@ class Runner(Generic[P]):
     def __init__(self, handler: Handler[P], settings: Settings, tracer: Tracer, stop: StopSignal) -> None:
         self._handler = handler
         self._settings = settings
-        self._tracer = tracer
-        self._stop = stop
+        self._tracer, self._stop = tracer, stop
         self._prefix = settings.kafka_topic_prefix
         self._topics = [self._prefix + name for name in handler.topics]
         self._meters = WorkerMeters(handler.group, handler.topics)
-        refused_records.count_from_zero(handler.group, [*map(topic, handler.emits), dead_letter_topic(handler.group)])
+        written = [*map(topic_of, handler.emits), dead_letter_topic(handler.group)]
+        refused_records.count_from_zero(handler.group, written)
         self._limit = FailureLimit(time.monotonic)
         self._unknown_orders = UnknownOrders(time.monotonic)
         self._repeats = Repeats(time.monotonic)

@@ -6,7 +6,7 @@ Records whose trace is not sampled get no span; their trace context is passed on
 import time
 from collections.abc import Sequence
 
-from orderstream.domain.events import topic
+from orderstream.domain.events import topic_of
 from orderstream.kafka.client import Publication
 from orderstream.kafka.envelope import Received, event_headers
 from orderstream.telemetry.tracing import Span, Tracer
@@ -43,12 +43,12 @@ class BatchTrace:
         carrier = record.carrier()
         if parent := self._consumer_spans.get((record.topic, record.partition, record.offset)):
             carrier = parent.carrier
-        name = topic(event.type)
-        span = self._tracer.publish(name, event.type, event.correlation_id, carrier)
+        topic = topic_of(event.type)
+        span = self._tracer.publish(topic, event.type, event.correlation_id, carrier)
         if span is not None:
             self._producer_spans.append(span)
             carrier = span.carrier
-        return Publication(name, event.correlation_id, value, event_headers(event.type, event.id, carrier))
+        return Publication(topic, event.correlation_id, value, event_headers(event.type, event.id, carrier))
 
     def published(self, error: str | None = None) -> None:
         """End the producer spans: Kafka has their events, or `error` says why not all of them."""

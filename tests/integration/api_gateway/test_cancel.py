@@ -90,7 +90,7 @@ def test_an_order_is_cancelled_and_undone(shared: Gateway, rows: Connection, sta
     assert order.aborted_at == order.updated_at
     decided = [events.order_updated(order), events.order_aborted(order)]
     assert told(rows, path) == [
-        (events.topic(one.type), one.id, msgspec.json.encode(one).decode(), reply.headers["traceresponse"])
+        (events.topic_of(one.type), one.id, msgspec.json.encode(one).decode(), reply.headers["traceresponse"])
         for one in decided
     ]
     assert shared.client.get(path).content == reply.content

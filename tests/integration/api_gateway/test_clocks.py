@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from orderstream.api_gateway.orders import writer
-from orderstream.order_service.watchdog import Patience, Watchdog
+from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
 from orderstream.payment_worker import handler as payment_handler
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.application import application
@@ -66,7 +66,7 @@ def test_the_clock_of_a_gateway_dates_no_order(
     assert accepted["occurredAt"] == created_at.isoformat().replace("+00:00", "Z")
     assert accepted["payload"]["userId"] == UNDATED
     connection.execute("UPDATE orders SET next_check_at = now()")
-    Watchdog(Patience()).nudge(connection)
+    Watchdog(WatchdogSchedule()).nudge(connection)
     assert event(connection) == accepted
 
     old_after = {"ids": [order_id], "oldest_seconds": 12 * 3_600}
@@ -83,7 +83,7 @@ def test_a_time_is_written_as_by_every_other_service(
     assert post(postgres_url, parts, timedelta(), order()).status == 201
     connection.execute("UPDATE orders SET next_check_at = now()")
     ((first,),) = connection.execute("DELETE FROM outbox RETURNING value").fetchall()
-    Watchdog(Patience()).nudge(connection)
+    Watchdog(WatchdogSchedule()).nudge(connection)
     ((again,),) = connection.execute("DELETE FROM outbox RETURNING value").fetchall()
     assert '"occurredAt":"2026-01-02T03:04:05Z"' in first
     assert again == first

@@ -20,7 +20,7 @@ from orderstream.domain.events import (
     PaymentVoided,
     StockLine,
     build,
-    topic,
+    topic_of,
 )
 from orderstream.domain.order import FailureReason
 from orderstream.kafka.envelope import Received, Record
@@ -128,9 +128,14 @@ def received(events: Sequence[Event[Payload]]) -> list[Received]:
     """Return the events as they come out of Kafka."""
     headers: list[tuple[str, bytes | None]] = [("traceparent", TRACEPARENT.encode())]
     return [
-        Received(Record(topic(one.type), 0, number, one.correlation_id.encode(), b"", headers), one)
-        for number, one in enumerate(events)
+        Received(Record(topic_of(event.type), 0, number, event.correlation_id.encode(), b"", headers), event)
+        for number, event in enumerate(events)
     ]
+
+
+def rejections(decision: Decision) -> list[tuple[str, str]]:
+    """Return the order id and the reason of each record that a decision rejects."""
+    return [(rejected.received.order_id, rejected.reason) for rejected in decision.reject]
 
 
 def decide(handler: Any, connection: Connection, *events: Event[Payload]) -> Decision:

@@ -25,7 +25,8 @@ from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.order_service.handler import OrderHandler
 from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.provider import Desk, SimulatedProvider
+from orderstream.payment_worker.provider import SimulatedProvider
+from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection
 from orderstream.worker.handler import Decision
 from tests.integration.decisions.orders import (
@@ -38,6 +39,7 @@ from tests.integration.decisions.orders import (
     items_of,
     place,
     record,
+    rejections,
     result,
     row,
     types,
@@ -90,15 +92,15 @@ def provider() -> Provider:
 @pytest.fixture
 def payment_worker(provider: Provider) -> PaymentHandler:
     """The payment worker's handler."""
-    desk = Desk(2, 2)
-    return PaymentHandler(provider, desk, Attempts(provider, desk, Backoff(3, 0.2, 30), 3_600))
+    provider_calls = ProviderCalls(2, 2)
+    return PaymentHandler(provider, provider_calls, Attempts(provider, provider_calls, Backoff(3, 0.2, 30), 3_600))
 
 
 INVENTORY_WORKER = InventoryHandler()
 
 
 def _rejections(decision: Decision) -> list[str]:
-    return [one.reason for one in decision.reject]
+    return [rejected.reason for rejected in decision.reject]
 
 
 def _tables(connection: Connection) -> list[Any]:
@@ -205,7 +207,7 @@ def test_a_forged_neighbour_holds_nothing_up(order_service: OrderHandler, connec
         authorized(good),
         authorized("nobody-s"),
     )
-    assert [(one.received.order_id, one.reason) for one in decision.reject] == [
+    assert rejections(decision) == [
         (victim, "NOT_DECIDED"),
         ("nobody-s", "UNKNOWN_ORDER"),
     ]

@@ -17,7 +17,7 @@ from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
 from orderstream.worker.handler import Decision
 from tests.integration.decisions import orders
-from tests.integration.decisions.orders import emitted, place, received, record, result, row, types
+from tests.integration.decisions.orders import emitted, place, received, record, rejections, result, row, types
 from tests.support.samples import AT
 from tests.support.scenarios import ORDER_ID, SCENARIOS, Scenario, Step, cuts, orderings
 
@@ -227,7 +227,7 @@ def test_an_unknown_order_is_rejected_and_its_neighbours_pass(handler: OrderHand
     decision = decide(
         handler, connection, result("payment.authorized", "nobody-s"), result("payment.authorized", order_id)
     )
-    assert [(one.received.order_id, one.reason) for one in decision.reject] == [("nobody-s", "UNKNOWN_ORDER")]
+    assert rejections(decision) == [("nobody-s", "UNKNOWN_ORDER")]
     assert types(decision) == ["order.updated"]
     assert _order(connection, order_id)[0] == "PAID"
 

@@ -15,7 +15,8 @@ from orderstream.domain.order import FailureReason
 from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, Pending, State, Voided
 from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.provider import Desk, PaymentProvider, ProviderUnavailableError, SimulatedProvider
+from orderstream.payment_worker.provider import PaymentProvider, ProviderUnavailableError, SimulatedProvider
+from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection, connect
 from orderstream.telemetry import metrics
 from orderstream.worker.handler import Decision
@@ -30,6 +31,7 @@ from tests.integration.decisions.orders import (
     place,
     received,
     record,
+    rejections,
     row,
     types,
 )
@@ -50,7 +52,7 @@ Answer = Authorized | Declined | Pending | None
 
 
 class Provider:
-    """Answers what the test says; None is no answer. `asked` and `voided` tell what it was asked."""
+    """Answers what the test says; None is no answer. `asked` and `voided` record its calls."""
 
     def __init__(self, answer: Answer = None, void_answer: Voided | NothingToVoid | None = None) -> None:
         self.answer: Answer = answer
@@ -58,6 +60,10 @@ class Provider:
         self.asked: list[Charge] = []
         self.voided: list[str] = []
         self.meanwhile: Callable[[], None] = lambda: None
+
+    def charges_asked(self) -> list[tuple[str, Decimal, str]]:
+        """Return the order id, the amount and the currency of each charge, in the order of the calls."""
+        return [(charge.order_id, charge.amount, charge.currency) for charge in self.asked]
 
     def authorize(self, charge: Charge, timeout_seconds: float) -> Authorized | Declined | Pending:
         assert 0 < timeout_seconds <= 2
@@ -77,9 +83,11 @@ class Provider:
 
 
 def _handler(provider: PaymentProvider, budget_seconds: float = 2) -> PaymentHandler:
-    desk = Desk(4, budget_seconds)
+    provider_calls = ProviderCalls(4, budget_seconds)
     return PaymentHandler(
-        provider, desk, Attempts(provider, desk, Backoff(MAX_ATTEMPTS, 0.2, 30), KEY_LIFETIME_SECONDS)
+        provider,
+        provider_calls,
+        Attempts(provider, provider_calls, Backoff(MAX_ATTEMPTS, 0.2, 30), KEY_LIFETIME_SECONDS),
     )
 
 
@@ -129,7 +137,7 @@ def test_created_without_a_row_authorizes(connection: Connection) -> None:
     assert event.payload == PaymentAuthorized(
         order_id=order_id, items=items_of({"SKU-1": 1}), amount=AMOUNT, currency="USD"
     )
-    assert [(one.order_id, one.amount, one.currency) for one in provider.asked] == [(order_id, AMOUNT, "USD")]
+    assert provider.charges_asked() == [(order_id, AMOUNT, "USD")]
     assert _payment(connection, order_id) == ("AUTHORIZED", None, 1)
     assert row(connection, "SELECT decided_at, amount FROM payments") == (event.occurred_at, AMOUNT)
 
@@ -137,16 +145,16 @@ def test_created_without_a_row_authorizes(connection: Connection) -> None:
 def test_an_unknown_order_is_rejected_and_never_charged(connection: Connection) -> None:
     known, unknown, provider = place(connection), str(uuid4()), Provider(Authorized())
     decision = decide(_handler(provider), connection, created(unknown), created(known))
-    assert [(one.received.order_id, one.reason) for one in decision.reject] == [(unknown, "UNKNOWN_ORDER")]
+    assert rejections(decision) == [(unknown, "UNKNOWN_ORDER")]
     assert types(decision) == ["payment.authorized"]
-    assert [one.order_id for one in provider.asked] == [known]
+    assert [charge.order_id for charge in provider.asked] == [known]
 
 
 def test_what_is_charged_is_what_was_accepted(connection: Connection) -> None:
     order_id, provider = place(connection), Provider(Authorized())
     connection.execute("UPDATE orders SET amount = 7.00, currency = 'EUR' WHERE id = %s", (order_id,))
     decide(_handler(provider), connection, created(order_id))
-    assert [(one.amount, one.currency) for one in provider.asked] == [(Decimal("7.00"), "EUR")]
+    assert [(charge.amount, charge.currency) for charge in provider.asked] == [(Decimal("7.00"), "EUR")]
 
 
 def test_an_order_older_than_half_the_key_s_lifetime_is_voided_not_asked_for(quiet: Connection) -> None:
@@ -344,7 +352,7 @@ def test_a_pending_payment_is_asked_again(
 ) -> None:
     order_id, provider = _in_state(quiet, "PENDING"), Provider(answer)
     _run_timer(_handler(provider), quiet)
-    assert [(one.order_id, one.amount, one.currency) for one in provider.asked] == [(order_id, AMOUNT, "USD")]
+    assert provider.charges_asked() == [(order_id, AMOUNT, "USD")]
     assert _payment(quiet, order_id) == (state, reason, 2)
     (body,) = _outbox(quiet)
     assert (body["type"], body["correlationId"]) == (event, order_id)
@@ -467,7 +475,7 @@ def test_what_the_desk_had_no_time_to_ask_is_no_attempt(quiet: Connection) -> No
     provider.meanwhile = take_long
     handler = _handler(provider, budget_seconds=0.2)
     _run_timer(handler, quiet)
-    asked = {one.order_id for one in provider.asked}
+    asked = {charge.order_id for charge in provider.asked}
     assert 0 < len(asked) < len(ids)
     for order_id in set(ids) - asked:
         assert _payment(quiet, order_id) == ("PENDING", None, MAX_ATTEMPTS - 1)
@@ -480,7 +488,7 @@ def test_one_round_claims_no_more_than_it_may(quiet: Connection, monkeypatch: py
     assert _run_timer(handler, quiet)
     assert len(provider.asked) == 3
     assert not _run_timer(handler, quiet)
-    assert sorted(one.order_id for one in provider.asked) == sorted(ids)
+    assert sorted(charge.order_id for charge in provider.asked) == sorted(ids)
 
 
 def test_an_attempt_under_way_is_not_made_by_another_too(quiet: Connection, postgres_url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from orderstream.domain.payment import Voided
 from orderstream.payment_worker.attempts import CLAIM_ROWS, CLAIM_SECONDS, SQL, Attempts, Backoff
-from orderstream.payment_worker.provider import Desk
+from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection, connect
 from orderstream.worker import due
 from tests.integration.decisions.orders import row
@@ -65,7 +65,7 @@ def provider() -> Provider:
 @pytest.fixture
 def attempts(provider: Provider) -> Attempts:
     """The timers of a payment worker that has just started."""
-    return Attempts(provider, Desk(16, 2), Backoff(3, 0.2, 30), 3_600)
+    return Attempts(provider, ProviderCalls(16, 2), Backoff(3, 0.2, 30), 3_600)
 
 
 @pytest.mark.parametrize("index", ["payments_due", "payments_voiding_since"])

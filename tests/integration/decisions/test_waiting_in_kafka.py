@@ -7,12 +7,12 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from orderstream.domain.events import Event, Payload, topic
+from orderstream.domain.events import Event, Payload, topic_of
 from orderstream.kafka.client import Publication, Publisher
 from orderstream.kafka.envelope import encode
 from orderstream.kafka.topics import ensure_topics
 from orderstream.order_service.consumed import READERS, Consumed, KafkaOffsets
-from orderstream.order_service.watchdog import Patience, Watchdog
+from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from tests.integration.decisions.orders import aborted, authorized, created, place, result, row
@@ -31,7 +31,7 @@ class Deployment:
         wait_until(self._is_ready, 30, "every partition has a leader")
         self._publisher = Publisher(self.settings, "test")
         self._seconds = 0.0
-        self.watchdog = Watchdog(Patience(), Consumed(KafkaOffsets(self.settings).ask, self._clock))
+        self.watchdog = Watchdog(WatchdogSchedule(), Consumed(KafkaOffsets(self.settings).ask, self._clock))
 
     def _is_ready(self) -> bool:
         try:
@@ -46,14 +46,14 @@ class Deployment:
 
     def publish(self, event: Event[Payload]) -> None:
         """Publish an event."""
-        self._publisher.publish([Publication(topic(event.type), event.correlation_id, encode(event), [])])
+        self._publisher.publish([Publication(topic_of(event.type), event.correlation_id, encode(event), [])])
 
     def consume(self, *groups: str) -> None:
         """Move the offsets of these groups to the ends of what they read."""
         prefix = self.settings.kafka_topic_prefix
         for group in groups:
             client = Consumer({"bootstrap.servers": self.settings.kafka_brokers, "group.id": prefix + group})
-            names = {prefix + topic(name) for name in READERS[group]}
+            names = {prefix + topic_of(name) for name in READERS[group]}
             ends = [TopicPartition(*place, end) for place, end in self._ask().ends.items() if place[0] in names]
             client.commit(offsets=ends, asynchronous=False)
             client.close()
@@ -148,7 +148,7 @@ def test_orders_whose_topics_are_gone_are_nudged(settings: Settings, connection:
     settings = settings.model_copy(update={"kafka_topic_prefix": f"{uuid4().hex[:8]}."})
     place(connection)
     connection.execute(DUE, (0, 60))
-    Watchdog(Patience(), Consumed(KafkaOffsets(settings).ask)).nudge(connection)
+    Watchdog(WatchdogSchedule(), Consumed(KafkaOffsets(settings).ask)).nudge(connection)
     assert _nudges(connection) == ("PROCESSING", 1, 1)
 
 
@@ -157,7 +157,7 @@ def test_while_kafka_does_not_answer_no_order_is_touched(settings: Settings, con
     connection.execute(DUE, (3, 3_600))
     before = connection.execute("SELECT * FROM orders").fetchall()
     away = settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
-    watchdog = Watchdog(Patience(), Consumed(KafkaOffsets(away).ask))
+    watchdog = Watchdog(WatchdogSchedule(), Consumed(KafkaOffsets(away).ask))
     for _ in range(2):
         watchdog.nudge(connection)
         watchdog.repeat_aborts(connection)

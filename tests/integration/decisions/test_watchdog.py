@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orderstream.domain.order import PaymentState, Status, StockState
-from orderstream.order_service.watchdog import Patience, Watchdog
+from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
 from orderstream.postgres.connect import Connection, connect
 from orderstream.worker.due import DueRows
 from tests.integration.decisions.orders import TRACEPARENT, created, place, row
@@ -17,7 +17,7 @@ from tests.support.contracts import assert_event
 @pytest.fixture
 def watchdog() -> Watchdog:
     """A watchdog as patient as that of the service."""
-    return Watchdog(Patience())
+    return Watchdog(WatchdogSchedule())
 
 
 def _outbox(connection: Connection) -> list[dict[str, Any]]:

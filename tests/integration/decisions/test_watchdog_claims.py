@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from orderstream.domain.order import PaymentState, Status, StockState
-from orderstream.order_service.watchdog import Patience, Watchdog
+from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
 from orderstream.postgres.connect import Connection, connect
 from orderstream.telemetry import metrics
 from tests.integration.decisions.orders import place, row
@@ -22,7 +22,7 @@ class Runs(dict[str, Run]):
 
     def renew(self) -> None:
         """Forget where the last test's watchdog looked."""
-        self.update({timer.name: timer.run for timer in Watchdog(Patience()).timers})
+        self.update({timer.name: timer.run for timer in Watchdog(WatchdogSchedule()).timers})
         self["end_overdue"] = self["nudge"]
 
 
@@ -161,7 +161,7 @@ def test_a_settled_order_takes_no_turn_of_another(
     order_id = _due(connection, timer)
     RUNS[timer](connection)
     assert _queued(connection, order_id) == QUEUES[timer]
-    assert [one for one in _rows(connection) if one[0] != order_id] == before
+    assert [row for row in _rows(connection) if row[0] != order_id] == before
     assert row(connection, "SELECT count(*) FROM outbox") == (QUEUES[timer],)
 
 

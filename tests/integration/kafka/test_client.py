@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer, TopicPartition
 
-from orderstream.domain.events import topic
+from orderstream.domain.events import topic_of
 from orderstream.kafka import client
 from orderstream.kafka.client import Publication, Publisher, PublishError
 from orderstream.settings import Settings
 from tests.support.topics import Tap, end_offsets, publish, topic_settings
 from tests.support.waiting import wait_until
 
-NOBODYS = topic("order.updated")
+NOBODYS = topic_of("order.updated")
 MIB = 2**20
 LARGE = bytes(900_000)
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from structlog.testing import capture_logs
 
 from orderstream.cli import main
-from orderstream.domain.events import TOPICS, topic
+from orderstream.domain.events import TOPICS, topic_of
 from orderstream.kafka.envelope import encode
 from orderstream.kafka.topics import CONSUMER_GROUPS, _wanted, dead_letter_topic, ensure_topics, topic_warnings
 from orderstream.local.up import prepare_topics
@@ -105,7 +105,7 @@ def test_with_a_prefix_the_relay_publishes_to_its_own_topics(
     event = created(str(uuid4()))
     with connection.transaction():
         append(connection, [OutboxRow(event)])
-    plain = topic("order.created")
+    plain = topic_of("order.created")
     with (
         Tap(settings.kafka_brokers, [plain]) as others,
         Tap(settings.kafka_brokers, [prefixed.kafka_topic_prefix + plain]) as own,

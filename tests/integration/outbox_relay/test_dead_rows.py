@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from orderstream.api_gateway.orders import backpressure as outbox_bound
-from orderstream.domain.events import topic
+from orderstream.domain.events import topic_of
 from orderstream.kafka.envelope import encode
 from orderstream.outbox_relay import position, relay
 from orderstream.postgres.connect import Connection, connect
@@ -22,7 +22,7 @@ from tests.integration.outbox_relay.running import running
 from tests.support.topics import Tap
 from tests.support.waiting import wait_until
 
-CREATED = topic("order.created")
+CREATED = topic_of("order.created")
 DEAD_ROWS = 100_000
 AT_ONCE = 10_000
 PAGES_MAX = 60

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, Producer
 from msgspec import structs
 
 from orderstream.cli import main
-from orderstream.domain.events import Event, Item, OrderCreated, Payload, build, topic
+from orderstream.domain.events import Event, Item, OrderCreated, Payload, build, topic_of
 from orderstream.kafka import client
 from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import encode
@@ -25,7 +25,7 @@ from tests.support.samples import AT, ITEMS
 from tests.support.topics import Letter, Tap, topic_settings
 from tests.support.waiting import wait_until
 
-CREATED = topic("order.created")
+CREATED = topic_of("order.created")
 
 
 def _events(number: int) -> list[Event[Payload]]:
@@ -161,7 +161,7 @@ def test_rows_of_a_topic_that_refuses_all_are_set_aside(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     """The broker of the tests has no authorizer, so the refusal is made in the delivery report."""
-    aborted = topic("order.aborted")
+    aborted = topic_of("order.aborted")
 
     monkeypatch.setattr(client, "Producer", _refusing(aborted, code))
     good = _events(20)
@@ -205,7 +205,7 @@ def test_rows_that_were_acknowledged_leave_though_others_failed(
 def test_a_topic_that_never_acknowledges_is_set_aside_while_others_do(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    updated = topic("order.updated")
+    updated = topic_of("order.updated")
     monkeypatch.setattr(client, "Producer", _refusing(updated, KafkaError._MSG_TIMED_OUT))
     good = _events(5)
     _insert(connection, updated, good[0])

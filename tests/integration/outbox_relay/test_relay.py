@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import KafkaError
 
-from orderstream.domain.events import Event, Payload, build, topic
+from orderstream.domain.events import Event, Payload, build, topic_of
 from orderstream.kafka import client
 from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import encode
@@ -27,7 +27,7 @@ from tests.support.topics import Letter, Tap
 from tests.support.waiting import wait_until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
-CREATED, UPDATED = topic("order.created"), topic("order.updated")
+CREATED, UPDATED = topic_of("order.created"), topic_of("order.updated")
 
 
 def _events(number: int) -> list[Event[Payload]]:
@@ -158,7 +158,7 @@ def test_while_kafka_is_down_orders_wait_and_later_leave(
             assert _waiting(connection) == 5
         with Tap(settings.kafka_brokers, [CREATED]) as tap:
             _append(connection, last := _events(1))
-            tap.until(lambda seen: last[0].id in {one.event().id for one in seen}, 40, "it goes on by itself")
+            tap.until(lambda seen: last[0].id in {record.event().id for record in seen}, 40, "it goes on by itself")
             _wait_empty(connection)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from orderstream.api_gateway.orders.order_id import new_order_id
 from orderstream.audit.check import audit
-from orderstream.domain.events import topic
+from orderstream.domain.events import topic_of
 from orderstream.outbox_relay import retention
 from orderstream.outbox_relay.retention import ROWS_PER_STEP, Retention, Step, Walk
 from orderstream.postgres.connect import Connection, connect
@@ -101,7 +101,7 @@ def _stock(connection: Connection) -> dict[str, tuple[int, int]]:
 
 
 def _assert_clean(postgres_url: str) -> None:
-    assert not [one for found in audit(postgres_url, 0).values() for one in found]
+    assert not [violation for found in audit(postgres_url, 0).values() for violation in found]
 
 
 def test_orders_that_are_over_go_with_all_that_hangs_on_them(connection: Connection, postgres_url: str) -> None:
@@ -371,7 +371,7 @@ def _kept_for_days(settings: Settings) -> Settings:
 
 def test_a_relay_publishes_and_removes(settings: Settings, connection: Connection) -> None:
     _confirmed(connection)
-    with Tap(settings.kafka_brokers, [topic("order.created")]) as tap, running(_kept_for_days(settings)):
+    with Tap(settings.kafka_brokers, [topic_of("order.created")]) as tap, running(_kept_for_days(settings)):
         _publish_one(connection, tap)
         wait_until(lambda: not _ids(connection), 10, "the old order is gone")
 
@@ -386,7 +386,7 @@ def test_a_relay_whose_retention_fails_goes_on_publishing(
     monkeypatch.setattr(retention, "SQL", failing)
     monkeypatch.setattr(retention, "WALK_SECONDS", 0.01)
     order_id = _confirmed(connection)
-    with Tap(settings.kafka_brokers, [topic("order.created")]) as tap, running(_kept_for_days(settings)):
+    with Tap(settings.kafka_brokers, [topic_of("order.created")]) as tap, running(_kept_for_days(settings)):
         for _ in range(3):
             _publish_one(connection, tap)
     assert _ids(connection) == {order_id}
@@ -397,4 +397,4 @@ def _publish_one(connection: Connection, tap: Tap) -> None:
     event = created(new_order_id(time.time()))
     with connection.transaction():
         append(connection, [OutboxRow(event)])
-    tap.until(lambda seen: event.id in {one.event().id for one in seen}, 20, "it is published")
+    tap.until(lambda seen: event.id in {record.event().id for record in seen}, 20, "it is published")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from uuid import uuid4
 
-from orderstream.domain.events import Event, Payload, topic
+from orderstream.domain.events import Event, Payload, topic_of
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.settings import Settings
@@ -11,7 +11,7 @@ from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
 from tests.support.topics import Letter, Tap
 
-CREATED = topic("order.created")
+CREATED = topic_of("order.created")
 
 
 def _ids(letters: Sequence[Letter]) -> set[object]:
@@ -29,7 +29,7 @@ def test_what_another_relay_holds_is_passed_by_and_published_when_it_is_given_ba
         with another.transaction():
             another.execute("SELECT FROM outbox WHERE order_id = %s FOR UPDATE", (held.correlation_id,))
             with running(settings):
-                tap.until(lambda seen: _ids(seen) == {one.id for one in free}, 4, "what is free is published")
+                tap.until(lambda seen: _ids(seen) == {event.id for event in free}, 4, "what is free is published")
         with running(settings):
-            tap.until(lambda seen: _ids(seen) == {one.id for one in events}, 30, "what was held is published")
+            tap.until(lambda seen: _ids(seen) == {event.id for event in events}, 30, "what was held is published")
     assert connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)

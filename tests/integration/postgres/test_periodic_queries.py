@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from psycopg import ClientCursor, sql
 
-from orderstream.order_service.watchdog import ROWS_PER_RUN, Patience
+from orderstream.order_service.watchdog import ROWS_PER_RUN, WatchdogSchedule
 from orderstream.payment_worker.attempts import CLAIM_ROWS, CLAIM_SECONDS
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
@@ -16,7 +16,7 @@ from tests.support.databases import Databases
 from tests.support.queries import Query, queries
 
 MILLION = 1_000_000
-PATIENCE = Patience()
+SCHEDULE = WatchdogSchedule()
 LATER = datetime.now(UTC) + timedelta(days=1)
 DUE = {"after": FLOOR, "upto": LATER, "limit": ROWS_PER_RUN, "passed": LATER}
 
@@ -48,10 +48,10 @@ PERIODIC: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("order_service", "claim_stalled"): (
         DUE
         | {
-            "first_seconds": PATIENCE.first_seconds,
-            "longest_seconds": PATIENCE.longest_seconds,
-            "deadline_seconds": PATIENCE.deadline_seconds,
-            "deadline_nudges": PATIENCE.deadline_nudges,
+            "first_seconds": SCHEDULE.first_seconds,
+            "longest_seconds": SCHEDULE.longest_seconds,
+            "deadline_seconds": SCHEDULE.deadline_seconds,
+            "deadline_nudges": SCHEDULE.deadline_nudges,
         },
         8 * ROWS_PER_RUN,
     ),

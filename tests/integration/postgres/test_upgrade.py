@@ -17,7 +17,8 @@ from orderstream.kafka.envelope import decode
 from orderstream.order_service.handler import OrderHandler
 from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.provider import Desk, SimulatedProvider
+from orderstream.payment_worker.provider import SimulatedProvider
+from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres import migrate as migrate_module
 from orderstream.postgres import sql as named
 from orderstream.postgres.connect import Connection, connect
@@ -85,10 +86,10 @@ def _event(name: str, **changes: Any) -> Event[Payload]:
 
 
 def _handlers() -> tuple[PaymentHandler, InventoryHandler, OrderHandler]:
-    provider, desk = SimulatedProvider(1, 0), Desk(2, 2)
+    provider, provider_calls = SimulatedProvider(1, 0), ProviderCalls(2, 2)
     cache = CacheInvalidator("redis://127.0.0.1:1/0", 0.01)
-    attempts = Attempts(provider, desk, Backoff(3, 0.2, 30), 1e9)
-    return PaymentHandler(provider, desk, attempts), InventoryHandler(), OrderHandler(cache, ())
+    attempts = Attempts(provider, provider_calls, Backoff(3, 0.2, 30), 1e9)
+    return PaymentHandler(provider, provider_calls, attempts), InventoryHandler(), OrderHandler(cache, ())
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.room}-{query.name}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from threading import Lock
 
-from orderstream.domain.events import Event, InventoryReserved, Payload, StockLine, build, topic
+from orderstream.domain.events import Event, InventoryReserved, Payload, StockLine, build, topic_of
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
 from orderstream.worker.handler import Decision, Outgoing, Timer, nothing
@@ -26,7 +26,7 @@ SELECT DISTINCT unnest(%(ids)s::text[]) ORDER BY 1
 ON CONFLICT (order_id) DO UPDATE SET seen = d.seen + 1
 RETURNING order_id, decided_at
 """
-IN, OUT = topic("payment.authorized"), topic("inventory.reserved")
+IN, OUT = topic_of("payment.authorized"), topic_of("inventory.reserved")
 
 Hook = Callable[[Connection, Sequence[Received]], None]
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from orderstream.domain.events import topic
+from orderstream.domain.events import topic_of
 from orderstream.kafka.envelope import Received
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
@@ -27,7 +27,7 @@ from tests.integration.worker.running import Running, running
 from tests.support.topics import Tap, publish_events
 from tests.support.waiting import wait_until
 
-CREATED = topic("order.created")
+CREATED = topic_of("order.created")
 SERVICE = "outbox-relay"
 
 

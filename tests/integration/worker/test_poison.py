@@ -8,15 +8,16 @@ from uuid import uuid4
 import msgspec
 
 from orderstream.cache import CacheInvalidator
-from orderstream.domain.events import build, topic
+from orderstream.domain.events import build, topic_of
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.envelope import Reason
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.order_service.handler import OrderHandler
-from orderstream.order_service.watchdog import Patience, Watchdog
+from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
 from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.provider import Desk, SimulatedProvider
+from orderstream.payment_worker.provider import SimulatedProvider
+from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from tests.integration.decisions.orders import created, place, row
@@ -50,23 +51,23 @@ def _poison() -> Iterator[tuple[Reason, tuple[str, bytes | None, bytes | None]]]
         value = None if kind == "no_value" else spoiled
         if kind == "key_mismatch":
             key = str(uuid4())
-        yield reason, (topic(event.type), key.encode() if key else None, value)
+        yield reason, (topic_of(event.type), key.encode() if key else None, value)
 
 
 @contextmanager
 def _workers(settings: Settings) -> Iterator[None]:
     """The three workers, wired as their processes are; the block fails if one of them stops."""
     provider = SimulatedProvider(success_rate=1, throw_rate=0)
-    desk = Desk(settings.payment_concurrency, settings.payment_batch_budget_seconds)
-    attempts = Attempts(provider, desk, Backoff(8, 0.2, 30), 86_400)
+    provider_calls = ProviderCalls(settings.payment_concurrency, settings.payment_batch_budget_seconds)
+    attempts = Attempts(provider, provider_calls, Backoff(8, 0.2, 30), 86_400)
     cache = CacheInvalidator(settings.redis_url, settings.cache_budget_seconds)
     with ExitStack() as stack:
         loops = [
             stack.enter_context(running(handler, settings, ready=False))
             for handler in (
-                PaymentHandler(provider, desk, attempts),
+                PaymentHandler(provider, provider_calls, attempts),
                 InventoryHandler(),
-                OrderHandler(cache, Watchdog(Patience()).timers),
+                OrderHandler(cache, Watchdog(WatchdogSchedule()).timers),
             )
         ]
         for loop in loops:

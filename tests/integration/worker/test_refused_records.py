@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from confluent_kafka import KafkaError
 
-from orderstream.domain.events import TOPICS, topic
+from orderstream.domain.events import TOPICS, topic_of
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.client import Publication, Publisher, PublishError
 from orderstream.kafka.topics import dead_letter_topic
@@ -21,7 +21,7 @@ from orderstream.worker.refused_records import REASON_MAX_CHARACTERS, keep, meas
 from orderstream.worker.runner import Runner
 from tests.support.topics import Tap
 
-UPDATED = topic("order.updated")
+UPDATED = topic_of("order.updated")
 ANY_BYTES = [
     Publication(UPDATED, "key", "value", [("event-id", "1")]),
     Publication(UPDATED, b"\xff\x00", b"\x00\xff", [("x", b"\xff"), ("y", None), ("z", "\x00")]),
@@ -69,7 +69,7 @@ def test_refusals_are_counted_from_zero(settings: Settings) -> None:
         if sample.name.endswith("_total")
     }
     expected = {("outbox-relay", name) for name in TOPICS}
-    expected |= {(handler.group, topic(name)) for name in handler.emits}
+    expected |= {(handler.group, topic_of(name)) for name in handler.emits}
     assert shown >= expected | {(handler.group, dead_letter_topic(handler.group))}
 
 

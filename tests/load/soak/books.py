@@ -7,7 +7,7 @@ import psycopg
 from confluent_kafka import Message, TopicPartition
 
 from orderstream.audit.check import audit
-from orderstream.domain.events import OrderUpdated, topic
+from orderstream.domain.events import OrderUpdated, topic_of
 from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import Record, Undecodable, decode
 from orderstream.settings import Settings
@@ -113,7 +113,7 @@ def _dead_letters(target: Target, poison: list[Poison]) -> dict[str, list[str]]:
 
 def _updates(settings: Settings) -> Iterator[tuple[str, OrderUpdated]]:
     """Yield every order.updated that Kafka still has."""
-    for message in _records(settings, topic("order.updated")):
+    for message in _records(settings, topic_of("order.updated")):
         record = Record.of(message)
         try:
             event = decode(record.topic, record.key, record.value)

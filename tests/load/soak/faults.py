@@ -17,7 +17,7 @@ import redis
 from confluent_kafka import KafkaException
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 
-from orderstream.domain.events import TOPICS, topic
+from orderstream.domain.events import TOPICS, topic_of
 from orderstream.kafka.client import MAX_MESSAGE_BYTES, admin
 from orderstream.local.processes.child import birth, signal_family
 from orderstream.local.servers.place import place
@@ -233,10 +233,10 @@ def refuse_writes_in_valkey(target: Target) -> None:
 
 def refuse_a_record(target: Target) -> None:
     """Have Kafka refuse the event of a large order, allow it again later, and redrive what was refused."""
-    target.limit_records(topic("order.created"), SMALL_RECORD_BYTES)
+    target.limit_records(topic_of("order.created"), SMALL_RECORD_BYTES)
     target.place_large_order()
     target.wait(HANG_SECONDS)
-    target.limit_records(topic("order.created"), MAX_MESSAGE_BYTES)
+    target.limit_records(topic_of("order.created"), MAX_MESSAGE_BYTES)
     target.redrive_refused()
 
 

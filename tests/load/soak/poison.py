@@ -25,7 +25,7 @@ from orderstream.domain.events import (
     PaymentVoided,
     StockLine,
     build,
-    topic,
+    topic_of,
 )
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.order_service.handler import OrderHandler
@@ -78,7 +78,7 @@ class Poisoner:
         order_id = str(uuid.UUID(int=self._chance.getrandbits(128)))
         event = build(self._chance.choice(_PAYLOADS)(order_id), datetime.now(UTC))
         kind = self._chance.choice(_KINDS)
-        name, where = f"{kind}-{self._count}", topic(event.type)
+        name, where = f"{kind}-{self._count}", topic_of(event.type)
         self._count += 1
         key, value = _spoiled(kind, order_id, msgspec.to_builtins(event))
 

@@ -5,9 +5,9 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orderstream.domain.order import Facts, News, OrderState, apply, derive, fold, merge, settled
+from orderstream.domain.order import Facts, FactUpdate, OrderState, apply, derive, fold, merge, settled
 from tests.support.scenarios import SCENARIOS, Scenario, Step, cuts, play
-from tests.support.strategies import FACTS, NEWS
+from tests.support.strategies import FACT_UPDATES, FACTS
 
 
 @given(FACTS, FACTS)
@@ -16,48 +16,50 @@ def test_merge_is_commutative(left: Facts, right: Facts) -> None:
 
 
 @given(FACTS, FACTS, FACTS)
-def test_merge_is_associative(one: Facts, two: Facts, three: Facts) -> None:
-    assert merge(merge(one, two), three) == merge(one, merge(two, three))
+def test_merge_is_associative(first: Facts, second: Facts, third: Facts) -> None:
+    assert merge(merge(first, second), third) == merge(first, merge(second, third))
 
 
 @given(FACTS, FACTS)
-def test_merge_is_idempotent_and_never_shrinks(one: Facts, two: Facts) -> None:
-    assert merge(one, one) == one
-    assert merge(merge(one, two), two) == merge(one, two)
-    assert merge(one, Facts()) == one or None in (one.payment_at, one.stock_at)
+def test_merge_is_idempotent_and_never_shrinks(first: Facts, second: Facts) -> None:
+    assert merge(first, first) == first
+    assert merge(merge(first, second), second) == merge(first, second)
+    assert merge(first, Facts()) == first or None in (first.payment_at, first.stock_at)
 
 
-@given(NEWS, NEWS)
-def test_fold_is_commutative(left: News, right: News) -> None:
+@given(FACT_UPDATES, FACT_UPDATES)
+def test_fold_is_commutative(left: FactUpdate, right: FactUpdate) -> None:
     assert fold(left, right) == fold(right, left)
 
 
-@given(NEWS, NEWS, NEWS)
-def test_fold_is_associative(one: News, two: News, three: News) -> None:
-    assert fold(fold(one, two), three) == fold(one, fold(two, three))
+@given(FACT_UPDATES, FACT_UPDATES, FACT_UPDATES)
+def test_fold_is_associative(first: FactUpdate, second: FactUpdate, third: FactUpdate) -> None:
+    assert fold(fold(first, second), third) == fold(first, fold(second, third))
 
 
-@given(NEWS)
-def test_fold_is_idempotent(one: News) -> None:
-    assert fold(one, one) == one
+@given(FACT_UPDATES)
+def test_fold_is_idempotent(first: FactUpdate) -> None:
+    assert fold(first, first) == first
 
 
-@given(FACTS, st.lists(NEWS, min_size=1, max_size=6), st.data())
-def test_facts_do_not_depend_on_order_repeats_or_batches(known: Facts, told: list[News], data: st.DataObject) -> None:
+@given(FACTS, st.lists(FACT_UPDATES, min_size=1, max_size=6), st.data())
+def test_facts_do_not_depend_on_order_repeats_or_batches(
+    known: Facts, updates: list[FactUpdate], data: st.DataObject
+) -> None:
     order = OrderState(derive(known.payment, known.stock), known)
     one_by_one = order
-    for news in told:
-        one_by_one = apply(one_by_one, news)
-    again = data.draw(st.lists(st.sampled_from(told), max_size=3))
-    folded = reduce(fold, data.draw(st.permutations(told + again)))
+    for update in updates:
+        one_by_one = apply(one_by_one, update)
+    again = data.draw(st.lists(st.sampled_from(updates), max_size=3))
+    folded = reduce(fold, data.draw(st.permutations(updates + again)))
     assert apply(order, folded).facts == one_by_one.facts
 
 
-@given(FACTS, st.lists(NEWS, max_size=6))
-def test_a_status_moves_forward_and_freezes_when_settled(known: Facts, told: list[News]) -> None:
+@given(FACTS, st.lists(FACT_UPDATES, max_size=6))
+def test_a_status_moves_forward_and_freezes_when_settled(known: Facts, updates: list[FactUpdate]) -> None:
     order = OrderState(derive(known.payment, known.stock), known)
-    for news in told:
-        after = apply(order, news)
+    for update in updates:
+        after = apply(order, update)
         assert after.version - order.version in (0, 1)
         if settled(order.status):
             assert (after.status, after.failure_reason) == (order.status, order.failure_reason)

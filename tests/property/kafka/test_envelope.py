@@ -7,7 +7,7 @@ from typing import Any, get_args
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orderstream.domain.events import TOPICS, Event, Payload, topic
+from orderstream.domain.events import TOPICS, Event, Payload, topic_of
 from orderstream.kafka.envelope import Reason, Undecodable, decode, encode
 from tests.support.strategies import EVENTS, TEXT
 
@@ -36,7 +36,7 @@ def _is_dead_letter(answer: Event[Payload] | Undecodable) -> bool:
 
 @given(EVENTS)
 def test_round_trip(event: Event[Payload]) -> None:
-    decoded = decode(topic(event.type), event.correlation_id.encode(), encode(event))
+    decoded = decode(topic_of(event.type), event.correlation_id.encode(), encode(event))
     assert decoded == event
     assert decoded.occurred_at.tzinfo is not None
     assert decoded.occurred_at.astimezone(UTC) == event.occurred_at
@@ -48,7 +48,7 @@ def test_unknown_fields_are_ignored(event: Event[Payload], more: dict[str, Any])
     body = json.loads(encode(event))
     body |= more
     body["payload"] |= more
-    assert decode(topic(event.type), event.correlation_id.encode(), json.dumps(body).encode()) == event
+    assert decode(topic_of(event.type), event.correlation_id.encode(), json.dumps(body).encode()) == event
 
 
 @given(st.sampled_from([*TOPICS, "other.v1", ""]), st.none() | st.binary(max_size=40), st.none() | st.binary())
@@ -80,7 +80,7 @@ def test_an_envelope_with_one_odd_field_is_the_same_event_or_a_dead_letter(
     event: Event[Payload], path: str, odd: object
 ) -> None:
     body = json.dumps(_set(json.loads(encode(event)), path, odd)).encode()
-    decoded = _decode(topic(event.type), event.correlation_id.encode(), body)
+    decoded = _decode(topic_of(event.type), event.correlation_id.encode(), body)
     if not _is_dead_letter(decoded):
         assert isinstance(decoded, Event)
         assert decoded.payload.order_id == decoded.correlation_id == event.correlation_id
@@ -92,13 +92,13 @@ def test_a_payload_with_any_odd_fields_is_an_event_or_a_dead_letter(event: Event
     body = json.loads(encode(event))
     for name in data.draw(st.lists(st.sampled_from(sorted(body["payload"])), unique=True)):
         body["payload"][name] = data.draw(ODD)
-    _is_dead_letter(_decode(topic(event.type), event.correlation_id.encode(), json.dumps(body).encode()))
+    _is_dead_letter(_decode(topic_of(event.type), event.correlation_id.encode(), json.dumps(body).encode()))
 
 
 @given(EVENTS, st.sampled_from(TOPICS), TEXT)
 def test_the_wrong_topic_or_key_is_a_dead_letter(event: Event[Payload], topic_name: str, key: str) -> None:
     value = encode(event)
-    if topic_name != topic(event.type):
+    if topic_name != topic_of(event.type):
         assert _is_dead_letter(_decode(topic_name, event.correlation_id.encode(), value))
     if key != event.correlation_id:
-        assert _is_dead_letter(_decode(topic(event.type), key.encode(), value))
+        assert _is_dead_letter(_decode(topic_of(event.type), key.encode(), value))

@@ -7,11 +7,11 @@ import msgspec
 import pytest
 
 from orderstream.domain.contracts import schemas
-from orderstream.domain.events import TOPICS, Payload, build, topic
+from orderstream.domain.events import TOPICS, Payload, build, topic_of
 from tests.support.contracts import CONTRACTS, assert_event, violations
 from tests.support.samples import AT, SAMPLES
 
-EVENTS = {topic(name): build(payload, AT) for name, payload in SAMPLES.items()}
+EVENTS = {topic_of(name): build(payload, AT) for name, payload in SAMPLES.items()}
 ANY_TOPIC = pytest.mark.parametrize("name", TOPICS)
 
 
@@ -29,7 +29,7 @@ def test_the_files_are_those_of_the_types() -> None:
 @pytest.mark.parametrize("payload", SAMPLES.values(), ids=SAMPLES)
 def test_every_event_keeps_its_contract(payload: Payload) -> None:
     event = build(payload, AT)
-    assert_event(topic(event.type), event.correlation_id.encode(), msgspec.json.encode(event))
+    assert_event(topic_of(event.type), event.correlation_id.encode(), msgspec.json.encode(event))
 
 
 @ANY_TOPIC

@@ -18,7 +18,7 @@ from orderstream.domain.events import (
     build,
     event_id,
     stock_lines,
-    topic,
+    topic_of,
     wanted,
 )
 from tests.support.samples import SAMPLES, order_updated
@@ -45,7 +45,7 @@ def test_the_nine_topics() -> None:
 def test_an_event_is_its_payload_in_an_envelope(payload: Payload) -> None:
     event = build(payload, NOW)
     assert PAYLOADS[event.type] is type(payload)
-    assert topic(event.type) == f"{event.type}.v{event.version}"
+    assert topic_of(event.type) == f"{event.type}.v{event.version}"
     assert (event.correlation_id, event.occurred_at, event.payload) == (payload.order_id, NOW, payload)
 
 

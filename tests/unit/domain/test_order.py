@@ -10,8 +10,8 @@ from orderstream.domain.order import (
     PAYMENT_RANK,
     STOCK_RANK,
     Facts,
+    FactUpdate,
     FailureReason,
-    News,
     OrderState,
     PaymentState,
     Status,
@@ -85,7 +85,7 @@ def test_of_equal_facts_the_earlier_time_stays() -> None:
 @pytest.mark.parametrize("status", ["CONFIRMED", "FAILED", "CANCELLED"])
 def test_a_settled_status_stays_whatever_is_learned(status: Status) -> None:
     for facts in ALL_FACTS:
-        after = apply(OrderState(status, Facts(), version=7), News(facts))
+        after = apply(OrderState(status, Facts(), version=7), FactUpdate(facts))
         assert after.status == status
         assert (after.facts.payment, after.facts.stock) == (facts.payment, facts.stock)
 
@@ -98,7 +98,7 @@ def test_open_statuses_are_processing_and_paid() -> None:
 def test_version_grows_by_one_exactly_when_something_changes(before: Facts) -> None:
     order = OrderState(derive(before.payment, before.stock), before, version=3)
     for facts in ALL_FACTS:
-        after = apply(order, News(facts))
+        after = apply(order, FactUpdate(facts))
         changed = (after.status, after.facts, after.failure_reason) != (order.status, order.facts, order.failure_reason)
         assert after.version == order.version + (1 if changed else 0)
         assert changed or after is order
@@ -106,18 +106,18 @@ def test_version_grows_by_one_exactly_when_something_changes(before: Facts) -> N
 
 def test_a_failed_order_has_the_reason_of_what_failed_it() -> None:
     order = OrderState("PROCESSING", Facts())
-    declined = News(Facts(payment="failed"), payment_reason="PAYMENT_DECLINED")
-    refused = News(Facts(stock="failed"), stock_reason="OUT_OF_STOCK")
+    declined = FactUpdate(Facts(payment="failed"), payment_reason="PAYMENT_DECLINED")
+    refused = FactUpdate(Facts(stock="failed"), stock_reason="OUT_OF_STOCK")
     assert apply(order, declined).failure_reason == "PAYMENT_DECLINED"
     assert apply(order, refused).failure_reason == "OUT_OF_STOCK"
     assert apply(apply(order, refused), declined).failure_reason == "OUT_OF_STOCK"
-    assert apply(order, fold(News(Facts(payment="authorized")), refused)).failure_reason == "OUT_OF_STOCK"
+    assert apply(order, fold(FactUpdate(Facts(payment="authorized")), refused)).failure_reason == "OUT_OF_STOCK"
 
 
 def test_only_a_failed_order_has_a_reason() -> None:
     for before, facts, reason in product(ALL_FACTS, ALL_FACTS, get_args(FailureReason)):
         order = OrderState(derive(before.payment, before.stock), before)
-        after = apply(order, News(facts, payment_reason=reason, stock_reason=reason))
+        after = apply(order, FactUpdate(facts, payment_reason=reason, stock_reason=reason))
         assert after.status == "FAILED" or after.failure_reason is None
 
 
@@ -130,8 +130,8 @@ def test_compensated_is_no_money_held_and_no_stock_held(facts: Facts) -> None:
 
 def _aborts(status: Status, known: Facts, told: Facts) -> bool:
     before = OrderState(status, known)
-    news = News(told)
-    return aborts(before, apply(before, news), news)
+    update = FactUpdate(told)
+    return aborts(before, apply(before, update), update)
 
 
 def test_a_decline_alone_aborts_nothing() -> None:
@@ -151,9 +151,9 @@ def test_a_decline_that_meets_held_stock_aborts() -> None:
 def test_an_order_that_stays_open_or_is_confirmed_aborts_nothing() -> None:
     for known, told in product(ALL_FACTS, ALL_FACTS):
         before = OrderState(derive(known.payment, known.stock), known)
-        after = apply(before, News(told))
+        after = apply(before, FactUpdate(told))
         if after.status not in ("FAILED", "CANCELLED"):
-            assert not aborts(before, after, News(told))
+            assert not aborts(before, after, FactUpdate(told))
 
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])

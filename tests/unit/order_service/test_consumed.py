@@ -5,7 +5,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from orderstream.domain.events import topic
+from orderstream.domain.events import topic_of
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.client import KafkaRefusedError
 from orderstream.order_service.consumed import ASK_SECONDS, POINTS_MAX, READERS, Consumed, Offsets
@@ -30,7 +30,7 @@ def _consumed() -> Consumed:
 
 def test_the_readers_are_those_of_the_handlers() -> None:
     handlers: list[Any] = [PaymentHandler, InventoryHandler, OrderHandler]
-    assert {group: {topic(name) for name in names} for group, names in READERS.items()} == {
+    assert {group: {topic_of(name) for name in names} for group, names in READERS.items()} == {
         handler.group: set(handler.topics) for handler in handlers
     }
 

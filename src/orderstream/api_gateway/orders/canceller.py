@@ -113,7 +113,7 @@ class Canceller(Gathering[Cancellation, Reading | None]):
                 refusals[cancellation.key] = PreconditionFailedError(order_id)
             else:
                 cancellation.was_allowed = True
-                after[order_id] = order.moved(state, now, abort=True)
+                after[order_id] = order.with_state(state, now, abort=True)
                 carriers.setdefault(order_id, cancellation.carrier)
         changed = [order for order in after.values() if order is not before[order.order_id]]
         await self._cache.bar([order.order_id for order in changed if settled(before[order.order_id].state.status)])

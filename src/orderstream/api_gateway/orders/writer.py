@@ -221,7 +221,7 @@ def _row(order: NewOrder) -> _Row:
         amount=created.amount,
         currency=created.currency,
         items=created.items,
-        topic=events.topic(event.type),
+        topic=events.topic_of(event.type),
         event_id=event.id,
         value_before_time=before_time,
         value_after_time=after_time,
