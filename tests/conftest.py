@@ -1,7 +1,7 @@
 """What every test may ask for: real PostgreSQL, Valkey and Kafka, started once a run, and a place of its own in each.
 
 A run has ports and state of its own, takes nothing from the environment, and leaves nothing behind unless it fails:
-then the logs of the parts stay under .orderstream/test-<n>.
+then the logs of the servers stay under .orderstream/test-<n>.
 """
 
 import os
@@ -18,8 +18,8 @@ from orderstream.local.processes.state import BusyError, checkout
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
 from tests.support.databases import Databases
-from tests.support.servers import Parts
-from tests.support.servers import parts as start_parts
+from tests.support.servers import Servers
+from tests.support.servers import servers as start_servers
 
 _COSTS = ("unit", "property", "integration", "e2e")
 _RUNS_AT_ONCE = 8
@@ -35,30 +35,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def parts(request: pytest.FixtureRequest) -> Iterator[Parts]:
-    """The real parts of this run. A test that stops or pauses one starts or resumes it before it ends."""
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    """The real servers of this run. A test that stops or pauses one starts or resumes it before it ends."""
     with ExitStack() as stack:
-        running, folder = _start_parts(stack)
+        running, folder = _start_servers(stack)
         yield running
     if not request.session.testsfailed:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_parts(stack: ExitStack) -> tuple[Parts, Path]:
-    """Start the parts in the first state directory that no other run is using."""
+def _start_servers(stack: ExitStack) -> tuple[Servers, Path]:
+    """Start the servers in the first state directory that no other run is using."""
     for number in range(_RUNS_AT_ONCE):
         folder = checkout() / ".orderstream" / f"test-{number}"
         try:
-            return stack.enter_context(start_parts(folder)), folder
+            return stack.enter_context(start_servers(folder)), folder
         except BusyError:
             continue
     raise RuntimeError(f"{_RUNS_AT_ONCE} runs of the tests are under way already")
 
 
 @pytest.fixture(scope="session")
-def databases(parts: Parts) -> Databases:
+def databases(servers: Servers) -> Databases:
     """Makes further databases, empty or migrated."""
-    return Databases(parts.postgres_url)
+    return Databases(servers.postgres_url)
 
 
 @pytest.fixture
@@ -80,23 +80,23 @@ def connection(postgres_url: str) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def redis_url(parts: Parts) -> str:
+def redis_url(servers: Servers) -> str:
     """Valkey, emptied for this test."""
-    with redis.Redis.from_url(parts.redis_url) as client:
+    with redis.Redis.from_url(servers.redis_url) as client:
         client.flushall()
-    return parts.redis_url
+    return servers.redis_url
 
 
 @pytest.fixture(scope="session")
-def kafka_brokers(parts: Parts) -> str:
+def kafka_brokers(servers: Servers) -> str:
     """Kafka with every topic. All tests share the topics; `tests.support.topics` gives a test its own view of them."""
-    ensure_topics(Settings.model_validate({"kafka_brokers": parts.kafka_brokers}))
-    return parts.kafka_brokers
+    ensure_topics(Settings.model_validate({"kafka_brokers": servers.kafka_brokers}))
+    return servers.kafka_brokers
 
 
 @pytest.fixture
 def settings(postgres_url: str, redis_url: str, kafka_brokers: str) -> Settings:
-    """Settings that lead to this test's parts, all others being the defaults."""
+    """Settings that lead to this test's servers, all others being the defaults."""
     return Settings.model_validate(
         {"postgres_url": postgres_url, "redis_url": redis_url, "kafka_brokers": kafka_brokers}
     )

@@ -42,14 +42,14 @@ def _settings() -> "Settings":
         return load()
 
 
-def _located() -> "Settings":
+def _stack_settings() -> "Settings":
     """The settings, with the addresses of this checkout's running stack where none were given."""
     settings = _settings()
     if {"postgres_url", "redis_url", "kafka_brokers"} <= settings.model_fields_set:
         return settings
-    from orderstream.local.located import located
+    from orderstream.local.stack_settings import with_stack_addresses
 
-    return located(settings)
+    return with_stack_addresses(settings)
 
 
 def _state() -> "StateDir":
@@ -141,7 +141,7 @@ def status() -> None:
     for line in control.status(_running(_state())):
         click.echo(line)
     click.echo("")
-    for line in progress.report(_located()):
+    for line in progress.report(_stack_settings()):
         click.echo(line)
 
 
@@ -194,7 +194,7 @@ def _service(name: str, summary: str) -> None:
         from orderstream.process.garbage_collection import collect_rarely
 
         app = importlib.import_module(f"orderstream.{name.replace('-', '_')}.app")
-        settings = _located()
+        settings = _stack_settings()
         collect_rarely()
         with _plain_errors():
             sys.exit(app.run(settings))
@@ -220,7 +220,7 @@ def migrate() -> None:
     from orderstream.postgres import migrate as migration
 
     with _plain_errors(psycopg.Error, migration.MigrationError):
-        applied = migration.migrate(_located().postgres_url)
+        applied = migration.migrate(_stack_settings().postgres_url)
     click.echo("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")
 
 
@@ -232,7 +232,7 @@ def topics() -> None:
     from orderstream.kafka.client import KafkaRefusedError
     from orderstream.kafka.topics import ensure_topics, topic_warnings
 
-    settings = _located()
+    settings = _stack_settings()
     with _plain_errors(KafkaException, KafkaRefusedError):
         created = ensure_topics(settings)
         warnings = topic_warnings(settings)
@@ -258,7 +258,7 @@ def audit(grace_seconds: float) -> None:
     from orderstream.audit.check import table
 
     with _plain_errors(psycopg.Error, exit_code=_NOT_CHECKED):
-        found = check(_located().postgres_url, grace_seconds)
+        found = check(_stack_settings().postgres_url, grace_seconds)
     click.echo(table(found))
     sys.exit(1 if any(found.values()) else 0)
 
@@ -278,7 +278,7 @@ def stock_set(sku: str, available: int) -> None:
     from orderstream.inventory_worker.stock import StockError, set_available
 
     with _plain_errors(psycopg.Error, StockError):
-        set_available(_located().postgres_url, sku, available)
+        set_available(_stack_settings().postgres_url, sku, available)
     click.echo(f"{sku}: {available} available")
 
 
@@ -292,7 +292,7 @@ def stock_add(sku: str, quantity: int) -> None:
     from orderstream.inventory_worker.stock import StockError, add_available
 
     with _plain_errors(psycopg.Error, StockError):
-        add_available(_located().postgres_url, sku, quantity)
+        add_available(_stack_settings().postgres_url, sku, quantity)
     click.echo(f"{sku}: {quantity} added")
 
 
@@ -304,7 +304,7 @@ def stock_list() -> None:
     from orderstream.inventory_worker.stock import listing
 
     with _plain_errors(psycopg.Error):
-        rows = listing(_located().postgres_url)
+        rows = listing(_stack_settings().postgres_url)
     click.echo(f"{'sku':<40} {'available':>16} {'reserved':>16}")
     for sku, available, reserved in rows:
         click.echo(f"{sku:<40} {available:>16} {reserved:>16}")
@@ -328,7 +328,7 @@ def dlq_list(service: str | None, limit: int) -> None:
     from orderstream.kafka.client import KafkaRefusedError
     from orderstream.worker.dead_letter_reader import newest
 
-    settings = _located()
+    settings = _stack_settings()
     with _plain_errors(KafkaException, KafkaRefusedError):
         for group in [service] if service else _GROUP.choices:
             for letter in newest(settings, group, limit):
@@ -347,7 +347,7 @@ def dlq_show(service: str, partition: int, offset: int) -> None:
     from orderstream.worker.dead_letter_reader import one
 
     with _plain_errors(KafkaException, KafkaRefusedError):
-        letter = one(_located(), service, partition, offset)
+        letter = one(_stack_settings(), service, partition, offset)
     if letter is None:
         raise click.ClickException("there is no such dead letter")
     click.echo(letter.text)
@@ -367,7 +367,7 @@ def refused_list(limit: int) -> None:
     from orderstream.worker.refused_records import newest
 
     with _plain_errors(psycopg.Error):
-        for record in newest(_located().postgres_url, limit):
+        for record in newest(_stack_settings().postgres_url, limit):
             click.echo(record.line)
 
 
@@ -380,7 +380,7 @@ def refused_show(record_id: str) -> None:
     from orderstream.worker.refused_records import find
 
     with _plain_errors(psycopg.Error):
-        record = find(_located().postgres_url, record_id)
+        record = find(_stack_settings().postgres_url, record_id)
     if record is None:
         raise click.ClickException("there is no such record, or more than one")
     click.echo(record.text)
@@ -396,7 +396,7 @@ def refused_redrive() -> None:
     from orderstream.worker.refused_records import redrive
 
     with _plain_errors(psycopg.Error, KafkaException, KafkaRefusedError, PublishError):
-        sent, still_refused = redrive(_located())
+        sent, still_refused = redrive(_stack_settings())
     click.echo(f"{sent} published, {still_refused} refused again")
     sys.exit(1 if still_refused else 0)
 

@@ -13,10 +13,10 @@ import httpx
 import psycopg
 
 from orderstream.audit.check import audit, table
-from orderstream.local.located import locations
-from orderstream.local.processes.child import birth, signal_family
+from orderstream.local.processes.child import signal_family, start_time
 from orderstream.local.processes.service import healthy
-from orderstream.local.servers.place import place
+from orderstream.local.servers import server_home
+from orderstream.local.stack_settings import stack_addresses
 from orderstream.settings import SERVICES, Settings
 from tests.e2e.stack import Stack, Up, stack
 from tests.load.soak.faults import empty
@@ -39,7 +39,7 @@ class Harmed:
         assert run is not None
         self.postgres_url = run.urls["POSTGRES_URL"]
         self.redis_url = run.urls["REDIS_URL"]
-        self.settings = Settings.model_validate(locations(run.urls))
+        self.settings = Settings.model_validate(stack_addresses(run.urls))
         self.base_url = made.base_url
         self.up = up
         self.stack = made
@@ -55,7 +55,7 @@ class Harmed:
     def pid(self, name: str) -> int:
         """The pid of a process that lives."""
         child = self.stack.children[name]
-        assert birth(child.pid) == child.birth, f"{name} is not running"
+        assert start_time(child.pid) == child.start_time, f"{name} is not running"
         return child.pid
 
     def pids(self) -> dict[str, int]:
@@ -80,7 +80,7 @@ class Harmed:
     def is_back(self, name: str, before: int) -> bool:
         """Say whether another process has taken the place of `before`."""
         child = self.stack.children.get(name)
-        return child is not None and child.pid != before and birth(child.pid) == child.birth
+        return child is not None and child.pid != before and start_time(child.pid) == child.start_time
 
     def serves(self, name: str) -> bool:
         """Say whether a service says of itself that it can work."""
@@ -89,7 +89,7 @@ class Harmed:
 
     def wipe_kafka(self) -> None:
         """Empty Kafka's data directory and kill it, so that its next start finds nothing of what it knew."""
-        empty(place(self.stack.state).folder("kafka") / "data")
+        empty(server_home.of(self.stack.state).folder("kafka") / "data")
         self.kill("kafka")
 
     def post(self, **headers: str) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""The five services through the real executable, on the parts of the whole run and a database of their own."""
+"""The five services through the real executable, on the servers of the whole run and a database of their own."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from orderstream.local.processes.state import checkout
 from tests.e2e.stack import Stack, stack
 from tests.support.databases import Databases
 from tests.support.figures import Labels, figures
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 from tests.support.topics import begin_here
 from tests.support.waiting import wait_until
 
@@ -28,7 +28,7 @@ class Services:
         self._given = given
 
     def command(self, *arguments: str) -> str:
-        """Run `orderstream <arguments>` against these parts and return what it prints."""
+        """Run `orderstream <arguments>` against these servers and return what it prints."""
         answer = self._stack.run(*arguments, **self._given)
         assert answer.returncode == 0, answer.stderr
         return answer.stdout
@@ -57,16 +57,16 @@ class Services:
 
 
 @contextmanager
-def services(root: Path, parts: Parts, databases: Databases, **settings: str) -> Iterator[Services]:
+def services(root: Path, servers: Servers, databases: Databases, **settings: str) -> Iterator[Services]:
     """Run the services until the block ends; no deadlock may happen.
 
     Run one at a time: their consumer groups are the real ones.
     """
     for group in CONSUMER_GROUPS:
-        begin_here(parts.kafka_brokers, group)
+        begin_here(servers.kafka_brokers, group)
     with databases.migrated() as postgres_url:
         with stack(root) as made:
-            given = {**parts.environment, "POSTGRES_URL": postgres_url}
+            given = {**servers.environment, "POSTGRES_URL": postgres_url}
             up = made.up(**given, **settings).serves()
             with up.process.watched("orderstream up", lambda: up.said):
                 yield Services(made, postgres_url, given)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orderstream.local.processes.child import birth
+from orderstream.local.processes.child import start_time
 from orderstream.local.processes.state import ChildRecord, StateDir
 from orderstream.settings import Settings
 from tests.support.processes import Process
@@ -149,7 +149,7 @@ class Stack:
 
 def alive(children: dict[str, ChildRecord]) -> list[str]:
     """The names of those that still live."""
-    return [name for name, child in children.items() if birth(child.pid) == child.birth]
+    return [name for name, child in children.items() if start_time(child.pid) == child.start_time]
 
 
 @contextmanager

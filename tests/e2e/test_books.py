@@ -18,7 +18,7 @@ from orderstream.payment_worker.provider import draw
 from tests.e2e.path import Services, services
 from tests.support.contracts import assert_event
 from tests.support.databases import Databases
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 from tests.support.topics import Letter, Tap
 from tests.support.waiting import wait_until
 
@@ -65,10 +65,10 @@ def _outcomes(running: Services) -> Counter[tuple[str, ...]]:
 
 
 @pytest.mark.usefixtures("kafka_brokers")
-def test_a_thousand_orders_end_exactly_balanced(tmp_path: Path, parts: Parts, databases: Databases) -> None:
+def test_a_thousand_orders_end_exactly_balanced(tmp_path: Path, servers: Servers, databases: Databases) -> None:
     with (
-        services(tmp_path, parts, databases, PAYMENT_SUCCESS_RATE=str(SUCCESS_RATE)) as running,
-        Tap(parts.kafka_brokers, [*TOPICS, *DEAD_LETTERS]) as tap,
+        services(tmp_path, servers, databases, PAYMENT_SUCCESS_RATE=str(SUCCESS_RATE)) as running,
+        Tap(servers.kafka_brokers, [*TOPICS, *DEAD_LETTERS]) as tap,
     ):
         running.command("stock", "set", SKU, str(STOCK))
         order_ids = _place(running, ORDERS)
@@ -113,8 +113,8 @@ def _check_events(letters: list[Letter], running: Services, order_ids: set[str])
 
 
 @pytest.mark.usefixtures("kafka_brokers")
-def test_when_no_payment_succeeds_every_order_fails(tmp_path: Path, parts: Parts, databases: Databases) -> None:
-    with services(tmp_path, parts, databases, PAYMENT_SUCCESS_RATE="0") as running:
+def test_when_no_payment_succeeds_every_order_fails(tmp_path: Path, servers: Servers, databases: Databases) -> None:
+    with services(tmp_path, servers, databases, PAYMENT_SUCCESS_RATE="0") as running:
         order_ids = _place(running, 50)
         orders = [running.settled(order_id) for order_id in order_ids]
         assert {(one["status"], one["failureReason"]) for one in orders} == {("FAILED", "PAYMENT_DECLINED")}
@@ -125,9 +125,9 @@ def test_when_no_payment_succeeds_every_order_fails(tmp_path: Path, parts: Parts
 
 @pytest.mark.usefixtures("kafka_brokers")
 def test_when_the_provider_gives_no_answers_orders_settle_all_the_same(
-    tmp_path: Path, parts: Parts, databases: Databases
+    tmp_path: Path, servers: Servers, databases: Databases
 ) -> None:
     faults = {"PAYMENT_THROW_RATE": "0.5", "PAYMENT_RETRY_BASE_SECONDS": "0.05", "PAYMENT_MAX_ATTEMPTS": "30"}
-    with services(tmp_path, parts, databases, **faults) as running:
+    with services(tmp_path, servers, databases, **faults) as running:
         order_ids = _place(running, 50)
         assert {running.settled(order_id, 60)["status"] for order_id in order_ids} == {"CONFIRMED"}

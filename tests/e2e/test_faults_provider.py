@@ -10,7 +10,7 @@ from orderstream.audit.check import audit
 from tests.e2e.faults import ORDER
 from tests.e2e.path import services
 from tests.support.databases import Databases
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 from tests.support.waiting import wait_until
 
 ORDERS = 40
@@ -28,9 +28,9 @@ WHERE status IN ('PROCESSING', 'PAID')
 """
 
 
-def _ends(root: Path, parts: Parts, databases: Databases, **settings: str) -> list[tuple[object, ...]]:
+def _ends(root: Path, servers: Servers, databases: Databases, **settings: str) -> list[tuple[object, ...]]:
     """Place orders, wait until they are settled and undone, and return how many ended how."""
-    with services(root, parts, databases, **QUICK, **settings) as running:
+    with services(root, servers, databases, **QUICK, **settings) as running:
         running.command("stock", "set", "SKU-1", "1000")
         with httpx.Client(base_url=running.base_url, timeout=10) as client:
             assert {client.post("/orders", json=ORDER).status_code for _ in range(ORDERS)} == {201}
@@ -42,12 +42,12 @@ def _ends(root: Path, parts: Parts, databases: Databases, **settings: str) -> li
 
 
 @pytest.mark.usefixtures("kafka_brokers")
-def test_an_answer_to_every_second_call_is_enough(tmp_path: Path, parts: Parts, databases: Databases) -> None:
-    ends = _ends(tmp_path, parts, databases, PAYMENT_THROW_RATE="0.5", PAYMENT_MAX_ATTEMPTS="20")
+def test_an_answer_to_every_second_call_is_enough(tmp_path: Path, servers: Servers, databases: Databases) -> None:
+    ends = _ends(tmp_path, servers, databases, PAYMENT_THROW_RATE="0.5", PAYMENT_MAX_ATTEMPTS="20")
     assert ends == [("CONFIRMED", None, "authorized", "AUTHORIZED", ORDERS)]
 
 
 @pytest.mark.usefixtures("kafka_brokers")
-def test_without_any_answer_all_end_failed_and_voided(tmp_path: Path, parts: Parts, databases: Databases) -> None:
-    ends = _ends(tmp_path, parts, databases, PAYMENT_THROW_RATE="1", PAYMENT_MAX_ATTEMPTS="3")
+def test_without_any_answer_all_end_failed_and_voided(tmp_path: Path, servers: Servers, databases: Databases) -> None:
+    ends = _ends(tmp_path, servers, databases, PAYMENT_THROW_RATE="1", PAYMENT_MAX_ATTEMPTS="3")
     assert ends == [("FAILED", "PROVIDER_UNAVAILABLE", "failed", "FAILED", ORDERS)]

@@ -22,7 +22,7 @@ from tests.e2e.path import Services, readme_block, services
 from tests.load.soak.poison import CONSUMERS
 from tests.support.databases import Databases
 from tests.support.figures import Labels
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 from tests.support.waiting import wait_until
 
 ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}], "amount": 129.0, "currency": "USD"}
@@ -49,10 +49,10 @@ ON CONFLICT (sku) DO UPDATE SET available = EXCLUDED.available;
 
 @pytest.fixture(scope="module")
 def running(
-    tmp_path_factory: pytest.TempPathFactory, parts: Parts, databases: Databases, kafka_brokers: str
+    tmp_path_factory: pytest.TempPathFactory, servers: Servers, databases: Databases, kafka_brokers: str
 ) -> Iterator[Services]:
     """The services, with every payment authorized."""
-    with services(tmp_path_factory.mktemp("path"), parts, databases) as started:
+    with services(tmp_path_factory.mktemp("path"), servers, databases) as started:
         yield started
 
 
@@ -105,12 +105,12 @@ def _place(running: Services, **changes: object) -> str:
     return order_id
 
 
-def test_a_settled_order_is_cached_by_its_first_read(running: Services, parts: Parts) -> None:
+def test_a_settled_order_is_cached_by_its_first_read(running: Services, servers: Servers) -> None:
     order_id = _place(running)
     wait_until(
         lambda: _rows(running, "SELECT FROM orders WHERE id = %s AND status = 'CONFIRMED'", order_id), 20, "it settles"
     )
-    with redis.Redis.from_url(parts.redis_url) as client:
+    with redis.Redis.from_url(servers.redis_url) as client:
         key = f"order:{order_id}"
 
         def read() -> httpx.Response:

@@ -16,7 +16,7 @@ from orderstream.postgres.session_settings import (
     LOCK_TIMEOUT_SECONDS,
     STATEMENT_TIMEOUT_SECONDS,
 )
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 
 BODY = b'{"orderId":"a","version":3}'
 BUDGET_SECONDS = 0.05
@@ -192,23 +192,23 @@ def test_a_stopped_redis_costs_nothing_and_raises_nothing() -> None:
     assert time.monotonic() - started < 0.5
 
 
-def test_a_hung_redis_costs_no_more_than_the_budget(parts: Parts, redis_url: str) -> None:
+def test_a_hung_redis_costs_no_more_than_the_budget(servers: Servers, redis_url: str) -> None:
     async def scenario(reader: AsyncCache) -> None:
         await lease(reader, "a")
-        parts.valkey.pause()
+        servers.valkey.pause()
         for limit in (0.15, 0.005):
             started = time.monotonic()
             assert await reader.look_up(["a"]) == ["unreachable"]
             assert time.monotonic() - started < limit
             assert reader.breaker.is_open
-        parts.valkey.resume()
+        servers.valkey.resume()
         reader.breaker = cache.Breaker()
         assert await reader.look_up(["a"]) == ["leased"]
 
     try:
         reading(redis_url, scenario)
     finally:
-        parts.valkey.resume()
+        servers.valkey.resume()
 
 
 def test_while_the_breaker_is_open_nothing_is_sent() -> None:
@@ -229,21 +229,21 @@ def test_while_the_breaker_is_open_nothing_is_sent() -> None:
         reading(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", scenario)
 
 
-def test_what_could_not_be_deleted_is_deleted_later(parts: Parts, redis_url: str) -> None:
+def test_what_could_not_be_deleted_is_deleted_later(servers: Servers, redis_url: str) -> None:
     now = time.monotonic()
     invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
     invalidator.breaker = cache.Breaker(lambda: now)
     with redis.Redis.from_url(redis_url) as client:
         client.mset({"order:a": BODY, "order:b": BODY, "order:c": BODY})
         try:
-            parts.valkey.pause()
+            servers.valkey.pause()
             started = time.monotonic()
             assert not invalidator.delete(["a"])
             assert not invalidator.delete(["b"])
             assert not invalidator.bar(["b"])
             assert time.monotonic() - started < 0.2
         finally:
-            parts.valkey.resume()
+            servers.valkey.resume()
         assert not invalidator.delete(["b"])
         now += cache.BREAKER_SECONDS
         assert invalidator.delete([])
@@ -251,7 +251,7 @@ def test_what_could_not_be_deleted_is_deleted_later(parts: Parts, redis_url: str
     invalidator.close()
 
 
-def test_what_could_not_be_deleted_is_deleted_before_anything_is_looked_up(parts: Parts, redis_url: str) -> None:
+def test_what_could_not_be_deleted_is_deleted_before_anything_is_looked_up(servers: Servers, redis_url: str) -> None:
     now = time.monotonic()
 
     async def scenario(reader: AsyncCache) -> None:
@@ -259,11 +259,11 @@ def test_what_could_not_be_deleted_is_deleted_before_anything_is_looked_up(parts
         reader.breaker = cache.Breaker(lambda: now)
         await reader.fill([Fill("a", await lease(reader, "a"), BODY)])
         try:
-            parts.valkey.pause()
+            servers.valkey.pause()
             assert not await reader.bar(["a"])
             assert not await reader.delete(["a", "b"])
         finally:
-            parts.valkey.resume()
+            servers.valkey.resume()
         now += cache.BREAKER_SECONDS
         found = await reader.look_up(["a"])
         assert found[0] != Entry(BODY)
@@ -291,17 +291,17 @@ def test_an_asyncio_bar_keeps_fills_out_until_its_own_delete(redis_url: str, inv
 
 
 def test_an_asyncio_delete_that_failed_is_tried_again_by_the_clock(
-    parts: Parts, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    servers: Servers, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "BREAKER_SECONDS", 0.05)
 
     async def scenario(reader: AsyncCache) -> None:
         await reader.fill([Fill("a", await lease(reader, "a"), BODY)])
         try:
-            parts.valkey.pause()
+            servers.valkey.pause()
             assert not await reader.delete(["a"])
         finally:
-            parts.valkey.resume()
+            servers.valkey.resume()
         assert reader._paying is not None
         await asyncio.wait_for(reader._paying, 10)
         with redis.Redis.from_url(redis_url) as client:
@@ -311,7 +311,7 @@ def test_an_asyncio_delete_that_failed_is_tried_again_by_the_clock(
 
 
 def test_one_task_deletes_what_failed_in_each_outage(
-    parts: Parts, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    servers: Servers, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "BREAKER_SECONDS", 0.05)
 
@@ -320,13 +320,13 @@ def test_one_task_deletes_what_failed_in_each_outage(
             for _outage in range(2):
                 client.mset({"order:a": BODY, "order:b": BODY})
                 try:
-                    parts.valkey.pause()
+                    servers.valkey.pause()
                     assert not await reader.delete(["a"])
                     before = asyncio.all_tasks()
                     assert not await reader.delete(["b"])
                     assert asyncio.all_tasks() == before
                 finally:
-                    parts.valkey.resume()
+                    servers.valkey.resume()
                 assert reader._paying is not None
                 await asyncio.wait_for(reader._paying, 10)
                 assert client.dbsize() == 0

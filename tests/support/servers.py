@@ -1,4 +1,4 @@
-"""The three real parts without the services, for tests: their own directory and ports, fresh data, any of them to be
+"""The three real servers without the services, for tests: their own directory and ports, fresh data, any of them to be
 killed, paused and started again."""
 
 import contextlib
@@ -10,11 +10,18 @@ from pathlib import Path
 
 from orderstream.local.processes import ports
 from orderstream.local.processes import start_order as steps
-from orderstream.local.processes.child import Child, ChildError, Roster, birth, end_leftovers, how_it_ended
-from orderstream.local.processes.service import Service, Workshop, await_ready
-from orderstream.local.processes.state import Record, Run, StateDir, shared_cache
+from orderstream.local.processes.child import (
+    Child,
+    ChildError,
+    ProcessRegistry,
+    end_leftovers,
+    how_it_ended,
+    start_time,
+)
+from orderstream.local.processes.service import InstallContext, Service, await_ready
+from orderstream.local.processes.state import Run, StateDir, StateRecord, shared_cache
 from orderstream.local.processes.terminal import Terminal
-from orderstream.local.servers import passwords, place
+from orderstream.local.servers import passwords, server_home
 from orderstream.local.servers.kafka import Kafka
 from orderstream.local.servers.postgres import Postgres
 from orderstream.local.servers.valkey import Valkey
@@ -22,12 +29,12 @@ from orderstream.local.servers.valkey import Valkey
 _PORTS = ("postgres", "valkey", "kafka", "kafka-controller")
 
 
-class Part:
-    """One part of the three, in the hands of a test. Every method returns when it has taken effect."""
+class Server:
+    """One server of the three, in the hands of a test. Every method returns when it has taken effect."""
 
-    def __init__(self, service: Service, child: Child, workshop: Workshop) -> None:
+    def __init__(self, service: Service, child: Child, context: InstallContext) -> None:
         self._service = service
-        self._workshop = workshop
+        self._context = context
         self._child = child
         self.name = child.name
         self.log = child.log
@@ -39,9 +46,9 @@ class Part:
 
     def start(self) -> None:
         """Start it and wait until it serves, on the port and the data it had. Raises ChildError."""
-        self._service.install(self._workshop)
+        self._service.install(self._context)
         self._child.start(self._service.command())
-        if not await_ready(self._service, self._child, self._workshop.cancelled):
+        if not await_ready(self._service, self._child, self._context.cancelled):
             raise ChildError(f"{self.name} {how_it_ended(self._child.exit_code() or 0)}", self._child.last_lines())
 
     def step(self, report: Callable[[str], None]) -> None:
@@ -66,26 +73,26 @@ class Part:
         self._child.resume()
 
 
-class Parts:
-    """The running parts and their addresses."""
+class Servers:
+    """The running servers and their addresses."""
 
-    def __init__(self, state: StateDir, roster: Roster, chosen: dict[str, int]) -> None:
-        workshop = Workshop(state, roster, _say_nothing, threading.Event())
-        where, known = place.choose(state, _say_nothing), passwords.read_or_make(state)
-        postgres_server = Postgres(chosen["postgres"], where, known)
-        valkey_server = Valkey(chosen["valkey"], where, known.valkey)
-        kafka_server = Kafka(chosen["kafka"], chosen["kafka-controller"], where, shared_cache())
+    def __init__(self, state: StateDir, registry: ProcessRegistry, chosen: dict[str, int]) -> None:
+        context = InstallContext(state, registry, _say_nothing, threading.Event())
+        home, known = server_home.choose(state, _say_nothing), passwords.read_or_make(state)
+        postgres_server = Postgres(chosen["postgres"], home, known)
+        valkey_server = Valkey(chosen["valkey"], home, known.valkey)
+        kafka_server = Kafka(chosen["kafka"], chosen["kafka-controller"], home, shared_cache())
         # Tests make databases and change settings of the server.
         self.postgres_url = postgres_server.superuser_url
         self.redis_url = valkey_server.url
         self.kafka_brokers = kafka_server.brokers
-        self.postgres = Part(postgres_server, Child("postgres", state.log("postgres"), roster), workshop)
-        self.valkey = Part(valkey_server, Child("valkey", state.log("valkey"), roster), workshop)
-        self.kafka = Part(kafka_server, Child("kafka", state.log("kafka"), roster), workshop)
+        self.postgres = Server(postgres_server, Child("postgres", state.log("postgres"), registry), context)
+        self.valkey = Server(valkey_server, Child("valkey", state.log("valkey"), registry), context)
+        self.kafka = Server(kafka_server, Child("kafka", state.log("kafka"), registry), context)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that lead a service to these parts."""
+        """The variables that lead a service to these servers."""
         return {
             "POSTGRES_URL": self.postgres_url,
             "REDIS_URL": self.redis_url,
@@ -93,17 +100,17 @@ class Parts:
         }
 
     def _start(self) -> None:
-        todo = [steps.Step(part.name, (), part.step) for part in (self.postgres, self.valkey, self.kafka)]
+        todo = [steps.Step(server.name, (), server.step) for server in (self.postgres, self.valkey, self.kafka)]
         steps.run(todo, Terminal(io.StringIO()), threading.Event())
 
 
 @contextlib.contextmanager
-def parts(state_dir: Path) -> Iterator[Parts]:
+def servers(state_dir: Path) -> Iterator[Servers]:
     """Start real PostgreSQL, Valkey and Kafka with empty data under `state_dir`, and end them and the data afterwards.
 
     The logs stay in `state_dir`/logs. What an earlier, killed user of the same directory left running is ended first,
     so give the same directory every time. Raises BusyError while another process uses the directory, ChildError when a
-    part does not start, FetchError when the jars are not there and cannot be fetched.
+    server does not start, FetchError when the jars are not there and cannot be fetched.
     """
     state = StateDir(state_dir)
     with state.lock():
@@ -113,16 +120,16 @@ def parts(state_dir: Path) -> Iterator[Parts]:
         _forget_data(state)
         chosen = ports.pick(_PORTS, record.ports)
         pid = os.getpid()
-        roster = Roster(state, Record(chosen, Run(pid, birth(pid) or "")))
+        registry = ProcessRegistry(state, StateRecord(chosen, Run(pid, start_time(pid) or "")))
         try:
-            running = Parts(state, roster, chosen)
+            running = Servers(state, registry, chosen)
             running._start()
             yield running
         finally:
-            roster.close()
-            for child in roster.children:
+            registry.close()
+            for child in registry.children:
                 child.kill()
-            roster.update(lambda record: setattr(record, "run", None))
+            registry.update(lambda record: setattr(record, "run", None))
             _forget_data(state)
 
 
@@ -131,4 +138,4 @@ def _say_nothing(text: str) -> None:
 
 
 def _forget_data(state: StateDir) -> None:
-    place.remove(state)
+    server_home.remove(state)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from orderstream.local.processes.masking import masked
 from orderstream.local.processes.state import StateDir
-from orderstream.local.servers.place import place
+from orderstream.local.servers import server_home
 
 # The example order of the README; a test holds the two against each other.
 _EXAMPLE = """\
@@ -43,7 +43,7 @@ def banner(urls: Mapping[str, str], state: StateDir) -> str:
 
 def _places(state: StateDir) -> str:
     """Where the state is; root's PostgreSQL has its data elsewhere."""
-    shared = place(state).shared
+    shared = server_home.of(state).shared
     return str(state.root) if shared is None or not shared.exists() else f"{state.root} and {shared}"
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from orderstream.local.processes.child import birth, end_leftovers, last_lines, rotate, stopped, wait_until
+from orderstream.local.processes.child import end_leftovers, last_lines, rotate, start_time, stopped, wait_until
 from orderstream.local.processes.files import open_private
 from orderstream.local.processes.service import problem_at
 from orderstream.local.processes.signals import Stop
-from orderstream.local.processes.state import ChildRecord, Record, Run, StateDir
+from orderstream.local.processes.state import ChildRecord, Run, StateDir, StateRecord
 from orderstream.local.processes.terminal import Terminal
-from orderstream.local.servers import place
+from orderstream.local.servers import server_home
 from orderstream.local.up import STARTED_SECONDS
 
 _DOWN_SECONDS = 120.0
@@ -63,10 +63,10 @@ def down(state: StateDir, terminal: Terminal) -> int:
     if run is None:
         terminal.say("Nothing is running.")
         return 0
-    if birth(run.pid) == run.birth:
+    if start_time(run.pid) == run.start_time:
         terminal.say(f"Stopping `orderstream up` (pid {run.pid})")
         os.kill(run.pid, signal.SIGTERM)
-        if not wait_until(lambda: birth(run.pid) != run.birth, _DOWN_SECONDS):
+        if not wait_until(lambda: start_time(run.pid) != run.start_time, _DOWN_SECONDS):
             terminal.say(f"It has not ended after {_DOWN_SECONDS:.0f} s; see {state.logs}")
             return 1
     _end_leftovers(state, terminal)
@@ -80,7 +80,7 @@ def _end_leftovers(state: StateDir, terminal: Terminal) -> None:
         if record.run is not None:
             if ended := end_leftovers(record.run.children):
                 terminal.say(f"Ended what a killed run left behind: {', '.join(ended)}")
-            state.write(Record(record.ports))
+            state.write(StateRecord(record.ports))
 
 
 def status(run: Run) -> list[str]:
@@ -96,7 +96,7 @@ def status(run: Run) -> list[str]:
 
 def _condition(child: ChildRecord) -> tuple[str, str | None]:
     """The state of a process in a word, and what there is to say of it."""
-    if birth(child.pid) != child.birth:
+    if start_time(child.pid) != child.start_time:
         return "ended", None
     if stopped(child.pid):
         return "stopped", "is stopped by a signal; `up` restarts it"
@@ -162,7 +162,7 @@ def reset(state: StateDir, terminal: Terminal) -> None:
     """
     _end_leftovers(state, terminal)
     with state.lock():
-        for path in place.remove(state):
+        for path in server_home.remove(state):
             terminal.say(f"Removed {path}")
         for name in ("logs", "stack.json", "secrets.json"):
             path = state.root / name

@@ -1,4 +1,4 @@
-"""What one `up` starts, where, and in which order: the parts for which no URL was given, then the services."""
+"""What one `up` starts, home, and in which order: the parts for which no URL was given, then the services."""
 
 import json
 from collections.abc import Mapping
@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 from orderstream.local.processes import ports
 from orderstream.local.processes.service import Service
 from orderstream.local.processes.state import StateDir, shared_cache
+from orderstream.local.servers import server_home
 from orderstream.local.servers.kafka import Kafka
 from orderstream.local.servers.kafka_aot_cache import Learning
 from orderstream.local.servers.orderstream import OrderStreamService
 from orderstream.local.servers.passwords import Passwords
-from orderstream.local.servers.place import Place, place
 from orderstream.local.servers.postgres import Postgres
+from orderstream.local.servers.server_home import ServerHome
 from orderstream.local.servers.valkey import Valkey
 from orderstream.settings import SERVICES, Settings
 
@@ -63,17 +64,17 @@ def plan(
     settings: Settings,
     state: StateDir,
     kept: Mapping[str, int],
-    where: Place | None = None,
+    home: ServerHome | None = None,
     passwords: Passwords | None = None,
 ) -> Plan:
     """Decide what to start. Looks for free ports; raises OSError when there are none."""
-    where, passwords = where or place(state), passwords or Passwords()
+    home, passwords = home or server_home.of(state), passwords or Passwords()
     replicas = [(service, _replica(service, n)) for service in SERVICES for n in range(settings.replicas(service))]
     names = ["postgres", "valkey", "kafka", "kafka-controller", *(name for _, name in replicas)]
     chosen = ports.pick(names, kept, avoid=(settings.port,))
-    postgres = Postgres(chosen["postgres"], where, passwords)
-    valkey = Valkey(chosen["valkey"], where, passwords.valkey)
-    kafka = Kafka(chosen["kafka"], chosen["kafka-controller"], where, shared_cache(), passwords)
+    postgres = Postgres(chosen["postgres"], home, passwords)
+    valkey = Valkey(chosen["valkey"], home, passwords.valkey)
+    kafka = Kafka(chosen["kafka"], chosen["kafka-controller"], home, shared_cache(), passwords)
     from_outside = given(settings, kept)
     urls = {
         "POSTGRES_URL": settings.postgres_url if "postgres" in from_outside else postgres.url,
@@ -87,7 +88,7 @@ def plan(
         urls["KAFKA_OPTIONS"] = json.dumps(options)
     services = [_service(settings, service, name, urls, chosen[name]) for service, name in replicas]
     parts = [part for part in (postgres, valkey, kafka) if part.name not in from_outside]
-    learning = None if "kafka" in from_outside else Learning(where, shared_cache())
+    learning = None if "kafka" in from_outside else Learning(home, shared_cache())
     return Plan(tuple(parts), tuple(services), learning, chosen, urls)
 
 

@@ -5,28 +5,28 @@ import os
 from collections.abc import Callable, Iterator
 
 from orderstream.local.banner import banner
-from orderstream.local.located import locations
 from orderstream.local.plan import SCHEMA, TOPICS, Plan, given, plan
 from orderstream.local.processes import ports
 from orderstream.local.processes import start_order as steps
 from orderstream.local.processes.child import (
     ChildError,
-    Roster,
+    ProcessRegistry,
     StoppingError,
-    birth,
     end_leftovers,
     rotate,
+    start_time,
     wait_until,
 )
 from orderstream.local.processes.service import Service
 from orderstream.local.processes.signals import Stop
-from orderstream.local.processes.state import BusyError, Phase, Record, Run, StateDir, checkout, shared_cache
+from orderstream.local.processes.state import BusyError, Phase, Run, StateDir, StateRecord, checkout, shared_cache
 from orderstream.local.processes.supervisor import GaveUpError, Supervisor
 from orderstream.local.processes.terminal import Terminal
-from orderstream.local.servers import kafka, place
+from orderstream.local.servers import kafka, server_home
 from orderstream.local.servers.kafka_jars import FetchError
 from orderstream.local.servers.passwords import read_or_make
-from orderstream.local.servers.place import PlaceError
+from orderstream.local.servers.server_home import ServerHomeError
+from orderstream.local.stack_settings import stack_addresses
 from orderstream.settings import Settings
 
 STARTED_SECONDS = 180.0
@@ -65,24 +65,24 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
         terminal.say(problem)
         return 1
     try:
-        where = place.choose(state, terminal.say)
-    except PlaceError as error:
+        home = server_home.choose(state, terminal.say)
+    except ServerHomeError as error:
         terminal.say(f"{error}")
         return 1
-    todo = plan(settings, state, record.ports, where, read_or_make(state))
-    run = Run(os.getpid(), birth(os.getpid()) or "", urls=dict(todo.urls))
-    roster = Roster(state, Record({**record.ports, **todo.ports}, run))
+    todo = plan(settings, state, record.ports, home, read_or_make(state))
+    run = Run(os.getpid(), start_time(os.getpid()) or "", urls=dict(todo.urls))
+    registry = ProcessRegistry(state, StateRecord({**record.ports, **todo.ports}, run))
     for log in state.logs.glob("*.log"):
         if log != state.log("up"):
             rotate(log)
-    supervisor = Supervisor(state, roster, terminal, stop, settings.restarts_per_minute)
-    with _stopped_afterwards(supervisor, roster, terminal):
+    supervisor = Supervisor(state, registry, terminal, stop, settings.restarts_per_minute)
+    with _stopped_afterwards(supervisor, registry, terminal):
         try:
             steps.run(_steps(settings, todo, supervisor), terminal, stop.requested)
             terminal.clear()
             terminal.say(banner(todo.urls, state))
             # Last, for whoever waits for it in another process finds the banner in our output then.
-            roster.update(_phase_is("up"))
+            registry.update(_phase_is("up"))
             if todo.learning is not None and not todo.learning.starts_fast:
                 supervisor.in_background("learning", todo.learning.learn)
             supervisor.watch()
@@ -109,7 +109,7 @@ def _problem_with_port(settings: Settings) -> str | None:
     )
 
 
-def _problem_with_path(settings: Settings, state: StateDir, record: Record) -> str | None:
+def _problem_with_path(settings: Settings, state: StateDir, record: StateRecord) -> str | None:
     """Say why Kafka could not start from where its files are, or return None."""
     if "kafka" in given(settings, record.ports):
         return None
@@ -118,19 +118,19 @@ def _problem_with_path(settings: Settings, state: StateDir, record: Record) -> s
 
 
 @contextlib.contextmanager
-def _stopped_afterwards(supervisor: Supervisor, roster: Roster, terminal: Terminal) -> Iterator[None]:
+def _stopped_afterwards(supervisor: Supervisor, registry: ProcessRegistry, terminal: Terminal) -> Iterator[None]:
     try:
         yield
     finally:
         terminal.clear()
-        roster.update(_phase_is("stopping"))
+        registry.update(_phase_is("stopping"))
         supervisor.stop_all()
-        roster.update(lambda record: setattr(record, "run", None))
+        registry.update(lambda record: setattr(record, "run", None))
         terminal.say("Stopped. The state is kept for the next start.")
 
 
-def _phase_is(phase: Phase) -> Callable[[Record], None]:
-    def change(record: Record) -> None:
+def _phase_is(phase: Phase) -> Callable[[StateRecord], None]:
+    def change(record: StateRecord) -> None:
         if record.run is not None:
             record.run.phase = phase
 
@@ -141,7 +141,7 @@ def _steps(settings: Settings, todo: Plan, supervisor: Supervisor) -> list[steps
     def start(service: Service) -> steps.Step:
         return steps.Step(service.name, service.needs, lambda report: supervisor.bring_up(service, report))
 
-    located = settings.model_copy(update=locations(todo.urls))
+    located = settings.model_copy(update=stack_addresses(todo.urls))
     return [
         *map(start, todo.parts),
         steps.Step(SCHEMA, ("postgres",), lambda report: prepare_schema(located, report)),

@@ -13,7 +13,7 @@ import pytest
 from orderstream.postgres.connect import Connection, connect
 from tests.support.databases import Databases
 from tests.support.processes import Process
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 from tests.support.waiting import wait_until
 
 START_SECONDS = 20
@@ -111,10 +111,10 @@ def shared_url(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, shared_url: str, parts: Parts) -> Iterator[Gateway]:
+def shared(tmp_path_factory: pytest.TempPathFactory, shared_url: str, servers: Servers) -> Iterator[Gateway]:
     """A gateway for all tests of a module. It gives Redis time enough on a machine that is busy with other things."""
     log = tmp_path_factory.mktemp("gateway") / "log"
-    with running(log, POSTGRES_URL=shared_url, REDIS_URL=parts.redis_url, CACHE_BUDGET_SECONDS="1") as gateway:
+    with running(log, POSTGRES_URL=shared_url, REDIS_URL=servers.redis_url, CACHE_BUDGET_SECONDS="1") as gateway:
         yield gateway
 
 

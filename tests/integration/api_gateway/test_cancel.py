@@ -25,7 +25,7 @@ from tests.integration.api_gateway.test_post import problem
 from tests.integration.api_gateway.test_reader import PausingSession
 from tests.integration.test_cache_refusals import REFUSALS
 from tests.support.asgi import Answer, call
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 from tests.support.waiting import wait_until
 
 AT = "2026-01-02 03:04:05Z"
@@ -289,17 +289,17 @@ def test_a_row_that_stays_locked_is_not_waited_for(
     assert row(connection, path).state.status == "PROCESSING"
 
 
-def test_no_old_state_is_read_after_redis_is_back(start: Start, parts: Parts, connection: Connection) -> None:
+def test_no_old_state_is_read_after_redis_is_back(start: Start, servers: Servers, connection: Connection) -> None:
     gateway, other = start(), start()
     path = place(gateway)
     settle(connection, path)
     assert [gateway.client.get(path).headers["x-cache"] for _ in range(2)] == ["MISS", "HIT"]
     try:
-        parts.valkey.pause()
+        servers.valkey.pause()
         assert cancel(gateway, path).status_code == 202
         assert gateway.client.get(path).json()["status"] == "CANCELLED"
     finally:
-        parts.valkey.resume()
+        servers.valkey.resume()
 
     def from_the_cache() -> bool:
         reads = [one.client.get(path) for one in (gateway, gateway)]
@@ -327,7 +327,7 @@ def test_no_old_state_is_read_while_redis_refuses_writes(
 
 
 def test_what_redis_did_not_hear_of_it_hears_without_being_asked(
-    start: Start, parts: Parts, connection: Connection, redis_url: str
+    start: Start, servers: Servers, connection: Connection, redis_url: str
 ) -> None:
     gateway = start()
     path = place(gateway)
@@ -337,8 +337,8 @@ def test_what_redis_did_not_hear_of_it_hears_without_being_asked(
     with redis.Redis.from_url(redis_url) as client:
         assert client.exists(key)
         try:
-            parts.valkey.pause()
+            servers.valkey.pause()
             assert cancel(gateway, path).status_code == 202
         finally:
-            parts.valkey.resume()
+            servers.valkey.resume()
         wait_until(lambda: b"CONFIRMED" not in (client.get(key) or b""), 10, "the old entry is gone")

@@ -16,7 +16,7 @@ from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.application import application
 from tests.support.asgi import Answer, call
 from tests.support.bodies import order
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 
 JSON = {"content-type": "application/json"}
 UNDATED = '"occurredAt":"1970-01-01T00:00:00Z"'
@@ -28,12 +28,12 @@ WRONG_CLOCKS = {
 }
 
 
-def post(postgres_url: str, parts: Parts, shift: timedelta, body: bytes) -> Answer:
+def post(postgres_url: str, servers: Servers, shift: timedelta, body: bytes) -> Answer:
     """Place an order at a gateway whose clock is wrong by `shift`."""
 
     async def scenario() -> Answer:
         clock = lambda: time.time() + shift.total_seconds()  # noqa: E731
-        async with application(postgres_url, parts.redis_url, clock=clock) as api:
+        async with application(postgres_url, servers.redis_url, clock=clock) as api:
             return await call(api, "POST", "/orders", [body], JSON)
 
     return asyncio.run(scenario())
@@ -47,10 +47,10 @@ def event(connection: Connection) -> Any:
 
 @pytest.mark.parametrize("shift", WRONG_CLOCKS.values(), ids=WRONG_CLOCKS)
 def test_the_clock_of_a_gateway_dates_no_order(
-    postgres_url: str, connection: Connection, parts: Parts, shift: timedelta
+    postgres_url: str, connection: Connection, servers: Servers, shift: timedelta
 ) -> None:
     before = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
-    answer = post(postgres_url, parts, shift, order(user=json.dumps(UNDATED)))
+    answer = post(postgres_url, servers, shift, order(user=json.dumps(UNDATED)))
     assert answer.status == 201
     order_id = json.loads(answer.body)["orderId"]
     ((created_at, updated_at, user_id, now),) = connection.execute(
@@ -75,12 +75,12 @@ def test_the_clock_of_a_gateway_dates_no_order(
 
 
 def test_a_time_is_written_as_by_every_other_service(
-    postgres_url: str, connection: Connection, parts: Parts, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A nudge is the same event, byte by byte; also in the microsecond that has no fraction."""
     statement = writer.SQL["accept_orders"].replace("now()", "timestamptz '2026-01-02 03:04:05Z'")
     monkeypatch.setitem(writer.SQL, "accept_orders", statement)
-    assert post(postgres_url, parts, timedelta(), order()).status == 201
+    assert post(postgres_url, servers, timedelta(), order()).status == 201
     connection.execute("UPDATE orders SET next_check_at = now()")
     ((first,),) = connection.execute("DELETE FROM outbox RETURNING value").fetchall()
     Watchdog(WatchdogSchedule()).nudge(connection)
@@ -90,12 +90,12 @@ def test_a_time_is_written_as_by_every_other_service(
 
 
 def test_an_order_is_never_changed_before_it_was_created(
-    postgres_url: str, connection: Connection, parts: Parts
+    postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     """The clock of the database stepped back by an hour, or another server took over whose clock is behind."""
 
     async def scenario() -> Answer:
-        async with application(postgres_url, parts.redis_url) as api:
+        async with application(postgres_url, servers.redis_url) as api:
             placed = await call(api, "POST", "/orders", [order()], JSON)
             connection.execute(
                 "UPDATE orders SET created_at = now() + interval '1 h', updated_at = now() + interval '1 h'"

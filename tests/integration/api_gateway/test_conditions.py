@@ -18,7 +18,7 @@ from tests.integration.api_gateway.test_cancel import move, row, told
 from tests.integration.api_gateway.test_get import JSON, place, settle
 from tests.integration.api_gateway.test_post import count, problem
 from tests.support.bodies import README
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 
 UNKNOWN = "/orders/01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -138,7 +138,7 @@ def test_the_condition_is_looked_at_under_the_lock(shared: Gateway, rows: Connec
 
 
 def test_a_cancel_whose_commit_got_no_answer_is_not_refused_for_its_own_change(
-    postgres_url: str, connection: Connection, parts: Parts
+    postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     order_id = UNKNOWN.removeprefix("/orders/")
     connection.execute("INSERT INTO orders (id, user_id, amount, currency) VALUES (%s, 'u', 1, 'USD')", (order_id,))
@@ -146,7 +146,7 @@ def test_a_cancel_whose_commit_got_no_answer_is_not_refused_for_its_own_change(
     late = Cancellation(order_id, (None, None), Condition(if_match=(b'"1"', b'"7"')))
 
     async def scenario() -> tuple[Reading | None, BaseException]:
-        cache = AsyncCache(parts.redis_url, 1)
+        cache = AsyncCache(servers.redis_url, 1)
         async with (
             proxy(postgres_url) as between,
             Session(between.url, "cancels") as session,

@@ -11,7 +11,7 @@ import redis
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Gateway, Start
 from tests.support.bodies import README, order
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 
 JSON = {"content-type": "application/json"}
 
@@ -178,7 +178,7 @@ def test_a_stored_amount_with_many_digits_is_shown_as_it_is(shared: Gateway, row
     assert b'"amount":100000000000000000000,' in shared.client.get(path).content
 
 
-def test_whatever_redis_does_orders_are_taken_and_shown(start: Start, parts: Parts, connection: Connection) -> None:
+def test_whatever_redis_does_orders_are_taken_and_shown(start: Start, servers: Servers, connection: Connection) -> None:
     gateway = start()
     settled = place(gateway)
     settle(connection, settled)
@@ -197,13 +197,13 @@ def test_whatever_redis_does_orders_are_taken_and_shown(start: Start, parts: Par
         assert gateway.client.get("/readyz").status_code == 200
 
     try:
-        parts.valkey.pause()
+        servers.valkey.pause()
         use("BYPASS")
     finally:
-        parts.valkey.resume()
+        servers.valkey.resume()
     try:
-        parts.valkey.stop()
+        servers.valkey.stop()
         use("BYPASS")
     finally:
-        parts.valkey.start()
+        servers.valkey.start()
     assert slowest < 0.25

@@ -14,7 +14,7 @@ from orderstream.postgres.connect import Connection, connect
 from tests.integration.api_gateway.application import application
 from tests.support.asgi import Answer, call
 from tests.support.bodies import README, order
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 
 JSON = {"content-type": "application/json"}
 WAIT_SECONDS = 10
@@ -66,10 +66,10 @@ async def _assert_keys_are_looked_up(api: Router, first: Answer, refusal: str) -
 
 
 def test_a_known_key_is_answered_while_the_outbox_is_full(
-    postgres_url: str, connection: Connection, parts: Parts
+    postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     async def scenario() -> None:
-        async with application(postgres_url, parts.redis_url, outbox_limit=2) as api:
+        async with application(postgres_url, servers.redis_url, outbox_limit=2) as api:
             first = await post(api, "known")
             await _fill_the_outbox(api)
             await _assert_keys_are_looked_up(api, first, "outbox-full")
@@ -81,7 +81,7 @@ def test_a_known_key_is_answered_while_the_outbox_is_full(
 
 @pytest.mark.parametrize("bound", ["orders", "lines"])
 def test_a_known_key_is_answered_while_the_queue_is_full(
-    postgres_url: str, connection: Connection, parts: Parts, bound: str, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, connection: Connection, servers: Servers, bound: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 2
     if bound == "lines":
@@ -89,7 +89,7 @@ def test_a_known_key_is_answered_while_the_queue_is_full(
         limit = 100
 
     async def scenario() -> None:
-        async with application(postgres_url, parts.redis_url, waiting_limit=limit) as api:
+        async with application(postgres_url, servers.redis_url, waiting_limit=limit) as api:
             first = await post(api, "known")
             with no_order_is_stored(postgres_url):
                 waiting = [asyncio.create_task(post(api))]
@@ -112,7 +112,7 @@ async def _any_done(tasks: list[asyncio.Task[Answer]]) -> bool:
 
 
 def test_what_was_asked_in_vain_for_too_long_may_be_stored(
-    postgres_url: str, connection: Connection, parts: Parts, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer does not say that nothing was stored: here it is, after the answer."""
     monkeypatch.setattr("orderstream.api_gateway.routes.BUDGET_SECONDS", 0.5)
@@ -121,7 +121,7 @@ def test_what_was_asked_in_vain_for_too_long_may_be_stored(
         return connection.execute("SELECT id FROM orders").fetchall()
 
     async def scenario() -> None:
-        async with application(postgres_url, parts.redis_url) as api:
+        async with application(postgres_url, servers.redis_url) as api:
             with no_order_is_stored(postgres_url):
                 refused = await post(api, "late")
                 assert stored() == []

@@ -16,7 +16,7 @@ import pytest
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Gateway, Start, elapsed, free_port, running
 from tests.support.bodies import README, order
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 from tests.support.waiting import wait_until
 
 TIMEOUT_SECONDS = 0.5
@@ -30,12 +30,12 @@ LIVE = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory, shared_url: str, parts: Parts) -> Iterator[Gateway]:
+def hasty(tmp_path_factory: pytest.TempPathFactory, shared_url: str, servers: Servers) -> Iterator[Gateway]:
     """A gateway that gives a request half a second."""
     log = tmp_path_factory.mktemp("hasty") / "log"
     limit = str(TIMEOUT_SECONDS)
     with running(
-        log, POSTGRES_URL=shared_url, REDIS_URL=parts.redis_url, GATEWAY_REQUEST_TIMEOUT_SECONDS=limit
+        log, POSTGRES_URL=shared_url, REDIS_URL=servers.redis_url, GATEWAY_REQUEST_TIMEOUT_SECONDS=limit
     ) as gateway:
         yield gateway
 
@@ -298,20 +298,20 @@ def test_it_ends_in_time_whatever_waits(start: Start, postgres_url: str, connect
 
 
 def test_it_ends_in_time_when_postgres_hangs(
-    start: Start, postgres_url: str, connection: Connection, parts: Parts
+    start: Start, postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     gateway = start(DRAIN_TIMEOUT_SECONDS="1")
     with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
         line.sendall(POST + README)
         wait_until(lambda: _number(connection, WAITING), 10, "the commit waits for the lock")
-        parts.postgres.pause()
+        servers.postgres.pause()
         try:
             gateway.process.send_signal(signal.SIGTERM)
             assert elapsed(lambda: gateway.process.wait(10)) < 2
             assert to_the_end(line).startswith(b"HTTP/1.1 503")
         finally:
-            parts.postgres.resume()
+            servers.postgres.resume()
     assert gateway.process.returncode == 1
     assert '"drain_timeout"' in gateway.log
 

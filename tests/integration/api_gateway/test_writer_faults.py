@@ -17,7 +17,7 @@ from tests.integration.api_gateway.test_idempotency import keyed
 from tests.integration.api_gateway.test_writer import CountingSession, accepted, ask, ids, new, stored
 from tests.support.asgi import call
 from tests.support.bodies import README
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 
 STATEMENT = "SELECT name FROM pg_prepared_statements WHERE statement LIKE 'WITH incoming%'"
 
@@ -170,13 +170,13 @@ def test_a_server_that_refuses_everything_is_asked_a_bounded_number_of_times(
 
 
 def test_the_client_is_told_to_try_again_and_not_that_its_order_is_wrong(
-    postgres_url: str, connection: Connection, parts: Parts, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routes, "BUDGET_SECONDS", 0.5)
     raise_on(connection, "u-1", "P0001")
 
     async def scenario() -> Any:
-        async with application(postgres_url, parts.redis_url) as api:
+        async with application(postgres_url, servers.redis_url) as api:
             return await call(api, "POST", "/orders", [README], JSON)
 
     assert asyncio.run(scenario()).status == 503
@@ -184,7 +184,7 @@ def test_the_client_is_told_to_try_again_and_not_that_its_order_is_wrong(
 
 
 @pytest.mark.parametrize("request_of", ["order", "read", "cancel"])
-def test_26000_every_session_gets_a_new_connection_too(postgres_url: str, parts: Parts, request_of: str) -> None:
+def test_26000_every_session_gets_a_new_connection_too(postgres_url: str, servers: Servers, request_of: str) -> None:
     """Every session of the gateway has lost its prepared statements, as behind a pooler."""
     sessions: list[Session] = []
     begin = Session.__init__
@@ -200,7 +200,7 @@ def test_26000_every_session_gets_a_new_connection_too(postgres_url: str, parts:
 
     async def scenario(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(Session, "__init__", remember)
-        async with application(postgres_url, parts.redis_url) as api:
+        async with application(postgres_url, servers.redis_url) as api:
             first = await call(api, "POST", "/orders", [README], {**JSON, "idempotency-key": "a"})
             path = first.headers["location"]
             if request_of == "order":

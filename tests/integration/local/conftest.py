@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from orderstream.local.processes.child import Child, Roster, birth
-from orderstream.local.processes.service import Service, Workshop, await_ready
-from orderstream.local.processes.state import Record, Run, StateDir, shared_cache
+from orderstream.local.processes.child import Child, ProcessRegistry, start_time
+from orderstream.local.processes.service import InstallContext, Service, await_ready
+from orderstream.local.processes.state import Run, StateDir, StateRecord, shared_cache
 from orderstream.local.servers import kafka_jars as jars
-from orderstream.local.servers import place
+from orderstream.local.servers import server_home
 from orderstream.local.servers.passwords import Passwords, read_or_make
-from orderstream.local.servers.place import Place
+from orderstream.local.servers.server_home import ServerHome
 
 
 class Stores:
@@ -21,17 +21,17 @@ class Stores:
 
     def __init__(self, state: StateDir) -> None:
         self.state = state
-        self.place: Place = place.choose(state, lambda _: None)
+        self.home: ServerHome = server_home.choose(state, lambda _: None)
         self.passwords: Passwords = read_or_make(state)
-        self.roster = Roster(state, Record(run=Run(os.getpid(), birth(os.getpid()) or "")))
-        self.workshop = Workshop(state, self.roster, lambda _: None, threading.Event())
+        self.registry = ProcessRegistry(state, StateRecord(run=Run(os.getpid(), start_time(os.getpid()) or "")))
+        self.context = InstallContext(state, self.registry, lambda _: None, threading.Event())
 
     def start(self, service: Service) -> Child:
         """Install it, start it and wait until it serves."""
-        service.install(self.workshop)
-        child = Child(service.name, self.state.log(service.name), self.roster)
+        service.install(self.context)
+        child = Child(service.name, self.state.log(service.name), self.registry)
         child.start(service.command())
-        assert await_ready(service, child, self.workshop.cancelled), child.last_lines()
+        assert await_ready(service, child, self.context.cancelled), child.last_lines()
         return child
 
 
@@ -43,6 +43,6 @@ def stores(tmp_path: Path) -> Iterator[Stores]:
     state.open()
     made = Stores(state)
     yield made
-    for child in made.roster.children:
+    for child in made.registry.children:
         child.kill()
-    place.remove(state)
+    server_home.remove(state)

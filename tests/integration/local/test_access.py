@@ -24,7 +24,7 @@ FETCH, METADATA, DESCRIBE_QUORUM = 1, 3, 55
 
 
 def test_valkey_asks_for_its_password(stores: Stores) -> None:
-    valkey = Valkey(ports.pick(["valkey"], {})["valkey"], stores.place, stores.passwords.valkey)
+    valkey = Valkey(ports.pick(["valkey"], {})["valkey"], stores.home, stores.passwords.valkey)
     child = stores.start(valkey)
     with redis.Redis.from_url(valkey.url) as client:
         client.set("a", "b")
@@ -38,7 +38,7 @@ def test_valkey_asks_for_its_password(stores: Stores) -> None:
 
 def test_kafka_takes_nothing_without_its_password(stores: Stores) -> None:
     chosen = ports.pick(["broker", "controller"], {})
-    kafka = Kafka(chosen["broker"], chosen["controller"], stores.place, shared_cache(), stores.passwords)
+    kafka = Kafka(chosen["broker"], chosen["controller"], stores.home, shared_cache(), stores.passwords)
     stores.start(kafka)
     settings = Settings.model_validate({"kafka_brokers": kafka.brokers, "kafka_options": kafka.options})
     ensure_topics(settings)

@@ -8,7 +8,7 @@ from orderstream.local import backlog as progress
 from orderstream.local.backlog import Waiting, in_words
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 from tests.support.topics import publish
 from tests.support.waiting import wait_until
 
@@ -64,14 +64,14 @@ def _lag(report: list[str]) -> int | None:
 
 @pytest.mark.parametrize("store", ["postgres", "kafka"])
 def test_a_store_that_hangs_costs_a_bounded_time(
-    parts: Parts, settings: Settings, store: str, monkeypatch: pytest.MonkeyPatch
+    servers: Servers, settings: Settings, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "ANSWER_SECONDS", 2.0)
     name = {"postgres": "PostgreSQL", "kafka": "Kafka"}[store]
-    part = getattr(parts, store)
-    part.pause()
+    server = getattr(servers, store)
+    server.pause()
     try:
         lines = progress.report(settings)
     finally:
-        part.resume()
+        server.resume()
     assert [line for line in lines if line.startswith((f"{name} has not answered", f"{name} refuses"))]

@@ -8,13 +8,13 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from orderstream.local.processes import ports
-from orderstream.local.processes.child import Child, Roster, birth
-from orderstream.local.processes.service import Workshop
-from orderstream.local.processes.state import Record, Run, StateDir, shared_cache
+from orderstream.local.processes.child import Child, ProcessRegistry, start_time
+from orderstream.local.processes.service import InstallContext
+from orderstream.local.processes.state import Run, StateDir, StateRecord, shared_cache
 from orderstream.local.servers import kafka_jars as jars
 from orderstream.local.servers.kafka import Kafka
-from orderstream.local.servers.place import choose, remove
-from tests.support.servers import Part
+from orderstream.local.servers.server_home import choose, remove
+from tests.support.servers import Server
 from tests.support.waiting import wait_until
 
 
@@ -27,10 +27,10 @@ def test_a_path_may_have_any_characters(name: str, tmp_path: Path) -> None:
     (home / "cache" / "jars").symlink_to(shared_cache() / "jars")
     state = StateDir(home / "state")
     state.open()
-    roster = Roster(state, Record(run=Run(os.getpid(), birth(os.getpid()) or "")))
+    registry = ProcessRegistry(state, StateRecord(run=Run(os.getpid(), start_time(os.getpid()) or "")))
     where = choose(state, lambda _: None)
     kafka = Kafka(9_092, 9_093, where, home / "cache")
-    kafka.install(Workshop(state, roster, lambda _: None, never))
+    kafka.install(InstallContext(state, registry, lambda _: None, never))
     assert (where.folder("kafka") / "data" / "meta.properties").exists()
     assert sorted(path.name for path in home.iterdir()) == ["cache", "state"]
     remove(state)
@@ -40,14 +40,14 @@ def test_a_new_broker_makes_the_topic_of_the_groups_before_any_group_exists(tmp_
     state = StateDir(tmp_path)
     state.open()
     chosen = ports.pick(("kafka", "controller"), {})
-    roster = Roster(state, Record(chosen, Run(os.getpid(), birth(os.getpid()) or "")))
+    registry = ProcessRegistry(state, StateRecord(chosen, Run(os.getpid(), start_time(os.getpid()) or "")))
     kafka = Kafka(chosen["kafka"], chosen["controller"], choose(state, lambda _: None), shared_cache())
-    workshop = Workshop(state, roster, lambda _: None, threading.Event())
-    part = Part(kafka, Child("kafka", state.log("kafka"), roster), workshop)
+    context = InstallContext(state, registry, lambda _: None, threading.Event())
+    server = Server(kafka, Child("kafka", state.log("kafka"), registry), context)
     try:
-        part.start()
+        server.start()
         client = AdminClient({"bootstrap.servers": kafka.brokers, "log_level": 0})
         wait_until(lambda: "__consumer_offsets" in client.list_topics(timeout=5).topics, 20, "the topic exists")
     finally:
-        part.kill()
+        server.kill()
         remove(state)

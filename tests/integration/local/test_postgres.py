@@ -21,7 +21,7 @@ def port() -> int:
 
 def server(stores: Stores) -> Postgres:
     """The server of the stores."""
-    return Postgres(port(), stores.place, stores.passwords)
+    return Postgres(port(), stores.home, stores.passwords)
 
 
 def refused(url: str) -> str:
@@ -55,16 +55,16 @@ def test_nobody_connects_without_a_password_and_the_services_are_no_superuser(st
 
 def earlier_server(stores: Stores, at: int) -> Command:
     """Make data as the version before made it (its superuser is `app`, everyone is trusted); return how it ran."""
-    postgres = Postgres(at, stores.place, stores.passwords)
-    if stores.place.programs is not None:
-        postgres.install(stores.workshop)
-        for folder in (stores.place.postgres_data, stores.place.folder("postgres-settings")):
+    postgres = Postgres(at, stores.home, stores.passwords)
+    if stores.home.programs is not None:
+        postgres.install(stores.context)
+        for folder in (stores.home.postgres_data, stores.home.folder("postgres-settings")):
             folder.rename(folder.with_name("unused-" + folder.name))
     binaries = postgres._binaries()
-    data = stores.place.make_own(stores.place.postgres_data)
+    data = stores.home.make_own(stores.home.postgres_data)
     argv = [str(binaries / "initdb"), "-D", str(data), "-U", "app", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
     command = postgres.command()
-    stores.workshop.run("initdb-earlier", Command(argv, command.env, command.cwd, command.run_as), 60)
+    stores.context.run("initdb-earlier", Command(argv, command.env, command.cwd, command.run_as), 60)
     arguments = ["-D", str(data), "-p", str(at), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
     return Command([str(binaries / "postgres"), *arguments], command.env, command.cwd, command.run_as)
 
@@ -81,7 +81,7 @@ def test_data_of_an_earlier_version_is_closed_and_kept(stores: Stores) -> None:
         connection.execute("INSERT INTO inventory (sku, available) VALUES ('KEPT', 7)")
     child.stop()
 
-    postgres = Postgres(at, stores.place, stores.passwords)
+    postgres = Postgres(at, stores.home, stores.passwords)
     stores.start(postgres)
     assert "no password supplied" in refused(f"{open_url}/orders")
     assert migrate(postgres.url) == []
@@ -108,7 +108,7 @@ def _run_earlier(stores: Stores, command: Command, url: str) -> Child:
             return False
         return True
 
-    child = Child("earlier", stores.state.log("earlier"), stores.roster)
+    child = Child("earlier", stores.state.log("earlier"), stores.registry)
     child.start(command)
     assert wait_until(answers, 60), child.last_lines()
     return child

@@ -1,4 +1,4 @@
-"""The relay on real parts: what is in the outbox reaches Kafka, also when Kafka answers late or not (P1, P5)."""
+"""The relay on real servers: what is in the outbox reaches Kafka, also when Kafka answers late or not (P1, P5)."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from orderstream.telemetry.setup import start
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
 from tests.support.samples import AT, order_updated
-from tests.support.servers import Part, Parts
+from tests.support.servers import Server, Servers
 from tests.support.topics import Letter, Tap
 from tests.support.waiting import wait_until
 
@@ -124,17 +124,17 @@ def test_it_finds_rows_that_nobody_told_it_of(settings: Settings, connection: Co
 
 
 def test_when_kafka_answers_late_rows_stay_until_it_does(
-    settings: Settings, connection: Connection, parts: Parts
+    settings: Settings, connection: Connection, servers: Servers
 ) -> None:
     events = _events(20)
     with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings):
-        parts.kafka.pause()
+        servers.kafka.pause()
         try:
             _append(connection, events)
             wait_until(lambda: _claimed(connection), 10, "the relay has taken the rows")
             assert _waiting(connection) == 20
         finally:
-            parts.kafka.resume()
+            servers.kafka.resume()
         _assert_published(tap.until(lambda seen: len(seen) >= 20, 40, "they are published"), events)
         _wait_empty(connection)
 
@@ -146,12 +146,12 @@ def _claimed(connection: Connection) -> bool:
 
 
 def test_while_kafka_is_down_orders_wait_and_later_leave(
-    settings: Settings, connection: Connection, parts: Parts, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "DELIVERY_TIMEOUT_SECONDS", 2)
     monkeypatch.setattr(client, "FLUSH_TIMEOUT_SECONDS", 3)
     with running(settings):
-        with _stopped(parts.kafka):
+        with _stopped(servers.kafka):
             _append(connection, _events(5))
             wait_until(lambda: _claimed(connection), 10, "the relay tries")
             wait_until(lambda: not _claimed(connection), 20, "it gives the rows back")
@@ -163,13 +163,13 @@ def test_while_kafka_is_down_orders_wait_and_later_leave(
 
 
 @contextmanager
-def _stopped(part: Part) -> Iterator[None]:
-    """Have a part stopped for the length of the block."""
-    part.stop()
+def _stopped(server: Server) -> Iterator[None]:
+    """Have a server stopped for the length of the block."""
+    server.stop()
     try:
         yield
     finally:
-        part.start()
+        server.start()
 
 
 def test_rows_that_kafka_did_not_acknowledge_are_published_again(

@@ -19,7 +19,7 @@ from orderstream.local.processes import ports
 from tests.integration.security.fronts import front
 from tests.support.brokers import broker, java
 from tests.support.databases import Databases
-from tests.support.servers import Parts
+from tests.support.servers import Servers
 
 USER, PASSWORD = "orders", "a,b=c"
 """A comma and an equals sign, since KAFKA_OPTIONS and URLs must carry them."""
@@ -108,9 +108,9 @@ def secured_brokers(
 
 
 @pytest.fixture(scope="session")
-def secured_postgres(parts: Parts, certificates: Certificates) -> Iterator[str]:
+def secured_postgres(servers: Servers, certificates: Certificates) -> Iterator[str]:
     """`host:port` of the run's PostgreSQL behind TLS, where USER needs PASSWORD."""
-    with psycopg.connect(parts.postgres_url, autocommit=True) as connection:
+    with psycopg.connect(servers.postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {USER} SUPERUSER LOGIN PASSWORD '{PASSWORD}'".encode())
         shown = connection.execute("SHOW hba_file").fetchone()
         assert shown
@@ -118,7 +118,7 @@ def secured_postgres(parts: Parts, certificates: Certificates) -> Iterator[str]:
         before = rules.read_text(encoding="utf-8")
         rules.write_text(f"host all {USER} 127.0.0.1/32 scram-sha-256\n{before}", encoding="utf-8")
         connection.execute("SELECT pg_reload_conf()")
-        port = int(str(conninfo_to_dict(parts.postgres_url)["port"]))
+        port = int(str(conninfo_to_dict(servers.postgres_url)["port"]))
         with front(port, certificates.context(), postgres=True) as secured:
             yield f"localhost:{secured}"
         rules.write_text(before, encoding="utf-8")

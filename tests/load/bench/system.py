@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from orderstream.local.located import locations
 from orderstream.local.processes.state import ChildRecord, Run, StateDir, checkout
 from orderstream.local.servers.passwords import read
 from orderstream.local.servers.postgres import superuser_url
+from orderstream.local.stack_settings import stack_addresses
 from orderstream.settings import Settings
 
 PROGRAM = str(Path(sys.executable).with_name("orderstream"))
@@ -35,7 +35,7 @@ class System:
     @property
     def settings(self) -> Settings:
         """Settings that lead to the parts of this system."""
-        return Settings.model_validate(locations(self.urls))
+        return Settings.model_validate(stack_addresses(self.urls))
 
     @property
     def superuser_url(self) -> str:

@@ -19,8 +19,8 @@ from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, Config
 
 from orderstream.domain.events import TOPICS, topic_of
 from orderstream.kafka.client import MAX_MESSAGE_BYTES, admin
-from orderstream.local.processes.child import birth, signal_family
-from orderstream.local.servers.place import place
+from orderstream.local.processes.child import signal_family, start_time
+from orderstream.local.servers import server_home
 from orderstream.settings import SERVICES, Settings
 from tests.load.bench.system import System
 
@@ -54,7 +54,7 @@ class Target:
         deadline = time.monotonic() + BACK_SECONDS
         while time.monotonic() < deadline:
             for child in self._system.children():
-                if child.name == name and birth(child.pid) == child.birth:
+                if child.name == name and start_time(child.pid) == child.start_time:
                     return child.pid
             self._pause.wait(_POLL_SECONDS)
         raise TimeoutError(f"{name} is not started again within {BACK_SECONDS} s")
@@ -62,7 +62,7 @@ class Target:
     def services(self) -> list[int]:
         """Return the pids of all processes of the five services that live."""
         children = self._system.children()
-        return [one.pid for one in children if one.name.startswith(SERVICES) and birth(one.pid) == one.birth]
+        return [one.pid for one in children if one.name.startswith(SERVICES) and start_time(one.pid) == one.start_time]
 
     def signal(self, name: str, number: signal.Signals) -> int:
         """Signal a process and all that it has started; returns its pid."""
@@ -94,7 +94,7 @@ class Target:
     @property
     def postgres_data(self) -> Path:
         """The directory of Postgres' data."""
-        return place(self._system.state).postgres_data
+        return server_home.of(self._system.state).postgres_data
 
     def await_postgres(self, question: str) -> None:
         """Wait until Postgres answers a question with true. Raises TimeoutError."""
@@ -145,7 +145,7 @@ class Target:
     @property
     def kafka_data(self) -> Path:
         """The directory of Kafka's data."""
-        return place(self._system.state).folder("kafka") / "data"
+        return server_home.of(self._system.state).folder("kafka") / "data"
 
 
 def kill(*names: str) -> Callable[[Target], None]:

@@ -1,4 +1,4 @@
-"""A state directory, a roster and small children for the tests of the stack."""
+"""A state directory, a registry and small children for the tests of the stack."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from orderstream.local.processes.child import Child, Command, Roster, birth
-from orderstream.local.processes.state import Record, Run, StateDir
+from orderstream.local.processes.child import Child, Command, ProcessRegistry, start_time
+from orderstream.local.processes.state import Run, StateDir, StateRecord
 
 MakeChild = Callable[[str], Child]
 
 
-def python(script: str, stop_seconds: float = 10.0, wave: int = 1) -> Command:
+def python(script: str, stop_seconds: float = 10.0, stop_order: int = 1) -> Command:
     """A child that runs `script`; it says `ready` on its log when it has come so far."""
     argv = [sys.executable, "-c", script]
-    return Command(argv, {"PATH": os.environ["PATH"]}, Path("/"), stop_seconds=stop_seconds, wave=wave)
+    return Command(argv, {"PATH": os.environ["PATH"]}, Path("/"), stop_seconds=stop_seconds, stop_order=stop_order)
 
 
 SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
@@ -33,15 +33,15 @@ def state(tmp_path: Path) -> StateDir:
 
 
 @pytest.fixture
-def roster(state: StateDir) -> Iterator[Roster]:
-    """A roster whose children are killed after the test."""
-    made = Roster(state, Record(run=Run(os.getpid(), birth(os.getpid()) or "")))
+def registry(state: StateDir) -> Iterator[ProcessRegistry]:
+    """A registry whose children are killed after the test."""
+    made = ProcessRegistry(state, StateRecord(run=Run(os.getpid(), start_time(os.getpid()) or "")))
     yield made
     for child in made.children:
         child.kill()
 
 
 @pytest.fixture
-def child(state: StateDir, roster: Roster) -> MakeChild:
+def child(state: StateDir, registry: ProcessRegistry) -> MakeChild:
     """Makes a child by its name, with its log in the state directory."""
-    return lambda name: Child(name, state.log(name), roster)
+    return lambda name: Child(name, state.log(name), registry)

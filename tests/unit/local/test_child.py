@@ -7,15 +7,22 @@ from pathlib import Path
 import pytest
 
 from orderstream.local.processes import child as process
-from orderstream.local.processes.child import Child, ChildError, Roster, StoppingError, birth, end_leftovers
+from orderstream.local.processes.child import (
+    Child,
+    ChildError,
+    ProcessRegistry,
+    StoppingError,
+    end_leftovers,
+    start_time,
+)
 from orderstream.local.processes.state import ChildRecord, StateDir
 from tests.support.waiting import wait_until
 from tests.unit.local.conftest import SLEEPER, STUBBORN, MakeChild, python
 
 
-def started(child: Child, script: str = SLEEPER, stop_seconds: float = 10.0, wave: int = 1) -> Child:
+def started(child: Child, script: str = SLEEPER, stop_seconds: float = 10.0, stop_order: int = 1) -> Child:
     """Start and wait until the script is under way."""
-    child.start(python(script, stop_seconds, wave))
+    child.start(python(script, stop_seconds, stop_order))
     wait_until(lambda: "ready" in child.last_lines(), 10, f"{child.name} did not start")
     return child
 
@@ -29,7 +36,9 @@ def recorded(state: StateDir) -> list[ChildRecord]:
 
 def test_a_started_child_is_in_the_record_with_its_birth(state: StateDir, child: MakeChild) -> None:
     one = started(child("one"))
-    assert [(found.name, found.pid, found.birth) for found in recorded(state)] == [("one", one.pid, birth(one.pid))]
+    assert [(found.name, found.pid, found.start_time) for found in recorded(state)] == [
+        ("one", one.pid, start_time(one.pid))
+    ]
 
 
 def test_a_child_leads_a_session_of_its_own(child: MakeChild) -> None:
@@ -57,7 +66,7 @@ def test_kill_ends_what_the_child_started_in_a_session_of_its_own(child: MakeChi
     one = started(child("one"), f"{spawn}; open({str(told)!r}, 'w').write(str(grandchild.pid)); {SLEEPER}")
     grandchild = int(told.read_text())
     one.kill()
-    wait_until(lambda: birth(grandchild) is None, 10, "the grandchild lives on")
+    wait_until(lambda: start_time(grandchild) is None, 10, "the grandchild lives on")
 
 
 def test_a_paused_child_is_alive_and_can_be_killed(child: MakeChild) -> None:
@@ -68,8 +77,8 @@ def test_a_paused_child_is_alive_and_can_be_killed(child: MakeChild) -> None:
     assert not one.alive()
 
 
-def test_nothing_starts_after_close(state: StateDir, roster: Roster, child: MakeChild) -> None:
-    roster.close()
+def test_nothing_starts_after_close(state: StateDir, registry: ProcessRegistry, child: MakeChild) -> None:
+    registry.close()
     with pytest.raises(StoppingError):
         child("one").start(python(SLEEPER))
     assert recorded(state) == []
@@ -96,7 +105,7 @@ def test_last_lines_are_those_since_the_last_start(child: MakeChild) -> None:
 
 def test_leftovers_are_ended_and_a_stranger_with_a_recorded_pid_is_not(state: StateDir, child: MakeChild) -> None:
     ours, stranger = started(child("ours")), started(child("stranger"))
-    records = [one if one.name == "ours" else replace_birth(one) for one in recorded(state)]
+    records = [one if one.name == "ours" else with_other_start_time(one) for one in recorded(state)]
     assert end_leftovers(records) == ["ours"]
     assert ours.wait(10)
     assert stranger.alive()
@@ -111,16 +120,16 @@ def test_a_leftover_that_ignores_the_signal_is_killed(
     assert one.exit_code() == -signal.SIGKILL
 
 
-def replace_birth(record: ChildRecord) -> ChildRecord:
+def with_other_start_time(record: ChildRecord) -> ChildRecord:
     """The record of an earlier process whose pid another one has now."""
-    return ChildRecord(record.name, record.pid, "earlier", record.stop_signal, record.wave, record.log)
+    return ChildRecord(record.name, record.pid, "earlier", record.stop_signal, record.stop_order, record.log)
 
 
 def test_birth_of_a_pid_that_is_gone_is_none(child: MakeChild) -> None:
     one = started(child("one"))
-    assert birth(one.pid)
+    assert start_time(one.pid)
     one.stop()
-    assert birth(one.pid) is None
+    assert start_time(one.pid) is None
 
 
 def test_rotate_keeps_one_earlier_log(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from orderstream.local import control
-from orderstream.local.processes.child import Roster
-from orderstream.local.processes.state import BusyError, Record, StateDir
+from orderstream.local.processes.child import ProcessRegistry
+from orderstream.local.processes.state import BusyError, StateDir, StateRecord
 from orderstream.local.processes.terminal import Terminal
-from orderstream.local.servers import place
+from orderstream.local.servers import server_home
 from orderstream.local.servers.passwords import read_or_make
 from tests.unit.local.conftest import SLEEPER, MakeChild, python
 
@@ -56,10 +56,10 @@ def test_following_shows_whole_new_lines_of_old_new_and_emptied_logs(
     assert shown == ["old | one", "old | half", "new | first", "old | anew"]
 
 
-def test_down_ends_what_a_killed_run_left(state: StateDir, roster: Roster, child: MakeChild) -> None:
+def test_down_ends_what_a_killed_run_left(state: StateDir, registry: ProcessRegistry, child: MakeChild) -> None:
     one = child("one")
     one.start(python(SLEEPER))
-    roster.update(lambda record: setattr(record.run, "birth", "a killed one"))
+    registry.update(lambda record: setattr(record.run, "start_time", "a killed one"))
     said = io.StringIO()
     assert control.down(state, Terminal(said)) == 0
     assert "Ended what a killed run left behind: one" in said.getvalue()
@@ -77,12 +77,12 @@ def test_reset_removes_data_logs_passwords_and_ports_and_keeps_the_rest(
     state: StateDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shared = tmp_path / "elsewhere"
-    where = place.Place(state, shared, None)
-    monkeypatch.setattr(place, "place", lambda _: where)
-    for folder in (where.postgres_data, where.folder("kafka"), state.root / "kafka", state.root / "cache"):
+    home = server_home.ServerHome(state, shared, None)
+    monkeypatch.setattr(server_home, "of", lambda _: home)
+    for folder in (home.postgres_data, home.folder("kafka"), state.root / "kafka", state.root / "cache"):
         folder.mkdir(parents=True)
     state.log("kafka").write_text("old")
-    state.write(Record({"kafka": 20_001}))
+    state.write(StateRecord({"kafka": 20_001}))
     read_or_make(state)
     control.reset(state, Terminal(io.StringIO()))
     assert sorted(path.name for path in state.root.iterdir()) == ["cache", "lock"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orderstream.local.processes import files
-from orderstream.local.processes.state import Record, StateDir
+from orderstream.local.processes.state import StateDir, StateRecord
 from orderstream.local.servers import passwords
 
 
@@ -29,7 +29,7 @@ def mode(path: Path) -> int:
 def test_what_a_stack_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
     state = StateDir(tmp_path / "a" / "state")
     with state.lock():
-        state.write(Record({"kafka": 20_001}))
+        state.write(StateRecord({"kafka": 20_001}))
         passwords.read_or_make(state)
         with files.open_private(state.log("kafka"), "ab") as log:
             log.write(b"line\n")

@@ -8,9 +8,9 @@ import pytest
 from orderstream.local.processes.state import (
     BusyError,
     ChildRecord,
-    Record,
     Run,
     StateDir,
+    StateRecord,
     default_state_dir,
     fingerprint,
 )
@@ -18,7 +18,7 @@ from orderstream.local.processes.state import (
 
 def test_what_is_written_is_read(state: StateDir) -> None:
     child = ChildRecord("postgres", 12, "boot/34", 2, 2, "postgres.log")
-    record = Record({"postgres": 20_001}, Run(1, "boot/2", "up", {"BASE_URL": "http://127.0.0.1:3000"}, [child]))
+    record = StateRecord({"postgres": 20_001}, Run(1, "boot/2", "up", {"BASE_URL": "http://127.0.0.1:3000"}, [child]))
     state.write(record)
     assert state.read() == record
 
@@ -26,7 +26,7 @@ def test_what_is_written_is_read(state: StateDir) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b'{"ports": {"postgres": "x"}}'])
 def test_an_unreadable_record_is_an_empty_one(state: StateDir, content: bytes) -> None:
     (state.root / "stack.json").write_bytes(content)
-    assert state.read() == Record()
+    assert state.read() == StateRecord()
 
 
 def test_only_one_holder_at_a_time(state: StateDir) -> None:
@@ -67,7 +67,7 @@ def test_whoever_never_ends_to_ask_is_not_waited_for_without_end(
 
 
 def test_a_run_without_a_holder_is_not_running(state: StateDir) -> None:
-    state.write(Record(run=Run(1, "boot/2", "up")))
+    state.write(StateRecord(run=Run(1, "boot/2", "up")))
     assert state.running() is None
     with state.lock():
         assert state.running() is not None

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from orderstream.local.processes import supervisor
-from orderstream.local.processes.child import Child, Command, Roster, StoppingError
-from orderstream.local.processes.service import LEARNING_WAVE, Workshop
+from orderstream.local.processes.child import Child, Command, ProcessRegistry, StoppingError
+from orderstream.local.processes.service import STOP_LEARNING, InstallContext
 from orderstream.local.processes.signals import Stop
 from orderstream.local.processes.state import StateDir
 from orderstream.local.processes.supervisor import GaveUpError, Supervisor
@@ -62,12 +62,12 @@ class Small:
 
     needs: tuple[str, ...] = ()
 
-    def __init__(self, name: str, script: str = SLEEPER, wave: int = 1) -> None:
+    def __init__(self, name: str, script: str = SLEEPER, stop_order: int = 1) -> None:
         self.name = name
-        self._command = python(script, wave=wave)
+        self._command = python(script, stop_order=stop_order)
         self.installed = 0
 
-    def install(self, _workshop: Workshop, /) -> None:
+    def install(self, _workshop: InstallContext, /) -> None:
         """Nothing, but for the count."""
         self.installed += 1
 
@@ -83,11 +83,11 @@ class Small:
 class Bench:
     """A supervisor with what it needs, and what it said."""
 
-    def __init__(self, state: StateDir, roster: Roster, restarts: int) -> None:
+    def __init__(self, state: StateDir, registry: ProcessRegistry, restarts: int) -> None:
         self.said = io.StringIO()
         self.stop = Asked()
-        self.roster = roster
-        self.supervisor = Supervisor(state, roster, Terminal(self.said), self.stop, restarts)
+        self.registry = registry
+        self.supervisor = Supervisor(state, registry, Terminal(self.said), self.stop, restarts)
         self.outcome: list[Exception | None] = []
 
     def up(self, *services: Small) -> None:
@@ -95,7 +95,7 @@ class Bench:
             self.supervisor.bring_up(one, lambda _: None)
 
     def pid(self, name: str) -> int | None:
-        return next((child.pid for child in self.roster.children if child.name == name), None)
+        return next((child.pid for child in self.registry.children if child.name == name), None)
 
     def watch(self) -> threading.Thread:
         def work() -> None:
@@ -111,9 +111,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(state: StateDir, roster: Roster) -> Iterator[Bench]:
+def bench(state: StateDir, registry: ProcessRegistry) -> Iterator[Bench]:
     """A bench on which a service may be restarted twice a minute."""
-    made = Bench(state, roster, restarts=2)
+    made = Bench(state, registry, restarts=2)
     yield made
     made.stop.requested.set()
     made.supervisor.stop_all()
@@ -153,9 +153,9 @@ def test_a_child_that_dies_on_its_way_up_is_installed_again(bench: Bench) -> Non
 
 
 @pytest.fixture
-def hurried(state: StateDir, roster: Roster) -> Iterator[tuple[Bench, Hurried]]:
+def hurried(state: StateDir, registry: ProcessRegistry) -> Iterator[tuple[Bench, Hurried]]:
     """A bench on which nobody waits long, with the waits; a service may be restarted eight times a minute."""
-    made, waits = Bench(state, roster, restarts=8), Hurried()
+    made, waits = Bench(state, registry, restarts=8), Hurried()
     made.stop.requested = waits
     yield made, waits
     waits.set()
@@ -214,7 +214,7 @@ def test_a_death_after_a_stop_was_asked_for_is_no_restart(bench: Bench) -> None:
             return super().wait(timeout)
 
     bench.up(Small("worker"))
-    (child,) = bench.roster.children
+    (child,) = bench.registry.children
     os.kill(child.pid, signal.SIGKILL)
     wait_until(lambda: not child.alive(), 10, "the child is dead")
     bench.stop.requested = Late()
@@ -250,11 +250,11 @@ def test_nothing_starts_after_all_was_stopped(bench: Bench) -> None:
     bench.supervisor.stop_all()
     with pytest.raises(StoppingError):
         bench.up(Small("late"))
-    assert bench.roster.children == []
+    assert bench.registry.children == []
 
 
 def test_a_learner_is_killed_before_anything_is_asked_to_stop(bench: Bench, state: StateDir) -> None:
-    bench.up(Small("learner", wave=LEARNING_WAVE))
+    bench.up(Small("learner", stop_order=STOP_LEARNING))
     learner = f"pathlib.Path('/proc/{bench.pid('learner')}').exists()"
     looks = f"signal.signal(signal.SIGTERM, lambda *_: (print('learner', {learner}, flush=True), sys.exit()));"
     bench.up(Small("gateway", f"import pathlib, signal, sys; {looks} {SLEEPER}", 0))
@@ -263,9 +263,9 @@ def test_a_learner_is_killed_before_anything_is_asked_to_stop(bench: Bench, stat
 
 
 def test_a_child_of_no_wave_is_killed_in_the_end(bench: Bench) -> None:
-    bench.up(Small("other", wave=99))
+    bench.up(Small("other", stop_order=99))
     bench.supervisor.stop_all()
-    assert bench.roster.children == []
+    assert bench.registry.children == []
 
 
 def test_waves_are_stopped_one_after_the_other(bench: Bench, state: StateDir) -> None:
@@ -274,7 +274,7 @@ def test_waves_are_stopped_one_after_the_other(bench: Bench, state: StateDir) ->
     lines = [line for line in bench.said.getvalue().splitlines() if line.startswith("Stopping")]
     assert [line.split(":")[0] for line in lines] == ["Stopping gateway", "Stopping worker", "Stopping store"]
     assert "asked" in state.log("store").read_text()
-    assert bench.roster.children == []
+    assert bench.registry.children == []
 
 
 def test_a_forced_stop_kills_what_does_not_listen(bench: Bench) -> None:
@@ -283,7 +283,7 @@ def test_a_forced_stop_kills_what_does_not_listen(bench: Bench) -> None:
     bench.stop.forced.set()
     bench.supervisor.stop_all()
     assert "Killing worker" in bench.said.getvalue()
-    assert bench.roster.children == []
+    assert bench.registry.children == []
 
 
 def test_a_log_that_cannot_be_cut_ends_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_a_log_that_cannot_be_cut_ends_nothing(bench: Bench, monkeypatch: pytest
 def test_a_stopped_process_is_killed_and_started_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LIVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(supervisor, "LIVE_LIMIT_SECONDS", 0.2)
-    bench.up(Small("store", wave=2), Small("worker"))
+    bench.up(Small("store", stop_order=2), Small("worker"))
     bench.watch()
     first, other = bench.pid("store"), bench.pid("worker")
     assert first is not None
@@ -381,7 +381,7 @@ def test_a_child_on_its_way_up_is_not_restarted_by_the_watch_too(bench: Bench) -
         starting = pool.submit(bench.up, worker)
         try:
             wait_until(asked.is_set, 10, "it is asked whether it is ready")
-            (child,) = bench.roster.children
+            (child,) = bench.registry.children
             wait_until(lambda: not child.alive(), 10, "it dies on its way up")
             bench.watch()
             wait_until(lambda: counted.looks >= 4, 10, "the watch has looked after it")
@@ -413,4 +413,4 @@ def test_a_child_that_does_not_stop_within_its_time_is_killed(bench: Bench) -> N
     bench.stop.requested.set()
     bench.supervisor.stop_all()
     assert "worker did not stop in time: killing it" in bench.said.getvalue()
-    assert bench.roster.children == []
+    assert bench.registry.children == []

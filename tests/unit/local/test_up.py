@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from orderstream.local.processes import ports
-from orderstream.local.processes.child import Roster
-from orderstream.local.processes.state import Record, StateDir
+from orderstream.local.processes.child import ProcessRegistry
+from orderstream.local.processes.state import StateDir, StateRecord
 from orderstream.local.processes.terminal import Terminal
 from orderstream.local.up import _problem_with_path, _stopped_afterwards, up
 from orderstream.settings import Settings
 from tests.unit.local.test_supervisor import Asked, Bench, Small
 
 
-def test_children_end_when_the_state_directory_is_gone(state: StateDir, roster: Roster) -> None:
-    bench = Bench(state, roster, restarts=0)
-    bench.up(Small("store", wave=2), Small("worker"))
-    children = roster.children
-    with _stopped_afterwards(bench.supervisor, roster, Terminal(bench.said)):
+def test_children_end_when_the_state_directory_is_gone(state: StateDir, registry: ProcessRegistry) -> None:
+    bench = Bench(state, registry, restarts=0)
+    bench.up(Small("store", stop_order=2), Small("worker"))
+    children = registry.children
+    with _stopped_afterwards(bench.supervisor, registry, Terminal(bench.said)):
         shutil.rmtree(state.root)
     assert [child.alive() for child in children] == [False, False]
-    assert roster.children == []
+    assert registry.children == []
     assert "Stopped." in bench.said.getvalue()
 
 
@@ -38,4 +38,4 @@ def test_a_path_that_kafka_would_take_for_two_is_refused(tmp_path: Path, name: s
 
 def test_any_path_will_do_for_a_kafka_elsewhere(tmp_path: Path) -> None:
     settings = Settings.model_validate({"kafka_brokers": "broker.example:9092"})
-    assert _problem_with_path(settings, StateDir(tmp_path / "a,b"), Record()) is None
+    assert _problem_with_path(settings, StateDir(tmp_path / "a,b"), StateRecord()) is None

@@ -1,7 +1,7 @@
 """Child processes: started in a group of their own, written down before anything else happens, ended for certain.
 
-A terminal's Ctrl-C reaches only us, because each child leads its own session. The record (pid and birth) lets a later
-run end what a killed one left behind, and no other process.
+Each child leads its own session, so that a terminal's Ctrl-C reaches only this process. The record (pid and start
+time) lets a later run end what a killed one left behind, and no other process.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orderstream.local.processes.files import make_private, open_private
-from orderstream.local.processes.state import ChildRecord, Record, StateDir
+from orderstream.local.processes.state import ChildRecord, StateDir, StateRecord
 
 LAST_LINES = 15
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
@@ -51,7 +51,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Command:
-    """How to start a process and how to ask it to stop. `wave` 0 is stopped first."""
+    """How to start a process and how to ask it to stop. `stop_order` 0 is stopped first."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
@@ -59,14 +59,14 @@ class Command:
     run_as: Account | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0
-    wave: int = 2
+    stop_order: int = 2
     niceness: int = 0
     health_url: str | None = None
     stdin: bytes = b""
     """What it reads; a few KiB at most. Passwords go here or into a file, never into `argv`."""
 
 
-def birth(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When `pid` was born, as a word no later process of the same pid shares; None when it is gone (or a zombie)."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -102,10 +102,10 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-class Roster:
+class ProcessRegistry:
     """Every child of this process, and the only writer of the record. Safe to use from several threads."""
 
-    def __init__(self, state: StateDir, record: Record) -> None:
+    def __init__(self, state: StateDir, record: StateRecord) -> None:
         self._state = state
         self._record = record
         self._lock = threading.Lock()
@@ -119,7 +119,7 @@ class Roster:
         with self._lock:
             return list(self._children.values())
 
-    def update(self, change: Callable[[Record], None]) -> None:
+    def update(self, change: Callable[[StateRecord], None]) -> None:
         """Change the record and write it, if it can be written: a full disk must not keep children from being ended."""
         with self._lock:
             change(self._record)
@@ -160,10 +160,10 @@ class Roster:
 class Child:
     """One named process after another: a restart is another `start` of the same child, on the same log."""
 
-    def __init__(self, name: str, log: Path, roster: Roster) -> None:
+    def __init__(self, name: str, log: Path, registry: ProcessRegistry) -> None:
         self.name = name
         self.log = log
-        self._roster = roster
+        self._registry = registry
         self._process: subprocess.Popen[bytes] | None = None
         self._command: Command | None = None
         self._log_begins = 0
@@ -185,7 +185,7 @@ class Child:
     def start(self, command: Command) -> None:
         """Start it. Raises OSError when it cannot be run at all, StoppingError when the stack is stopping."""
         self._command = command
-        self._roster.spawn(self, lambda: self._start(command))
+        self._registry.spawn(self, lambda: self._start(command))
 
     def _start(self, command: Command) -> ChildRecord:
         account = command.run_as
@@ -210,7 +210,13 @@ class Child:
             os.setpriority(os.PRIO_PROCESS, pid, command.niceness)
         stop_signal = int(command.stop_signal)
         return ChildRecord(
-            self.name, pid, birth(pid) or "ended", stop_signal, command.wave, str(self.log), command.health_url
+            self.name,
+            pid,
+            start_time(pid) or "ended",
+            stop_signal,
+            command.stop_order,
+            str(self.log),
+            command.health_url,
         )
 
     def exit_code(self) -> int | None:
@@ -232,7 +238,7 @@ class Child:
             self.ask_to_stop()
             if not self.wait(self.command.stop_seconds):
                 self.kill()
-        self._roster.forget(self)
+        self._registry.forget(self)
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end, `seconds` at most, and tell whether it has ended."""
@@ -250,7 +256,7 @@ class Child:
         if self.alive():
             signal_family(self.pid, signal.SIGKILL)
             self.wait(_KILL_SECONDS)
-        self._roster.forget(self)
+        self._registry.forget(self)
 
     def pause(self) -> None:
         """Stop the clock of it and everything it started (SIGSTOP): alive, and silent."""
@@ -273,7 +279,7 @@ class Child:
             raise ChildError(f"{self.name} took longer than {seconds:.0f} s", self.last_lines())
         if code := self.exit_code():
             raise ChildError(f"{self.name} {how_it_ended(code)}", self.last_lines())
-        self._roster.forget(self)
+        self._registry.forget(self)
 
 
 @contextlib.contextmanager
@@ -302,15 +308,15 @@ def signal_family(pid: int, number: signal.Signals) -> None:
 def end_leftovers(children: Sequence[ChildRecord]) -> list[str]:
     """End the processes that a killed run left behind, in the order of their waves, and return their names.
 
-    A pid whose birth is another one's belongs to a stranger and is left alone.
+    A pid whose start_time is another one's belongs to a stranger and is left alone.
     """
     alive = _left(children)
-    for wave in sorted({one.wave for one in alive}):
-        _end_wave([one for one in alive if one.wave == wave])
+    for stop_order in sorted({one.stop_order for one in alive}):
+        _end_group([one for one in alive if one.stop_order == stop_order])
     return [one.name for one in alive]
 
 
-def _end_wave(members: Sequence[ChildRecord]) -> None:
+def _end_group(members: Sequence[ChildRecord]) -> None:
     for one in members:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one.pid, signal.SIGCONT)
@@ -322,7 +328,7 @@ def _end_wave(members: Sequence[ChildRecord]) -> None:
 
 
 def _left(children: Sequence[ChildRecord]) -> list[ChildRecord]:
-    return [one for one in children if birth(one.pid) == one.birth]
+    return [one for one in children if start_time(one.pid) == one.start_time]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:

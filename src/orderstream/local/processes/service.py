@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from orderstream.local.processes.child import Child, ChildError, Command, Roster, StoppingError
+from orderstream.local.processes.child import Child, ChildError, Command, ProcessRegistry, StoppingError
 from orderstream.local.processes.ports import LOOPBACK
 from orderstream.local.processes.state import StateDir
 
 # Stopped in this order: whoever takes orders in, whoever works on them, whoever keeps them. What only prepares a
 # faster start is killed at once.
-LEARNING_WAVE, GATEWAY_WAVE, WORKER_WAVE, STORE_WAVE = -1, 0, 1, 2
+STOP_LEARNING, STOP_GATEWAY, STOP_WORKERS, STOP_SERVERS = -1, 0, 1, 2
 _HEALTH_SECONDS = 1.0
 _ANSWER_BYTES = 1_000
 READY_SECONDS = 120.0
@@ -22,17 +22,17 @@ _READY_POLL_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
-class Workshop:
+class InstallContext:
     """What a part may use while it is made ready to start."""
 
     state: StateDir
-    roster: Roster
+    registry: ProcessRegistry
     report: Callable[[str], None]
     cancelled: threading.Event
 
     def run(self, name: str, command: Command, seconds: float) -> None:
         """Run a short command, its output in the log `name`. Raises ChildError unless it exits 0 in time."""
-        Child(name, self.state.log(name), self.roster).run(command, seconds)
+        Child(name, self.state.log(name), self.registry).run(command, seconds)
 
 
 class Service(Protocol):
@@ -48,7 +48,7 @@ class Service(Protocol):
         """The steps that must be done before it starts."""
         ...
 
-    def install(self, workshop: Workshop) -> None:
+    def install(self, context: InstallContext) -> None:
         """Make ready to start: files, directories. Idempotent, and offline when everything is there."""
         ...
 

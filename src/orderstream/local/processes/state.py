@@ -30,13 +30,17 @@ _PROBE_SECONDS = 0.01
 
 
 class ChildRecord(msgspec.Struct, frozen=True):
-    """A process we started. `birth` tells it from a later process with the same pid; `wave` is when it is stopped."""
+    """A process that `up` started.
+
+    `start_time` distinguishes it from a later process with the same pid. `up` stops the lowest `stop_order` first.
+    The file has other names for these two: the `up` of an earlier version may have written it.
+    """
 
     name: str
     pid: int
-    birth: str
+    start_time: str = msgspec.field(name="birth")
     stop_signal: int
-    wave: int
+    stop_order: int = msgspec.field(name="wave")
     log: str
     health_url: str | None = None
 
@@ -45,13 +49,13 @@ class Run(msgspec.Struct):
     """The running `up`: who it is, how far it is, where its parts are, and what it started."""
 
     pid: int
-    birth: str
+    start_time: str = msgspec.field(name="birth")
     phase: Phase = "starting"
     urls: dict[str, str] = {}
     children: list[ChildRecord] = []
 
 
-class Record(msgspec.Struct):
+class StateRecord(msgspec.Struct):
     """`stack.json`: ports outlive a run, so that a later one has the same addresses."""
 
     ports: dict[str, int] = {}
@@ -97,14 +101,14 @@ class StateDir:
         nested = {"bench", "soak", "postgres", "postgres.new"}
         close_to_others(path for path in ours if path.name not in nested and not path.name.startswith("test-"))
 
-    def read(self) -> Record:
+    def read(self) -> StateRecord:
         """Return what was last written; an empty record where nothing (readable) is."""
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Record)
+            return msgspec.json.decode(self._file.read_bytes(), type=StateRecord)
         except (OSError, msgspec.DecodeError):
-            return Record()
+            return StateRecord()
 
-    def write(self, record: Record) -> None:
+    def write(self, record: StateRecord) -> None:
         """Replace the record at once, so that a reader never sees half of it."""
         write_private(self._file, msgspec.json.format(msgspec.json.encode(record), indent=1))
 

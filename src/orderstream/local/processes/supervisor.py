@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from orderstream.local.processes.child import (
     Child,
     ChildError,
-    Roster,
+    ProcessRegistry,
     StoppingError,
     bound,
     how_it_ended,
     signal_family,
     stopped,
 )
-from orderstream.local.processes.service import LEARNING_WAVE, Service, Workshop, await_ready, problem_at
+from orderstream.local.processes.service import STOP_LEARNING, InstallContext, Service, await_ready, problem_at
 from orderstream.local.processes.signals import Stop
 from orderstream.local.processes.state import StateDir
 from orderstream.local.processes.terminal import Terminal
@@ -83,10 +83,10 @@ class Supervisor:
     """Starts, restarts and stops children. `bring_up` is called from several threads, the rest from the main one."""
 
     def __init__(
-        self, state: StateDir, roster: Roster, terminal: Terminal, stop: Stop, restarts_per_minute: int
+        self, state: StateDir, registry: ProcessRegistry, terminal: Terminal, stop: Stop, restarts_per_minute: int
     ) -> None:
         self._state = state
-        self._roster = roster
+        self._registry = registry
         self._terminal = terminal
         self._stop = stop
         self._restarts_per_minute = restarts_per_minute
@@ -103,10 +103,10 @@ class Supervisor:
         """
         self._services[service.name] = service
         self._starting.add(service.name)
-        workshop = Workshop(self._state, self._roster, report, self._stop.requested)
-        child = Child(service.name, self._state.log(service.name), self._roster)
+        context = InstallContext(self._state, self._registry, report, self._stop.requested)
+        child = Child(service.name, self._state.log(service.name), self._registry)
         while True:
-            service.install(workshop)
+            service.install(context)
             report("starting")
             child.start(service.command())
             if await_ready(service, child, self._stop.requested):
@@ -114,13 +114,13 @@ class Supervisor:
             self._rest(self._count_death(child))
         self._starting.discard(service.name)
 
-    def in_background(self, name: str, work: Callable[[Workshop], None]) -> None:
+    def in_background(self, name: str, work: Callable[[InstallContext], None]) -> None:
         """Do something that nobody waits for; when it fails, that is all."""
-        workshop = Workshop(self._state, self._roster, lambda _: None, self._stop.requested)
+        context = InstallContext(self._state, self._registry, lambda _: None, self._stop.requested)
 
         def run() -> None:
             with contextlib.suppress(ChildError, StoppingError, OSError):
-                work(workshop)
+                work(context)
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
@@ -131,7 +131,7 @@ class Supervisor:
         while not self._stop.requested.wait(_WATCH_SECONDS):
             if not self._failures.empty():
                 raise self._failures.get()
-            for child in self._roster.children:
+            for child in self._registry.children:
                 watched = child.name in self._services and child.name not in self._starting
                 if watched and not child.alive():
                     self._restart(child)
@@ -142,13 +142,13 @@ class Supervisor:
                 asking.start()
             if time.monotonic() - checked > _LOG_CHECK_SECONDS:
                 checked = time.monotonic()
-                for child in self._roster.children:
+                for child in self._registry.children:
                     with contextlib.suppress(OSError):
                         bound(child.log)
 
     def _check_life(self) -> None:
         """Kill what has not lived for a while; `watch` sees it ended, counts it and starts it again."""
-        for child in self._roster.children:
+        for child in self._registry.children:
             if child.name not in self._services or child.name in self._starting or not child.alive():
                 self._silence.forget(child.name)
                 continue
@@ -159,14 +159,14 @@ class Supervisor:
                 signal_family(child.pid, signal.SIGKILL)
 
     def stop_all(self) -> None:
-        """Stop every child, wave after wave, within the budget of each; at once when a stop is asked for again."""
-        self._roster.close()
-        for child in self._roster.children:
-            if child.command.wave == LEARNING_WAVE:
+        """Stop every child in its stop order and within its time limit. A second stop signal kills them at once."""
+        self._registry.close()
+        for child in self._registry.children:
+            if child.command.stop_order == STOP_LEARNING:
                 child.kill()
-        for wave, reason in sorted(_WAITS.items()):
-            self._stop_wave([one for one in self._roster.children if one.command.wave == wave], reason)
-        for child in self._roster.children:
+        for stop_order, reason in sorted(_WAITS.items()):
+            self._stop_group([one for one in self._registry.children if one.command.stop_order == stop_order], reason)
+        for child in self._registry.children:
             child.kill()
 
     def _restart(self, child: Child) -> None:
@@ -201,7 +201,7 @@ class Supervisor:
         """
         if self._stop.requested.is_set():
             raise StoppingError
-        self._roster.forget(child)
+        self._registry.forget(child)
         deaths = self._deaths[child.name]
         now = time.monotonic()
         while deaths and now - deaths[0] > _RESTART_WINDOW_SECONDS:
@@ -213,7 +213,7 @@ class Supervisor:
         self._terminal.say(f"{died}\nRestarting {child.name} ({len(deaths)} of {self._restarts_per_minute} a minute)")
         return len(deaths)
 
-    def _stop_wave(self, children: Sequence[Child], reason: str) -> None:
+    def _stop_group(self, children: Sequence[Child], reason: str) -> None:
         if not children:
             return
         names = ", ".join(one.name for one in children)
@@ -235,6 +235,6 @@ class Supervisor:
                     )
                     one.kill()
                 if not one.alive():
-                    self._roster.forget(one)
+                    self._registry.forget(one)
                     left.remove(one)
             self._stop.forced.wait(_WATCH_SECONDS / 10)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from orderstream.local.processes.child import Child, ChildError, Command
 from orderstream.local.processes.ports import LOOPBACK
-from orderstream.local.processes.service import LEARNING_WAVE, STORE_WAVE, Workshop, await_ready
+from orderstream.local.processes.service import STOP_LEARNING, STOP_SERVERS, InstallContext, await_ready
 from orderstream.local.servers import kafka_jars as jars
 from orderstream.local.servers.passwords import Passwords
-from orderstream.local.servers.place import Place, copy_all
+from orderstream.local.servers.server_home import ServerHome, copy_all
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
@@ -58,7 +58,7 @@ _OPEN = {"listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAIN
 
 
 class Kafka:
-    """One broker on loopback. `cache` holds the jars, which stacks share; the folder `name` of `place` holds the data.
+    """One broker on loopback. `cache` holds the jars, which stacks share; the folder `name` of `home` holds the data.
 
     Without `passwords` every local user may read and write.
     """
@@ -70,7 +70,7 @@ class Kafka:
         self,
         port: int,
         controller_port: int,
-        place: Place,
+        home: ServerHome,
         cache: Path,
         passwords: Passwords | None = None,
         *,
@@ -78,11 +78,11 @@ class Kafka:
     ) -> None:
         self._port = port
         self._controller_port = controller_port
-        self._place = place
-        self._folder = place.folder(folder)
+        self._home = home
+        self._folder = home.folder(folder)
         self._folder_name = folder
         self._jars = cache / "jars"
-        programs = place.programs
+        programs = home.programs
         self._cache = cache if programs is None else programs
         used = self._jars if programs is None else programs / _jars_name()
         self._classpath = ":".join(str(jar) for jar in jars.paths(used))
@@ -107,46 +107,46 @@ class Kafka:
             "sasl.password": self._passwords.kafka,
         }
 
-    def install(self, workshop: Workshop) -> None:
+    def install(self, context: InstallContext) -> None:
         """Fetch the jars, write the properties, and format the data directory, whole or not at all.
 
         One that was emptied is formatted again: the order path outlives the loss of everything that Kafka keeps.
         """
-        jars.install(self._jars, workshop.report, workshop.cancelled)
+        jars.install(self._jars, context.report, context.cancelled)
         self._copy_programs()
-        self._take_over(workshop.state.root / self._folder_name / "data")
-        self._place.make_folder(self._folder_name)
-        self._place.make_own(self._folder / "tmp")
+        self._take_over(context.state.root / self._folder_name / "data")
+        self._home.make_folder(self._folder_name)
+        self._home.make_own(self._folder / "tmp")
         data = self._folder / "data"
         if not (data / "meta.properties").exists():
-            workshop.report("formatting the log directory")
+            context.report("formatting the log directory")
             shutil.rmtree(data, ignore_errors=True)
             fresh = self._folder / "data.new"
             shutil.rmtree(fresh, ignore_errors=True)
-            self._place.make_own(fresh)
+            self._home.make_own(fresh)
             properties = self._write_properties("format.properties", fresh)
             arguments = ["format", "--standalone", "-t", _new_cluster_id(), "-c", str(properties)]
             command = self._java(["-XX:TieredStopAtLevel=1"], "kafka.tools.StorageTool", arguments)
-            workshop.run("kafka-format", command, _FORMAT_SECONDS)
+            context.run("kafka-format", command, _FORMAT_SECONDS)
             fresh.rename(data)
         self._write_properties("server.properties", data)
 
     def _copy_programs(self) -> None:
-        if self._place.programs is not None:
+        if self._home.programs is not None:
             java = _java_runtime()
-            self._place.copy_program(_java_name(), lambda target: copy_all([java], target))
-            self._place.copy_program(_jars_name(), lambda target: copy_all(jars.paths(self._jars), target))
+            self._home.copy_program(_java_name(), lambda target: copy_all([java], target))
+            self._home.copy_program(_jars_name(), lambda target: copy_all(jars.paths(self._jars), target))
 
     def _take_over(self, earlier: Path) -> None:
         """Move what an earlier version's Kafka, which ran as root, has in the state directory to its new place."""
         data = self._folder / "data"
-        if self._place.account is None or data.exists() or not earlier.is_dir():
+        if self._home.account is None or data.exists() or not earlier.is_dir():
             return
-        self._place.make_folder(self._folder_name)
+        self._home.make_folder(self._folder_name)
         moved = self._folder / "data.moved"
         shutil.rmtree(moved, ignore_errors=True)
         shutil.copytree(earlier, moved)
-        self._place.hand_over(moved)
+        self._home.hand_over(moved)
         moved.rename(data)
         shutil.rmtree(earlier.parent, ignore_errors=True)
 
@@ -159,7 +159,7 @@ class Kafka:
         """Whether Java's ahead-of-time cache is there; with it a start takes half the time and half the CPU."""
         return self._fast_start().exists()
 
-    def learn_to_start_fast(self, workshop: Workshop) -> None:
+    def learn_to_start_fast(self, context: InstallContext) -> None:
         """Run this broker once from start to stop and let Java keep what it loaded and linked on the way.
 
         For a broker of its own, with data and ports that nothing else uses. Raises ChildError, StoppingError.
@@ -167,15 +167,15 @@ class Kafka:
         cache = self._fast_start()
         for old in self._cache.glob("kafka-*.aot*"):
             old.unlink(missing_ok=True)
-        fresh = self._place.make_own(self._folder / "learned") / f"{cache.name}.{os.getpid()}"
-        child = Child("kafka-learning", workshop.state.log("kafka-learning"), workshop.roster)
-        child.start(replace(self._broker([f"-XX:AOTCacheOutput={fresh}"]), wave=LEARNING_WAVE, niceness=19))
-        if await_ready(self, child, workshop.cancelled):
+        fresh = self._home.make_own(self._folder / "learned") / f"{cache.name}.{os.getpid()}"
+        child = Child("kafka-learning", context.state.log("kafka-learning"), context.registry)
+        child.start(replace(self._broker([f"-XX:AOTCacheOutput={fresh}"]), stop_order=STOP_LEARNING, niceness=19))
+        if await_ready(self, child, context.cancelled):
             child.ask_to_stop()
         if not child.wait(_LEARNING_SECONDS) or not fresh.exists():
             child.kill()
             raise ChildError("Kafka did not learn to start faster", child.last_lines())
-        workshop.roster.forget(child)
+        context.registry.forget(child)
         shutil.move(fresh, cache)
 
     def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
@@ -231,7 +231,7 @@ class Kafka:
         return self._cache / f"kafka-{key}.aot"
 
     def _java(self, options: list[str], main_class: str, arguments: list[str]) -> Command:
-        programs = self._place.programs
+        programs = self._home.programs
         runtime = _java_runtime() if programs is None else programs / _java_name() / _java_runtime().name
         if self.starts_fast:
             options = [*options, f"-XX:AOTCache={self._fast_start()}"]
@@ -252,9 +252,9 @@ class Kafka:
             # Java takes the encoding of file names from the locale.
             env={"LC_ALL": "C.UTF-8"},
             cwd=Path("/"),
-            run_as=self._place.account,
+            run_as=self._home.account,
             stop_seconds=_STOP_SECONDS,
-            wave=STORE_WAVE,
+            stop_order=STOP_SERVERS,
         )
 
     def _write_properties(self, name: str, data: Path) -> Path:
@@ -268,7 +268,7 @@ class Kafka:
         access = _OPEN if self._passwords is None else _with_passwords(self._passwords)
         path = self._folder / name
         lines = (f"{key}={_escaped(value)}\n" for key, value in sorted({**_PROPERTIES, **access, **addresses}.items()))
-        self._place.write(path, "".join(lines))
+        self._home.write(path, "".join(lines))
         return path
 
 

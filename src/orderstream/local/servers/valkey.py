@@ -7,8 +7,8 @@ from pathlib import Path
 
 from orderstream.local.processes.child import Child, Command
 from orderstream.local.processes.ports import LOOPBACK
-from orderstream.local.processes.service import STORE_WAVE, Workshop
-from orderstream.local.servers.place import Place
+from orderstream.local.processes.service import STOP_SERVERS, InstallContext
+from orderstream.local.servers.server_home import ServerHome
 
 _ANSWER_SECONDS = 0.5
 _STOP_SECONDS = 5.0
@@ -21,9 +21,9 @@ class Valkey:
     name = "valkey"
     needs: tuple[str, ...] = ()
 
-    def __init__(self, port: int, place: Place, password: str) -> None:
+    def __init__(self, port: int, home: ServerHome, password: str) -> None:
         self._port = port
-        self._place = place
+        self._home = home
         self._password = password
 
     @property
@@ -31,9 +31,9 @@ class Valkey:
         """REDIS_URL."""
         return f"redis://:{self._password}@{LOOPBACK}:{self._port}/0"
 
-    def install(self, workshop: Workshop) -> None:  # noqa: ARG002 - a part that needs none of it
+    def install(self, context: InstallContext) -> None:  # noqa: ARG002 - a part that needs none of it
         """Write its configuration, which holds the password, and copy the program where it must be copied."""
-        folder = self._place.make_folder("valkey")
+        folder = self._home.make_folder("valkey")
         options = {
             "port": str(self._port),
             "bind": LOOPBACK,
@@ -45,22 +45,22 @@ class Valkey:
             "maxmemory-policy": "allkeys-lru",
         }
         lines = (f"{name} {value}\n" for name, value in options.items())
-        self._place.write(folder / _CONFIGURATION, "".join(lines))
-        if self._place.programs is not None:
-            self._place.copy_program(_copy_name(), lambda target: shutil.copy2(_program(), target / _program().name))
+        self._home.write(folder / _CONFIGURATION, "".join(lines))
+        if self._home.programs is not None:
+            self._home.copy_program(_copy_name(), lambda target: shutil.copy2(_program(), target / _program().name))
 
     def command(self) -> Command:
         """The server in the foreground, bounded in memory."""
-        programs = self._place.programs
+        programs = self._home.programs
         program = _program() if programs is None else programs / _copy_name() / _program().name
-        folder = self._place.folder("valkey")
+        folder = self._home.folder("valkey")
         return Command(
             argv=[str(program), str(folder / _CONFIGURATION)],
             env={},
             cwd=Path("/"),
-            run_as=self._place.account,
+            run_as=self._home.account,
             stop_seconds=_STOP_SECONDS,
-            wave=STORE_WAVE,
+            stop_order=STOP_SERVERS,
         )
 
     def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own

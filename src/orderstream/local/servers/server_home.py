@@ -34,12 +34,12 @@ _KINDS = ("data", "kafka", "valkey")
 _FIRST_GROUP, _LAST_GROUP = 61_184, 65_519
 
 
-class PlaceError(Exception):
+class ServerHomeError(Exception):
     """There is no folder that root's stores can use, or the one that has their data cannot be used now."""
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerHome:
     """The folders of one stack's stores. `shared` and `account` are None for an ordinary user."""
 
     state: StateDir
@@ -112,25 +112,25 @@ class Place:
         return target
 
 
-def place(state: StateDir) -> Place:
+def of(state: StateDir) -> ServerHome:
     """Return where the stores of `state` are: where the last start put them, else where a first one would."""
     if os.geteuid() != 0:
-        return Place(state)
+        return ServerHome(state)
     shared = _recorded(state) or next((one for one in map(_shared, BASES) if _has_data(one, state)), _shared(BASES[0]))
-    return Place(state, shared, _account(shared))
+    return ServerHome(state, shared, _account(shared))
 
 
-def choose(state: StateDir, say: Callable[[str], None]) -> Place:
+def choose(state: StateDir, say: Callable[[str], None]) -> ServerHome:
     """Find a folder for root's stores, say so when it is not the first choice, and remember it.
 
-    Raises PlaceError when there is none, or when the one that holds the data of this stack cannot be used.
+    Raises ServerHomeError when there is none, or when the one that holds the data of this stack cannot be used.
     """
     if os.geteuid() != 0:
-        return Place(state)
+        return ServerHome(state)
     had = next((one for one in (_recorded(state), *map(_shared, BASES)) if one and _has_data(one, state)), None)
     if had is not None:
         if problem := _problem(had, FREE_BYTES_MIN if not (had / "programs").exists() else 0):
-            raise PlaceError(
+            raise ServerHomeError(
                 f"the data of this stack is in {had}, which cannot be used: {problem}.\n"
                 "Put that right, or give the data up with: orderstream reset"
             )
@@ -146,23 +146,23 @@ def choose(state: StateDir, say: Callable[[str], None]) -> Place:
                 say(f"{line}; PostgreSQL, Valkey and Kafka use {shared} instead")
             return _remember(state, shared)
         problems.append(f"{base} cannot be used: {problem}")
-    raise PlaceError("\n".join(["there is no place for the data of PostgreSQL, Valkey and Kafka:", *problems]))
+    raise ServerHomeError("\n".join(["there is no place for the data of PostgreSQL, Valkey and Kafka:", *problems]))
 
 
 def remove(state: StateDir) -> list[Path]:
     """Remove the data of the stores of `state`, and the copied programs with the last data; return what was removed."""
-    where = place(state)
+    home = of(state)
     for name in _FOLDERS:
         shutil.rmtree(state.root / name, ignore_errors=True)
     (state.root / _RECORD).unlink(missing_ok=True)
-    if where.shared is None:
+    if home.shared is None:
         return []
-    removed = [path for path in where.shared.glob(f"*-{state.key}*") if path.is_dir()]
+    removed = [path for path in home.shared.glob(f"*-{state.key}*") if path.is_dir()]
     for path in removed:
         shutil.rmtree(path, ignore_errors=True)
-    if where.shared.is_dir() and not any(list(where.shared.glob(f"{kind}-*")) for kind in _KINDS):
-        shutil.rmtree(where.shared, ignore_errors=True)
-        removed = [where.shared]
+    if home.shared.is_dir() and not any(list(home.shared.glob(f"{kind}-*")) for kind in _KINDS):
+        shutil.rmtree(home.shared, ignore_errors=True)
+        removed = [home.shared]
     return removed
 
 
@@ -181,9 +181,9 @@ def _has_data(shared: Path, state: StateDir) -> bool:
     return any((shared / f"{kind}-{state.key}").exists() for kind in _KINDS)
 
 
-def _remember(state: StateDir, shared: Path) -> Place:
+def _remember(state: StateDir, shared: Path) -> ServerHome:
     write_private(state.root / _RECORD, str(shared).encode())
-    return Place(state, shared, _account(shared))
+    return ServerHome(state, shared, _account(shared))
 
 
 def _account(shared: Path) -> Account:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orderstream.local.processes.state import StateDir
-from orderstream.local.servers import place
-from orderstream.local.servers.place import PlaceError
+from orderstream.local.servers import server_home
+from orderstream.local.servers.server_home import ServerHomeError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's stores are kept elsewhere")
 
@@ -21,8 +21,8 @@ def bases(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     """Two folders in place of /var/tmp and its like, that every account may enter."""
     root = Path("/tmp") / f"orderstream-places-{os.getpid()}"  # noqa: S108
     made = [root / "first", root / "second"]
-    monkeypatch.setattr(place, "BASES", tuple(made))
-    monkeypatch.setattr(place, "FREE_BYTES_MIN", 1 << 20)
+    monkeypatch.setattr(server_home, "BASES", tuple(made))
+    monkeypatch.setattr(server_home, "FREE_BYTES_MIN", 1 << 20)
     root.mkdir(exist_ok=True)
     root.chmod(0o755)
     for base in made:
@@ -34,16 +34,16 @@ def bases(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
 
 def test_an_ordinary_user_needs_no_other_place(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1_000)
-    chosen = place.choose(state, pytest.fail)
+    chosen = server_home.choose(state, pytest.fail)
     assert (chosen.postgres_data, chosen.programs, chosen.account) == (state.root / "postgres", None, None)
 
 
 @needs_root
 def test_the_first_place_that_works_is_taken_and_remembered(state: StateDir, bases: list[Path]) -> None:
-    chosen = place.choose(state, pytest.fail)
+    chosen = server_home.choose(state, pytest.fail)
     assert chosen.shared is not None
     assert chosen.shared.parent == bases[0]
-    assert place.place(state) == chosen
+    assert server_home.of(state) == chosen
     assert chosen.shared.stat().st_mode & 0o777 == 0o710
 
 
@@ -53,7 +53,7 @@ def test_a_place_that_cannot_be_used_is_named_and_the_next_one_taken(
     state: StateDir, bases: list[Path], harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = bases[0]
-    squatted = place._shared(first)
+    squatted = server_home._shared(first)
     if harm in {"missing", "a file"}:
         first.rmdir()
         if harm == "a file":
@@ -72,7 +72,7 @@ def test_a_place_that_cannot_be_used_is_named_and_the_next_one_taken(
         else:
             os.chown(squatted, 65_534, 65_534)
     said: list[str] = []
-    chosen = place.choose(state, said.append)
+    chosen = server_home.choose(state, said.append)
     assert chosen.shared is not None
     assert chosen.shared.parent == bases[1]
     assert len(said) == 1
@@ -84,13 +84,13 @@ IN_NAMESPACE = """
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from orderstream.local.servers import place
+from orderstream.local.servers import server_home
 from orderstream.local.processes.state import StateDir
-place.BASES = tuple(map(Path, sys.argv[2:]))
-place.FREE_BYTES_MIN = 1 << 20
+server_home.BASES = tuple(map(Path, sys.argv[2:]))
+server_home.FREE_BYTES_MIN = 1 << 20
 state = StateDir(Path(sys.argv[1]))
 state.open()
-print(place.choose(state, print).shared.parent)
+print(server_home.choose(state, print).shared.parent)
 """
 
 
@@ -115,35 +115,35 @@ def test_a_real_mount_that_cannot_be_used_is_named(state: StateDir, bases: list[
 
 @needs_root
 def test_data_is_never_left_behind_for_an_empty_place(state: StateDir, bases: list[Path]) -> None:
-    chosen = place.choose(state, pytest.fail)
+    chosen = server_home.choose(state, pytest.fail)
     chosen.make_own(chosen.postgres_data)
     bases[0].chmod(0o700)
-    with pytest.raises(PlaceError, match="the data of this stack is in"):
-        place.choose(state, pytest.fail)
+    with pytest.raises(ServerHomeError, match="the data of this stack is in"):
+        server_home.choose(state, pytest.fail)
     (state.root / "stores").unlink()
-    with pytest.raises(PlaceError, match="the data of this stack is in"):
-        place.choose(state, pytest.fail)
+    with pytest.raises(ServerHomeError, match="the data of this stack is in"):
+        server_home.choose(state, pytest.fail)
 
 
 @needs_root
 def test_data_that_an_earlier_version_put_elsewhere_is_found(state: StateDir, bases: list[Path]) -> None:
-    earlier = place._shared(bases[1])
+    earlier = server_home._shared(bases[1])
     (earlier / f"data-{state.key}").mkdir(parents=True)
-    assert place.choose(state, pytest.fail).shared == earlier
+    assert server_home.choose(state, pytest.fail).shared == earlier
 
 
 @needs_root
 def test_without_any_place_every_reason_is_given(state: StateDir, bases: list[Path]) -> None:
     for base in bases:
         base.chmod(0o700)
-    with pytest.raises(PlaceError) as raised:
-        place.choose(state, pytest.fail)
+    with pytest.raises(ServerHomeError) as raised:
+        server_home.choose(state, pytest.fail)
     assert all(f"{base} cannot be used: " in str(raised.value) for base in bases)
 
 
 @needs_root
 def test_another_process_of_nobody_reaches_nothing(state: StateDir, bases: list[Path]) -> None:
-    chosen = place.choose(state, pytest.fail)
+    chosen = server_home.choose(state, pytest.fail)
     assert chosen.account is not None
     folder = chosen.make_folder("valkey")
     chosen.write(folder / "valkey.conf", "requirepass secret")
@@ -166,7 +166,7 @@ def test_another_process_of_nobody_reaches_nothing(state: StateDir, bases: list[
 def test_programs_are_copied_whole_or_not_at_all(state: StateDir, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
-    chosen = place.Place(state, shared, None)
+    chosen = server_home.ServerHome(state, shared, None)
 
     def fail(target: Path) -> None:
         (target / "half").touch()
