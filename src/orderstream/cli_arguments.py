@@ -1,7 +1,8 @@
-"""Types of the command line's arguments. What they check against is imported when they check."""
-# ruff: noqa: PLC0415
+"""Types of the command line's arguments."""
 
 import click
+
+from orderstream.domain.limits import SKU_MAX_CHARACTERS, UNITS_MAX
 
 
 class Sku(click.ParamType[str]):
@@ -11,8 +12,6 @@ class Sku(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the SKU; fails for what no order can name."""
-        from orderstream.api_gateway.schemas import SKU_MAX_CHARACTERS
-
         if not 1 <= len(value) <= SKU_MAX_CHARACTERS:
             self.fail(f"a SKU has 1 to {SKU_MAX_CHARACTERS} characters", param, ctx)
         try:
@@ -32,7 +31,5 @@ class Units(click.ParamType[int]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number; fails for what no SKU can have."""
-        from orderstream.domain.stock import UNITS_MAX
-
         limits: click.ParamType[int] = click.IntRange(-UNITS_MAX if self._negative else 0, UNITS_MAX)
         return limits.convert(value, param, ctx)

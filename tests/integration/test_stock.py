@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from orderstream.cli import main
-from orderstream.domain.stock import UNITS_MAX
+from orderstream.domain.limits import UNITS_MAX
 from orderstream.inventory_worker.stock import (
     TooFewError,
     TooManyError,

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from confluent_kafka import KafkaError, KafkaException
 
 from orderstream.cli import main
-from orderstream.domain.stock import UNITS_MAX
+from orderstream.domain.limits import UNITS_MAX
 from orderstream.settings import SERVICES
 from orderstream.worker import dead_letter_reader
 

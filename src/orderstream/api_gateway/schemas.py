@@ -6,25 +6,30 @@ from typing import Annotated, TypeVar
 from msgspec import Meta, Raw, Struct
 
 from orderstream.domain.events import AnyReason, AnyState, AnyStatus
-from orderstream.domain.money import MAX_INTEGER_DIGITS, MINOR_DIGITS
+from orderstream.domain.limits import (
+    ITEMS_MAX,
+    MONEY_INTEGER_DIGITS_MAX,
+    NUMBER_MAX_CHARACTERS,
+    QTY_MAX,
+    QTY_MIN,
+    SKU_MAX_CHARACTERS,
+    USER_ID_MAX_CHARACTERS,
+)
+from orderstream.domain.money import MINOR_DIGITS
 
 T = TypeVar("T")
 
-ITEMS_MAX = 1_000
-USER_ID_MAX_CHARACTERS = 128
-SKU_MAX_CHARACTERS = 64
-QTY_MAX = 1_000_000
-
-_MONEY_PATTERN = rf"^(?=[0-9.]*[1-9])0*[0-9]{{1,{MAX_INTEGER_DIGITS}}}(\.[0-9]+)?$"
+_MONEY_PATTERN = rf"^(?=[0-9.]*[1-9])0*[0-9]{{1,{MONEY_INTEGER_DIGITS_MAX}}}(\.[0-9]+)?$"
 MoneyIn = Annotated[
     Raw,
     Meta(
-        description="More than 0, at most 12 digits before the point, after it no more than the currency has;"
-        " a number, or a string in plain notation, of 64 characters at most. Read exactly as written.",
+        description=f"More than 0, at most {MONEY_INTEGER_DIGITS_MAX} digits before the point, after it no more than"
+        f" the currency has; a number, or a string in plain notation, of {NUMBER_MAX_CHARACTERS} characters at most."
+        " Read exactly as written.",
         extra_json_schema={
             "anyOf": [
-                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 10**MAX_INTEGER_DIGITS},
-                {"type": "string", "pattern": _MONEY_PATTERN, "maxLength": 64},
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 10**MONEY_INTEGER_DIGITS_MAX},
+                {"type": "string", "pattern": _MONEY_PATTERN, "maxLength": NUMBER_MAX_CHARACTERS},
             ]
         },
     ),
@@ -42,7 +47,14 @@ Currency = Annotated[
     ),
 ]
 ItemsOf = Annotated[list[T], Meta(min_length=1, max_length=ITEMS_MAX)]
-Quantity = Annotated[int, Meta(ge=1, le=QTY_MAX, description="A whole number; 1.0 is one, too. 64 characters at most.")]
+Quantity = Annotated[
+    int,
+    Meta(
+        ge=QTY_MIN,
+        le=QTY_MAX,
+        description=f"A whole number; 1.0 is one, too. {NUMBER_MAX_CHARACTERS} characters at most.",
+    ),
+]
 
 
 class OrderItem(Struct, frozen=True):

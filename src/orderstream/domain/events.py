@@ -13,6 +13,7 @@ from uuid import UUID
 
 from msgspec import Meta, Struct
 
+from orderstream.domain.limits import QTY_MIN
 from orderstream.domain.order import FailureReason, Order, PaymentState, Status, StockState
 
 NAMESPACE = UUID("6f1d1c0e-5a55-5d0b-9d6e-0d7a3b1f4c21")
@@ -21,7 +22,7 @@ NAMESPACE = UUID("6f1d1c0e-5a55-5d0b-9d6e-0d7a3b1f4c21")
 _NAMESPACE_BYTES = NAMESPACE.bytes
 VERSION = 1
 
-Quantity = Annotated[int, Meta(ge=1)]
+Quantity = Annotated[int, Meta(ge=QTY_MIN)]
 """Units of a SKU."""
 Money = Annotated[Decimal, Meta(extra_json_schema={"pattern": "^[0-9]+(\\.[0-9]+)?$"})]
 """A positive amount, in JSON a string of plain digits."""

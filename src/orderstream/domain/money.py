@@ -3,7 +3,8 @@
 import re
 from decimal import Decimal
 
-MAX_INTEGER_DIGITS = 12
+from orderstream.domain.limits import MONEY_INTEGER_DIGITS_MAX, NUMBER_MAX_CHARACTERS
+
 _BINARY_ERROR = Decimal("1e-12")
 """What a few operations in binary floating point may be wrong by, as a share of the result."""
 _PLAIN = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
@@ -34,13 +35,13 @@ def parse(text: str, *, quoted: bool) -> Decimal:
     have an exponent. Raises MoneyError for anything that is not a positive amount of at most 12 integer digits.
     """
     pattern = _PLAIN if quoted else _NUMBER
-    if len(text) > 64 or not pattern.fullmatch(text):
+    if len(text) > NUMBER_MAX_CHARACTERS or not pattern.fullmatch(text):
         raise MoneyError("must be a decimal number such as 129.00")
     amount = Decimal(text)
     if amount <= 0:
         raise MoneyError("must be greater than 0")
-    if amount.adjusted() >= MAX_INTEGER_DIGITS:
-        raise MoneyError(f"must have at most {MAX_INTEGER_DIGITS} digits before the point")
+    if amount.adjusted() >= MONEY_INTEGER_DIGITS_MAX:
+        raise MoneyError(f"must have at most {MONEY_INTEGER_DIGITS_MAX} digits before the point")
     return amount
 
 

@@ -5,9 +5,6 @@ from typing import Literal
 
 from msgspec import Struct
 
-UNITS_MAX = 10**15
-"""Available and reserved units of one SKU together; the schema holds the same limit. It is exact as a JSON number."""
-
 Lines = Mapping[str, int]
 """SKU -> quantity of one order."""
 

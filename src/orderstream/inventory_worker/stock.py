@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from orderstream.domain.stock import UNITS_MAX
+from orderstream.domain.limits import UNITS_MAX
 from orderstream.inventory_worker.handler import SQL
 from orderstream.postgres.connect import connect
 

@@ -15,8 +15,8 @@ from orderstream.domain.events import (
     Payload,
     StockLine,
 )
+from orderstream.domain.limits import UNITS_MAX
 from orderstream.domain.order import FailureReason
-from orderstream.domain.stock import UNITS_MAX
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.postgres.connect import Connection, connect
 from orderstream.worker.handler import Decision, RepeatBatchError

@@ -7,9 +7,9 @@ from typing import get_args
 import psycopg
 import pytest
 
+from orderstream.domain.limits import UNITS_MAX
 from orderstream.domain.order import FailureReason, PaymentState, Status, StockState
 from orderstream.domain.payment import State
-from orderstream.domain.stock import UNITS_MAX
 from orderstream.postgres.connect import Connection, connect
 from tests.support.databases import Databases
 

@@ -3,13 +3,11 @@
 import re
 from decimal import Decimal
 
-from orderstream.api_gateway.schemas import QTY_MAX
-
-NUMBER_MAX_CHARACTERS = 64
+from orderstream.domain.limits import NUMBER_MAX_CHARACTERS, QTY_MAX, QTY_MIN
 
 _INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?0*[0-9]{1,3})?", re.ASCII)
-_NOT_IN_RANGE = f"must be from 1 to {QTY_MAX}"
+_NOT_IN_RANGE = f"must be from {QTY_MIN} to {QTY_MAX}"
 
 
 class QuantityError(ValueError):
@@ -28,6 +26,6 @@ def quantity(number: str) -> int:
         raise QuantityError(_NOT_IN_RANGE)
     if exact != exact.to_integral_value():
         raise QuantityError("must be an integer")
-    if not 1 <= exact <= QTY_MAX:
+    if not QTY_MIN <= exact <= QTY_MAX:
         raise QuantityError(_NOT_IN_RANGE)
     return int(exact)
