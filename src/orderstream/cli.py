@@ -101,8 +101,8 @@ def _plain_errors(*kinds: type[Exception], exit_code: int = 1) -> Iterator[None]
 @click.option("-d", "--detach", is_flag=True, help="Return once everything serves, and leave it running.")
 def up(detach: bool) -> None:
     """Start everything on this machine; Ctrl-C stops it."""
+    from orderstream.local.processes.progress import Terminal
     from orderstream.local.processes.signals import Stop
-    from orderstream.local.processes.terminal import Terminal
 
     terminal = Terminal()
     stop = Stop(terminal)
@@ -127,7 +127,7 @@ def up(detach: bool) -> None:
 def down() -> None:
     """Stop what `up` started, and wait until it has ended."""
     from orderstream.local import control
-    from orderstream.local.processes.terminal import Terminal
+    from orderstream.local.processes.progress import Terminal
 
     sys.exit(control.down(_state(), Terminal()))
 
@@ -175,8 +175,8 @@ def env() -> None:
 def reset() -> None:
     """Remove all data of the stopped stack: orders, stock, topics, logs."""
     from orderstream.local import control
+    from orderstream.local.processes.progress import Terminal
     from orderstream.local.processes.state import BusyError
-    from orderstream.local.processes.terminal import Terminal
 
     try:
         control.reset(_state(), Terminal())

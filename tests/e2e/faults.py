@@ -13,7 +13,7 @@ import httpx
 import psycopg
 
 from orderstream.audit.check import audit, table
-from orderstream.local.processes.child import signal_family, start_time
+from orderstream.local.processes.pids import signal_tree, start_time
 from orderstream.local.processes.service import healthy
 from orderstream.local.servers import server_home
 from orderstream.local.stack_settings import stack_addresses
@@ -65,17 +65,17 @@ class Harmed:
     def kill(self, *names: str) -> None:
         """`kill -9` them, with every process they have started."""
         for pid in [self.pid(name) for name in names]:
-            signal_family(pid, signal.SIGKILL)
+            signal_tree(pid, signal.SIGKILL)
 
     @contextmanager
     def paused(self, name: str) -> Iterator[None]:
         """Leave a process alive and silent until the block ends."""
         pid = self.pid(name)
-        signal_family(pid, signal.SIGSTOP)
+        signal_tree(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            signal_family(pid, signal.SIGCONT)
+            signal_tree(pid, signal.SIGCONT)
 
     def is_back(self, name: str, before: int) -> bool:
         """Say whether another process has taken the place of `before`."""

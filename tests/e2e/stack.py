@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orderstream.local.processes.child import start_time
+from orderstream.local.processes.pids import start_time
 from orderstream.local.processes.state import ChildRecord, StateDir
 from orderstream.settings import Settings
 from tests.support.processes import Process

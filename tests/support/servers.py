@@ -8,19 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orderstream.local.processes import ports
-from orderstream.local.processes import start_order as steps
-from orderstream.local.processes.child import (
-    Child,
-    ChildError,
-    ProcessRegistry,
-    end_leftovers,
-    how_it_ended,
-    start_time,
-)
+from orderstream.local.processes import ports, start_order
+from orderstream.local.processes.child import Child, ChildError, how_it_ended
+from orderstream.local.processes.pids import start_time
+from orderstream.local.processes.progress import Terminal
+from orderstream.local.processes.registry import ProcessRegistry, end_leftovers
 from orderstream.local.processes.service import InstallContext, Service, await_ready
 from orderstream.local.processes.state import Run, StateDir, StateRecord, shared_cache
-from orderstream.local.processes.terminal import Terminal
 from orderstream.local.servers import passwords, server_home
 from orderstream.local.servers.kafka import Kafka
 from orderstream.local.servers.postgres import Postgres
@@ -100,8 +94,9 @@ class Servers:
         }
 
     def _start(self) -> None:
-        todo = [steps.Step(server.name, (), server.step) for server in (self.postgres, self.valkey, self.kafka)]
-        steps.run(todo, Terminal(io.StringIO()), threading.Event())
+        servers = (self.postgres, self.valkey, self.kafka)
+        steps = [start_order.StartStep(server.name, (), server.step) for server in servers]
+        start_order.run(steps, Terminal(io.StringIO()), threading.Event())
 
 
 @contextlib.contextmanager

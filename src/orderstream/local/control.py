@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from orderstream.local.processes.child import end_leftovers, last_lines, rotate, start_time, stopped, wait_until
 from orderstream.local.processes.files import open_private
+from orderstream.local.processes.logs import last_lines, rotate
+from orderstream.local.processes.pids import is_stopped, start_time, wait_until
+from orderstream.local.processes.progress import Terminal
+from orderstream.local.processes.registry import end_leftovers
 from orderstream.local.processes.service import problem_at
 from orderstream.local.processes.signals import Stop
 from orderstream.local.processes.state import ChildRecord, Run, StateDir, StateRecord
-from orderstream.local.processes.terminal import Terminal
 from orderstream.local.servers import server_home
 from orderstream.local.up import STARTED_SECONDS
 
@@ -98,7 +100,7 @@ def _condition(child: ChildRecord) -> tuple[str, str | None]:
     """The state of a process in a word, and what there is to say of it."""
     if start_time(child.pid) != child.start_time:
         return "ended", None
-    if stopped(child.pid):
+    if is_stopped(child.pid):
         return "stopped", "is stopped by a signal; `up` restarts it"
     if child.health_url is None:
         return "running", None

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from orderstream.local.processes import ports
 from orderstream.local.processes.service import Service
+from orderstream.local.processes.start_order import START_AFTER
 from orderstream.local.processes.state import StateDir, shared_cache
 from orderstream.local.servers import server_home
 from orderstream.local.servers.kafka import Kafka
@@ -18,18 +19,14 @@ from orderstream.local.servers.server_home import ServerHome
 from orderstream.local.servers.valkey import Valkey
 from orderstream.settings import SERVICES, Settings
 
-SCHEMA, TOPICS = "schema", "topics"
 _GIVEN = {"postgres": "postgres_url", "valkey": "redis_url", "kafka": "kafka_brokers"}
-# The gateway needs neither Kafka nor Redis to serve; the others would only fail and be tried again.
-_NEEDS = {"api-gateway": (SCHEMA,)}
-_ALL_NEEDS = (SCHEMA, TOPICS)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything to start, the ports it was given, and the addresses that result."""
 
-    parts: tuple[Service, ...]
+    servers: tuple[Service, ...]
     services: tuple[Service, ...]
     learning: Learning | None
     ports: Mapping[str, int]
@@ -87,9 +84,9 @@ def plan(
     if options:
         urls["KAFKA_OPTIONS"] = json.dumps(options)
     services = [_service(settings, service, name, urls, chosen[name]) for service, name in replicas]
-    parts = [part for part in (postgres, valkey, kafka) if part.name not in from_outside]
+    servers = [server for server in (postgres, valkey, kafka) if server.name not in from_outside]
     learning = None if "kafka" in from_outside else Learning(home, shared_cache())
-    return Plan(tuple(parts), tuple(services), learning, chosen, urls)
+    return Plan(tuple(servers), tuple(services), learning, chosen, urls)
 
 
 def _replica(service: str, number: int) -> str:
@@ -102,7 +99,7 @@ def _service(
     return OrderStreamService(
         name=name,
         service=service,
-        needs=_NEEDS.get(service, _ALL_NEEDS),
+        needs=START_AFTER[service],
         health_url=f"http://{_reachable(settings.host)}:{metrics_port}/readyz",
         settings_env={
             **{key: value for key, value in urls.items() if key != "BASE_URL"},

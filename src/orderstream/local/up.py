@@ -5,23 +5,18 @@ import os
 from collections.abc import Callable, Iterator
 
 from orderstream.local.banner import banner
-from orderstream.local.plan import SCHEMA, TOPICS, Plan, given, plan
-from orderstream.local.processes import ports
-from orderstream.local.processes import start_order as steps
-from orderstream.local.processes.child import (
-    ChildError,
-    ProcessRegistry,
-    StoppingError,
-    end_leftovers,
-    rotate,
-    start_time,
-    wait_until,
-)
+from orderstream.local.plan import Plan, given, plan
+from orderstream.local.processes import ports, start_order
+from orderstream.local.processes.child import ChildError, StoppingError
+from orderstream.local.processes.logs import rotate
+from orderstream.local.processes.pids import start_time, wait_until
+from orderstream.local.processes.progress import Terminal
+from orderstream.local.processes.registry import ProcessRegistry, end_leftovers
 from orderstream.local.processes.service import Service
 from orderstream.local.processes.signals import Stop
+from orderstream.local.processes.start_order import SCHEMA, START_AFTER, TOPICS, StartStep
 from orderstream.local.processes.state import BusyError, Phase, Run, StateDir, StateRecord, checkout, shared_cache
 from orderstream.local.processes.supervisor import GaveUpError, Supervisor
-from orderstream.local.processes.terminal import Terminal
 from orderstream.local.servers import kafka, server_home
 from orderstream.local.servers.kafka_jars import FetchError
 from orderstream.local.servers.passwords import read_or_make
@@ -78,7 +73,7 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
     supervisor = Supervisor(state, registry, terminal, stop, settings.restarts_per_minute)
     with _stopped_afterwards(supervisor, registry, terminal):
         try:
-            steps.run(_steps(settings, todo, supervisor), terminal, stop.requested)
+            start_order.run(_steps(settings, todo, supervisor), terminal, stop.requested)
             terminal.clear()
             terminal.say(banner(todo.urls, state))
             # Last, for whoever waits for it in another process finds the banner in our output then.
@@ -137,15 +132,15 @@ def _phase_is(phase: Phase) -> Callable[[StateRecord], None]:
     return change
 
 
-def _steps(settings: Settings, todo: Plan, supervisor: Supervisor) -> list[steps.Step]:
-    def start(service: Service) -> steps.Step:
-        return steps.Step(service.name, service.needs, lambda report: supervisor.bring_up(service, report))
+def _steps(settings: Settings, todo: Plan, supervisor: Supervisor) -> list[StartStep]:
+    def start(service: Service) -> StartStep:
+        return StartStep(service.name, service.needs, lambda report: supervisor.bring_up(service, report))
 
     located = settings.model_copy(update=stack_addresses(todo.urls))
     return [
-        *map(start, todo.parts),
-        steps.Step(SCHEMA, ("postgres",), lambda report: prepare_schema(located, report)),
-        steps.Step(TOPICS, ("kafka",), lambda report: prepare_topics(located, report)),
+        *map(start, todo.servers),
+        StartStep(SCHEMA, START_AFTER[SCHEMA], lambda report: prepare_schema(located, report)),
+        StartStep(TOPICS, START_AFTER[TOPICS], lambda report: prepare_topics(located, report)),
         *map(start, todo.services),
     ]
 

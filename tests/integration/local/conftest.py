@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orderstream.local.processes.child import Child, ProcessRegistry, start_time
+from orderstream.local.processes.child import Child
+from orderstream.local.processes.pids import start_time
+from orderstream.local.processes.registry import ProcessRegistry
 from orderstream.local.processes.service import InstallContext, Service, await_ready
 from orderstream.local.processes.state import Run, StateDir, StateRecord, shared_cache
 from orderstream.local.servers import kafka_jars as jars

@@ -8,7 +8,9 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from orderstream.local.processes import ports
-from orderstream.local.processes.child import Child, ProcessRegistry, start_time
+from orderstream.local.processes.child import Child
+from orderstream.local.processes.pids import start_time
+from orderstream.local.processes.registry import ProcessRegistry
 from orderstream.local.processes.service import InstallContext
 from orderstream.local.processes.state import Run, StateDir, StateRecord, shared_cache
 from orderstream.local.servers import kafka_jars as jars

@@ -5,7 +5,8 @@ import psycopg
 import pytest
 
 from orderstream.local.processes import ports
-from orderstream.local.processes.child import Child, Command, wait_until
+from orderstream.local.processes.child import Child, Command
+from orderstream.local.processes.pids import wait_until
 from orderstream.local.servers.passwords import read, read_or_make
 from orderstream.local.servers.postgres import Postgres
 from orderstream.postgres.migrate import migrate

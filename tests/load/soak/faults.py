@@ -19,7 +19,7 @@ from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, Config
 
 from orderstream.domain.events import TOPICS, topic_of
 from orderstream.kafka.client import MAX_MESSAGE_BYTES, admin
-from orderstream.local.processes.child import signal_family, start_time
+from orderstream.local.processes.pids import signal_tree, start_time
 from orderstream.local.servers import server_home
 from orderstream.settings import SERVICES, Settings
 from tests.load.bench.system import System
@@ -67,7 +67,7 @@ class Target:
     def signal(self, name: str, number: signal.Signals) -> int:
         """Signal a process and all that it has started; returns its pid."""
         pid = self.pid(name)
-        signal_family(pid, number)
+        signal_tree(pid, number)
         return pid
 
     def wait(self, seconds: float) -> None:
@@ -153,7 +153,7 @@ def kill(*names: str) -> Callable[[Target], None]:
 
     def harm(target: Target) -> None:
         for pid in [target.pid(name) for name in names]:
-            signal_family(pid, signal.SIGKILL)
+            signal_tree(pid, signal.SIGKILL)
 
     return harm
 
@@ -165,7 +165,7 @@ def hang(name: str, seconds: float) -> Callable[[Target], None]:
         pid = target.signal(name, signal.SIGSTOP)
         target.wait(seconds)
         if psutil.pid_exists(pid):
-            signal_family(pid, signal.SIGCONT)
+            signal_tree(pid, signal.SIGCONT)
 
     return harm
 
@@ -179,7 +179,7 @@ def stop_every_service(target: Target) -> None:
 def kill_every_service(target: Target) -> None:
     """`kill -9` of every process of the five services at once."""
     for pid in target.services():
-        signal_family(pid, signal.SIGKILL)
+        signal_tree(pid, signal.SIGKILL)
 
 
 def restart_postgres(target: Target) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from orderstream.local import control
-from orderstream.local.processes.child import ProcessRegistry
+from orderstream.local.processes.progress import Terminal
+from orderstream.local.processes.registry import ProcessRegistry
 from orderstream.local.processes.state import BusyError, StateDir, StateRecord
-from orderstream.local.processes.terminal import Terminal
 from orderstream.local.servers import server_home
 from orderstream.local.servers.passwords import read_or_make
 from tests.unit.local.conftest import SLEEPER, MakeChild, python
@@ -56,14 +56,14 @@ def test_following_shows_whole_new_lines_of_old_new_and_emptied_logs(
     assert shown == ["old | one", "old | half", "new | first", "old | anew"]
 
 
-def test_down_ends_what_a_killed_run_left(state: StateDir, registry: ProcessRegistry, child: MakeChild) -> None:
-    one = child("one")
-    one.start(python(SLEEPER))
-    registry.update(lambda record: setattr(record.run, "start_time", "a killed one"))
+def test_down_ends_what_a_killed_run_left(state: StateDir, registry: ProcessRegistry, make_child: MakeChild) -> None:
+    child = make_child("worker")
+    child.start(python(SLEEPER))
+    registry.update(lambda record: setattr(record.run, "start_time", "of a killed run"))
     said = io.StringIO()
     assert control.down(state, Terminal(said)) == 0
-    assert "Ended what a killed run left behind: one" in said.getvalue()
-    assert one.wait(10)
+    assert "Ended what a killed run left behind: worker" in said.getvalue()
+    assert child.wait(10)
     assert state.read().run is None
 
 

@@ -41,7 +41,7 @@ def test_a_given_url_counts_unless_it_is_our_own(settings: Settings, found: set[
 
 def test_parts_and_services_of_a_plain_start(state: StateDir) -> None:
     made = plan.plan(given(), state, {})
-    assert [part.name for part in made.parts] == ["postgres", "valkey", "kafka"]
+    assert [server.name for server in made.servers] == ["postgres", "valkey", "kafka"]
     assert [service.name for service in made.services] == list(SERVICES)
     assert made.urls["BASE_URL"] == "http://127.0.0.1:3000"
     assert made.urls["KAFKA_BROKERS"] == f"127.0.0.1:{made.ports['kafka']}"
@@ -49,7 +49,7 @@ def test_parts_and_services_of_a_plain_start(state: StateDir) -> None:
 
 def test_a_given_part_is_used_and_not_started(state: StateDir) -> None:
     made = plan.plan(given(postgres_url="postgresql://db.example/orders"), state, {})
-    assert [part.name for part in made.parts] == ["valkey", "kafka"]
+    assert [server.name for server in made.servers] == ["valkey", "kafka"]
     assert made.urls["POSTGRES_URL"] == "postgresql://db.example/orders"
 
 
@@ -95,7 +95,7 @@ def test_the_password_of_our_own_kafka_goes_before_one_that_the_shell_has(state:
 def test_no_argument_of_any_process_holds_a_password(state: StateDir) -> None:
     passwords = Passwords()
     made = plan.plan(given(), state, {}, passwords=passwords)
-    arguments = " ".join(word for service in (*made.parts, *made.services) for word in service.command().argv)
+    arguments = " ".join(word for service in (*made.servers, *made.services) for word in service.command().argv)
     assert not [word for word in msgspec.structs.asdict(passwords).values() if word in arguments]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from orderstream.local.processes.child import StoppingError
-from orderstream.local.processes.start_order import Step, run
-from orderstream.local.processes.terminal import Terminal
+from orderstream.local.processes.progress import Terminal
+from orderstream.local.processes.start_order import StartStep, run
 
 Report = Callable[[str], None]
 
@@ -29,10 +29,10 @@ def test_a_step_waits_for_what_it_needs_and_for_nothing_else() -> None:
         return lambda _: done.append(name)
 
     steps = [
-        Step("last", ("first", "given elsewhere"), note("last")),
-        Step("first", (), note("first")),
-        Step("left", (), meet),
-        Step("right", (), meet),
+        StartStep("last", ("first", "given elsewhere"), note("last")),
+        StartStep("first", (), note("first")),
+        StartStep("left", (), meet),
+        StartStep("right", (), meet),
     ]
     run(steps, quiet(), threading.Event())
     assert done == ["first", "last"]
@@ -45,7 +45,7 @@ def test_the_first_failure_is_raised_and_what_needs_it_never_runs() -> None:
         raise OSError("no disk")
 
     with pytest.raises(OSError, match="no disk"):
-        run([Step("a", (), fail), Step("b", ("a",), lambda _: ran.set())], quiet(), threading.Event())
+        run([StartStep("a", (), fail), StartStep("b", ("a",), lambda _: ran.set())], quiet(), threading.Event())
     assert not ran.is_set()
 
 
@@ -57,10 +57,10 @@ def test_a_stop_does_not_wait_for_a_step_that_hangs() -> None:
         never.wait(60)
 
     with pytest.raises(StoppingError):
-        run([Step("a", (), hang)], quiet(), cancelled)
+        run([StartStep("a", (), hang)], quiet(), cancelled)
     never.set()
 
 
 def test_steps_that_need_each_other_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="need each other"):
-        run([Step("a", ("b",), lambda _: None), Step("b", ("a",), lambda _: None)], quiet(), threading.Event())
+        run([StartStep("a", ("b",), print), StartStep("b", ("a",), print)], quiet(), threading.Event())

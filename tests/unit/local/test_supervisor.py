@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from orderstream.local.processes import supervisor
-from orderstream.local.processes.child import Child, Command, ProcessRegistry, StoppingError
-from orderstream.local.processes.service import STOP_LEARNING, InstallContext
+from orderstream.local.processes.child import Child, Command, StoppingError
+from orderstream.local.processes.progress import Terminal
+from orderstream.local.processes.registry import ProcessRegistry
+from orderstream.local.processes.service import InstallContext
 from orderstream.local.processes.signals import Stop
+from orderstream.local.processes.start_order import STOP_LEARNING
 from orderstream.local.processes.state import StateDir
 from orderstream.local.processes.supervisor import GaveUpError, Supervisor
-from orderstream.local.processes.terminal import Terminal
 from orderstream.process.pages import serve_pages
 from tests.support.waiting import wait_until
 from tests.unit.local.conftest import SLEEPER, python
@@ -294,7 +296,7 @@ def test_a_log_that_cannot_be_cut_ends_nothing(bench: Bench, monkeypatch: pytest
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(supervisor, "_LOG_CHECK_SECONDS", 0.0)
-    monkeypatch.setattr(supervisor, "bound", fail)
+    monkeypatch.setattr(supervisor, "limit_size", fail)
     bench.up(Small("worker"))
     watching = bench.watch()
     assert tried.wait(10)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from orderstream.local.processes import ports
-from orderstream.local.processes.child import ProcessRegistry
+from orderstream.local.processes.progress import Terminal
+from orderstream.local.processes.registry import ProcessRegistry
 from orderstream.local.processes.state import StateDir, StateRecord
-from orderstream.local.processes.terminal import Terminal
 from orderstream.local.up import _problem_with_path, _stopped_afterwards, up
 from orderstream.settings import Settings
 from tests.unit.local.test_supervisor import Asked, Bench, Small

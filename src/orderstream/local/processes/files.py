@@ -1,4 +1,4 @@
-"""Files that hold passwords or orders: readable by their owner alone under every umask."""
+"""Files that hold passwords or orders: only their owner can read them, under every umask."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ _OTHERS = 0o077
 
 
 def open_private(path: Path, mode: str) -> IO[Any]:
-    """Open `path` as `open` does; a file that this creates has mode 0600."""
+    """Open `path` as `open` does. A new file gets mode 0600."""
     return open(path, mode, opener=lambda name, flags: os.open(name, flags, PRIVATE_FILE))
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace `path` by a file of mode 0600 in one move, so that a reader sees the old or the new content."""
+    """Replace `path` by a file of mode 0600 in one move, so that a reader sees either the old or the new content."""
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     with open_private(fresh, "xb") as file:
@@ -26,15 +26,15 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def make_private(folder: Path) -> None:
-    """Make `folder` with mode 0700, if it is missing. The folders above it get the mode that the umask says."""
+    """Create `folder` with mode 0700 if it is missing. Missing parent folders get the mode of the umask."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
 
 
 def close_to_others(paths: Iterable[Path]) -> None:
-    """Take all rights of the group and of others away from `paths` and from everything below them.
+    """Remove all rights of the group and of others from `paths` and from everything below them.
 
-    A path that is gone, or that belongs to another account, is left out. Links are not followed.
+    A path that does not exist, or that belongs to another account, is skipped. Links are not followed.
     """
     for path in paths:
         _close(path)
@@ -52,7 +52,7 @@ def _close(path: Path) -> None:
 
 
 def open_to_all(root: Path) -> None:
-    """Let every account read `root` and everything below it, and run what its owner may run."""
+    """Let every account read `root` and everything below it, and run the files that their owner may run."""
     root.chmod(0o755)
     for folder, folders, files in os.walk(root):
         for name in folders:

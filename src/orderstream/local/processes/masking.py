@@ -1,4 +1,4 @@
-"""Takes passwords out of what is shown to people and written to logs."""
+"""Removes passwords from texts that are shown to people or written to logs."""
 
 import re
 
@@ -8,8 +8,8 @@ _IN_PARAMETER = re.compile(r"(?i)((?:password|passwd|secret|token)\s*=\s*)('(?:[
 
 
 def masked(text: str) -> str:
-    """Return `text` with `***` for each password in an address, a query or a libpq connection string.
+    """Return `text` with `***` in place of each password in an address, a query or a libpq connection string.
 
-    Of an address with an `@` in its path or query it masks more than the password.
+    If an address has an `@` in its path or query, more than the password is masked.
     """
     return _IN_PARAMETER.sub(rf"\1{MASK}", _IN_USERINFO.sub(rf"\1:{MASK}@", text))

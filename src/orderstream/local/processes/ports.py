@@ -1,4 +1,4 @@
-"""Free ports for the parts, picked once and kept, and who holds a port that is taken."""
+"""Picks free ports, which the local system keeps for later runs, and names the process that holds a taken port."""
 
 import errno
 import os
@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from orderstream.local.processes.masking import masked
 
 LOOPBACK = "127.0.0.1"
-# Below the range from which systems take the ports of outgoing connections, so that a kept port is rarely gone.
+# Systems take the ports of outgoing connections from a higher range. So a kept port is rarely taken at the next start.
 _FIRST, _LAST = 20_000, 32_000
 _TRIES = 1_000
 
 
 def is_free(host: str, port: int) -> bool:
-    """Tell whether a server could listen there now. Raises OSError for any other reason than a taken port."""
+    """Tell whether a server could listen on this port now. Raises OSError if it could not for another reason."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -29,7 +29,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def pick(names: Iterable[str], kept: Mapping[str, int], avoid: Iterable[int] = ()) -> dict[str, int]:
-    """Return a port for each name: the kept one while it is free, else another that no name has."""
+    """Return a port for each name: the kept port if it is free, otherwise a free one that no other name has."""
     chosen: dict[str, int] = {}
     used = {*kept.values(), *avoid}
     for name in names:
@@ -42,7 +42,7 @@ def pick(names: Iterable[str], kept: Mapping[str, int], avoid: Iterable[int] = (
 
 
 def _another(used: set[int]) -> int:
-    choice = random.Random(os.urandom(8))  # noqa: S311 - it only has to differ from another stack's choice
+    choice = random.Random(os.urandom(8))  # noqa: S311 - it only has to differ from the choice of another local system
     for _ in range(_TRIES):
         port = choice.randrange(_FIRST, _LAST)
         if port not in used and is_free(LOOPBACK, port):
@@ -51,14 +51,14 @@ def _another(used: set[int]) -> int:
 
 
 def holder(port: int) -> str:
-    """Say which process listens on `port`, as far as this user may know."""
-    import psutil  # noqa: PLC0415 - slow to load, and seldom needed
+    """Return a text that names the process that listens on `port`, as far as this user may see it."""
+    import psutil  # noqa: PLC0415 - slow to load, and rarely needed
 
     try:
-        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        connections = [found for found in psutil.net_connections("tcp") if found.status == psutil.CONN_LISTEN]
     except psutil.Error:
-        listening = []
-    for pid in (one.pid for one in listening if one.laddr and one.laddr.port == port and one.pid):
+        connections = []
+    for pid in (found.pid for found in connections if found.laddr and found.laddr.port == port and found.pid):
         try:
             command = " ".join(psutil.Process(pid).cmdline()) or psutil.Process(pid).name()
             return f"pid {pid} ({masked(command)})"

@@ -1,4 +1,4 @@
-"""The protocol that every server and service of the local stack keeps, and how to wait until one is ready."""
+"""The protocol that every server and service of the local system implements, and the wait until one is ready."""
 
 import http.client
 import threading
@@ -8,22 +8,20 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from orderstream.local.processes.child import Child, ChildError, Command, ProcessRegistry, StoppingError
+from orderstream.local.processes.child import Child, ChildError, Command, StoppingError
 from orderstream.local.processes.ports import LOOPBACK
+from orderstream.local.processes.registry import ProcessRegistry
 from orderstream.local.processes.state import StateDir
 
-# Stopped in this order: whoever takes orders in, whoever works on them, whoever keeps them. What only prepares a
-# faster start is killed at once.
-STOP_LEARNING, STOP_GATEWAY, STOP_WORKERS, STOP_SERVERS = -1, 0, 1, 2
+READY_SECONDS = 120.0
 _HEALTH_SECONDS = 1.0
 _ANSWER_BYTES = 1_000
-READY_SECONDS = 120.0
 _READY_POLL_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
 class InstallContext:
-    """What a part may use while it is made ready to start."""
+    """What a server or service may use in `install`."""
 
     state: StateDir
     registry: ProcessRegistry
@@ -31,12 +29,12 @@ class InstallContext:
     cancelled: threading.Event
 
     def run(self, name: str, command: Command, seconds: float) -> None:
-        """Run a short command, its output in the log `name`. Raises ChildError unless it exits 0 in time."""
+        """Run a short command with its output in the log `name`. Raises ChildError unless it exits with 0 in time."""
         Child(name, self.state.log(name), self.registry).run(command, seconds)
 
 
 class Service(Protocol):
-    """One process of the stack."""
+    """One process of the local system."""
 
     @property
     def name(self) -> str:
@@ -49,21 +47,23 @@ class Service(Protocol):
         ...
 
     def install(self, context: InstallContext) -> None:
-        """Make ready to start: files, directories. Idempotent, and offline when everything is there."""
+        """Prepare the start: files, directories. Idempotent. Needs no network if everything is in place."""
         ...
 
     def command(self) -> Command:
-        """How to start it."""
+        """Return the command that starts it."""
         ...
 
     def ready(self, child: Child) -> bool:
-        """Tell whether it serves now; takes about a second at most and never raises."""
+        """Tell whether it serves now. Takes about a second at most and never raises."""
         ...
 
 
 def await_ready(service: Service, child: Child, cancelled: threading.Event) -> bool:
-    """Return True once it serves, False when it has ended. Raises ChildError when it lives and does not serve in time,
-    StoppingError when `cancelled` is set."""
+    """Wait until the service is ready. Return False if its process has ended.
+
+    Raises ChildError if the process runs and is not ready after READY_SECONDS, StoppingError when `cancelled` is set.
+    """
     deadline = time.monotonic() + READY_SECONDS
     while not service.ready(child):
         if cancelled.wait(_READY_POLL_SECONDS):
@@ -81,7 +81,7 @@ def healthy(url: str) -> bool:
 
 
 def problem_at(url: str) -> str | None:
-    """Return None when GET `url` answers 200 within a second; else what it answers, or that it does not.
+    """Return None if GET `url` answers 200 within a second, otherwise the text of the answer or `no answer`.
 
     The request goes straight to the address. HTTP_PROXY is ignored.
     """

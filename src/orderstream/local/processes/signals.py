@@ -1,18 +1,19 @@
-"""Turns the signals that ask us to stop into two events: the first asks, a second one forces."""
+"""Turns SIGINT, SIGTERM and SIGHUP into two events: the first signal requests a stop, the second forces it."""
 
 import queue
 import signal
 import threading
 
-from orderstream.local.processes.terminal import Terminal
+from orderstream.local.processes.progress import Terminal
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """`requested` after the first signal, `forced` after the second. Make it in the main thread, before all else.
+    """`requested` is set after the first signal, `forced` after the second. Create it first, in the main thread.
 
-    A handler only puts into a SimpleQueue, which is safe wherever the signal struck; an Event's own lock is not.
+    The signal handler only puts into a SimpleQueue, which is safe at any point of the program. The lock of an Event is
+    not.
     """
 
     def __init__(self, terminal: Terminal) -> None:
@@ -20,15 +21,15 @@ class Stop:
         self.forced = threading.Event()
         self._terminal = terminal
         self._arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
-        threading.Thread(target=self._pass_on, name="signals", daemon=True).start()
-        for one in _SIGNALS:
-            signal.signal(one, lambda number, _frame: self._arrived.put(number))
+        threading.Thread(target=self._set_events, name="signals", daemon=True).start()
+        for number in _SIGNALS:
+            signal.signal(number, lambda received, _frame: self._arrived.put(received))
 
-    def _pass_on(self) -> None:
+    def _set_events(self) -> None:
         self._arrived.get()
         self._terminal.clear()
-        self._terminal.say("Stopping; once more (Ctrl-C) to force it")
+        self._terminal.say("Stopping; press Ctrl-C again to force it")
         self.requested.set()
         self._arrived.get()
-        self._terminal.say("Forced: ending everything now")
+        self._terminal.say("Forced: killing all processes now")
         self.forced.set()

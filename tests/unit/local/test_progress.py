@@ -2,7 +2,7 @@
 
 import io
 
-from orderstream.local.processes.terminal import Terminal
+from orderstream.local.processes.progress import Terminal
 from tests.support.waiting import wait_until
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a start and a stop: a line for each thing done, and on a terminal one moving line below."""
+"""Shows the progress of a start and a stop: a line for each finished step, and on a terminal a moving line below."""
 
 import contextlib
 import shutil
@@ -8,14 +8,14 @@ import time
 from typing import TextIO
 
 _FRAME_SECONDS = 0.1
-# Without a terminal a step says what it is doing at most this often.
+# Without a terminal, a step prints what it is doing at most this often.
 _NOTE_SECONDS = 2.0
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _PLAIN_FRAMES = "|/-\\"
 
 
 class Terminal:
-    """Safe to use from several threads. A terminal that has gone away is not an error."""
+    """Prints to a stream. Safe to use from several threads. A stream that was closed is not an error."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -30,7 +30,7 @@ class Terminal:
         self._painter: threading.Thread | None = None
 
     def begin(self, name: str) -> None:
-        """A step begins."""
+        """Show that a step begins."""
         with self._lock:
             self._begun[name] = self._said[name] = time.monotonic()
             if self._live and self._painter is None:
@@ -38,7 +38,7 @@ class Terminal:
                 self._painter.start()
 
     def note(self, name: str, text: str) -> None:
-        """A step says what it is doing."""
+        """Show what a step is doing."""
         with self._lock:
             self._notes[name] = text
             now = time.monotonic()
@@ -47,7 +47,7 @@ class Terminal:
                 self._write(f"  {name}: {text}\n")
 
     def finish(self, name: str) -> None:
-        """A step is done."""
+        """Show that a step is done, and how long it took."""
         with self._lock:
             began = self._begun.pop(name, time.monotonic())
             self._notes.pop(name, None)
@@ -59,7 +59,7 @@ class Terminal:
             self._line(text)
 
     def clear(self) -> None:
-        """No step is under way any more: take the moving line away."""
+        """Remove the moving line: no step is running any more."""
         with self._lock:
             self._begun.clear()
             self._notes.clear()
@@ -87,9 +87,9 @@ class Terminal:
 
     def _moving(self, frame: int) -> str:
         now = time.monotonic()
-        parts = []
+        running = []
         for name, began in self._begun.items():
             note = self._notes.get(name)
-            parts.append(f"{name}{': ' + note if note else ''} {now - began:.0f} s")
-        text = f"  {self._frames[frame % len(self._frames)]} {', '.join(parts)}"
+            running.append(f"{name}{': ' + note if note else ''} {now - began:.0f} s")
+        text = f"  {self._frames[frame % len(self._frames)]} {', '.join(running)}"
         return text[: shutil.get_terminal_size().columns - 1]
