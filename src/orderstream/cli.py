@@ -325,8 +325,8 @@ def dlq_list(service: str | None, limit: int) -> None:
     """List the newest dead letters of SERVICE, or of all: service, partition, offset, time, reason, source, key."""
     from confluent_kafka import KafkaException
 
+    from orderstream.dead_letters.reader import newest
     from orderstream.kafka.client import KafkaRefusedError
-    from orderstream.worker.dead_letter_reader import newest
 
     settings = _stack_settings()
     with _plain_errors(KafkaException, KafkaRefusedError):
@@ -343,11 +343,11 @@ def dlq_show(service: str, partition: int, offset: int) -> None:
     """Show one dead letter whole, by the place that `list` gives."""
     from confluent_kafka import KafkaException
 
+    from orderstream.dead_letters.reader import letter_at
     from orderstream.kafka.client import KafkaRefusedError
-    from orderstream.worker.dead_letter_reader import one
 
     with _plain_errors(KafkaException, KafkaRefusedError):
-        letter = one(_stack_settings(), service, partition, offset)
+        letter = letter_at(_stack_settings(), service, partition, offset)
     if letter is None:
         raise click.ClickException("there is no such dead letter")
     click.echo(letter.text)
@@ -364,7 +364,7 @@ def refused_list(limit: int) -> None:
     """List the records refused last: id, time, service, topic, key, how often, and the reason."""
     import psycopg
 
-    from orderstream.worker.refused_records import newest
+    from orderstream.dead_letters.refused_records import newest
 
     with _plain_errors(psycopg.Error):
         for record in newest(_stack_settings().postgres_url, limit):
@@ -377,7 +377,7 @@ def refused_show(record_id: str) -> None:
     """Show one refused record whole, by the beginning of its ID."""
     import psycopg
 
-    from orderstream.worker.refused_records import find
+    from orderstream.dead_letters.refused_records import find
 
     with _plain_errors(psycopg.Error):
         record = find(_stack_settings().postgres_url, record_id)
@@ -392,8 +392,8 @@ def refused_redrive() -> None:
     import psycopg
     from confluent_kafka import KafkaException
 
+    from orderstream.dead_letters.refused_records import redrive
     from orderstream.kafka.client import KafkaRefusedError, PublishError
-    from orderstream.worker.refused_records import redrive
 
     with _plain_errors(psycopg.Error, KafkaException, KafkaRefusedError, PublishError):
         sent, still_refused = redrive(_stack_settings())

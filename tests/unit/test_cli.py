@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from confluent_kafka import KafkaError, KafkaException
 
 from orderstream.cli import main
+from orderstream.dead_letters import reader as dead_letter_reader
 from orderstream.domain.limits import UNITS_MAX
 from orderstream.settings import SERVICES
-from orderstream.worker import dead_letter_reader
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -42,7 +42,7 @@ WRITERS = {
         "outbox_relay": "takes out what it publishes, puts back what Kafka did not acknowledge",
     },
     "outbox_floor": {"outbox_relay": "says where to begin"},
-    "refused_records": {"worker": "keeps what Kafka refuses; its room holds the redrive too"},
+    "refused_records": {"dead_letters": "keeps what Kafka refuses; its room holds the redrive too"},
 }
 _WRITE = re.compile(
     r"\b(?:INSERT\s+INTO|DELETE\s+FROM|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?|COPY|(?<!FOR )(?<!KEY )(?<!DO )UPDATE)\s+"
@@ -159,6 +159,6 @@ def test_modules_stay_below_450_lines(path: Path) -> None:
 
 
 def test_no_admin_request_goes_to_the_coordinator_of_a_group() -> None:
-    """librdkafka may end the process if the broker dies meanwhile (its issue 4605): kafka/standings.py asks instead."""
+    """librdkafka may abort if the broker dies meanwhile (its issue 4605). kafka/group_offsets.py asks instead."""
     requests = re.compile(r"(describe|delete)_consumer_groups|(list|alter|delete)_consumer_group_offsets")
     assert not [path for path in SOURCE.rglob("*.py") if requests.search(path.read_text(encoding="utf-8"))]

@@ -30,7 +30,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
 from orderstream.worker.handler import Decision, Outgoing, RepeatBatchError, Timer
-from orderstream.worker.refutation import rejected
+from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
 SQL = load("orderstream.inventory_worker")
 DECIDED = ("RESERVED", "FAILED")
@@ -104,7 +104,9 @@ class InventoryHandler:
             for received in believed
             if received.order_id in rows
         )
-        return Decision([Outgoing(event, received) for event, received in answers if event], rejected(tx, refuted))
+        return Decision(
+            [Outgoing(event, received) for event, received in answers if event], reject_unconfirmed(tx, refuted)
+        )
 
     @staticmethod
     def _payments(tx: Connection, ids: list[str]) -> dict[str, _Payment]:

@@ -98,7 +98,7 @@ def in_words(outbox: Waiting, unfinished: Waiting, aborted: Waiting, refused: Wa
 def _lag(settings: Settings) -> list[str]:
     from orderstream.inventory_worker.handler import InventoryHandler  # noqa: PLC0415 - slow to load
     from orderstream.kafka.client import consumer  # noqa: PLC0415
-    from orderstream.kafka.standings import standings  # noqa: PLC0415
+    from orderstream.kafka.group_offsets import group_offsets  # noqa: PLC0415
     from orderstream.kafka.topics import dead_letter_topic  # noqa: PLC0415
     from orderstream.order_service.handler import OrderHandler  # noqa: PLC0415
     from orderstream.payment_worker.handler import PaymentHandler  # noqa: PLC0415
@@ -108,9 +108,9 @@ def _lag(settings: Settings) -> list[str]:
         prefix = settings.kafka_topic_prefix
         letters = prefix + dead_letter_topic(handler.group)
         topics = [letters, *(prefix + name for name in handler.topics)]
-        found = standings(consumer(settings, handler.group), topics, deadline)
-        lag = sum(standing.end - standing.taken for (topic, _), standing in found.items() if topic != letters)
-        dead = sum(standing.end - standing.first for (topic, _), standing in found.items() if topic == letters)
+        found = group_offsets(consumer(settings, handler.group), topics, deadline)
+        lag = sum(offsets.end - offsets.next for (topic, _), offsets in found.items() if topic != letters)
+        dead = sum(offsets.end - offsets.first for (topic, _), offsets in found.items() if topic == letters)
         lines.append(f"{handler.group:<20} {lag} records behind, {dead} dead letters")
     return lines
 

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from orderstream.domain.events import topic_of
 from orderstream.kafka.client import KafkaRefusedError, consumer
-from orderstream.kafka.standings import Place, standings
+from orderstream.kafka.group_offsets import group_offsets
+from orderstream.kafka.partitions import TopicAndPartition
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
@@ -49,8 +50,8 @@ log = logs.get()
 class Offsets(Struct, frozen=True):
     """Where each partition ends, and where the last of its readers has arrived."""
 
-    ends: dict[Place, int]
-    taken: dict[Place, int]
+    ends: dict[TopicAndPartition, int]
+    taken: dict[TopicAndPartition, int]
 
 
 class Consumed:
@@ -61,7 +62,7 @@ class Consumed:
         self._ask = ask
         self._clock = clock
         self._asked_at: float | None = None
-        self._points: list[tuple[datetime, dict[Place, int]]] = []
+        self._points: list[tuple[datetime, dict[TopicAndPartition, int]]] = []
         self._spacing = timedelta(0)
         self.until: datetime | None = None
         """What was decided before is consumed; None while that is not known."""
@@ -104,9 +105,9 @@ class Consumed:
             del self._points[-2]
 
 
-def _has_passed(offsets: Offsets, ends: Mapping[Place, int]) -> bool:
+def _has_passed(offsets: Offsets, ends: Mapping[TopicAndPartition, int]) -> bool:
     """Say whether all readers are behind these ends, or behind the end that a topic has since it was made again."""
-    return all(offsets.taken[place] >= min(ends.get(place, 0), end) for place, end in offsets.ends.items())
+    return all(offsets.taken[partition] >= min(ends.get(partition, 0), end) for partition, end in offsets.ends.items())
 
 
 class KafkaOffsets:
@@ -127,13 +128,13 @@ class KafkaOffsets:
     def ask(self) -> Offsets:
         """Return where the topics end, and what the groups have taken. Raises KafkaException, KafkaRefusedError."""
         deadline = time.monotonic() + ANSWER_SECONDS
-        ends: dict[Place, int] = {}
-        taken: dict[Place, int] = {}
+        ends: dict[TopicAndPartition, int] = {}
+        taken: dict[TopicAndPartition, int] = {}
         for group, event_types in READERS.items():
             if group not in self._clients:
                 self._clients[group] = consumer(self._settings, group)
             topics = [self._settings.kafka_topic_prefix + topic_of(event_type) for event_type in event_types]
-            for place, standing in standings(self._clients[group], topics, deadline).items():
-                ends[place] = min(ends.get(place, standing.end), standing.end)
-                taken[place] = min(taken.get(place, standing.taken), standing.taken)
+            for partition, offsets in group_offsets(self._clients[group], topics, deadline).items():
+                ends[partition] = min(ends.get(partition, offsets.end), offsets.end)
+                taken[partition] = min(taken.get(partition, offsets.next), offsets.next)
         return Offsets(ends, taken)

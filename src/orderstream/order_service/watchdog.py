@@ -24,7 +24,7 @@ from orderstream.postgres.orders import changes, items_of, locked
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
-from orderstream.worker.due import FLOOR, DueRows, Range, limits
+from orderstream.worker.due_scan import FLOOR, DueScan, TimeRange, statement_limit
 from orderstream.worker.handler import Timer
 
 SQL = load("orderstream.order_service")
@@ -81,8 +81,8 @@ class Watchdog:
         """Without `consumed` no order ever counts as waiting in Kafka."""
         self._schedule = schedule
         self._consumed = consumed
-        self._open = DueRows(time.monotonic)
-        self._uncompensated = DueRows(time.monotonic)
+        self._open = DueScan(time.monotonic)
+        self._uncompensated = DueScan(time.monotonic)
         self._oldest_after = FLOOR
         self.timers: Sequence[Timer] = (
             Timer("nudge", EVERY_SECONDS, self.nudge),
@@ -100,7 +100,7 @@ class Watchdog:
         self._measure(connection)
         return False
 
-    def _look(self, connection: Connection, due: DueRows, any_due: str, claim: Claim) -> None:
+    def _look(self, connection: Connection, due: DueScan, any_due: str, claim: Claim) -> None:
         """Claim what is due, range by range, at most ROWS_PER_RUN orders; nothing while Kafka does not answer."""
         row = connection.execute(SQL["now"]).fetchone()
         assert row is not None
@@ -112,27 +112,27 @@ class Watchdog:
             except psycopg.errors.QueryCanceled:
                 if not part.is_limited:
                     raise
-                due.took_too_long()
+                due.note_timeout()
                 return
             if times is None:
                 return
             is_full = len(times) == left
-            due.looked(part, max(times) if is_full else None, time.monotonic() - started)
+            due.note_scanned(part, max(times) if is_full else None, time.monotonic() - started)
             left -= len(times)
             if not left:
                 return
 
     def _take(
-        self, connection: Connection, part: Range, now: datetime, *, limit: int, any_due: str, claim: Claim
+        self, connection: Connection, part: TimeRange, now: datetime, *, limit: int, any_due: str, claim: Claim
     ) -> list[datetime] | None:
         """Claim what is due in a range, and return the times at which it was; None while Kafka does not answer."""
         between = {"after": part.after, "upto": part.upto}
-        with limits(connection, part):
+        with statement_limit(connection, part):
             if not self._is_fresh and connection.execute(SQL[any_due], between).fetchone() is None:
                 return []
         if (passed := self._passed(connection, now)) is None:
             return None
-        with limits(connection, part):
+        with statement_limit(connection, part):
             return claim(connection, between | {"passed": passed, "limit": limit})
 
     @property

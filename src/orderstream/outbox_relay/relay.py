@@ -12,6 +12,8 @@ from typing import Any
 import psycopg
 from confluent_kafka import KafkaException
 
+from orderstream.dead_letters import refused_records
+from orderstream.dead_letters.refused_records import Delivery
 from orderstream.domain.events import PAYLOADS, TOPICS, topic_of
 from orderstream.kafka.client import TOPIC_MAY_BE_GONE, Publication, Publisher, PublishError
 from orderstream.kafka.envelope import event_headers
@@ -22,12 +24,10 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.faults import is_transient
 from orderstream.postgres.session import Session
 from orderstream.postgres.sql import load
-from orderstream.process.standstill import Standstill
+from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Span, Tracer
-from orderstream.worker import refused_records
-from orderstream.worker.refused_records import Delivery
 
 SERVICE = "outbox-relay"
 BATCH_ROWS = 500
@@ -59,7 +59,7 @@ class Relay:
         self._measured = 0.0
         refused_records.count_from_zero(SERVICE, TOPICS)
         self.beat = time.monotonic()
-        self.standstill = Standstill()
+        self.readiness = Readiness()
 
     @property
     def ready(self) -> bool:
@@ -71,12 +71,12 @@ class Relay:
         wait = BACKOFF_FIRST_SECONDS
         while not self._stop.is_set():
             self.beat = time.monotonic()
-            self.standstill.begin(PUBLISH)
+            self.readiness.begin(PUBLISH)
             try:
                 with self._session.use() as connection:
                     self._measure(connection)
                     rows, full = self._publish_next(connection)
-                self.standstill.succeeded(PUBLISH)
+                self.readiness.succeeded(PUBLISH)
                 self._retention.run_if_due(self._session)
                 with self._session.use() as connection:
                     self._await_more(connection, rows, full=full)
@@ -85,7 +85,7 @@ class Relay:
                 if isinstance(error, psycopg.Error) and not is_transient(error):
                     raise
                 self._position.put_back()
-                self.standstill.failed(PUBLISH, error)
+                self.readiness.failed(PUBLISH, error)
                 self._recover(error)
                 self._stop.wait(wait)
                 wait = min(2 * wait, BACKOFF_MAX_SECONDS)

@@ -36,7 +36,7 @@ from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import metrics
-from orderstream.worker.due import FLOOR, DueRows, limits
+from orderstream.worker.due_scan import FLOOR, DueScan, statement_limit
 
 CLAIM_ROWS = 200
 CLAIM_SECONDS = 30.0
@@ -99,7 +99,7 @@ class Attempts:
         self._provider_calls = provider_calls
         self._backoff = backoff
         self._oldest_voiding_after = FLOOR
-        self._due = DueRows(time.monotonic)
+        self._due = DueScan(time.monotonic)
         self.oldest_seconds = key_lifetime_seconds / 2
         """Age beyond which no order is asked for: the provider might have forgotten its key, and charge again."""
 
@@ -124,16 +124,16 @@ class Attempts:
             between = {"after": part.after, "upto": part.upto, "limit": left}
             settings = {"push_seconds": CLAIM_SECONDS, "oldest_seconds": self.oldest_seconds}
             try:
-                with limits(connection, part):
+                with statement_limit(connection, part):
                     taken = [_Claim(*row) for row in connection.execute(SQL["claim_due"], between | settings)]
             except psycopg.errors.QueryCanceled:
                 if not part.is_limited:
                     raise
-                self._due.took_too_long()
+                self._due.note_timeout()
                 break
             is_full = len(taken) == left
             latest = max(claim.due_at for claim in taken) if is_full else None
-            self._due.looked(part, latest, time.monotonic() - started)
+            self._due.note_scanned(part, latest, time.monotonic() - started)
             claims |= {claim.order_id: claim for claim in taken}
             if is_full:
                 break

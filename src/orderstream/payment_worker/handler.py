@@ -33,7 +33,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
 from orderstream.worker.handler import Decision, Outgoing, Timer
-from orderstream.worker.refutation import rejected
+from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
 SQL = load("orderstream.payment_worker")
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -153,7 +153,7 @@ class PaymentHandler:
                 for answer, received in answers
                 if answer
             ],
-            reject=rejected(tx, refuted),
+            reject=reject_unconfirmed(tx, refuted),
         )
 
     def _first(self, received: Received, charge: Charge, outcome: Outcome) -> _New:

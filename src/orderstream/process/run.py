@@ -15,7 +15,7 @@ from orderstream.postgres.faults import UnsuitableServerError
 from orderstream.process.drain import EXIT_FAILED, limit_drain
 from orderstream.process.liveness import exit_when_stuck
 from orderstream.process.pages import serve_pages
-from orderstream.process.standstill import Standstill
+from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.setup import start
@@ -37,8 +37,8 @@ class Loop(Protocol):
 
     beat: float
     """Monotonic time at which the loop last came round."""
-    standstill: Standstill
-    """What it tries in vain."""
+    readiness: Readiness
+    """The activities that do not succeed."""
 
     @property
     def ready(self) -> bool:
@@ -95,6 +95,6 @@ def _serve_pages(settings: Settings, loop: Loop) -> ThreadingHTTPServer:
         return None if time.monotonic() - loop.beat < BEAT_LIMIT_SECONDS else "stuck"
 
     def ready() -> str | None:
-        return loop.standstill.problem() if loop.ready else loop.standstill.problem() or "starting"
+        return loop.readiness.problem() if loop.ready else loop.readiness.problem() or "starting"
 
     return serve_pages(settings.host, settings.metrics_port, live, ready)

@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct, structs
 
+from orderstream.dead_letters import refused_records
+from orderstream.dead_letters.letter import DeadLetter, publication
 from orderstream.domain.events import topic_of
 from orderstream.kafka.client import (
     FENCED,
@@ -29,16 +31,15 @@ from orderstream.kafka.topics import dead_letter_topic, ensure_topics
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.faults import is_bad_value, is_fatal, is_transient, is_unknown, names_unknown_order
 from orderstream.postgres.session import Session
-from orderstream.process.standstill import Standstill
+from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer, trace_id
-from orderstream.worker import refused_records
 from orderstream.worker.consumer_health import Place, Progress, ahead_of_group
-from orderstream.worker.dead_letters import MIN_FAILURES, DeadLetter, FailureLimit, UnknownOrders, publication
+from orderstream.worker.failure_limit import MIN_FAILURES, FailureLimit, UnknownOrders
 from orderstream.worker.handler import Decision, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
-from orderstream.worker.repeats import Repeats
+from orderstream.worker.recent_dead_letters import RecentDeadLetters
 from orderstream.worker.traces import BatchTrace
 
 BATCH_RECORDS = 500
@@ -63,7 +64,7 @@ ENSURE_SECONDS = 1.0
 """Missing topics are looked for no more often than this."""
 
 BATCH, KAFKA, POSTGRES = "finished no batch", "had no answer of Kafka", "not reached PostgreSQL"
-"""What `standstill` says of this loop."""
+"""What `readiness` says of this loop."""
 
 P = TypeVar("P")
 log = logs.get()
@@ -96,7 +97,7 @@ class Runner(Generic[P]):
         refused_records.count_from_zero(handler.group, written)
         self._limit = FailureLimit(time.monotonic)
         self._unknown_orders = UnknownOrders(time.monotonic)
-        self._repeats = Repeats(time.monotonic)
+        self._recent = RecentDeadLetters(time.monotonic)
         self._publisher = Publisher(settings, handler.group, stop)
         self._consumer: Consumer = consumer(settings, handler.group)
         self._session = Session(settings.postgres_url, handler.group)
@@ -109,7 +110,7 @@ class Runner(Generic[P]):
         self._joined = False
         self._given_back: set[Place] = set()
         self.beat = time.monotonic()
-        self.standstill = Standstill()
+        self.readiness = Readiness()
 
     @property
     def ready(self) -> bool:
@@ -138,7 +139,7 @@ class Runner(Generic[P]):
     def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._joined = True
         # What was tried before may be another worker's by now.
-        self.standstill.succeeded(BATCH)
+        self.readiness.succeeded(BATCH)
         log.info("partitions_assigned", partitions=sorted(f"{one.topic}/{one.partition}" for one in partitions))
 
     def _poll(self) -> list[Record]:
@@ -163,7 +164,7 @@ class Runner(Generic[P]):
         return records
 
     def _client_error(self, error: KafkaError) -> None:
-        """React to what the client reports in place of a record: it says nothing about any record."""
+        """React to an error that the client returns in place of a record."""
         log.warning("consumer_error", code=error.name(), detail=error.str())
         if error.fatal():
             raise KafkaException(error)
@@ -176,7 +177,7 @@ class Runner(Generic[P]):
         started = time.monotonic()
         wait = BACKOFF_FIRST_SECONDS
         self._meters.consumed(record.topic for record in records)
-        self.standstill.begin(BATCH)
+        self.readiness.begin(BATCH)
         for retries in itertools.count():
             try:
                 batch = self._decode(records)
@@ -186,7 +187,7 @@ class Runner(Generic[P]):
                 if is_fatal(error) or not self._transient(error):
                     raise
                 self._meters.retried(record.topic for record in records)
-                self.standstill.failed(BATCH, error)
+                self.readiness.failed(BATCH, error)
                 log.warning("batch_retry", error=str(error)[:500], records=len(records))
                 if time.monotonic() - started > RETRY_SECONDS:
                     if is_unknown(error):
@@ -200,7 +201,7 @@ class Runner(Generic[P]):
                 wait = min(2 * wait, BACKOFF_MAX_SECONDS)
             else:
                 self._commit(batch)
-                self.standstill.succeeded(BATCH)
+                self.readiness.succeeded(BATCH)
                 seconds = time.monotonic() - started
                 self._meters.batch(len(records), seconds)
                 if seconds > MEASURE_SECONDS:
@@ -224,11 +225,11 @@ class Runner(Generic[P]):
         try:
             if batch.received:
                 self._settle(batch.received, trace, batch, attempts=1)
-            new = self._repeats.new(batch.failures)
+            new = self._recent.new(batch.failures)
             self._limit.check(len(batch.received), len(new))
             self._bury(batch.letters + new)
             self._limit.note(len(batch.received), len(new))
-            self._repeats.note(new)
+            self._recent.remember(new)
             self._unknown_orders.note(len(batch.received), batch.letters)
         except Exception as error:
             trace.end(error)
@@ -256,7 +257,7 @@ class Runner(Generic[P]):
                     batch.letters.append(structs.replace(letter, reason="BAD_PAYLOAD"))
                 else:
                     batch.failures.append(letter)
-                    batch.unexplained += is_unknown(error) and len(self._repeats.new([letter]))
+                    batch.unexplained += is_unknown(error) and len(self._recent.new([letter]))
                 if batch.unexplained > min(MIN_FAILURES, len(batch.received) - 1):
                     raise
                 return
@@ -304,10 +305,7 @@ class Runner(Generic[P]):
                 refused_records.keep(connection, self._handler.group, refused)
 
     def _bury(self, letters: list[DeadLetter]) -> None:
-        """Put letters into the dead-letter topic. Those that the topic does not take are kept in Postgres.
-
-        Raises PublishError when a retry may help; after LETTER_FAILURES_MAX such failures in a row Postgres takes them.
-        """
+        """Publish dead letters. Postgres keeps those that Kafka refuses, or after LETTER_FAILURES_MAX failures."""
         if not letters:
             return
         records = [publication(self._handler.group, letter) for letter in letters]
@@ -362,11 +360,11 @@ class Runner(Generic[P]):
             self._commit_offsets(ahead_of_group(self._consumer, waiting, self._given_back))
         except KafkaException as error:
             log.debug("lag_unknown", detail=str(error)[:300])
-            self.standstill.failed(KAFKA, error)
+            self.readiness.failed(KAFKA, error)
             self._progress.begin_anew()
             waiting = {}
         else:
-            self.standstill.succeeded(KAFKA)
+            self.readiness.succeeded(KAFKA)
         self._measured = time.monotonic()
         self._meters.lag({(name.removeprefix(self._prefix), number): lag for (name, number), lag in waiting.items()})
         deaf = self._progress.deaf()
@@ -416,10 +414,10 @@ class Runner(Generic[P]):
         except Exception as error:
             if not is_transient(error):
                 raise
-            self.standstill.failed(POSTGRES, error)
+            self.readiness.failed(POSTGRES, error)
             log.warning("postgres_unreachable", error=str(error)[:500])
         else:
-            self.standstill.succeeded(POSTGRES)
+            self.readiness.succeeded(POSTGRES)
 
     def _run_timers(self) -> None:
         """Run every timer whose time has come. One that fails is left for its next time, and stops no order."""
@@ -427,14 +425,14 @@ class Runner(Generic[P]):
             if time.monotonic() < self._due[timer.name]:
                 continue
             activity = f"not run its timer {timer.name}"
-            self.standstill.begin(activity)
+            self.readiness.begin(activity)
             try:
                 self._run_timer(timer.run)
-                self.standstill.succeeded(activity)
+                self.readiness.succeeded(activity)
             except Exception as error:
                 if is_fatal(error) or isinstance(error, KafkaRefusedError):
                     raise
-                self.standstill.failed(activity, error)
+                self.readiness.failed(activity, error)
                 log.warning("timer_retry", timer=timer.name, exc_info=None if self._transient(error) else error)
                 self._recover(error)
             self._due[timer.name] = time.monotonic() + timer.every_seconds

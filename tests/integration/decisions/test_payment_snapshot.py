@@ -13,7 +13,7 @@ from orderstream.domain.payment import Voided
 from orderstream.payment_worker.attempts import CLAIM_ROWS, CLAIM_SECONDS, SQL, Attempts, Backoff
 from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection, connect
-from orderstream.worker import due
+from orderstream.worker import due_scan
 from tests.integration.decisions.orders import row
 from tests.integration.decisions.test_payment import Provider
 from tests.support.waiting import wait_until
@@ -72,7 +72,7 @@ def attempts(provider: Provider) -> Attempts:
 def test_the_entries_of_ended_payments_are_not_read_again_and_again(
     attempts: Attempts, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, index: str
 ) -> None:
-    monkeypatch.setattr(due, "SWEEP_PAUSE_SECONDS", 3_600)
+    monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 3_600)
     run = attempts.run if index == "payments_due" else attempts.measure
     with connect(postgres_url, "dump") as dump:
         dump.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -100,7 +100,7 @@ def test_a_claim_reads_few_pages_once_the_ended_payments_were_passed(
         (now,) = row(connection, "SELECT now()")
         part = next(attempts._due.ranges(now))
         claim = {"upto": part.upto, "limit": CLAIM_ROWS, "push_seconds": CLAIM_SECONDS, "oldest_seconds": 3_600}
-        assert _pages(connection, SQL["claim_due"], claim | {"after": due.FLOOR}) > 2 * PAGES_MAX
+        assert _pages(connection, SQL["claim_due"], claim | {"after": due_scan.FLOOR}) > 2 * PAGES_MAX
         assert _pages(connection, SQL["claim_due"], claim | {"after": part.after}) <= PAGES_MAX
 
 
@@ -108,7 +108,7 @@ def test_payments_that_are_due_at_one_time_are_all_taken_without_a_sweep(
     attempts: Attempts, provider: Provider, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch of cancels schedules all its voids for the same time, and one round claims a part of them."""
-    monkeypatch.setattr(due, "SWEEP_PAUSE_SECONDS", 3_600)
+    monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 3_600)
     assert not attempts.run(connection)
     _voiding(connection, 2 * CLAIM_ROWS + 1, ago=0)
     assert [attempts.run(connection) for _ in range(3)] == [True, True, False]
@@ -118,7 +118,7 @@ def test_payments_that_are_due_at_one_time_are_all_taken_without_a_sweep(
 def test_a_payment_that_is_committed_late_is_found_by_the_sweep(
     attempts: Attempts, provider: Provider, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(due, "SWEEP_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 0)
     assert not attempts.run(connection)
     _voiding(connection, 1, ago=CLAIM_SECONDS)
     wait_until(lambda: attempts.run(connection) or provider.voided, 20, "the sweep has come by")

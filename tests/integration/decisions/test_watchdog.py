@@ -9,7 +9,7 @@ import pytest
 from orderstream.domain.order import PaymentState, Status, StockState
 from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
 from orderstream.postgres.connect import Connection, connect
-from orderstream.worker.due import DueRows
+from orderstream.worker.due_scan import DueScan
 from tests.integration.decisions.orders import TRACEPARENT, created, place, row
 from tests.support.contracts import assert_event
 
@@ -186,7 +186,7 @@ DEAD = 20_000
 def test_while_a_snapshot_is_held_the_entries_of_settled_orders_are_not_read_again_and_again(
     watchdog: Watchdog, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, timer: str
 ) -> None:
-    monkeypatch.setattr("orderstream.worker.due.SWEEP_PAUSE_SECONDS", 3_600)
+    monkeypatch.setattr("orderstream.worker.due_scan.SWEEP_PAUSE_SECONDS", 3_600)
     run = watchdog.nudge if timer == "orders_open" else watchdog.repeat_aborts
     with connect(postgres_url, "audit") as audit:
         audit.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -213,15 +213,15 @@ def test_while_a_snapshot_is_held_the_entries_of_settled_orders_are_not_read_aga
 def test_a_slice_with_too_many_dead_entries_is_ended_in_time_and_the_sweep_goes_on(
     watchdog: Watchdog, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orderstream.worker.due.SLICE_STATEMENT_SECONDS", 0.001)
+    monkeypatch.setattr("orderstream.worker.due_scan.SLICE_STATEMENT_SECONDS", 0.001)
     ended: list[None] = []
-    took_too_long = DueRows.took_too_long
+    note_timeout = DueScan.note_timeout
 
-    def note(due: DueRows) -> None:
+    def note(due: DueScan) -> None:
         ended.append(None)
-        took_too_long(due)
+        note_timeout(due)
 
-    monkeypatch.setattr(DueRows, "took_too_long", note)
+    monkeypatch.setattr(DueScan, "note_timeout", note)
     with connect(postgres_url, "audit") as audit:
         audit.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         audit.execute("SELECT count(*) FROM orders")

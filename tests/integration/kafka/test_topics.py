@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from structlog.testing import capture_logs
 
 from orderstream.cli import main
+from orderstream.dead_letters.reader import letter_at, newest
 from orderstream.domain.events import TOPICS, topic_of
 from orderstream.kafka.envelope import encode
 from orderstream.kafka.topics import CONSUMER_GROUPS, _wanted, dead_letter_topic, ensure_topics, topic_warnings
@@ -17,7 +18,6 @@ from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.settings import Settings
 from orderstream.telemetry import metrics
 from orderstream.worker import runner
-from orderstream.worker.dead_letter_reader import newest, one
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running as relay_running
 from tests.integration.worker.conftest import authorized
@@ -139,7 +139,7 @@ def test_with_a_prefix_a_worker_reads_answers_and_keeps_letters_in_its_own_topic
     assert end_offsets(brokers, [IN, OUT, dead_letter_topic(group)]) == plain
     (stored,) = newest(prefixed, group, 10)
     assert stored.notes["topic"] == IN
-    assert one(prefixed, group, stored.partition, stored.offset) == stored
+    assert letter_at(prefixed, group, stored.partition, stored.offset) == stored
 
 
 def _has_lag_label(group: str) -> bool:

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, Producer
 from msgspec import structs
 
 from orderstream.cli import main
+from orderstream.dead_letters.refused_records import newest
 from orderstream.domain.events import Event, Item, OrderCreated, Payload, build, topic_of
 from orderstream.kafka import client
 from orderstream.kafka.client import Publication, PublishError
@@ -18,7 +19,6 @@ from orderstream.outbox_relay import relay
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.settings import Settings
-from orderstream.worker.refused_records import newest
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
 from tests.support.samples import AT, ITEMS

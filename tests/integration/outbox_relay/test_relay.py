@@ -16,7 +16,7 @@ from orderstream.outbox_relay import relay
 from orderstream.outbox_relay.relay import SERVICE, Relay
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import SQL, OutboxRow, append
-from orderstream.process import standstill
+from orderstream.process import readiness
 from orderstream.settings import Settings
 from orderstream.telemetry.setup import start
 from tests.integration.decisions.orders import created
@@ -217,7 +217,7 @@ def test_a_lost_connection_is_opened_again_and_listens(settings: Settings, conne
 def test_a_relay_that_publishes_nothing_says_so_until_it_does_again(
     settings: Settings, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standstill, "STANDSTILL_SECONDS", 0.5)
+    monkeypatch.setattr(readiness, "NOT_READY_AFTER_SECONDS", 0.5)
     database = postgres_url.rpartition("/")[2]
     _append(connection, _events(3))
     connection.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on".encode())
@@ -225,7 +225,7 @@ def test_a_relay_that_publishes_nothing_says_so_until_it_does_again(
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
-        problem = str(wait_until(loop.standstill.problem, 20, "the relay says that it stands still"))
+        problem = str(wait_until(loop.readiness.problem, 20, "the relay says that it stands still"))
         assert problem.startswith("has published nothing for ")
         assert "read-only" in problem
         connection.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only".encode())
@@ -234,7 +234,7 @@ def test_a_relay_that_publishes_nothing_says_so_until_it_does_again(
             " AND datname = current_database()"
         )
         _wait_empty(connection)
-        wait_until(lambda: loop.standstill.problem() is None, 20, "the relay is well again")
+        wait_until(lambda: loop.readiness.problem() is None, 20, "the relay is well again")
     finally:
         stop.set()
         thread.join(20)

@@ -11,7 +11,7 @@ from orderstream.order_service.watchdog import ROWS_PER_RUN, WatchdogSchedule
 from orderstream.payment_worker.attempts import CLAIM_ROWS, CLAIM_SECONDS
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
-from orderstream.worker.due import FLOOR
+from orderstream.worker.due_scan import FLOOR
 from tests.support.databases import Databases
 from tests.support.queries import Query, queries
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 from confluent_kafka import KafkaError
 
+from orderstream.dead_letters.refused_records import newest
 from orderstream.domain.events import InventoryReserved, StockLine, build
 from orderstream.kafka import client
 from orderstream.kafka.client import MAX_MESSAGE_BYTES, Publication, PublishError
@@ -15,9 +16,8 @@ from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from orderstream.worker import runner
-from orderstream.worker.dead_letters import MIN_FAILURES
+from orderstream.worker.failure_limit import MIN_FAILURES
 from orderstream.worker.handler import Decision, Outgoing
-from orderstream.worker.refused_records import newest
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
 from tests.integration.worker.running import running

@@ -15,11 +15,11 @@ from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import Received
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
-from orderstream.process import standstill
+from orderstream.process import readiness
 from orderstream.settings import Settings
 from orderstream.worker import consumer_health as progress
 from orderstream.worker import runner
-from orderstream.worker.dead_letters import MIN_FAILURES, TooManyFailuresError
+from orderstream.worker.failure_limit import MIN_FAILURES, TooManyFailuresError
 from orderstream.worker.handler import Decision, Rejected, Timer
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
@@ -488,7 +488,7 @@ def test_a_consumer_that_takes_nothing_is_replaced(
 def test_a_worker_whose_batch_and_timers_fail_says_so_until_they_succeed(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standstill, "STANDSTILL_SECONDS", 0.5)
+    monkeypatch.setattr(readiness, "NOT_READY_AFTER_SECONDS", 0.5)
     database = settings.postgres_url.rpartition("/")[2]
     monkeypatch.setattr(runner, "BACKOFF_MAX_SECONDS", 0.2)
     with psycopg.connect(settings.postgres_url, autocommit=True) as operator:
@@ -505,13 +505,13 @@ def test_a_worker_whose_batch_and_timers_fail_says_so_until_they_succeed(
             operator.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on".encode())
             operator.execute(_END_SESSIONS, [group])
             publish_events(settings.kafka_brokers, authorized(1))
-            problem = str(wait_until(loop.runner.standstill.problem, 20, "the worker says that it stands still"))
+            problem = str(wait_until(loop.runner.readiness.problem, 20, "the worker says that it stands still"))
             assert problem.startswith(("has finished no batch for ", "has not reached PostgreSQL for "))
             assert "read-only" in problem
             operator.execute("SET default_transaction_read_only = off")
             operator.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only".encode())
             operator.execute(_END_SESSIONS, [group])
-            wait_until(lambda: loop.runner.standstill.problem() is None, 20, "the worker is well again")
+            wait_until(lambda: loop.runner.readiness.problem() is None, 20, "the worker is well again")
 
 
 _END_SESSIONS = (

@@ -7,11 +7,11 @@ import psycopg
 from confluent_kafka import Message, TopicPartition
 
 from orderstream.audit.check import audit
+from orderstream.dead_letters.reader import newest
 from orderstream.domain.events import OrderUpdated, topic_of
 from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import Record, Undecodable, decode
 from orderstream.settings import Settings
-from orderstream.worker.dead_letter_reader import newest
 from tests.load.soak.faults import Target
 from tests.load.soak.ledger import SETTLED, Ledger
 from tests.load.soak.load import STOCKED

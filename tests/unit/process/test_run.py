@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from orderstream.process.readiness import Readiness
 from orderstream.process.run import _serve_pages
-from orderstream.process.standstill import Standstill
 from orderstream.settings import Settings
 
 
@@ -17,7 +17,7 @@ class Idle:
 
     def __init__(self) -> None:
         self.beat = time.monotonic()
-        self.standstill = Standstill()
+        self.readiness = Readiness()
 
     def run(self) -> None:
         """Nothing."""

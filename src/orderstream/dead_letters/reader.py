@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from confluent_kafka import Consumer, Message, TopicPartition
 from msgspec import Struct
 
+from orderstream.dead_letters.printable import in_one_line, printable
 from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import headers_of
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.settings import Settings
-from orderstream.worker.printable import in_one_line, printable
 
 TIMEOUT_SECONDS = 10.0
 """Longest wait for one answer of Kafka."""
@@ -67,7 +67,7 @@ def newest(settings: Settings, group: str, limit: int) -> list[StoredLetter]:
         reader.close()
 
 
-def one(settings: Settings, group: str, partition: int, offset: int) -> StoredLetter | None:
+def letter_at(settings: Settings, group: str, partition: int, offset: int) -> StoredLetter | None:
     """Return the letter at a place, None if there is none. Raises as `newest` does."""
     reader = consumer(settings, f"{group}.dlq-reader")
     try:

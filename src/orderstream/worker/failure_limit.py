@@ -1,13 +1,9 @@
-"""Dead letters: what cannot be processed is kept, whole, with its reason, and never blocks its partition (P9)."""
+"""Stops a worker when too many records of the last five minutes fail: a defect is likelier than bad records (P9)."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from msgspec import Struct
-
-from orderstream.kafka.client import MAX_MESSAGE_BYTES, Publication
-from orderstream.kafka.envelope import Reason, Record
-from orderstream.kafka.topics import dead_letter_topic
+from orderstream.dead_letters.letter import DeadLetter
 from orderstream.process.run import ServiceFailedError
 from orderstream.telemetry import logs
 
@@ -18,52 +14,16 @@ SHARED_HINT = (
     "Does another deployment publish to the same topics? Give each deployment a KAFKA_TOPIC_PREFIX of its own. "
     "Or was the database restored from an older copy?"
 )
-LETTER_MAX_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
-KEY_MAX_BYTES = 1 << 10
-"""What is kept of the key of a record that does not fit into a letter."""
 
 log = logs.get()
 
 
-class DeadLetter(Struct, frozen=True):
-    """A record that was given up, and why; `attempts` counts how often it was handed to the handler."""
-
-    record: Record
-    reason: Reason
-    detail: str
-    attempts: int
-
-
 class TooManyFailuresError(ServiceFailedError):
-    """So many records fail that a defect is likelier than bad records: stop before the topic is drained."""
-
-
-def publication(group: str, letter: DeadLetter) -> Publication:
-    """Return the dead letter as a record: key, value and headers as they were, and headers that say what happened.
-
-    A record of more than LETTER_MAX_BYTES loses its headers and is cut; `dlq-cut-from` says how many bytes it had.
-    There are such: a topic's limit is on what is compressed.
-    """
-    record = letter.record
-    key, value, headers = record.key, record.value, record.headers
-    notes = {
-        "dlq-topic": record.topic,
-        "dlq-partition": str(record.partition),
-        "dlq-offset": str(record.offset),
-        "dlq-reason": letter.reason,
-        "dlq-error": letter.detail[:1_000],
-        "dlq-attempts": str(letter.attempts),
-    }
-    size = len(key or b"") + len(value or b"") + sum(len(name) + len(one or b"") for name, one in headers)
-    if size > LETTER_MAX_BYTES:
-        notes["dlq-cut-from"] = str(size)
-        key, headers = key and key[:KEY_MAX_BYTES], []
-        value = value and value[: LETTER_MAX_BYTES - KEY_MAX_BYTES]
-    return Publication(dead_letter_topic(group), key, value, [*headers, *notes.items()])
+    """Too many records fail. The service stops before it moves all records of the topic to the dead letters."""
 
 
 class _Window:
-    """Counts records of the last five minutes, and those of them that are marked."""
+    """Counts the records of the last five minutes, and how many of these records are marked."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -91,21 +51,21 @@ def _too_many(marked: int, records: int) -> bool:
 class FailureLimit:
     """Stops a process when more than max(20, 10 %) of the last five minutes' records failed in the handler.
 
-    Undecodable records and unknown orders are bad input, not failures, and do not count.
+    Undecodable records and unknown orders are bad input. They are not failures, and do not count.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._window = _Window(clock)
 
     def check(self, records: int, failures: int) -> None:
-        """Raise TooManyFailuresError if a batch with so many failures would pass the limit."""
+        """Raise TooManyFailuresError if a batch with these counts would exceed the limit."""
         old_records, old_failures = self._window.totals()
         total, failed = old_records + records, old_failures + failures
         if _too_many(failed, total):
             raise TooManyFailuresError(f"{failed} of {total} records failed within {WINDOW_SECONDS} s")
 
     def note(self, records: int, failures: int) -> None:
-        """Count a batch whose dead letters are safe."""
+        """Count a batch whose dead letters are stored."""
         self._window.add(records, failures)
 
 

@@ -7,6 +7,8 @@ import psycopg
 import pytest
 from confluent_kafka import KafkaError
 
+from orderstream.dead_letters import refused_records
+from orderstream.dead_letters.refused_records import REASON_MAX_CHARACTERS, keep, measure, newest, redrive
 from orderstream.domain.events import TOPICS, topic_of
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.client import Publication, Publisher, PublishError
@@ -16,8 +18,6 @@ from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
 from orderstream.telemetry import metrics
 from orderstream.telemetry.setup import start
-from orderstream.worker import refused_records
-from orderstream.worker.refused_records import REASON_MAX_CHARACTERS, keep, measure, newest, redrive
 from orderstream.worker.runner import Runner
 from tests.support.topics import Tap
 

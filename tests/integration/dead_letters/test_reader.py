@@ -7,12 +7,12 @@ from click.testing import CliRunner
 from confluent_kafka import Message, Producer, TopicPartition
 
 from orderstream.cli import main
+from orderstream.dead_letters.letter import DeadLetter, publication
+from orderstream.dead_letters.reader import _letter, letter_at, newest
 from orderstream.kafka.client import Publisher, consumer
 from orderstream.kafka.envelope import Record
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.settings import Settings
-from orderstream.worker.dead_letter_reader import _letter, newest, one
-from orderstream.worker.dead_letters import DeadLetter, publication
 from tests.support.topics import Tap, topic_settings
 from tests.support.waiting import wait_until
 
@@ -35,8 +35,8 @@ def test_the_newest_letters_come_oldest_first_and_each_can_be_shown(settings: Se
     letter = letters[-1]
     assert letter.notes["reason"] == "NOT_JSON"
     assert (letter.notes["topic"], letter.notes["partition"], letter.notes["offset"]) == ("order.aborted.v1", "2", "3")
-    assert one(settings, GROUP, letter.partition, letter.offset) == letter
-    assert one(settings, GROUP, letter.partition, letter.offset + 1_000_000) is None
+    assert letter_at(settings, GROUP, letter.partition, letter.offset) == letter
+    assert letter_at(settings, GROUP, letter.partition, letter.offset + 1_000_000) is None
 
 
 def test_the_commands_show_them(settings: Settings) -> None:

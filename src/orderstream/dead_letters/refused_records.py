@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from orderstream.dead_letters.printable import in_one_line, printable
 from orderstream.domain.events import TOPICS
 from orderstream.kafka.client import Publication, Publisher, PublishError
 from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
@@ -19,7 +20,6 @@ from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
-from orderstream.worker.printable import in_one_line, printable
 
 REDRIVE_ROWS = 100
 """Records sent in one transaction of a redrive."""
@@ -28,7 +28,7 @@ ID_SHOWN_CHARACTERS = 12
 
 UNKNOWN_TOPIC = "UNKNOWN_TOPIC: Kafka has no topic of this name"
 
-SQL = load("orderstream.worker")
+SQL = load("orderstream.dead_letters")
 _OUR_TOPICS = {*TOPICS, *map(dead_letter_topic, CONSUMER_GROUPS)}
 _IDENTITY = ("event-id", "dlq-topic", "dlq-partition", "dlq-offset")
 """Headers that are the same whenever the same event or dead letter is published."""

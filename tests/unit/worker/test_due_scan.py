@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
-from orderstream.worker.due import (
+from orderstream.worker.due_scan import (
     FIRST_SECONDS,
     FLOOR,
     LAG_SECONDS,
@@ -14,8 +14,8 @@ from orderstream.worker.due import (
     SLICE_SECONDS,
     SWEEP_PAUSE_SECONDS,
     SWEEP_SECONDS,
-    DueRows,
-    Range,
+    DueScan,
+    TimeRange,
 )
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -26,19 +26,19 @@ class Watch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.due = DueRows(lambda: self.seconds)
+        self.due = DueScan(lambda: self.seconds)
 
     @property
     def now(self) -> datetime:
         return START + timedelta(seconds=self.seconds)
 
-    def run(self, cost_seconds: float = 0.0, taken: datetime | None = None) -> list[Range]:
+    def run(self, cost_seconds: float = 0.0, taken: datetime | None = None) -> list[TimeRange]:
         """Look at everything that a run may, each range at a cost; the first is full if `taken` is given."""
         ranges = []
         for part in self.due.ranges(self.now):
             self.seconds += cost_seconds
             ranges.append(part)
-            self.due.looked(part, taken, cost_seconds)
+            self.due.note_scanned(part, taken, cost_seconds)
             if taken:
                 break
         return ranges
@@ -46,7 +46,7 @@ class Watch:
 
 def test_the_first_run_looks_at_everything_there_can_be_in_a_few_slices() -> None:
     ranges = Watch().run()
-    assert ranges[0] == Range(START - timedelta(seconds=FIRST_SECONDS), START)
+    assert ranges[0] == TimeRange(START - timedelta(seconds=FIRST_SECONDS), START)
     assert all(later.upto == earlier.after for earlier, later in pairwise(ranges))
     assert ranges[-1].after == FLOOR
     assert len(ranges) < 40
@@ -58,7 +58,7 @@ def test_the_next_runs_look_at_what_has_become_due_since() -> None:
     for _ in range(3):
         before = watch.now
         watch.seconds += 1
-        assert watch.run() == [Range(before - timedelta(seconds=LAG_SECONDS), watch.now)]
+        assert watch.run() == [TimeRange(before - timedelta(seconds=LAG_SECONDS), watch.now)]
 
 
 def test_what_is_below_is_swept_again_after_a_pause() -> None:
@@ -83,16 +83,16 @@ def test_a_full_run_goes_on_at_the_time_of_what_it_took_last() -> None:
     watch = Watch()
     taken = watch.now - timedelta(seconds=30)
     watch.run(taken=taken)
-    assert watch.run(taken=taken)[0] == Range(taken - RESOLUTION, watch.now)
+    assert watch.run(taken=taken)[0] == TimeRange(taken - RESOLUTION, watch.now)
 
 
 def test_a_full_slice_is_looked_at_again() -> None:
     watch = Watch()
     ranges = watch.due.ranges(watch.now)
     fresh = next(ranges)
-    watch.due.looked(fresh, None, 0)
+    watch.due.note_scanned(fresh, None, 0)
     part = next(ranges)
-    watch.due.looked(part, part.upto, 0)
+    watch.due.note_scanned(part, part.upto, 0)
     assert next(ranges) == part
 
 
@@ -107,13 +107,13 @@ def test_each_round_begins_with_a_narrow_slice() -> None:
 def test_a_slice_that_took_too_long_is_tried_again_with_a_narrower_one() -> None:
     watch = Watch()
     ranges = watch.due.ranges(watch.now)
-    watch.due.looked(next(ranges), None, 0)
+    watch.due.note_scanned(next(ranges), None, 0)
     part = next(ranges)
     assert part.is_limited
-    watch.due.took_too_long()
+    watch.due.note_timeout()
     narrower = next(ranges)
     assert (narrower.upto, narrower.upto - narrower.after) == (part.upto, SLICE_FIRST / SLICE_DIVISOR)
-    watch.due.took_too_long()
+    watch.due.note_timeout()
     narrowest = next(ranges)
     assert narrowest.upto - narrowest.after == SLICE_MIN
     assert not narrowest.is_limited
