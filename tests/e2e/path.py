@@ -73,11 +73,11 @@ def services(root: Path, servers: Servers, databases: Databases, **settings: str
         assert databases.deadlocks(postgres_url) == 0, "a deadlock: locks were taken in different orders"
 
 
-def readme_block(heading: str) -> str:
-    """Return the first bash block under a heading of the README: what everybody is told to paste."""
+def readme_block(heading: str, number: int = 0) -> str:
+    """Return a bash block under a heading of the README, which readers paste; the first block has number 0."""
     text = (checkout() / "README.md").read_text(encoding="utf-8")
     section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section, f"the README has no heading {heading!r}"
-    block = re.search(r"^```bash\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
-    assert block, f"the README has no bash block under {heading!r}"
-    return block[1]
+    blocks: list[str] = re.findall(r"^```bash\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
+    assert len(blocks) > number, f"the README has no bash block {number} under {heading!r}"
+    return blocks[number]

@@ -78,6 +78,19 @@ def test_the_readme_s_lines_place_an_order_and_read_it_back(running: Services) -
     assert (settled["payment"]["state"], settled["stock"]["state"]) == ("authorized", "reserved")
 
 
+def test_the_readme_s_lines_without_curl_place_an_order_and_show_it_confirmed(running: Services) -> None:
+    lines = readme_block("Place an order", 1)
+    assert ".venv/bin/python -c" in lines
+    assert "http://127.0.0.1:3000" in lines
+    here = lines.replace("http://127.0.0.1:3000", running.base_url).replace(".venv/bin/python", sys.executable)
+    order = json.loads(_bash(here))
+    assert (order["status"], order["payment"]["state"], order["stock"]["state"]) == (
+        "CONFIRMED",
+        "authorized",
+        "reserved",
+    )
+
+
 def test_the_first_description_s_walk_through(running: Services) -> None:
     here = running.base_url
     with psycopg.connect(running.postgres_url) as connection:
