@@ -13,10 +13,12 @@ import httpx
 import psycopg
 
 from orderstream.audit.check import audit, table
+from orderstream.audit.under_way import under_way
 from orderstream.local.processes.pids import signal_tree, start_time
 from orderstream.local.processes.service import healthy
 from orderstream.local.servers import server_home
 from orderstream.local.stack_settings import stack_addresses
+from orderstream.postgres.connect import Connection
 from orderstream.settings import SERVICES, Settings
 from tests.e2e.stack import Stack, Up, stack
 from tests.load.soak.faults import empty
@@ -24,11 +26,6 @@ from tests.support.waiting import wait_until
 
 ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 1}], "amount": 1, "currency": "USD"}
 PACE_SECONDS = 0.02
-_OPEN = """
-SELECT (SELECT count(*) FROM orders WHERE status IN ('PROCESSING', 'PAID')
-            OR (aborted_at IS NOT NULL AND NOT (payment IN ('failed', 'voided') AND stock = 'released')))
-     + (SELECT count(*) FROM outbox)
-"""
 
 
 class Harmed:
@@ -43,7 +40,7 @@ class Harmed:
         self.base_url = made.base_url
         self.up = up
         self.stack = made
-        self._connection: psycopg.Connection | None = None
+        self._connection: Connection | None = None
         self._client = httpx.Client(base_url=made.base_url, timeout=15)
 
     def close(self) -> None:
@@ -123,11 +120,21 @@ class Harmed:
     def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Ask Postgres; nothing while it is away."""
         try:
-            if self._connection is None or self._connection.closed:
-                self._connection = psycopg.connect(self.postgres_url, connect_timeout=2, autocommit=True)
-            return self._connection.execute(query.encode(), parameters).fetchall()
+            return self._connected().execute(query.encode(), parameters).fetchall()
         except psycopg.OperationalError:
             return []
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(self.postgres_url, connect_timeout=2, autocommit=True)
+        return self._connection
+
+    def is_quiet(self) -> bool:
+        """Say whether every order is settled and compensated and every event published. False without Postgres."""
+        try:
+            return under_way(self._connected()).is_quiet
+        except psycopg.OperationalError:
+            return False
 
     def statuses(self, ids: Sequence[str]) -> dict[str, str]:
         """The status of each order that is there."""
@@ -139,7 +146,7 @@ class Harmed:
 
     def balanced(self) -> None:
         """Wait until nothing is under way; then every promise must hold, without any allowance."""
-        wait_until(lambda: self.rows(_OPEN) == [(0,)], 60, "everything settles and is compensated")
+        wait_until(self.is_quiet, 60, "everything settles and is compensated")
         found = audit(self.postgres_url, grace_seconds=0)
         assert not any(found.values()), table(found)
 

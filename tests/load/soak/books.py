@@ -7,6 +7,7 @@ import psycopg
 from confluent_kafka import Message, TopicPartition
 
 from orderstream.audit.check import audit
+from orderstream.audit.under_way import under_way
 from orderstream.dead_letters.reader import newest
 from orderstream.domain.events import OrderUpdated, topic_of
 from orderstream.kafka.client import consumer
@@ -26,25 +27,19 @@ UNSURE_SECONDS = 30.0
 Checks = Mapping[str, list[str]]
 """What was checked, and a line for everything that breaks it."""
 
-_UNDER_WAY = """
-SELECT count(*) FILTER (WHERE status IN ('PROCESSING', 'PAID')),
-       count(*) FILTER (WHERE aborted_at IS NOT NULL
-                        AND NOT (payment IN ('failed', 'voided') AND stock = 'released')),
-       (SELECT count(*) FROM outbox)
-FROM orders
-"""
-
 
 def await_quiet(connection: psycopg.Connection, limit_seconds: float) -> tuple[float, str]:
     """Wait until all is settled, compensated and published; returns how long it took, and what is left if anything."""
     began = time.monotonic()
     while True:
-        row = connection.execute(_UNDER_WAY).fetchone()
-        assert row is not None
-        if not any(row):
+        left = under_way(connection)
+        if left.is_quiet:
             return time.monotonic() - began, ""
         if time.monotonic() - began > limit_seconds:
-            return limit_seconds, "{} open, {} not compensated, {} not published".format(*row)
+            return limit_seconds, (
+                f"{left.open.number} open, {left.uncompensated.number} not compensated,"
+                f" {left.outbox.number} not published"
+            )
         time.sleep(0.2)
 
 

@@ -1,0 +1,66 @@
+"""The work that is still under way is counted, exactly or up to a limit."""
+
+from uuid import uuid4
+
+from orderstream.audit.under_way import Backlog, UnderWay, under_way
+from orderstream.postgres.connect import Connection
+from tests.integration.decisions.orders import place
+
+NONE = Backlog(0, None)
+
+
+def _event(connection: Connection) -> None:
+    connection.execute(
+        "INSERT INTO outbox (topic, order_id, event_id, value, created_at)"
+        " VALUES ('order.created.v1', %s, gen_random_uuid(), '{}', now() - interval '10 seconds')",
+        [str(uuid4())],
+    )
+
+
+def _numbers(found: UnderWay) -> tuple[int, int, int, int]:
+    return found.outbox.number, found.open.number, found.uncompensated.number, found.refused.number
+
+
+def test_an_empty_database_is_quiet(connection: Connection) -> None:
+    found = under_way(connection)
+    assert found == UnderWay(NONE, NONE, NONE, NONE)
+    assert found.is_quiet
+
+
+def test_each_kind_of_work_is_counted_with_the_age_of_its_oldest_row(connection: Connection) -> None:
+    _event(connection)
+    place(connection)
+    aborted = place(connection)
+    connection.execute(
+        "UPDATE orders SET status = 'CANCELLED', aborted_at = now() - interval '1 minute' WHERE id = %s", [aborted]
+    )
+    connection.execute(
+        "INSERT INTO refused_records (record_id, topic, headers, service, reason) VALUES ('r', 't', '', 's', 'why')"
+    )
+    found = under_way(connection)
+    assert _numbers(found) == (1, 1, 1, 1)
+    assert 10 <= (found.outbox.oldest_seconds or 0) < 50
+    assert 60 <= (found.uncompensated.oldest_seconds or 0) < 100
+    assert not found.is_quiet
+
+
+def test_each_of_event_order_and_compensation_keeps_the_system_from_being_quiet() -> None:
+    one = Backlog(1, 0.0)
+    assert not UnderWay(one, NONE, NONE, NONE).is_quiet
+    assert not UnderWay(NONE, one, NONE, NONE).is_quiet
+    assert not UnderWay(NONE, NONE, one, NONE).is_quiet
+    assert UnderWay(NONE, NONE, NONE, one).is_quiet
+
+
+def test_a_limit_bounds_each_count(connection: Connection) -> None:
+    for _ in range(3):
+        _event(connection)
+        place(connection)
+    assert _numbers(under_way(connection, 2)) == (2, 2, 0, 0)
+
+
+def test_events_below_the_floor_are_counted_only_without_a_limit(connection: Connection) -> None:
+    _event(connection)
+    connection.execute("UPDATE outbox_floor SET id = (SELECT max(id) FROM outbox)")
+    assert under_way(connection, 1_000).outbox == NONE
+    assert under_way(connection).outbox.number == 1
