@@ -1,4 +1,4 @@
-"""Writes contracts/events/ anew from the types of the domain: `make contracts`."""
+"""Writes the JSON schemas in contracts/events/ from the types of the domain. Run it with `make contracts`."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,18 @@ from orderstream.domain.contracts import schemas
 FOLDER = Path(__file__).parent / "events"
 
 
-def text(schema: object) -> str:
-    """Return a schema as it stands in its file."""
+def file_text(schema: object) -> str:
+    """Return the text of a schema's file."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
-    """Write every schema, and remove those of events that are no more."""
-    wanted = {FOLDER / f"{topic}.schema.json": text(schema) for topic, schema in schemas().items()}
-    for path in set(FOLDER.glob("*.json")) - wanted.keys():
+    """Write every schema, and delete the files of events that no longer exist."""
+    texts = {FOLDER / f"{topic}.schema.json": file_text(schema) for topic, schema in schemas().items()}
+    for path in set(FOLDER.glob("*.json")) - texts.keys():
         path.unlink()
-    for path, content in wanted.items():
-        path.write_text(content, encoding="utf-8")
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
-"""The cache of settled orders in Redis (P8, P11): a copy of what Postgres says, never more, and never in the way.
+"""The cache of settled orders in Redis (P8, P11). It holds copies only, and no request depends on it.
 
-One key, `order:{id}`, holds one of three things:
+The key `order:{id}` holds one of three values:
 
-- `{...}`, an entry: the order's JSON as the API answers it, for 60 to 120 s;
-- `lease:<token>`: the order is not cached, and one reader may fill it with what it reads from now on;
-- `barred:<token>`: someone is about to change a settled order, and nobody may fill it until they are done.
+- `{...}`, an entry: the order's JSON as the API returns it, for 60 to 120 s.
+- `lease:<token>`: the order is not cached. One reader holds the lease and may fill the key with its next read.
+- `barred:<token>`: a process is about to change a settled order. No reader may fill the key until the change is done.
 
-A reader fills only where its own lease still stands, so whoever deletes or bars a key makes all earlier reads
-worthless. A bar is taken while the order's row lock is held, and lifted only by whoever set it, so the end of one
-change never lifts the bar of the next. While Redis cannot be reached nothing can be barred or deleted, and an entry
-may outlive a change: what could not be deleted is remembered (in bounds), and deleted as soon as Redis answers again.
+A reader fills a key only while its own lease is there. A process that deletes or bars the key removes the lease, so
+the result of an earlier read can never overwrite a later change. A process sets a bar while it holds the order's row
+lock, and only the same process lifts it. The end of one change therefore never lifts the bar of the next change.
 
-A Redis that serves reads may still refuse writes: out of memory, a replica, a full disk, a user without the right. Then
-no process can delete an entry. So every look-up first does what a deletion needs, on PROBE_KEY: if Redis refuses that,
-Postgres answers.
+While Redis is down, no key can be barred or deleted, and an entry may outlive a change. The process therefore keeps a
+limited list of pending deletes and sends them as soon as Redis answers again.
+
+Redis may serve reads and still refuse writes, for example if it is out of memory or became a replica. No process can
+delete an entry then. Every lookup therefore first tries a write and a delete on PROBE_KEY. If Redis refuses them, the
+order is read from Postgres.
 """
 
 import asyncio
@@ -24,7 +26,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import redis
 import redis.asyncio
@@ -37,19 +39,19 @@ TTL_MIN_SECONDS = 60
 TTL_MAX_SECONDS = 120
 LEASE_SECONDS = 10
 BAR_SECONDS = 60
-"""Longer than a transaction can take: Postgres ends one that is idle for 45 s, and a statement after 10 s."""
+"""Longer than a transaction can take: Postgres ends a transaction that is idle for 45 s, and a statement after 10 s."""
 
 BREAKER_SECONDS = 1.0
-OWED_MAX = 10_000
+PENDING_DELETES_MAX = 10_000
 KEYS_MAX = 1_000
-"""Keys in one command."""
+"""Keys in one Redis command."""
 PROBE_KEY = "order:probe"
-"""A key that never exists. Look-ups write to it and change nothing. It has the prefix of orders, and their rights."""
+"""A key that never exists. Lookups write to it without effect. Its prefix gives it the access rights of order keys."""
 
 DONE = True
-"""What a script that returns nothing returned."""
+"""The result of a script that returns nothing."""
 
-# A key of another type, made by another program, counts as barred: no reader fills it, and a deletion passes over it.
+# A key of another type belongs to another program. It counts as barred: no reader fills it, and no delete removes it.
 _VALUE = """
 local function value(key)
     local found = redis.pcall('GET', key)
@@ -62,7 +64,7 @@ local function value(key)
     return redis.call('GET', key)
 end
 """
-# The last key is PROBE_KEY. SET comes before DEL: a script that has deleted something may write without memory for it.
+# The last key is PROBE_KEY. SET precedes DEL, because after a DEL a script may write even if Redis is out of memory.
 _LOOK_UP = (
     _VALUE
     + """
@@ -94,7 +96,7 @@ for i, key in ipairs(KEYS) do
 end
 """
 )
-# DEL comes first: it is allowed without memory, and after it so is SET.
+# DEL comes first: Redis allows it even when it is out of memory, and then allows the SET in the same script.
 _BAR = """
 for _, key in ipairs(KEYS) do
     redis.call('DEL', key)
@@ -124,19 +126,19 @@ class Entry(Struct, frozen=True):
 
 
 class Lease(Struct, frozen=True):
-    """Nothing is cached; the holder of `token` may fill it with what it reads after this."""
+    """The order is not cached. The holder of `token` may fill the key with a read that begins after this."""
 
     token: str
 
 
-Taken = Literal["leased", "barred", "unreachable"]
-"""Why there is neither: another reader fills it, someone changes it, or Redis does not answer or refuses."""
+NoLease = Literal["leased", "barred", "unreachable"]
+"""Another reader holds the lease, a process changes the order, or Redis does not answer or refuses the lookup."""
 
-Lookup = Entry | Lease | Taken
+Lookup = Entry | Lease | NoLease
 
 
 class Fill(Struct, frozen=True):
-    """What to put where a lease stands; without a body the lease is given back."""
+    """The entry to write while the lease is there. Without a body, the lease is given back."""
 
     order_id: str
     token: str
@@ -144,28 +146,28 @@ class Fill(Struct, frozen=True):
 
 
 class Breaker:
-    """Spares a failed Redis, and its callers' time: after a failure nobody asks for `BREAKER_SECONDS`."""
+    """Stops calls to Redis for BREAKER_SECONDS after a failure, so that callers do not wait for a failed server."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, *, says: str = "unreachable") -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, log_event: str = "unreachable") -> None:
         self._clock = clock
-        self._says = says
+        self._log_event = log_event
         self._open_until = 0.0
 
     @property
     def is_open(self) -> bool:
-        """Say whether not to ask."""
+        """Whether calls are stopped now."""
         return self._clock() < self._open_until
 
     def trip(self, error: Exception) -> None:
-        """Note a failure."""
+        """Stop calls after a failure, and log the error."""
         self._open_until = self._clock() + BREAKER_SECONDS
-        _log.warning("%s: %s", self._says, str(error) or repr(error))
+        _log.warning("%s: %s", self._log_event, str(error) or repr(error))
 
 
-class Owed:
-    """The orders whose deletion Redis has yet to hear of; the oldest are given up beyond OWED_MAX.
+class PendingDeletes:
+    """The orders whose keys still have to be deleted. Beyond PENDING_DELETES_MAX the oldest are dropped.
 
-    Each has the number of its last change: a deletion that began before that change does not pay for it.
+    Each order has the number of its last change. A delete that began before this change does not count for it.
     """
 
     def __init__(self) -> None:
@@ -179,27 +181,30 @@ class Owed:
         return len(self._numbers)
 
     def add(self, ids: Sequence[str]) -> None:
-        """Remember these orders."""
+        """Add orders that have changed."""
         self._last += 1
         for order_id in ids:
             self._numbers.pop(order_id, None)
             self._numbers[order_id] = self._last
-        for order_id in list(itertools.islice(self._numbers, max(0, len(self._numbers) - OWED_MAX))):
+        for order_id in list(itertools.islice(self._numbers, max(0, len(self._numbers) - PENDING_DELETES_MAX))):
             del self._numbers[order_id]
 
-    def due(self) -> dict[str, int]:
-        """Return the oldest orders, as many as one command takes, with their numbers."""
+    def next_batch(self) -> dict[str, int]:
+        """Return the oldest orders with their change numbers, at most KEYS_MAX."""
         return dict(itertools.islice(self._numbers.items(), KEYS_MAX))
 
-    def pay(self, due: Mapping[str, int]) -> None:
-        """Forget what `due` returned: it is deleted. What changed since is still owed."""
-        for order_id, number in due.items():
+    def confirm(self, deleted: Mapping[str, int]) -> None:
+        """Remove the orders of a batch whose keys are deleted. Orders that changed since then stay pending."""
+        for order_id, number in deleted.items():
             if self._numbers.get(order_id) == number:
                 del self._numbers[order_id]
 
 
 class AsyncCache:
-    """Both sides for asyncio. No call takes longer than the budget, and none raises for what Redis does."""
+    """The reading and the changing side for asyncio. No call exceeds the budget or raises an error of Redis.
+
+    Used as a context manager, which closes the connections.
+    """
 
     def __init__(self, redis_url: str, budget_seconds: float) -> None:
         self._budget_seconds = budget_seconds
@@ -207,37 +212,43 @@ class AsyncCache:
             redis_url, retry=AsyncRetry(NoBackoff(), 0), **_connection_options(budget_seconds)
         )
         self._bar = _new_bar()
-        self._owed = Owed()
-        self._paying: asyncio.Task[None] | None = None
+        self._pending_deletes = PendingDeletes()
+        self._flush_task: asyncio.Task[None] | None = None
         self.breaker = Breaker()
-        self.refusal = Breaker(says="refused")
-        """Stops look-ups only: what has changed must still be deleted, and a refusal costs no time."""
+        self.refusal = Breaker(log_event="refused")
+        """Stops lookups only. Changed orders must still be deleted, and a refusal takes no time."""
 
     @property
     def is_bypassed(self) -> bool:
-        """Say whether look-ups are not worth asking."""
+        """Whether lookups are stopped now."""
         return self.breaker.is_open or self.refusal.is_open
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
     async def close(self) -> None:
-        """Close the connections."""
-        if self._paying is not None:
-            self._paying.cancel()
+        """Close the connections. Deletes that are still pending are dropped."""
+        if self._flush_task is not None:
+            self._flush_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._paying
+                await self._flush_task
         await self._redis.aclose()
 
     async def look_up(self, ids: Sequence[str]) -> list[Lookup]:
-        """Return what is cached of each order; where nothing is, a lease on it."""
+        """Return for each order its entry, a lease on its key, or why there is neither."""
         token = f"lease:{secrets.token_hex(8)}"
         found = None
-        if not self.is_bypassed and await self._pay():
+        if not self.is_bypassed and await self._flush():
             found = await self._run(_LOOK_UP, [*map(key, ids), PROBE_KEY], token, LEASE_SECONDS)
         if not isinstance(found, list):
             return ["unreachable"] * len(ids)
         return [_lookup(value, token) for value in found]
 
     async def fill(self, fills: Sequence[Fill]) -> None:
-        """Put each body where its lease still stands."""
+        """Write each body, if its lease is still there."""
         arguments: list[Any] = []
         for fill in fills:
             ttl = random.randint(TTL_MIN_SECONDS, TTL_MAX_SECONDS)  # noqa: S311 - spreads expiry, guards nothing
@@ -245,39 +256,40 @@ class AsyncCache:
         await self._run(_FILL, [key(fill.order_id) for fill in fills], *arguments)
 
     async def bar(self, ids: Sequence[str]) -> bool:
-        """Keep settled orders out of the cache, before their change commits and while their rows are locked.
+        """Bar settled orders in the cache. Call it before their change commits and while their rows are locked.
 
-        `delete` lifts the bar; without it the bar ends by itself after BAR_SECONDS. False if Redis did not do it.
+        `delete` lifts the bar. Otherwise the bar expires after BAR_SECONDS. Return False if Redis did not set it.
         """
         return not ids or await self._run(_BAR, [*map(key, ids)], self._bar, BAR_SECONDS) is not None
 
     async def delete(self, ids: Sequence[str]) -> bool:
-        """Forget orders, after their change committed.
+        """Delete orders from the cache after their change has committed.
 
-        False if Redis did not do it: it is then tried again by the clock, and before anything is looked up.
+        Return False if Redis did not delete all of them. The deletes are then retried every BREAKER_SECONDS, and
+        before every lookup.
         """
-        self._owed.add(ids)
-        paid = await self._pay()
-        if not paid and self._paying is None:
-            self._paying = asyncio.create_task(self._keep_paying())
-        return paid
+        self._pending_deletes.add(ids)
+        flushed = await self._flush()
+        if not flushed and self._flush_task is None:
+            self._flush_task = asyncio.create_task(self._flush_until_done())
+        return flushed
 
-    async def _pay(self) -> bool:
-        while due := self._owed.due():
-            if await self._run(_DELETE, [*map(key, due)], self._bar) is None:
+    async def _flush(self) -> bool:
+        while batch := self._pending_deletes.next_batch():
+            if await self._run(_DELETE, [*map(key, batch)], self._bar) is None:
                 return False
-            self._owed.pay(due)
+            self._pending_deletes.confirm(batch)
         return True
 
-    async def _keep_paying(self) -> None:
+    async def _flush_until_done(self) -> None:
         try:
-            while not await self._pay():  # noqa: ASYNC110 - Redis sends no notice when it is back
+            while not await self._flush():  # noqa: ASYNC110 - Redis sends no notice when it is back
                 await asyncio.sleep(BREAKER_SECONDS)
         finally:
-            self._paying = None
+            self._flush_task = None
 
     async def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
-        """Run a script, and return what it did or DONE; None if Redis did not answer, or refused."""
+        """Run a script. Return its result or DONE, or None if Redis did not answer or refused."""
         if self.breaker.is_open:
             return None
         try:
@@ -293,21 +305,21 @@ class AsyncCache:
         return DONE if found is None else found
 
     async def _reconnect(self) -> None:
-        """Give up idle connections: the next one may lead to a server that was promoted meanwhile."""
+        """Close the idle connections. A new connection may lead to a server that has been promoted meanwhile."""
         with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(self._budget_seconds):
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
 
 
 class CacheInvalidator:
-    """The changing side, for threads that block. Nothing raises for what Redis does: the answer says whether it did."""
+    """The changing side for blocking threads. No method raises an error of Redis. Each returns whether it succeeded."""
 
     def __init__(self, redis_url: str, budget_seconds: float) -> None:
         self._redis: Any = redis.Redis.from_url(
             redis_url, retry=Retry(NoBackoff(), 0), **_connection_options(budget_seconds)
         )
         self._bar = _new_bar()
-        self._owed = Owed()
+        self._pending_deletes = PendingDeletes()
         self.breaker = Breaker()
 
     def close(self) -> None:
@@ -315,9 +327,9 @@ class CacheInvalidator:
         self._redis.close()
 
     def bar(self, ids: Sequence[str]) -> bool:
-        """Keep settled orders out of the cache, before their change commits and while their rows are locked.
+        """Bar settled orders in the cache. Call it before their change commits and while their rows are locked.
 
-        `delete` lifts the bar; without it the bar ends by itself after BAR_SECONDS. False if Redis did not do it.
+        `delete` lifts the bar. Otherwise the bar expires after BAR_SECONDS. Return False if Redis did not set it.
         """
         return all(
             self._run(_BAR, ids[start : start + KEYS_MAX], self._bar, BAR_SECONDS)
@@ -325,12 +337,15 @@ class CacheInvalidator:
         )
 
     def delete(self, ids: Sequence[str]) -> bool:
-        """Forget orders, after their change committed. False if Redis did not do it; a later call then does it too."""
-        self._owed.add(ids)
-        while due := self._owed.due():
-            if not self._run(_DELETE, list(due), self._bar):
+        """Delete orders from the cache after their change has committed.
+
+        Return False if Redis did not delete all of them. The next call then retries the rest.
+        """
+        self._pending_deletes.add(ids)
+        while batch := self._pending_deletes.next_batch():
+            if not self._run(_DELETE, list(batch), self._bar):
                 return False
-            self._owed.pay(due)
+            self._pending_deletes.confirm(batch)
         return True
 
     def _run(self, script: str, ids: Sequence[str], *arguments: Any) -> bool:
@@ -339,7 +354,7 @@ class CacheInvalidator:
         try:
             self._redis.eval(script, len(ids), *map(key, ids), *arguments)
         except redis.ResponseError as error:
-            # A refusal costs no time, and the server may be another one by the next change.
+            # No breaker: a refusal takes no time, and the next change may reach another server.
             _log.warning("refused: %s", error)
             with contextlib.suppress(redis.RedisError, OSError):
                 self._redis.connection_pool.disconnect(inuse_connections=False)
@@ -351,12 +366,12 @@ class CacheInvalidator:
 
 
 def key(order_id: str) -> str:
-    """Return the key of an order."""
+    """Return the Redis key of an order."""
     return f"order:{order_id}"
 
 
 def _new_bar() -> str:
-    """Return a bar of this process's own: it makes its changes of one order one after the other, under the row lock."""
+    """Return the bar of this process. One is enough, because a process changes an order under its row lock."""
     return f"barred:{secrets.token_hex(8)}"
 
 

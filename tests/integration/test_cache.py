@@ -267,7 +267,7 @@ def test_what_could_not_be_deleted_is_deleted_before_anything_is_looked_up(serve
         now += cache.BREAKER_SECONDS
         found = await reader.look_up(["a"])
         assert found[0] != Entry(BODY)
-        assert len(reader._owed) == 0
+        assert len(reader._pending_deletes) == 0
         assert await reader.delete([])
 
     reading(redis_url, scenario)
@@ -302,8 +302,8 @@ def test_an_asyncio_delete_that_failed_is_tried_again_by_the_clock(
             assert not await reader.delete(["a"])
         finally:
             servers.valkey.resume()
-        assert reader._paying is not None
-        await asyncio.wait_for(reader._paying, 10)
+        assert reader._flush_task is not None
+        await asyncio.wait_for(reader._flush_task, 10)
         with redis.Redis.from_url(redis_url) as client:
             assert not client.exists("order:a")
 
@@ -327,8 +327,8 @@ def test_one_task_deletes_what_failed_in_each_outage(
                     assert asyncio.all_tasks() == before
                 finally:
                     servers.valkey.resume()
-                assert reader._paying is not None
-                await asyncio.wait_for(reader._paying, 10)
+                assert reader._flush_task is not None
+                await asyncio.wait_for(reader._flush_task, 10)
                 assert client.dbsize() == 0
 
     reading(redis_url, scenario)
@@ -348,11 +348,11 @@ def test_no_deletion_is_forgotten_beyond_one_command(redis_url: str) -> None:
 
 
 def test_what_is_owed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "OWED_MAX", 3)
+    monkeypatch.setattr(cache, "PENDING_DELETES_MAX", 3)
     invalidator = CacheInvalidator("redis://127.0.0.1:1/0", BUDGET_SECONDS)
     for order_id in "abcde":
         assert not invalidator.delete([order_id])
-    assert list(invalidator._owed) == ["c", "d", "e"]
+    assert list(invalidator._pending_deletes) == ["c", "d", "e"]
 
 
 def test_the_breaker_asks_again_after_a_while() -> None:

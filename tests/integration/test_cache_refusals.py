@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from orderstream import cache
-from orderstream.cache import AsyncCache, CacheInvalidator, Entry, Fill, Lease, Owed
+from orderstream.cache import AsyncCache, CacheInvalidator, Entry, Fill, Lease, PendingDeletes
 from tests.support.valkeys import valkey
 from tests.support.waiting import wait_until
 
@@ -89,8 +89,8 @@ def test_what_cannot_be_deleted_is_not_served(redis_url: str, how: str, monkeypa
                 await changing.bar(["a"])
                 await changing.delete(["a"])
                 assert await other.look_up(["a"]) == ["unreachable"]
-            if changing._paying is not None:
-                await asyncio.wait_for(changing._paying, 10)
+            if changing._flush_task is not None:
+                await asyncio.wait_for(changing._flush_task, 10)
             assert client.get("order:a") is None
 
     _run(redis_url, scenario)
@@ -235,8 +235,8 @@ def test_after_a_refusal_the_address_is_looked_up_again(redis_url: str) -> None:
             with _replica(client):
                 assert not await reader.delete(["a"])
                 assert not invalidator.delete(["a"])
-            assert reader._paying is not None
-            await asyncio.wait_for(reader._paying, 20)
+            assert reader._flush_task is not None
+            await asyncio.wait_for(reader._flush_task, 20)
             wait_until(lambda: invalidator.delete([]), 20, "what is owed is deleted")
             kept = {one["id"] for one in client.client_list()} & before
             assert kept == {str(client.client_id())}
@@ -246,14 +246,14 @@ def test_after_a_refusal_the_address_is_looked_up_again(redis_url: str) -> None:
 
 
 def test_a_deletion_does_not_pay_for_a_change_that_came_after_it_began() -> None:
-    owed = Owed()
-    owed.add(["a", "b"])
-    under_way = owed.due()
-    owed.add(["a"])
-    owed.pay(under_way)
-    assert list(owed) == ["a"]
-    owed.pay(owed.due())
-    assert len(owed) == 0
+    pending = PendingDeletes()
+    pending.add(["a", "b"])
+    under_way = pending.next_batch()
+    pending.add(["a"])
+    pending.confirm(under_way)
+    assert list(pending) == ["a"]
+    pending.confirm(pending.next_batch())
+    assert len(pending) == 0
 
 
 FOREIGN: dict[str, Callable[[Client, str], object]] = {

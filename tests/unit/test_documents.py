@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.problems import Problem
-from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.api_gateway.routes import Health, OrderHandlers, router
 from orderstream.audit import check
 from orderstream.cli import main
 from orderstream.domain.events import PAYLOADS, TOPICS, topic_of
@@ -130,7 +130,7 @@ class Nothing:
 
 def test_endpoints() -> None:
     nothing = Nothing()
-    orders = Orders(nothing, nothing, nothing, nothing, nothing, owners=nothing)  # type: ignore[arg-type]
+    orders = OrderHandlers(nothing, nothing, nothing, nothing, nothing, key_owners=nothing)  # type: ignore[arg-type]
     api = router(orders, Health(nothing), Tracer(None, 0))  # type: ignore[arg-type]
     paths = [route.path for route in api.routes if isinstance(route, Route)]
     served: Rows = []

@@ -1,4 +1,4 @@
-"""The api-gateway: accepts orders (P1, P10), shows how they stand (P8), cancels them. All of its wiring is here."""
+"""The api-gateway accepts orders (P1, P10), shows their state (P8) and cancels them. This module wires it together."""
 
 import asyncio
 import socket
@@ -6,18 +6,19 @@ from contextlib import AsyncExitStack
 
 import psycopg
 import uvloop
+from psycopg.rows import tuple_row
 
 from orderstream.api_gateway.batcher import TryAgainError
 from orderstream.api_gateway.http.server import Server, allow_connections, listen
-from orderstream.api_gateway.http.shared import Limits
-from orderstream.api_gateway.orders.backpressure import OutboxBound
+from orderstream.api_gateway.http.server_state import Limits
+from orderstream.api_gateway.orders.backpressure import OutboxLimit
 from orderstream.api_gateway.orders.canceller import Canceller
 from orderstream.api_gateway.orders.key_owners import KeyOwners
 from orderstream.api_gateway.orders.reader import Reader
 from orderstream.api_gateway.orders.waiters import Waiters
 from orderstream.api_gateway.orders.writer import Writer
-from orderstream.api_gateway.own_pages import own_pages
-from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.api_gateway.process_pages import serve_process_pages
+from orderstream.api_gateway.routes import Health, OrderHandlers, router
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
 from orderstream.postgres.faults import UnsuitableServerError
@@ -31,8 +32,10 @@ READY_BUDGET_SECONDS = 1.0
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM, then finish what is under way within the drain budget, beyond which the process ends with
-    code 1. Returns the exit code."""
+    """Serve until SIGTERM, then finish the requests in progress. Return the exit code.
+
+    If the requests take longer than the drain budget, the process exits with code 1.
+    """
     logs.configure(SERVICE, settings)
     try:
         listener = listen(settings.host, settings.port)
@@ -49,7 +52,7 @@ def run(settings: Settings) -> int:
 
 
 async def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve on a bound socket until SIGTERM or SIGINT. Raises UnsuitableServerError at once, before it serves."""
+    """Serve on a listening socket until SIGTERM or SIGINT. Raises UnsuitableServerError before it serves."""
     tracer = start(SERVICE, settings)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -60,22 +63,22 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         await _refuse_unsuitable(checks)
         cancels = await enter(Session(settings.postgres_url, f"{SERVICE}: cancels"))
         polls = await enter(Session(settings.postgres_url, f"{SERVICE}: waiting reads"))
-        cache = AsyncCache(settings.redis_url, settings.cache_budget_seconds)
+        cache = await enter(AsyncCache(settings.redis_url, settings.cache_budget_seconds))
         health = Health(checks)
         limit = settings.gateway_queue_limit
         writer = await enter(Writer(writes, waiting_limit=limit))
         reader = await enter(Reader(reads, cache, waiting_limit=limit))
         canceller = await enter(Canceller(cancels, cache, waiting_limit=limit))
         waiters = await enter(Waiters(polls))
-        outbox = await enter(OutboxBound(checks, settings.outbox_limit))
-        owners = await enter(KeyOwners(reads, waiting_limit=limit))
+        outbox = await enter(OutboxLimit(checks, settings.outbox_limit))
+        key_owners = await enter(KeyOwners(reads, waiting_limit=limit))
 
         def stop() -> None:
             limit_drain(settings.drain_timeout_seconds)
             waiters.drain()
 
         http = Server(
-            router(Orders(writer, reader, canceller, waiters, outbox, owners=owners), health, tracer),
+            router(OrderHandlers(writer, reader, canceller, waiters, outbox, key_owners=key_owners), health, tracer),
             tracer,
             Limits(
                 connections=allow_connections(settings.gateway_connection_limit),
@@ -83,10 +86,10 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
                 request_timeout_seconds=settings.gateway_request_timeout_seconds,
             ),
             on_stop=stop,
-            # The other half is for the writer to be done with a Postgres that hangs.
+            # The writer needs the other half if Postgres hangs.
             drain_timeout_seconds=settings.drain_timeout_seconds / 2,
         )
-        pages = own_pages(settings, health, asyncio.get_running_loop())
+        pages = serve_process_pages(settings, health, asyncio.get_running_loop())
         stack.callback(pages.server_close)
         stack.push_async_callback(asyncio.to_thread, pages.shutdown)
         port, pages_port = listener.getsockname()[1], pages.server_port
@@ -96,9 +99,9 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
 
 
 async def _refuse_unsuitable(session: Session) -> None:
-    """Raise UnsuitableServerError if Postgres answers but cannot hold orders; one that is away may come back."""
+    """Raise UnsuitableServerError if Postgres answers but cannot store orders. If Postgres is down, only log it."""
     try:
-        await session.check("SELECT", {})
+        await session.check("SELECT", {}, tuple_row)
     except UnsuitableServerError:
         raise
     except (TryAgainError, psycopg.Error) as error:

@@ -1,7 +1,8 @@
-"""Natural batching: while one batch is under way the next one gathers, so a batch is as large as the load makes it.
+"""Natural batching: while the gateway works on one batch, new calls collect for the next one.
 
-It carries orders to their group commit and reads to their one query. It keeps no promise alone, but it bounds: what
-waits, what a batch holds, and how long a batch is repeated (as long as somebody still waits for it).
+A batch therefore grows with the load, and a single call never waits for a batch to fill. The writer, the reader, the
+canceller and the lookup of idempotency keys each have a batcher. A batcher keeps no promise by itself. It limits the
+number of waiting calls, the size of a batch, and the retries of a batch: a batch is retried only while callers wait.
 """
 
 import asyncio
@@ -19,16 +20,16 @@ FIRST_PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 0.5
 
 
-class FullError(Exception):
-    """As much is waiting as may wait."""
+class QueueFullError(Exception):
+    """The queue of waiting calls is full."""
 
 
 class TryAgainError(Exception):
-    """Work on a batch failed in a way that passes; whoever is unanswered is worked for again."""
+    """The batch failed with a transient error. Callers without a result are retried."""
 
 
-class Asked(Generic[T, R]):
-    """One thing asked for, and everyone who waits for its answer."""
+class PendingCall(Generic[T, R]):
+    """One submitted item, with a future for each caller that waits for its result."""
 
     __slots__ = ("futures", "item")
 
@@ -37,33 +38,34 @@ class Asked(Generic[T, R]):
         self.futures: list[asyncio.Future[R]] = []
 
     @property
-    def waited_for(self) -> bool:
-        """Say whether anyone is still without an answer."""
+    def has_waiters(self) -> bool:
+        """Whether a caller still waits for the result."""
         return not all(future.done() for future in self.futures)
 
-    def answer(self, value: R) -> None:
-        """Give `value` to all who wait."""
+    def answer(self, result: R) -> None:
+        """Give `result` to every caller that waits."""
         for future in self.futures:
             if not future.done():
-                future.set_result(value)
+                future.set_result(result)
 
     def fail(self, error: Exception) -> None:
-        """Raise `error` in all who wait."""
+        """Raise `error` in every caller that waits."""
         for future in self.futures:
             if not future.done():
                 future.set_exception(error)
 
 
-Work = Callable[[Sequence[Asked[T, R]]], Awaitable[None]]
+Work = Callable[[Sequence[PendingCall[T, R]]], Awaitable[None]]
 
 
-class Gathering(Generic[T, R]):
-    """Hands what is asked for to `work`, a batch at a time, in order of asking. Used as a context manager.
+class Batcher(Generic[T, R]):
+    """Passes submitted items to `work` in batches, in the order of submission. Used as a context manager.
 
-    A batch has at least one element, and no more than weigh `batch_limit` together. No more than `waiting_limit`
-    elements wait, nor more than weigh `weight_limit` together, if it is given.
-    `work` answers or fails each element, or raises TryAgainError to be called again, after a growing pause, for those
-    that are still waited for. Any other exception fails the whole batch.
+    `size_of` returns the size of an item (1 by default). A batch has at least one item. Its total size is at most
+    `batch_limit`, unless it has one item only. At most `waiting_limit` items wait. If `waiting_size_limit` is given,
+    the total size of the waiting items is limited too.
+    `work` answers or fails each call. If it raises TryAgainError, the batcher calls it again after a growing pause,
+    with the calls that still have waiters. Any other exception fails the whole batch.
     """
 
     def __init__(
@@ -72,17 +74,17 @@ class Gathering(Generic[T, R]):
         *,
         batch_limit: int,
         waiting_limit: int,
-        weigh: Callable[[T], int] = lambda _item: 1,
-        weight_limit: int | None = None,
+        size_of: Callable[[T], int] = lambda _item: 1,
+        waiting_size_limit: int | None = None,
     ) -> None:
         self._work = work
-        self._weigh = weigh
+        self._size_of = size_of
         self._batch_limit = batch_limit
         self._waiting_limit = waiting_limit
-        self._weight_limit = weight_limit
-        self._weight = 0
-        self._waiting: dict[str, Asked[T, R]] = {}
-        self._arrived = asyncio.Event()
+        self._waiting_size_limit = waiting_size_limit
+        self._waiting_size = 0
+        self._waiting: dict[str, PendingCall[T, R]] = {}
+        self._submitted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -90,70 +92,71 @@ class Gathering(Generic[T, R]):
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        """Stop; whoever is unanswered by now fails."""
+        """Stop. Calls without a result fail with TryAgainError."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        for asked in self._waiting.values():
-            asked.fail(TryAgainError("stopping"))
+        for call in self._waiting.values():
+            call.fail(TryAgainError("stopping"))
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def ask(self, key: str, item: T) -> asyncio.Future[R]:
-        """Ask for `item`. Those who ask with one key before its batch begins share one answer, never one begun before.
+    def submit(self, key: str, item: T) -> asyncio.Future[R]:
+        """Queue `item` and return the future of its result. Raises QueueFullError.
 
-        Raises FullError. The future may be cancelled: nobody else notices.
+        Callers that submit the same key before its batch begins share one result. A caller never shares the result of
+        a batch that had begun before. Cancelling the future does not affect the other callers.
         """
-        asked = self._waiting.get(key)
-        if asked is None:
-            weight = self._weight + self._weigh(item)
+        call = self._waiting.get(key)
+        if call is None:
+            size = self._waiting_size + self._size_of(item)
             if len(self._waiting) >= self._waiting_limit or (
-                self._weight_limit is not None and weight > self._weight_limit
+                self._waiting_size_limit is not None and size > self._waiting_size_limit
             ):
-                raise FullError
-            self._weight = weight
-            asked = self._waiting[key] = Asked(item)
-            self._arrived.set()
+                raise QueueFullError
+            self._waiting_size = size
+            call = self._waiting[key] = PendingCall(item)
+            self._submitted.set()
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        asked.futures.append(future)
+        call.futures.append(future)
         return future
 
     async def _run(self) -> None:
         while True:
-            await self._arrived.wait()
-            batch = self._take()
+            await self._submitted.wait()
+            batch = self._take_batch()
             try:
                 await self._finish(batch)
-            except Exception as error:  # noqa: BLE001 - whatever it was, nobody may be left waiting
+            except Exception as error:  # noqa: BLE001 - after any error, no caller may be left waiting
                 logs.get().error("batch_failed", error=repr(error), exc_info=error)
-                for asked in batch:
-                    asked.fail(error)
+                for call in batch:
+                    call.fail(error)
             except asyncio.CancelledError:
-                for asked in batch:
-                    asked.fail(TryAgainError("stopping"))
+                for call in batch:
+                    call.fail(TryAgainError("stopping"))
                 raise
 
-    def _take(self) -> list[Asked[T, R]]:
-        batch: list[Asked[T, R]] = []
+    def _take_batch(self) -> list[PendingCall[T, R]]:
+        batch: list[PendingCall[T, R]] = []
         room = self._batch_limit
-        for asked in self._waiting.values():
-            weight = self._weigh(asked.item)
-            if weight > room and batch:
+        for call in self._waiting.values():
+            size = self._size_of(call.item)
+            if size > room and batch:
                 break
-            room -= weight
-            self._weight -= weight
-            batch.append(asked)
+            room -= size
+            self._waiting_size -= size
+            batch.append(call)
         for key in list(itertools.islice(self._waiting, len(batch))):
             del self._waiting[key]
         if not self._waiting:
-            self._arrived.clear()
+            self._submitted.clear()
         return batch
 
-    async def _finish(self, batch: list[Asked[T, R]]) -> None:
+    async def _finish(self, batch: list[PendingCall[T, R]]) -> None:
         pause = FIRST_PAUSE_SECONDS
-        while batch := [asked for asked in batch if asked.waited_for]:
+        while batch := [call for call in batch if call.has_waiters]:
             try:
                 await self._work(batch)
             except TryAgainError:

@@ -1,4 +1,4 @@
-"""The routes of the HTTP API: what each takes, and what it answers (P1, P8, P10, P11)."""
+"""The routes of the HTTP API, and the handlers that turn requests into replies (P1, P8, P10, P11)."""
 
 import asyncio
 import time
@@ -7,23 +7,24 @@ from typing import TypeVar, TypeVarTuple
 
 import msgspec
 import psycopg
+from psycopg.rows import tuple_row
 from starlette.routing import Route, Router
 from starlette.types import Receive
 
-from orderstream.api_gateway import docs
-from orderstream.api_gateway.batcher import FullError, TryAgainError
+from orderstream.api_gateway.batcher import QueueFullError, TryAgainError
+from orderstream.api_gateway.docs_pages import docs_asset, docs_page, openapi_json
 from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.conditions import entity_tag, read_condition
 from orderstream.api_gateway.http.endpoint import DisconnectedError, Endpoint, Handler, Reply, Request
 from orderstream.api_gateway.http.problems import RETRY_AFTER_SECONDS, Problem, Violation
-from orderstream.api_gateway.http.request_body import Bodies
-from orderstream.api_gateway.orders.backpressure import OutboxBound
+from orderstream.api_gateway.http.request_body import BodyReader
+from orderstream.api_gateway.orders.backpressure import OutboxLimit
 from orderstream.api_gateway.orders.canceller import Cancellation, Canceller, FailedError, PreconditionFailedError
 from orderstream.api_gateway.orders.idempotency import IdempotencyKey, read_key, request_hash
 from orderstream.api_gateway.orders.key_owners import KeyOwners
 from orderstream.api_gateway.orders.order_id import canonical, new_order_id
 from orderstream.api_gateway.orders.parsing import InvalidOrderError, read_order
-from orderstream.api_gateway.orders.reader import Outcome, Reader, Reading
+from orderstream.api_gateway.orders.reader import OrderDocument, Outcome, Reader
 from orderstream.api_gateway.orders.waiters import Waiters, preferred_wait
 from orderstream.api_gateway.orders.writer import SQL, KeyReusedError, NewOrder, RefusedError, Stored, Writer
 from orderstream.api_gateway.schemas import OrderAccepted
@@ -43,8 +44,8 @@ Given = TypeVarTuple("Given")
 _encode = msgspec.json.Encoder().encode
 
 
-class Orders:
-    """What can be asked of orders."""
+class OrderHandlers:
+    """The handlers of the three order routes."""
 
     def __init__(
         self,
@@ -52,9 +53,9 @@ class Orders:
         reader: Reader,
         canceller: Canceller,
         waiters: Waiters,
-        outbox: OutboxBound,
+        outbox: OutboxLimit,
         *,
-        owners: KeyOwners,
+        key_owners: KeyOwners,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._writer = writer
@@ -62,23 +63,23 @@ class Orders:
         self._canceller = canceller
         self._waiters = waiters
         self._outbox = outbox
-        self._owners = owners
+        self._key_owners = key_owners
         self._clock = clock
-        self._bodies = Bodies()
+        self._bodies = BodyReader()
         self._reads = {outcome: metrics.CACHE_READS.labels(outcome.lower()) for outcome in ("HIT", "MISS", "BYPASS")}
         metrics.QUEUED_ORDERS.set_function(lambda: len(writer))
 
     async def create(self, request: Request) -> Reply:
-        """POST /orders: 201 once the order is durable, and never otherwise."""
+        """POST /orders: return 201 when the order is durable, and only then."""
         if b"if-match" in request.headers:
-            # It asks for a version of what the path names, and /orders has none (RFC 9110, 13.1.1).
+            # If-Match asks for a version of the resource, and /orders has no version (RFC 9110, 13.1.1).
             raise problems.precondition_failed()
         key = read_key(request.headers.get(b"idempotency-key"))
         if key is None and self._outbox.is_exceeded():
             raise problems.outbox_full()
-        new = await self._new_order(request, key)
+        order = await self._new_order(request, key)
         try:
-            stored = await self._store(new)
+            stored = await self._store(order)
         except RefusedError as error:
             raise problems.invalid_order([Violation("", "cannot be stored")]) from error
         except KeyReusedError as error:
@@ -89,31 +90,31 @@ class Orders:
             headers.append(_REPLAYED)
         return Reply(201, headers, _encode(OrderAccepted(stored.order_id)))
 
-    async def _store(self, new: NewOrder) -> Stored:
-        """Store an order, or find the one that its key has. Raises RefusedError, KeyReusedError or Problem 503."""
+    async def _store(self, order: NewOrder) -> Stored:
+        """Store an order, or find the order that owns its key. Raises RefusedError, KeyReusedError or Problem 503."""
         if self._outbox.is_exceeded():
-            return await self._stored_before(new, problems.outbox_full())
+            return await self._stored_before(order, problems.outbox_full())
         try:
             async with asyncio.timeout(BUDGET_SECONDS):
-                return await self._writer.ask(new.created.order_id, new)
-        except FullError:
-            return await self._stored_before(new, problems.queue_full())
+                return await self._writer.store(order)
+        except QueueFullError:
+            return await self._stored_before(order, problems.queue_full())
         except (TimeoutError, TryAgainError) as error:
             raise problems.unknown_whether_stored() from error
 
-    async def _stored_before(self, new: NewOrder, refusal: Problem) -> Stored:
-        """Answer with the order that the key has. Raises `refusal` if there is none, or KeyReusedError."""
-        if new.key is None:
+    async def _stored_before(self, order: NewOrder, refusal: Problem) -> Stored:
+        """Return the order that owns the key. Raises `refusal` if there is no such order, or KeyReusedError."""
+        if order.key is None:
             raise refusal
-        owner = await _in_time("looked up by its key", self._owners.ask, new.key.key, new.key.key)
+        owner = await _in_time("looked up by its key", self._key_owners.find, order.key.key)
         if owner is None:
             raise refusal
-        if owner.request_hash != new.key.request_hash:
+        if owner.request_hash != order.key.request_hash:
             raise KeyReusedError(owner.order_id)
         return Stored(owner.order_id, replayed=True)
 
     async def _new_order(self, request: Request, key: str | None) -> NewOrder:
-        """Read an order out of a request. Its body is not kept: large ones would add up while they wait."""
+        """Parse the order of a request. The body is not kept, because waiting orders would hold too much memory."""
         body = await self._bodies.read(request)
         order_id = new_order_id(self._clock())
         try:
@@ -121,41 +122,44 @@ class Orders:
         except InvalidOrderError as error:
             raise problems.invalid_order(error.errors) from error
         request.span.set({"order.id": order_id})
-        identified = None if key is None else IdempotencyKey(key, request_hash(created))
-        return NewOrder(created, request.span.carrier, identified)
+        idempotency_key = None if key is None else IdempotencyKey(key, request_hash(created))
+        return NewOrder(created, request.span.carrier, idempotency_key)
 
     async def read(self, request: Request) -> Reply:
-        """GET /orders/{id}: 202 while it is open, 200 once it is settled; the body is always the order."""
+        """GET /orders/{id}: return 202 while the order is open, and 200 when it is settled. The body is the order."""
         order_id = _order_id(request)
-        reading, outcome = await self._read(order_id)
+        document, outcome = await self._read(order_id)
         applied: list[tuple[bytes, bytes]] = []
         if seconds := preferred_wait(request.headers.get(b"prefer")):
-            waited = reading.settled or await self._wait(request, order_id, seconds)
-            if not reading.settled:
-                reading, outcome = await self._read(order_id)
+            waited = document.settled or await self._wait(request, order_id, seconds)
+            if not document.settled:
+                document, outcome = await self._read(order_id)
             if waited:
                 applied.append((b"preference-applied", b"wait=%d" % seconds))
         self._reads[outcome].inc()
-        etag = entity_tag(reading.version)
+        etag = entity_tag(document.version)
         condition = read_condition(request.headers)
         if not condition.matches(etag):
             raise problems.precondition_failed()
         headers = [(b"etag", etag), (b"x-cache", outcome.encode()), _NO_CACHE, *applied]
-        if not reading.settled:
+        if not document.settled:
             headers.append(_RETRY_AFTER)
         if not condition.none_matches(etag):
             return Reply(304, headers)
-        return Reply(200 if reading.settled else 202, [_JSON, *headers], reading.body)
+        return Reply(200 if document.settled else 202, [_JSON, *headers], document.body)
 
-    async def _read(self, order_id: str) -> tuple[Reading, Outcome]:
-        reading, outcome = await _in_time("read", self._reader.read, order_id)
-        if reading is None:
+    async def _read(self, order_id: str) -> tuple[OrderDocument, Outcome]:
+        document, outcome = await _in_time("read", self._reader.read, order_id)
+        if document is None:
             self._reads[outcome].inc()
             raise problems.not_found("order")
-        return reading, outcome
+        return document, outcome
 
     async def _wait(self, request: Request, order_id: str, seconds: int) -> bool:
-        """Wait until an order has settled, or for so long. False if it may not wait. Raises DisconnectedError."""
+        """Wait up to `seconds` until the order has settled. Return False if the wait is refused.
+
+        Raises DisconnectedError.
+        """
         gone = asyncio.ensure_future(_disconnected(request.receive))
         try:
             waited = await self._waiters.wait(order_id, seconds, gone)
@@ -166,23 +170,26 @@ class Orders:
         return waited == "over"
 
     async def cancel(self, request: Request) -> Reply:
-        """POST /orders/{id}/cancel: 202 once the order is cancelled, however often; it is undone from then on."""
+        """POST /orders/{id}/cancel: return 202 when the order is cancelled, also if it was cancelled before.
+
+        The compensation follows in the background.
+        """
         order_id = _order_id(request)
         try:
             condition = read_condition(request.headers)
             cancellation = Cancellation(order_id, request.span.carrier, condition)
-            reading = await _in_time("cancelled", self._canceller.ask, cancellation.key, cancellation)
+            document = await _in_time("cancelled", self._canceller.cancel, cancellation)
         except FailedError as error:
             raise problems.order_failed() from error
         except PreconditionFailedError as error:
             raise problems.precondition_failed() from error
-        if reading is None:
+        if document is None:
             raise problems.not_found("order")
-        return Reply(202, [_JSON, (b"etag", entity_tag(reading.version)), _NO_CACHE], reading.body)
+        return Reply(202, [_JSON, (b"etag", entity_tag(document.version)), _NO_CACHE], document.body)
 
 
 def _order_id(request: Request) -> str:
-    """Return the id of the order that a path names. Raises Problem 404 if it can be no order's."""
+    """Return the order id in the path. Raises Problem 404 if the text is not a UUID."""
     order_id = canonical(request.path_params["order_id"])
     if order_id is None:
         raise problems.not_found("order")
@@ -190,58 +197,58 @@ def _order_id(request: Request) -> str:
     return order_id
 
 
-async def _in_time(done: str, ask: Callable[[*Given], Awaitable[Answer]], *given: *Given) -> Answer:
-    """Ask, and turn whatever keeps an order from being `done` in time into Problem 503."""
+async def _in_time(done: str, action: Callable[[*Given], Awaitable[Answer]], *given: *Given) -> Answer:
+    """Await `action(*given)` within the time budget. Raises Problem 503, which says that the order was not `done`."""
     try:
         async with asyncio.timeout(BUDGET_SECONDS):
-            return await ask(*given)
-    except FullError as error:
+            return await action(*given)
+    except QueueFullError as error:
         raise problems.unavailable(f"Too many orders are waiting to be {done}.") from error
     except (TimeoutError, TryAgainError) as error:
         raise problems.unavailable(f"The order could not be {done} in time.") from error
 
 
 async def _disconnected(receive: Receive) -> bool:
-    """Return when the client is gone."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
     return True
 
 
 class Health:
-    """Whether this process lives, whether it can work, and its figures."""
+    """The handlers for liveness, readiness and metrics."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     async def live(self, _request: Request) -> Reply:
-        """GET /livez: the event loop turns."""
+        """GET /livez: return 200 while the event loop runs."""
         return Reply(200, [_JSON, _NO_STORE], b'{"status":"ok"}')
 
     async def ready(self, _request: Request) -> Reply:
-        """GET /readyz: Postgres answers and is migrated; Kafka and Redis are not needed (P11)."""
+        """GET /readyz: return 200 if Postgres answers and is migrated. Kafka and Redis are not needed (P11)."""
         if problem := await self.problem():
             raise problems.unavailable(problem)
         return Reply(200, [_JSON, _NO_STORE], b'{"status":"ok"}')
 
     async def problem(self) -> str | None:
-        """Say what keeps this process from working, or return None."""
+        """Return why this process is not ready, or None if it is ready."""
         try:
             async with asyncio.timeout(BUDGET_SECONDS):
-                await self._session.check(SQL["check_ready"], {})
+                await self._session.check(SQL["check_ready"], {}, tuple_row)
         except (TimeoutError, TryAgainError, psycopg.Error):
             return "Postgres does not answer, or is not migrated."
         return None
 
-    async def figures(self, _request: Request) -> Reply:
-        """GET /metrics: the Prometheus text format."""
+    async def metrics(self, _request: Request) -> Reply:
+        """GET /metrics: return the metrics in the Prometheus text format."""
         return Reply(200, [(b"content-type", metrics.CONTENT_TYPE.encode()), _NO_STORE], metrics.exposition())
 
 
-def _page(handler: Handler) -> Handler:
-    """Apply the conditions of a request to a page that has no entity tag: only `*` matches it (RFC 9110, 13.1)."""
+def _conditional(handler: Handler) -> Handler:
+    """Apply If-Match and If-None-Match to a page without an entity tag. Only `*` matches it (RFC 9110, 13.1)."""
 
-    async def conditional(request: Request) -> Reply:
+    async def handle(request: Request) -> Reply:
         reply = await handler(request)
         condition = read_condition(request.headers)
         if not condition.matches(b""):
@@ -250,21 +257,21 @@ def _page(handler: Handler) -> Handler:
             return Reply(304, [header for header in reply.headers if header[0] != b"content-type"])
         return reply
 
-    return conditional
+    return handle
 
 
-def router(orders: Orders, health: Health, tracer: Tracer) -> Router:
+def router(orders: OrderHandlers, health: Health, tracer: Tracer) -> Router:
     """Return the whole API as one ASGI application."""
     table: list[tuple[str, dict[str, Handler]]] = [
         ("/orders", {"POST": orders.create}),
         ("/orders/{order_id}", {"GET": orders.read}),
         ("/orders/{order_id}/cancel", {"POST": orders.cancel}),
-        ("/livez", {"GET": _page(health.live)}),
-        ("/readyz", {"GET": _page(health.ready)}),
-        ("/metrics", {"GET": _page(health.figures)}),
-        ("/openapi.json", {"GET": _page(docs.openapi)}),
-        ("/docs", {"GET": _page(docs.page)}),
-        ("/docs/{asset}", {"GET": _page(docs.asset)}),
+        ("/livez", {"GET": _conditional(health.live)}),
+        ("/readyz", {"GET": _conditional(health.ready)}),
+        ("/metrics", {"GET": _conditional(health.metrics)}),
+        ("/openapi.json", {"GET": _conditional(openapi_json)}),
+        ("/docs", {"GET": _conditional(docs_page)}),
+        ("/docs/{asset}", {"GET": _conditional(docs_asset)}),
     ]
     return Router(
         [Route(path, Endpoint(path, tracer, methods)) for path, methods in table],

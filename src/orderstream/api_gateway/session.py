@@ -1,33 +1,35 @@
-"""One session of the gateway with Postgres: opened when needed, closed when it fails, and never waited for in vain.
+"""One Postgres connection of the gateway, opened when it is needed and closed when it fails. Every wait has a limit.
 
-It is the asyncio twin of `orderstream.postgres.session`: no state of a session outlives its cause.
+This is the asyncio counterpart of `orderstream.postgres.session`. No state of a failed connection survives it.
 """
 
 import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Mapping
-from typing import LiteralString, Self
+from typing import LiteralString, Self, TypeVar
 
 import psycopg
-from psycopg.rows import TupleRow
+from psycopg.rows import BaseRowFactory
 
 from orderstream.api_gateway.batcher import TryAgainError
-from orderstream.postgres.connect import AsyncConnection, AsyncCursor, connect_async
+from orderstream.postgres.connect import AsyncConnection, connect_async
 from orderstream.postgres.faults import is_about_data, is_bad_value, is_fatal
 from orderstream.telemetry import logs
 
 BUDGET_SECONDS = 5.0
-"""How long a request waits for Postgres before it is answered 503."""
+"""How long a request waits for Postgres before the gateway answers 503."""
+
+Row = TypeVar("Row")
 
 
 class Session:
-    """Runs one transaction at a time; whoever comes meanwhile waits for the turn. Used as a context manager.
+    """Runs one transaction at a time. Further callers wait for their turn. Used as a context manager.
 
-    All ways raise TryAgainError when Postgres is not there, did not answer in time, or found fault with the session:
-    whether a write was committed is then unknown. They raise psycopg.Error when Postgres refused the data, or when a
-    fresh session meets what no retry can help. Only after a refusal of a value is the connection kept: any other error
-    may be of the session, which a new connection does not have.
+    The methods raise TryAgainError if Postgres cannot be reached, does not answer in time, or rejects the session. It
+    is then unknown whether a write was committed. They raise psycopg.Error if Postgres rejects the data, or if a new
+    connection meets an error that no retry can solve. The connection is kept only after a rejected value. After any
+    other error it is closed, because the error may belong to this connection.
     """
 
     def __init__(self, postgres_url: str, name: str, budget_seconds: float = BUDGET_SECONDS) -> None:
@@ -36,6 +38,7 @@ class Session:
         self._budget_seconds = budget_seconds
         self._connection: AsyncConnection | None = None
         self._proven = False
+        """Whether the connection has completed a transaction."""
         self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -44,45 +47,51 @@ class Session:
     async def __aexit__(self, *_error: object) -> None:
         await self._close()
 
-    async def execute(self, statement: LiteralString, parameters: Mapping[str, object]) -> list[TupleRow]:
-        """Run a statement, which is a transaction by itself, and return its rows."""
+    async def execute(
+        self, statement: LiteralString, parameters: Mapping[str, object], row_factory: BaseRowFactory[Row]
+    ) -> list[Row]:
+        """Run a statement as a transaction of its own and return its rows."""
         async with self._use() as connection:
-            cursor = await connection.execute(statement, parameters)
+            cursor = await connection.cursor(row_factory=row_factory).execute(statement, parameters)
             return await cursor.fetchall()
 
     @contextlib.asynccontextmanager
-    async def reading(self, statement: LiteralString, parameters: Mapping[str, object]) -> AsyncIterator[AsyncCursor]:
-        """Run a statement as `execute` does, and lend its rows, which are decoded one by one."""
+    async def reading(
+        self, statement: LiteralString, parameters: Mapping[str, object], row_factory: BaseRowFactory[Row]
+    ) -> AsyncIterator[psycopg.AsyncCursor[Row]]:
+        """Run a statement as `execute` does and yield the cursor. The cursor decodes its rows one at a time."""
         async with self._use() as connection:
-            yield await connection.execute(statement, parameters)
+            yield await connection.cursor(row_factory=row_factory).execute(statement, parameters)
 
     async def renew(self) -> None:
-        """Have the next transaction run on a new connection."""
+        """Close the connection. The next transaction opens a new one."""
         async with self._turn:
             await self._close()
 
-    async def check(self, statement: LiteralString, parameters: Mapping[str, object]) -> list[TupleRow]:
-        """Run a short read as `execute` does, and once more on a fresh connection if one that had worked fails.
+    async def check(
+        self, statement: LiteralString, parameters: Mapping[str, object], row_factory: BaseRowFactory[Row]
+    ) -> list[Row]:
+        """Run a short read as `execute` does. If a proven connection fails, repeat the read on a new connection.
 
-        While it rested, a server, a pooler or a firewall may have closed it, which says nothing about Postgres now. A
-        used connection has half of the budget, so that one that hangs leaves time for the other.
+        A server, a pooler or a firewall may have closed an idle connection. That says nothing about Postgres now. A
+        proven connection gets half of the time budget, so that a hanging one leaves time for the second attempt.
         """
         if self._proven:
             with contextlib.suppress(TryAgainError):
                 async with self._use(self._budget_seconds / 2) as connection:
-                    cursor = await connection.execute(statement, parameters)
+                    cursor = await connection.cursor(row_factory=row_factory).execute(statement, parameters)
                     return await cursor.fetchall()
-        return await self.execute(statement, parameters)
+        return await self.execute(statement, parameters, row_factory)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Run several statements as one transaction, all of them within one budget; it commits at the end."""
+        """Run several statements as one transaction within one time budget, and commit it at the end."""
         async with self._use() as connection, connection.transaction():
             yield connection
 
     @contextlib.asynccontextmanager
     async def _use(self, budget_seconds: float | None = None) -> AsyncIterator[AsyncConnection]:
-        """Lend the connection for the budget; it is closed after any error that is not about data."""
+        """Yield the connection and limit its use to the budget. Close it after any error that is not a bad value."""
         async with self._turn:
             try:
                 connection = await self._connected()
@@ -119,6 +128,9 @@ class Session:
 
 
 def _cut(connection: AsyncConnection) -> None:
-    """End a connection's statement at once, without a word to the server: it may be the one that hangs."""
-    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=socket.dup(connection.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)
+    """End the running statement by shutting the socket down. The server is not told, because it may hang."""
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=socket.dup(connection.fileno())) as duplicate,
+    ):
+        duplicate.shutdown(socket.SHUT_RDWR)

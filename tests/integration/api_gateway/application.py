@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 
 from starlette.routing import Router
 
-from orderstream.api_gateway.orders.backpressure import OutboxBound
+from orderstream.api_gateway.orders.backpressure import OutboxLimit
 from orderstream.api_gateway.orders.canceller import Canceller
 from orderstream.api_gateway.orders.key_owners import KeyOwners
 from orderstream.api_gateway.orders.reader import Reader
 from orderstream.api_gateway.orders.waiters import Waiters
 from orderstream.api_gateway.orders.writer import Writer
-from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.api_gateway.routes import Health, OrderHandlers, router
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
 from orderstream.telemetry.tracing import Tracer
@@ -28,9 +28,9 @@ async def application(
     budget_seconds: float = 5,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Router]:
-    """Run the API; `budget_seconds` is what a transaction may take, `clock` is the gateway's."""
-    cache = AsyncCache(redis_url, 0.05)
+    """Run the API. `budget_seconds` limits a transaction. `clock` gives the time in new order ids."""
     async with (
+        AsyncCache(redis_url, 0.05) as cache,
         Session(postgres_url, "writes", budget_seconds) as writes,
         Session(postgres_url, "reads") as reads,
         Session(postgres_url, "cancels", budget_seconds) as cancels,
@@ -39,11 +39,11 @@ async def application(
         Reader(reads, cache, waiting_limit=waiting_limit) as reader,
         Canceller(cancels, cache, waiting_limit=waiting_limit) as canceller,
         Waiters(others) as waiters,
-        OutboxBound(others, outbox_limit) as outbox,
-        KeyOwners(reads, waiting_limit=waiting_limit) as owners,
+        OutboxLimit(others, outbox_limit) as outbox,
+        KeyOwners(reads, waiting_limit=waiting_limit) as key_owners,
     ):
         yield router(
-            Orders(writer, reader, canceller, waiters, outbox, owners=owners, clock=clock),
+            OrderHandlers(writer, reader, canceller, waiters, outbox, key_owners=key_owners, clock=clock),
             Health(others),
             Tracer(None, 0),
         )

@@ -10,7 +10,7 @@ import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orderstream.api_gateway.http.connection import Connection
-from orderstream.api_gateway.http.shared import Limits, Shared
+from orderstream.api_gateway.http.server_state import Limits, Shared
 from orderstream.telemetry.tracing import Tracer
 
 LIMIT_SECONDS = 20

@@ -9,21 +9,20 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
-from psycopg.rows import TupleRow
 from starlette.types import Receive, Scope, Send
 
 from orderstream.api_gateway.batcher import TryAgainError
 from orderstream.api_gateway.http import connection as connection_module
-from orderstream.api_gateway.http import shared as shared_module
+from orderstream.api_gateway.http import server_state
 from orderstream.api_gateway.http.connection import BODY_BUFFER_MAX_BYTES, QUEUED_REQUESTS_MAX
 from orderstream.api_gateway.http.connection import Connection as ServedConnection
 from orderstream.api_gateway.http.endpoint import Request
-from orderstream.api_gateway.http.head import HEAD_MAX_BYTES, TARGET_MAX_BYTES
 from orderstream.api_gateway.http.problems import Problem
-from orderstream.api_gateway.http.request_body import Bodies
-from orderstream.api_gateway.http.shared import READ_MAX_BYTES, peer_of
+from orderstream.api_gateway.http.request_body import BodyReader
+from orderstream.api_gateway.http.request_head import HEAD_MAX_BYTES, TARGET_MAX_BYTES
+from orderstream.api_gateway.http.server_state import READ_MAX_BYTES, peer_of
 from orderstream.api_gateway.orders import backpressure as outbox_bound
-from orderstream.api_gateway.orders.backpressure import MEASURE_SECONDS, STALE_SECONDS, OutboxBound
+from orderstream.api_gateway.orders.backpressure import MEASURE_SECONDS, STALE_SECONDS, OutboxLimit
 from orderstream.api_gateway.orders.writer import WAITING_LINES_MAX
 from orderstream.api_gateway.session import Session
 from orderstream.postgres.connect import Connection
@@ -66,11 +65,11 @@ class CountedSession(Session):
         self.count = 0
         self.fail = False
 
-    async def check(self, statement: Any, parameters: Any) -> list[TupleRow]:
+    async def check(self, statement: Any, parameters: Any, row_factory: Any) -> list[Any]:
         self.count += 1
         if self.fail:
             raise TryAgainError
-        return await super().check(statement, parameters)
+        return await super().check(statement, parameters, row_factory)
 
 
 def test_it_is_measured_now_and_then_and_believed_for_a_while(postgres_url: str, connection: Connection) -> None:
@@ -78,7 +77,7 @@ def test_it_is_measured_now_and_then_and_believed_for_a_while(postgres_url: str,
 
     async def scenario() -> None:
         nonlocal now
-        async with CountedSession(postgres_url) as session, OutboxBound(session, 2, lambda: now) as bound:
+        async with CountedSession(postgres_url) as session, OutboxLimit(session, 2, lambda: now) as bound:
 
             async def ask() -> bool:
                 exceeded = bound.is_exceeded()
@@ -115,7 +114,7 @@ def test_a_measurement_that_hangs_stops_nobody(postgres_url: str, connection: Co
 
     async def scenario() -> None:
         now = 0.0
-        async with Session(postgres_url, "test") as session, OutboxBound(session, 1, lambda: now) as bound:
+        async with Session(postgres_url, "test") as session, OutboxLimit(session, 1, lambda: now) as bound:
             for _ in range(5):
                 assert not bound.is_exceeded()
                 assert bound._task is not None
@@ -143,7 +142,7 @@ def test_what_waits_for_a_commit_is_bounded_by_its_lines_too(
 
 def test_what_is_arriving_is_bounded_in_bytes() -> None:
     async def scenario() -> None:
-        bodies = Bodies(limit_bytes=25)
+        bodies = BodyReader(limit_bytes=25)
         go = asyncio.Event()
 
         def request(*pieces: bytes) -> Request:
@@ -186,7 +185,7 @@ def test_a_body_in_small_pieces_takes_no_more_memory_than_a_whole_one() -> None:
         )
         tracemalloc.start()
         try:
-            body = await Bodies().read(request)
+            body = await BodyReader().read(request)
             assert len(body) == size
             assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
         finally:
@@ -245,7 +244,7 @@ def test_an_ipv6_network_is_one_peer() -> None:
 
 
 def test_refused_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_module, "REFUSED_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(server_state, "REFUSED_CONNECTIONS_MAX", 2)
 
     async def scenario() -> None:
         async with serving(Held(), connections=1) as served:

@@ -8,7 +8,7 @@ import pytest
 
 from orderstream.api_gateway.http.conditions import Condition
 from orderstream.api_gateway.orders.canceller import Cancellation, Canceller, PreconditionFailedError
-from orderstream.api_gateway.orders.reader import Reading
+from orderstream.api_gateway.orders.reader import OrderDocument
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
 from orderstream.postgres.connect import Connection
@@ -145,17 +145,17 @@ def test_a_cancel_whose_commit_got_no_answer_is_not_refused_for_its_own_change(
     own = Cancellation(order_id, (None, None), Condition(if_match=(b'"1"',)))
     late = Cancellation(order_id, (None, None), Condition(if_match=(b'"1"', b'"7"')))
 
-    async def scenario() -> tuple[Reading | None, BaseException]:
+    async def scenario() -> tuple[OrderDocument | None, BaseException]:
         cache = AsyncCache(servers.redis_url, 1)
         async with (
             proxy(postgres_url) as between,
             Session(between.url, "cancels") as session,
             Canceller(session, cache, waiting_limit=10) as canceller,
         ):
-            assert await canceller.ask("x", Cancellation("x", (None, None))) is None
+            assert await canceller.cancel(Cancellation("x", (None, None))) is None
             between.lose_answer_to = b"COMMIT"
-            reading = await canceller.ask(own.key, own)
-            (refused,) = await asyncio.gather(canceller.ask(late.key, late), return_exceptions=True)
+            reading = await canceller.cancel(own)
+            (refused,) = await asyncio.gather(canceller.cancel(late), return_exceptions=True)
             assert isinstance(refused, BaseException)
             await cache.close()
             return reading, refused

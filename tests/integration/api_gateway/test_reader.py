@@ -10,11 +10,11 @@ import psycopg
 import pytest
 import redis
 
-from orderstream.api_gateway.batcher import FullError
+from orderstream.api_gateway.batcher import QueueFullError
 from orderstream.api_gateway.orders.reader import LINES_PER_TURN_MAX, Reader
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache, CacheInvalidator
-from orderstream.postgres.connect import AsyncCursor, Connection
+from orderstream.postgres.connect import Connection
 from tests.support.samples import ORDER_ID
 
 OTHER_ID = ORDER_ID.replace("0", "1")
@@ -25,25 +25,28 @@ class PausingSession(Session):
 
     def __init__(self, url: str) -> None:
         super().__init__(url, "test")
-        self.asked: list[list[str]] = []
+        self.queries: list[list[str]] = []
         self.read = asyncio.Event()
         self.go = asyncio.Event()
         self.go.set()
 
     @asynccontextmanager
-    async def reading(self, statement: Any, parameters: Any) -> AsyncIterator[AsyncCursor]:
-        self.asked.append(parameters["ids"])
-        async with super().reading(statement, parameters) as found:
+    async def reading(
+        self, statement: Any, parameters: Any, row_factory: Any
+    ) -> AsyncIterator[psycopg.AsyncCursor[Any]]:
+        self.queries.append(parameters["ids"])
+        async with super().reading(statement, parameters, row_factory) as cursor:
             self.read.set()
             await self.go.wait()
-            yield found
+            yield cursor
 
 
 @asynccontextmanager
 async def reading(postgres_url: str, redis_url: str, limit: int = 100) -> AsyncIterator[tuple[Reader, PausingSession]]:
     async with (
         PausingSession(postgres_url) as session,
-        Reader(session, AsyncCache(redis_url, 1.0), waiting_limit=limit) as reader,
+        AsyncCache(redis_url, 1.0) as cache,
+        Reader(session, cache, waiting_limit=limit) as reader,
     ):
         yield reader, session
 
@@ -172,7 +175,7 @@ def test_concurrent_misses_share_a_query_but_none_begun_before(
             session.go.set()
             assert {found.version for found, _ in await asyncio.gather(*early) if found} == {3}
             assert [found.version for found, _ in await asyncio.gather(*late) if found] == [4, 1] * 5
-            assert session.asked == [[ORDER_ID], [ORDER_ID, OTHER_ID]]
+            assert session.queries == [[ORDER_ID], [ORDER_ID, OTHER_ID]]
 
     asyncio.run(scenario())
 
@@ -230,12 +233,12 @@ def test_a_lease_that_is_not_used_is_given_back(postgres_url: str, redis_url: st
     asyncio.run(asyncio.wait_for(scenario(), 10))
 
 
-def test_no_more_may_wait_than_the_limit(postgres_url: str, redis_url: str) -> None:
+def test_the_number_of_waiting_items_is_limited(postgres_url: str, redis_url: str) -> None:
     async def scenario() -> None:
         async with reading(postgres_url, redis_url, limit=5) as (reader, _):
             ids = [ORDER_ID[:-2] + f"{number:02d}" for number in range(10)]
             answers = await asyncio.gather(*(reader.read(one) for one in ids), return_exceptions=True)
-            assert sum(isinstance(answer, FullError) for answer in answers) == 5
+            assert sum(isinstance(answer, QueueFullError) for answer in answers) == 5
             assert answers.count((None, "MISS")) == 5
 
     asyncio.run(scenario())

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from orderstream.api_gateway.http import head
+from orderstream.api_gateway.http import request_head
 from orderstream.api_gateway.http.connection import QUEUED_REQUESTS_MAX
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Gateway, Start
@@ -179,7 +179,7 @@ def test_a_defect_in_reading_takes_no_answer_from_earlier_requests(monkeypatch: 
             reader, writer = await served.open()
             writer.write(FIRST)
             await until(lambda: app.paths, "the first is worked on")
-            monkeypatch.setattr(head, "read_head", fail)
+            monkeypatch.setattr(request_head, "read_head", fail)
             writer.write(SECOND + b"\r\n")
             await until(lambda: served.connection._reading_over, "the second is refused")
             app.go.set()

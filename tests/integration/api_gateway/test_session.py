@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import scalar_row, tuple_row
 
 from orderstream.api_gateway.app import READY_BUDGET_SECONDS
 from orderstream.api_gateway.batcher import TryAgainError
@@ -48,8 +49,8 @@ def run(url: str, scenario: Callable[[Session], Awaitable[None]], budget_seconds
 
 
 async def pid(session: Session) -> int:
-    (row,) = await session.check(_PID, {})
-    return int(row[0])
+    (server_pid,) = await session.check(_PID, {}, scalar_row)
+    return int(server_pid)
 
 
 def test_every_host_has_its_share_of_the_time(postgres_url: str, silent_port: int) -> None:
@@ -111,7 +112,7 @@ def test_an_error_of_the_session_is_no_refusal(postgres_url: str, state: str) ->
     async def scenario(session: Session) -> None:
         before = await pid(session)
         with pytest.raises(TryAgainError):
-            await session.execute(f"DO $$ BEGIN RAISE SQLSTATE '{state}'; END $$", {})
+            await session.execute(f"DO $$ BEGIN RAISE SQLSTATE '{state}'; END $$", {}, tuple_row)
         assert await pid(session) != before
 
     run(postgres_url, scenario)

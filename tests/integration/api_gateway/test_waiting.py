@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from psycopg.rows import TupleRow
 
 from orderstream.api_gateway.batcher import TryAgainError
 from orderstream.api_gateway.orders import waiters as waiting
@@ -142,12 +141,12 @@ class PollingSession(Session):
         self.asked: list[list[str]] = []
         self.fail = 0
 
-    async def check(self, statement: Any, parameters: Any) -> list[TupleRow]:
+    async def check(self, statement: Any, parameters: Any, row_factory: Any) -> list[Any]:
         self.asked.append(parameters["ids"])
         if self.fail:
             self.fail -= 1
             raise TryAgainError
-        return await super().check(statement, parameters)
+        return await super().check(statement, parameters, row_factory)
 
 
 def insert(connection: Connection, order_id: str) -> None:
@@ -180,7 +179,7 @@ def test_one_query_asks_for_all_and_none_when_nobody_waits(
             assert await asyncio.gather(*waits[1::2]) == ["over"] * 3
             assert session.asked[-1] == [OTHER_ID]
             async with asyncio.timeout(10):
-                while waiters._someone.is_set():
+                while waiters._has_waiters.is_set():
                     await asyncio.wait([never()], timeout=0.001)
             assert len(waiters) == 0
             assert session.asked[-1] == [OTHER_ID]

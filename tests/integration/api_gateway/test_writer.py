@@ -7,10 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from psycopg.rows import TupleRow
 
 from orderstream.api_gateway import routes
-from orderstream.api_gateway.batcher import FullError
+from orderstream.api_gateway.batcher import QueueFullError
 from orderstream.api_gateway.orders.writer import NewOrder, RefusedError, Stored, Writer
 from orderstream.api_gateway.session import Session
 from orderstream.domain.events import Item, OrderCreated
@@ -44,12 +43,12 @@ class CountingSession(Session):
         self.go = asyncio.Event()
         self.go.set()
 
-    async def execute(self, statement: Any, parameters: Any) -> list[TupleRow]:
+    async def execute(self, statement: Any, parameters: Any, row_factory: Any) -> list[Any]:
         if "orders" in parameters:
             self.sizes.append(len(json.loads(parameters["orders"])))
         self.begun.set()
         await self.go.wait()
-        return await super().execute(statement, parameters)
+        return await super().execute(statement, parameters, row_factory)
 
 
 def stored(connection: Connection) -> tuple[list[str], list[str], int]:
@@ -70,9 +69,7 @@ def accepted(orders: Sequence[NewOrder]) -> list[Stored]:
 
 
 async def ask(writer: Writer, orders: Sequence[NewOrder]) -> list[BaseException | Stored]:
-    return await asyncio.gather(
-        *(writer.ask(order.created.order_id, order) for order in orders), return_exceptions=True
-    )
+    return await asyncio.gather(*(writer.store(order) for order in orders), return_exceptions=True)
 
 
 def test_what_gathers_is_one_transaction(postgres_url: str, connection: Connection) -> None:
@@ -240,12 +237,12 @@ def test_the_waiting_limit_counts_what_waits(postgres_url: str) -> None:
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=1) as writer:
             session.go.clear()
-            first = writer.ask("1", new(1))
+            first = writer.store(new(1))
             await session.begun.wait()
-            second = writer.ask("2", new(2))
+            second = writer.store(new(2))
             assert len(writer) == 1
-            with pytest.raises(FullError):
-                writer.ask("3", new(3))
+            with pytest.raises(QueueFullError):
+                writer.store(new(3))
             session.go.set()
             await asyncio.gather(first, second)
             assert len(writer) == 0

@@ -123,7 +123,7 @@ def test_an_order_that_meets_an_error_of_the_server_neither_is_refused_nor_keeps
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=100) as writer:
-            asked = [writer.ask(order.created.order_id, order) for order in group]
+            asked = [writer.store(order) for order in group]
             others = [*asked[:7], *asked[8:]]
             assert await asyncio.gather(*others) == accepted([*group[:7], *group[8:]])
             assert not asked[7].done()
@@ -159,7 +159,7 @@ def test_a_server_that_refuses_everything_is_asked_a_bounded_number_of_times(
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=1_000) as writer:
-            asked = [writer.ask(order.created.order_id, order) for order in group]
+            asked = [writer.store(order) for order in group]
             await asyncio.wait(asked, timeout=0.5)
             attempts = session.sizes.count(len(group))
             assert 0 < len(session.sizes) <= attempts * (FAULTS_MAX + 1)

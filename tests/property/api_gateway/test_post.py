@@ -11,11 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orderstream.api_gateway.openapi import document
-from orderstream.api_gateway.orders.backpressure import OutboxBound
+from orderstream.api_gateway.orders.backpressure import OutboxLimit
 from orderstream.api_gateway.orders.parsing import InvalidOrderError, read_order
 from orderstream.api_gateway.orders.violations import violations
 from orderstream.api_gateway.orders.writer import NewOrder, Stored, Writer
-from orderstream.api_gateway.routes import Health, Orders, router
+from orderstream.api_gateway.routes import Health, OrderHandlers, router
 from orderstream.domain.money import MINOR_DIGITS
 from orderstream.telemetry.tracing import Tracer
 from tests.support.asgi import call
@@ -29,10 +29,10 @@ class Taker:
     def __len__(self) -> int:
         return 0
 
-    async def ask(self, order_id: str, order: NewOrder) -> Stored:
+    async def store(self, order: NewOrder) -> Stored:
         assert order.created.amount > 0
         assert 1 <= len(order.created.items) <= 1000
-        return Stored(order_id)
+        return Stored(order.created.order_id)
 
 
 class Roomy:
@@ -103,7 +103,9 @@ ORDER_SCHEMA = jsonschema.Draft202012Validator(
 def post(body: bytes) -> tuple[int, Any]:
     """Send a body through the whole application, and return status and JSON of the answer."""
     nothing: Any = None
-    orders = Orders(cast("Writer", Taker()), nothing, nothing, nothing, cast("OutboxBound", Roomy()), owners=nothing)
+    orders = OrderHandlers(
+        cast("Writer", Taker()), nothing, nothing, nothing, cast("OutboxLimit", Roomy()), key_owners=nothing
+    )
     application = router(orders, Health(nothing), Tracer(None, 0))
     answer = asyncio.run(call(application, "POST", "/orders", [body], {"content-type": "application/json"}))
     return answer.status, msgspec.json.decode(answer.body)

@@ -19,14 +19,14 @@ liveness.exit_when_stuck(lambda: began, 0.3)
 """
 EVENT_LOOP = """
 import asyncio, time
-from orderstream.api_gateway import own_pages
+from orderstream.api_gateway import process_pages
 from orderstream.settings import Settings
 
-own_pages.BEAT_LIMIT_SECONDS = 0.5
-own_pages.BEAT_SECONDS = 0.05
+process_pages.BEAT_LIMIT_SECONDS = 0.5
+process_pages.BEAT_SECONDS = 0.05
 
 async def serve():
-    own_pages.own_pages(Settings.model_validate({"metrics_port": 0}), None, asyncio.get_running_loop())
+    process_pages.serve_process_pages(Settings.model_validate({"metrics_port": 0}), None, asyncio.get_running_loop())
     await asyncio.sleep(1.5)
     print("it turned", flush=True)
     time.sleep(600)

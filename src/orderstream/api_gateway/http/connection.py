@@ -10,10 +10,10 @@ from collections import deque
 from orderstream.api_gateway.http import problems, response
 from orderstream.api_gateway.http.deadline import Deadline
 from orderstream.api_gateway.http.exchange import CONTINUE, Exchange
-from orderstream.api_gateway.http.head import Fields, Head
-from orderstream.api_gateway.http.incoming import Incoming
 from orderstream.api_gateway.http.problems import Headers, Problem
-from orderstream.api_gateway.http.shared import READ_MAX_BYTES, Shared
+from orderstream.api_gateway.http.request_head import Fields, Head
+from orderstream.api_gateway.http.request_parser import Incoming
+from orderstream.api_gateway.http.server_state import READ_MAX_BYTES, Shared
 
 KEEP_ALIVE_SECONDS = 65
 QUEUED_REQUESTS_MAX = 16

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from starlette.types import Message, Scope
 
-from orderstream.api_gateway.http.head import Head
 from orderstream.api_gateway.http.problems import Headers, Problem
+from orderstream.api_gateway.http.request_head import Head
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

@@ -2,8 +2,8 @@
 
 from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.endpoint import DisconnectedError, Request
-from orderstream.api_gateway.http.fields import media_type
-from orderstream.api_gateway.http.head import LENGTH_MAX_DIGITS
+from orderstream.api_gateway.http.header_fields import media_type
+from orderstream.api_gateway.http.request_head import LENGTH_MAX_DIGITS
 
 BODY_MAX_BYTES = 1 << 20
 BODIES_MAX_BYTES = 64 << 20
@@ -12,7 +12,7 @@ BODIES_MAX_BYTES = 64 << 20
 UTF_8 = ("utf-8", "utf8")
 
 
-class Bodies:
+class BodyReader:
     """Reads JSON bodies."""
 
     def __init__(self, limit_bytes: int = BODIES_MAX_BYTES) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp
 
 from orderstream.api_gateway.http.connection import DRAIN_LINGER_SECONDS, Connection
-from orderstream.api_gateway.http.shared import REFUSED_CONNECTIONS_MAX, Limits, Shared
+from orderstream.api_gateway.http.server_state import REFUSED_CONNECTIONS_MAX, Limits, Shared
 from orderstream.telemetry.tracing import Tracer
 
 BACKLOG = 4_096

@@ -1,15 +1,18 @@
-"""Bounds the outbox: while more events wait for Kafka than may, no new order is taken.
+"""Refuses new orders while too many events wait in the outbox for Kafka.
 
-It is measured now and then while orders come, never by the orders themselves. A gateway that does not know how many
-wait takes orders: whatever keeps it from knowing would keep it from storing them.
+A background task measures the outbox now and then while orders arrive. The orders themselves never wait for the
+measurement. A gateway without a recent measurement accepts orders: the fault that prevents the measurement would also
+prevent the commit.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from typing import Self
 
 import psycopg
+from psycopg.rows import scalar_row
 
 from orderstream.api_gateway.batcher import TryAgainError
 from orderstream.api_gateway.session import Session
@@ -18,13 +21,13 @@ from orderstream.telemetry import logs
 
 MEASURE_SECONDS = 1.0
 STALE_SECONDS = 5.0
-"""Age at which a measurement says nothing any more."""
+"""Age at which a measurement no longer counts."""
 
 SQL = load("orderstream.api_gateway.orders")
 
 
-class OutboxBound:
-    """Says whether the outbox holds more than `limit` rows. Used as a context manager."""
+class OutboxLimit:
+    """Tells whether the outbox holds more than `limit` rows. Used as a context manager."""
 
     def __init__(self, session: Session, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._session = session
@@ -34,7 +37,7 @@ class OutboxBound:
         self._begun_at = self._measured_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "OutboxBound":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
@@ -44,7 +47,7 @@ class OutboxBound:
                 await self._task
 
     def is_exceeded(self) -> bool:
-        """Answer from the last measurement, and see to it that there is a next one. Never waits."""
+        """Return the last measurement, and start the next one if it is due. Never waits."""
         now = self._clock()
         if now - self._begun_at >= MEASURE_SECONDS and (self._task is None or self._task.done()):
             self._begun_at = now
@@ -53,11 +56,11 @@ class OutboxBound:
 
     async def _measure(self) -> None:
         try:
-            rows = await self._session.check(SQL["outbox_exceeds"], {"limit": self._limit})
+            (exceeded,) = await self._session.check(SQL["outbox_exceeds"], {"limit": self._limit}, scalar_row)
         except (TryAgainError, psycopg.Error) as error:
             logs.get().warning("outbox_not_measured", error=repr(error.__cause__ or error))
             return
-        if rows[0][0] != self._exceeded:
-            self._exceeded = rows[0][0]
+        if exceeded != self._exceeded:
+            self._exceeded = exceeded
             logs.get().warning("outbox_full" if self._exceeded else "outbox_has_room", limit=self._limit)
         self._measured_at = self._clock()

@@ -1,18 +1,20 @@
-"""Cancels orders: decided by the domain, under the row lock, in one transaction with what has them undone (P5, P6, P8).
+"""Cancels orders (P5, P6, P8): one transaction per batch locks the rows, lets the domain decide, and writes the result.
 
-The lock decides every race: whoever has it finds the order as the last one left it. An order that settled before may be
-cached, so it is barred until its change has committed. Cancelling again changes nothing, so a transaction whose COMMIT
-got no answer is simply repeated.
+The transaction also appends `order.aborted`, which starts the compensation. The row lock decides every race. A settled
+order may be cached, so the canceller bars it in the cache until the change is committed. Cancelling an order again
+changes nothing, so a transaction whose COMMIT got no answer is simply repeated.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import psycopg
 from msgspec import Struct
 
-from orderstream.api_gateway.batcher import Asked, Gathering, TryAgainError
+from orderstream.api_gateway.batcher import Batcher, PendingCall, TryAgainError
 from orderstream.api_gateway.http.conditions import NO_CONDITION, Condition, entity_tag
-from orderstream.api_gateway.orders.reader import Reading, read
+from orderstream.api_gateway.orders.reader import OrderDocument, read_documents
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
 from orderstream.domain.events import order_aborted, order_updated
@@ -25,13 +27,14 @@ from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Carrier
 
 BATCH_LIMIT = 50
-"""Orders cancelled in one transaction: the row locks of all are held until the last one is written."""
+"""Orders cancelled in one transaction. Their rows stay locked until the last one is written."""
 
 
 class Cancellation(Struct):
-    """An order to cancel, the trace of the request that asked for it first, and the condition of it.
+    """An order to cancel, the trace context of the first request for it, and the request's condition.
 
-    `was_allowed` says that an attempt found the condition met. Its COMMIT may have got no answer.
+    `was_allowed` means that an earlier attempt found the condition true. The COMMIT of that attempt may have got no
+    answer.
     """
 
     order_id: str
@@ -41,60 +44,71 @@ class Cancellation(Struct):
 
     @property
     def key(self) -> str:
-        """What requests have in common that may share an answer."""
+        """The batch key. Requests for the same order with the same condition share one answer."""
         return self.order_id if self.condition is NO_CONDITION else f"{self.order_id} {self.condition}"
 
     def allows(self, state: OrderState) -> bool:
-        """Say whether the order may be cancelled as it is, or was cancelled by an attempt before this one."""
+        """Return whether the condition allows the cancellation, or whether an earlier attempt has done it."""
         if self.was_allowed and state.status == "CANCELLED":
             return True
         return self.condition.allows_change(entity_tag(state.version))
 
 
 class FailedError(Exception):
-    """The order has FAILED, which nothing changes any more."""
+    """The order is FAILED. This status is final."""
 
 
 class PreconditionFailedError(Exception):
-    """The order has a version that the request does not want to cancel."""
+    """The request's condition excludes the current version of the order."""
 
 
-Batch = Sequence[Asked[Cancellation, Reading | None]]
+Batch = Sequence[PendingCall[Cancellation, OrderDocument | None]]
 Refusal = FailedError | PreconditionFailedError
 
 
-class Canceller(Gathering[Cancellation, Reading | None]):
-    """Cancels orders. `ask` with the cancellation's key: the answer is the order as it is now, None if there is none.
-
-    Raises FailedError or PreconditionFailedError. While Postgres is away nothing is answered; the caller has to bound
-    its own waiting.
-    """
+class Canceller:
+    """Cancels orders in batches. Used as a context manager."""
 
     def __init__(self, session: Session, cache: AsyncCache, *, waiting_limit: int) -> None:
-        super().__init__(self._cancel, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
         self._session = session
         self._cache = cache
+        self._batcher = Batcher(self._cancel_batch, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
 
-    async def _cancel(self, batch: Batch) -> None:
+    async def __aenter__(self) -> Self:
+        await self._batcher.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._batcher.__aexit__(*error)
+
+    def cancel(self, cancellation: Cancellation) -> asyncio.Future[OrderDocument | None]:
+        """Cancel an order. The future returns the order as it is then, or None if there is no such order.
+
+        The call raises QueueFullError. The future raises FailedError or PreconditionFailedError. While Postgres is
+        down there is no answer. The caller must limit its own wait.
+        """
+        return self._batcher.submit(cancellation.key, cancellation)
+
+    async def _cancel_batch(self, batch: Batch) -> None:
         try:
             async with self._session.transaction() as tx:
-                refusals, readings = await self._decide(tx, [asked.item for asked in batch])
+                refusals, documents = await self._decide(tx, [call.item for call in batch])
         except psycopg.Error as error:
             logs.get().error("cancel_refused_by_postgres", error=str(error))
             raise TryAgainError from error
-        # Not only those that changed: an attempt before this one may have barred them, and its COMMIT got no answer.
-        await self._cache.delete(list(readings))
-        for asked in batch:
-            refusal = refusals.get(asked.item.key)
+        # Delete all of them, changed or not. An earlier attempt whose COMMIT got no answer may have barred them.
+        await self._cache.delete(list(documents))
+        for call in batch:
+            refusal = refusals.get(call.item.key)
             if refusal is not None:
-                asked.fail(refusal)
+                call.fail(refusal)
             else:
-                asked.answer(readings.get(asked.item.order_id))
+                call.answer(documents.get(call.item.order_id))
 
     async def _decide(
         self, tx: AsyncConnection, cancellations: Sequence[Cancellation]
-    ) -> tuple[dict[str, Refusal], dict[str, Reading]]:
-        """Return the refusals by the keys of their cancellations, and how those orders stand that are cancelled now."""
+    ) -> tuple[dict[str, Refusal], dict[str, OrderDocument]]:
+        """Return the refusals by cancellation key, and the cancelled orders by order id."""
         ids = list(dict.fromkeys(cancellation.order_id for cancellation in cancellations))
         cursor = await tx.execute(SQL["lock_orders"], {"ids": ids})
         before, now = locked(await cursor.fetchall())
@@ -118,11 +132,11 @@ class Canceller(Gathering[Cancellation, Reading | None]):
         changed = [order for order in after.values() if order is not before[order.order_id]]
         await self._cache.bar([order.order_id for order in changed if settled(before[order.order_id].state.status)])
         await _write(tx, changed, carriers)
-        return refusals, await read(tx, list(after))
+        return refusals, await read_documents(tx, list(after))
 
 
 async def _write(tx: AsyncConnection, orders: Sequence[Order], carriers: Mapping[str, Carrier]) -> None:
-    """Write cancelled orders, tell how they stand, have them undone, and wake the relay."""
+    """Write cancelled orders, append their events to the outbox, and wake the relay."""
     if not orders:
         return
     await tx.execute(SQL["update_orders"], changes(orders))

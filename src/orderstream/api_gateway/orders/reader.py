@@ -1,46 +1,69 @@
-"""Reading an order, through the cache (P8, P11).
+"""Reads orders through the cache (P8, P11).
 
-Whoever misses shares one query with all who came before it was sent, for this order and for others. Nobody joins a
-query that is under way: it may have looked before the change that its asker already knows of.
+Cache misses that arrive together share one query, also for different orders. A read never joins a query that has
+already begun: the query may have missed a change that the client already knows.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from datetime import datetime
+from typing import Literal, Self, assert_never
 
 import msgspec
 import psycopg
 from msgspec import Raw, Struct
+from psycopg.rows import args_row
 
-from orderstream.api_gateway.batcher import Asked, FullError, Gathering, TryAgainError
+from orderstream.api_gateway.batcher import Batcher, PendingCall, QueueFullError, TryAgainError
 from orderstream.api_gateway.schemas import ItemView, OrderView, PaymentView, StockView
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache, Entry, Fill, Lease, Lookup
-from orderstream.domain.order import settled
-from orderstream.postgres.connect import AsyncConnection, AsyncCursor
+from orderstream.domain.order import AnyReason, PaymentState, Status, StockState, settled
+from orderstream.postgres.connect import AsyncConnection
 from orderstream.postgres.sql import load
 
 BATCH_LIMIT = 200
 LINES_PER_TURN_MAX = 5_000
-"""Lines of orders that are decoded in one turn of the event loop. They take some 5 ms."""
+"""Order lines decoded in one turn of the event loop. They take about 5 ms."""
 
 SQL = load("orderstream.api_gateway.orders")
 
 Outcome = Literal["HIT", "MISS", "BYPASS"]
 
-_SKUS = 13
-"""The column of `read_orders` that has one element for each line."""
-
 _encode = msgspec.json.Encoder().encode
 
 
-class Reading(Struct, frozen=True):
-    """An order's JSON, and what the reply's head says of it."""
+class OrderDocument(Struct, frozen=True):
+    """An order as the JSON that the API returns, with the two values that the response head needs."""
 
     body: bytes
     version: int
     settled: bool
+
+
+class _OrderRow(Struct, frozen=True):
+    """A row of `read_orders`. The last three columns have one element for each order line."""
+
+    order_id: str
+    user_id: str
+    amount: str
+    currency: str
+    status: Status
+    failure_reason: AnyReason | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    payment: PaymentState
+    payment_at: datetime | None
+    stock: StockState
+    stock_at: datetime | None
+    skus: Sequence[str] | None
+    qtys: Sequence[int] | None
+    prices: Sequence[str] | None
+
+
+_order_row = args_row(_OrderRow)
 
 
 class _Versioned(Struct):
@@ -56,110 +79,116 @@ class Reader:
     def __init__(self, session: Session, cache: AsyncCache, *, waiting_limit: int) -> None:
         self._session = session
         self._cache = cache
-        self._lookups = Gathering(self._look_up, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
-        self._queries = Gathering(self._query, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
-        self._fills = Gathering(self._fill, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
+        self._lookups = Batcher(self._look_up, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
+        self._queries = Batcher(self._query, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
+        self._fills = Batcher(self._fill, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
 
-    async def __aenter__(self) -> "Reader":
-        for gathering in (self._lookups, self._queries, self._fills):
-            await gathering.__aenter__()
+    async def __aenter__(self) -> Self:
+        for batcher in (self._lookups, self._queries, self._fills):
+            await batcher.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        for gathering in (self._lookups, self._queries, self._fills):
-            await gathering.__aexit__(*error)
-        await self._cache.close()
+        for batcher in (self._lookups, self._queries, self._fills):
+            await batcher.__aexit__(*error)
 
-    async def read(self, order_id: str) -> tuple[Reading | None, Outcome]:
-        """Return an order, None if there is none, and what the cache had to do with it. Raises FullError."""
+    async def read(self, order_id: str) -> tuple[OrderDocument | None, Outcome]:
+        """Return an order, or None if there is no such order, and the outcome of the cache. Raises QueueFullError."""
         found: Lookup = "unreachable"
         if not self._cache.is_bypassed:
-            found = await self._lookups.ask(order_id, order_id)
-        if isinstance(found, Entry) and (reading := _cached(found.body)) is not None:
-            return reading, "HIT"
-        reading = await self._queries.ask(order_id, order_id)
-        if isinstance(found, Lease):
-            await self._use(found, order_id, reading)
-        return reading, "MISS" if isinstance(found, Lease) or found == "leased" else "BYPASS"
+            found = await self._lookups.submit(order_id, order_id)
+        match found:
+            case Entry(body=body):
+                if (cached := _cached(body)) is not None:
+                    return cached, "HIT"
+                return await self._queries.submit(order_id, order_id), "BYPASS"
+            case Lease():
+                document = await self._queries.submit(order_id, order_id)
+                await self._use(found, order_id, document)
+                return document, "MISS"
+            case "leased":
+                return await self._queries.submit(order_id, order_id), "MISS"
+            case "barred" | "unreachable":
+                return await self._queries.submit(order_id, order_id), "BYPASS"
+            case _:
+                assert_never(found)
 
-    async def _use(self, lease: Lease, order_id: str, reading: Reading | None) -> None:
-        """Fill the cache with a settled order; give the lease on anything else back, without waiting for it."""
-        body = reading.body if reading is not None and reading.settled else b""
-        with contextlib.suppress(FullError):
-            filled = self._fills.ask(order_id + lease.token, Fill(order_id, lease.token, body))
+    async def _use(self, lease: Lease, order_id: str, document: OrderDocument | None) -> None:
+        """Fill the cache if the order is settled. Otherwise give the lease back, without waiting for Redis."""
+        body = document.body if document is not None and document.settled else b""
+        with contextlib.suppress(QueueFullError):
+            filled = self._fills.submit(order_id + lease.token, Fill(order_id, lease.token, body))
             if body:
                 await filled
 
-    async def _look_up(self, batch: Sequence[Asked[str, Lookup]]) -> None:
-        for asked, found in zip(batch, await self._cache.look_up([one.item for one in batch]), strict=True):
-            holder = next((future for future in asked.futures if not future.done()), None)
+    async def _look_up(self, batch: Sequence[PendingCall[str, Lookup]]) -> None:
+        for call, found in zip(batch, await self._cache.look_up([call.item for call in batch]), strict=True):
+            # Only one of the callers may hold the lease.
+            holder = next((future for future in call.futures if not future.done()), None)
             if isinstance(found, Lease) and holder is not None:
                 holder.set_result(found)
-                asked.answer("leased")
+                call.answer("leased")
             else:
-                asked.answer(found)
+                call.answer(found)
 
-    async def _query(self, batch: Sequence[Asked[str, Reading | None]]) -> None:
+    async def _query(self, batch: Sequence[PendingCall[str, OrderDocument | None]]) -> None:
         try:
-            ids = [asked.item for asked in batch]
-            async with self._session.reading(SQL["read_orders"], {"ids": ids}) as cursor:
-                readings = await _readings(cursor)
+            ids = [call.item for call in batch]
+            async with self._session.reading(SQL["read_orders"], {"ids": ids}, _order_row) as cursor:
+                documents = await _documents(cursor)
         except psycopg.Error as error:
             raise TryAgainError from error
-        for asked in batch:
-            asked.answer(readings.get(asked.item))
+        for call in batch:
+            call.answer(documents.get(call.item))
 
-    async def _fill(self, batch: Sequence[Asked[Fill, None]]) -> None:
-        await self._cache.fill([asked.item for asked in batch])
-        for asked in batch:
-            asked.answer(None)
+    async def _fill(self, batch: Sequence[PendingCall[Fill, None]]) -> None:
+        await self._cache.fill([call.item for call in batch])
+        for call in batch:
+            call.answer(None)
 
 
-async def read(tx: AsyncConnection, ids: Sequence[str]) -> dict[str, Reading]:
-    """Read orders as they stand within a transaction, past the cache."""
+async def read_documents(tx: AsyncConnection, ids: Sequence[str]) -> dict[str, OrderDocument]:
+    """Read orders inside a transaction, without the cache."""
     if not ids:
         return {}
-    return await _readings(await tx.execute(SQL["read_orders"], {"ids": ids}))
+    return await _documents(await tx.cursor(row_factory=_order_row).execute(SQL["read_orders"], {"ids": ids}))
 
 
-async def _readings(cursor: AsyncCursor) -> dict[str, Reading]:
-    """Decode the rows of `read_orders`, each only when it is its turn. After many lines, other requests go on first."""
-    readings: dict[str, Reading] = {}
+async def _documents(cursor: psycopg.AsyncCursor[_OrderRow]) -> dict[str, OrderDocument]:
+    """Decode and encode one row after the other. After many order lines, other requests get a turn."""
+    documents: dict[str, OrderDocument] = {}
     lines = 0
     async for row in cursor:
-        lines += len(row[_SKUS] or ())
+        lines += len(row.skus or ())
         if lines > LINES_PER_TURN_MAX:
             lines = 0
             await asyncio.sleep(0)
-        readings[row[0]] = _reading(row)
-    return readings
+        documents[row.order_id] = _document(row)
+    return documents
 
 
-def _cached(body: bytes) -> Reading | None:
-    """Read an entry; None for what is none of ours."""
+def _cached(body: bytes) -> OrderDocument | None:
+    """Decode a cache entry. Return None if it is not one of this program."""
     try:
-        return Reading(body, _decode_version(body).version, settled=True)
+        return OrderDocument(body, _decode_version(body).version, settled=True)
     except msgspec.DecodeError:
         return None
 
 
-def _reading(row: Sequence[Any]) -> Reading:
-    """Turn a row of `read_orders` into the order as the API shows it."""
-    (order_id, user_id, amount, currency, status, failure_reason, version, created_at, updated_at) = row[:9]
-    (payment, payment_at, stock, stock_at, skus, qtys, prices) = row[9:]
-    lines = zip(skus or (), qtys or (), prices or (), strict=True)
+def _document(row: _OrderRow) -> OrderDocument:
+    lines = zip(row.skus or (), row.qtys or (), row.prices or (), strict=True)
     view = OrderView(
-        order_id=order_id,
-        user_id=user_id,
+        order_id=row.order_id,
+        user_id=row.user_id,
         items=[ItemView(sku, qty, Raw(price.encode())) for sku, qty, price in lines],
-        amount=Raw(amount.encode()),
-        currency=currency,
-        status=status,
-        failure_reason=failure_reason,
-        version=version,
-        created_at=created_at,
-        updated_at=updated_at,
-        payment=PaymentView(payment, payment_at),
-        stock=StockView(stock, stock_at),
+        amount=Raw(row.amount.encode()),
+        currency=row.currency,
+        status=row.status,
+        failure_reason=row.failure_reason,
+        version=row.version,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        payment=PaymentView(row.payment, row.payment_at),
+        stock=StockView(row.stock, row.stock_at),
     )
-    return Reading(_encode(view), version, settled(status))
+    return OrderDocument(_encode(view), row.version, settled(row.status))

@@ -1,7 +1,8 @@
-"""Reads that wait for their order to settle: `Prefer: wait=N` (RFC 7240).
+"""Reads that wait until their order settles: `Prefer: wait=N` (RFC 7240).
 
-One query every 25 ms asks Postgres for all of them, so that waiting needs neither Kafka nor Redis (P11); nothing is
-asked while nobody waits. At most 1,000 wait, and none while the gateway stops: beyond that a read is answered at once.
+One query every 25 ms asks Postgres for all waiting orders, so waiting needs neither Kafka nor Redis (P11). Without
+waiting reads there is no query. At most 1,000 reads wait. A read beyond this limit, and every read while the gateway
+stops, is answered at once.
 """
 
 import asyncio
@@ -10,9 +11,10 @@ import re
 from typing import Literal, Self
 
 import psycopg
+from psycopg.rows import scalar_row
 
 from orderstream.api_gateway.batcher import TryAgainError
-from orderstream.api_gateway.http.fields import preferences
+from orderstream.api_gateway.http.header_fields import preferences
 from orderstream.api_gateway.session import Session
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
@@ -28,9 +30,9 @@ _SECONDS = re.compile("[0-9]{1,100}")
 
 
 def preferred_wait(header: bytes | None) -> int:
-    """Return for how many seconds a client would wait; 0 if it says nothing that can be followed.
+    """Return the seconds that a client prefers to wait, at most WAIT_MAX_SECONDS; 0 without a valid preference.
 
-    More than WAIT_MAX_SECONDS is taken for as many. Of several such preferences the first counts, whatever it says.
+    Only the first `wait` preference counts, even if it is not valid.
     """
     for name, value in preferences(header) if header else ():
         if name == "wait":
@@ -39,14 +41,14 @@ def preferred_wait(header: bytes | None) -> int:
 
 
 class Waiters:
-    """Who waits for which order. Used as a context manager."""
+    """The waiting reads by order. Used as a context manager. Its length is the number of waiting reads."""
 
     def __init__(self, session: Session, *, limit: int = WAITERS_MAX) -> None:
         self._session = session
         self._limit = limit
         self._waiting: dict[str, set[asyncio.Future[bool]]] = {}
         self._count = 0
-        self._someone = asyncio.Event()
+        self._has_waiters = asyncio.Event()
         self._draining = False
         self._task: asyncio.Task[None] | None = None
 
@@ -66,16 +68,16 @@ class Waiters:
         return self._count
 
     async def wait(self, order_id: str, seconds: float, gone: asyncio.Future[bool]) -> Literal["over", "refused"]:
-        """Wait until an order has settled, the time is over, or `gone` is done.
+        """Wait until the order has settled, `seconds` have passed, or `gone` is done.
 
-        It is refused if too many wait, and when the gateway begins to stop, also while waiting.
+        The wait is refused if too many reads wait, or if the gateway stops before or during the wait.
         """
         if self._draining or self._count >= self._limit:
             return "refused"
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(order_id, set()).add(future)
         self._count += 1
-        self._someone.set()
+        self._has_waiters.set()
         try:
             await asyncio.wait([future, gone], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -87,7 +89,7 @@ class Waiters:
         return "over" if not future.done() or future.result() else "refused"
 
     def drain(self) -> None:
-        """Have everyone answered at once who waits, and all who would."""
+        """End every wait now, and refuse new ones."""
         self._draining = True
         for order_id in list(self._waiting):
             self._end(order_id, settled=False)
@@ -101,17 +103,19 @@ class Waiters:
         pause = POLL_SECONDS
         while True:
             if not self._waiting:
-                self._someone.clear()
-                await self._someone.wait()
+                self._has_waiters.clear()
+                await self._has_waiters.wait()
             await asyncio.sleep(pause)
             if not self._waiting:
                 continue
             try:
-                rows = await self._session.check(SQL["settled_of"], {"ids": list(self._waiting)})
+                settled_ids: list[str] = await self._session.check(
+                    SQL["settled_of"], {"ids": list(self._waiting)}, scalar_row
+                )
             except (TryAgainError, psycopg.Error) as error:
                 logs.get().warning("waiters_not_polled", error=repr(error.__cause__ or error))
                 pause = POLL_AFTER_FAILURE_SECONDS
                 continue
             pause = POLL_SECONDS
-            for (order_id,) in rows:
+            for order_id in settled_ids:
                 self._end(order_id, settled=True)

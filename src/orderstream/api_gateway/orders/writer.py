@@ -1,22 +1,27 @@
-"""Group commit (P1): orders that arrive together are committed together, and answered only then.
+"""Group commit (P1): orders that arrive together are committed together. Clients get their answers after the commit.
 
-One statement is one transaction: orders, items and outbox rows stand or fall together. A bad order never fails its
-neighbours, and a group whose COMMIT got no answer is repeated with the same ids, which changes nothing where it had
-been committed. An idempotency key commits with its order (P10): whoever comes second, in whichever gateway, waits for
-the first at the unique index and is answered with its order.
+One statement is one transaction, so orders, items and outbox rows are committed together or not at all. A bad order
+never fails the other orders of its group. If the COMMIT of a group got no answer, the writer repeats the group with the
+same order ids, and Postgres skips the orders that it already has. An idempotency key is committed with its order (P10):
+the second order with a key, in any gateway, waits for the first at the unique index, and its client gets the first
+order.
 """
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any, Self
 
 import msgspec
 import psycopg
 from msgspec import Struct
 from psycopg.errors import CheckViolation, NotNullViolation, UniqueViolation
+from psycopg.rows import args_row
 
-from orderstream.api_gateway.batcher import Asked, Gathering, TryAgainError
+from orderstream.api_gateway.batcher import Batcher, PendingCall, TryAgainError
 from orderstream.api_gateway.orders.idempotency import IdempotencyKey
+from orderstream.api_gateway.orders.key_owners import find_key_owners
 from orderstream.api_gateway.session import Session
 from orderstream.domain import events
 from orderstream.domain.events import Item, OrderCreated
@@ -27,19 +32,19 @@ from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Carrier
 
 GROUP_LINES_MAX = 2_000
-"""Lines of the orders in one group: what keeps a group of large orders within the time that Postgres has for it."""
+"""Order lines in one group. The limit keeps a group of large orders within Postgres's time budget."""
 
 WAITING_LINES_MAX = 40_000
-"""Lines of the orders that wait: what bounds the memory that a queue of large orders takes, to some 20 MB."""
+"""Order lines of the waiting orders. The limit bounds the memory of the queue to about 20 MB."""
 
 FAULTS_MAX = 24
-"""Errors in one attempt at a group that blame no order. Halving finds two orders of 2,000 within as many."""
+"""Errors in one attempt at a group that no order caused. Halving finds two bad orders among 2,000 within 24 errors."""
 
 SQL = load("orderstream.api_gateway.orders")
 
 
 class NewOrder(Struct, frozen=True):
-    """An order to commit. Postgres gives it its time: its row's created_at, which is its event's occurredAt."""
+    """An order to commit. Postgres sets its created_at, which is also the occurredAt of its event."""
 
     created: OrderCreated
     carrier: Carrier
@@ -47,14 +52,14 @@ class NewOrder(Struct, frozen=True):
 
 
 class Stored(Struct, frozen=True):
-    """The answer to a new order: the order that is durable, which another request brought if it is `replayed`."""
+    """The id of a committed order. `replayed` means that an earlier request with the same key placed the order."""
 
     order_id: str
     replayed: bool = False
 
 
-class _Row(Struct, frozen=True, omit_defaults=True):
-    """One element of what `accept_orders` takes: an order, its items, and its row in the outbox."""
+class _IncomingOrder(Struct, frozen=True, omit_defaults=True):
+    """One element of the parameter of `accept_orders`: an order, its items, and its outbox row."""
 
     id: str
     user_id: str
@@ -71,6 +76,22 @@ class _Row(Struct, frozen=True, omit_defaults=True):
     request_hash: str | None = None
 
 
+class _AcceptedGroup(Struct, frozen=True):
+    """The row of `accept_orders`: the number of orders it was given, and the accepted orders that have a key."""
+
+    orders: int
+    with_keys: Sequence[str]
+
+
+def _accepted_group(*columns: Any) -> _AcceptedGroup | None:
+    """Return the row of `accept_orders`, or None for the row of another statement."""
+    match columns:
+        case (int(orders), list() | None as with_keys, _):
+            return _AcceptedGroup(orders, with_keys or ())
+        case _:
+            return None
+
+
 _encode = msgspec.json.Encoder().encode
 
 _NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)
@@ -78,95 +99,111 @@ _NO_TIME_JSON = _encode(_NO_TIME).decode()
 
 
 class RefusedError(Exception):
-    """Postgres cannot store this very order, however often it is asked."""
+    """Postgres cannot store this order. Every retry would fail too."""
 
 
 class KeyReusedError(Exception):
-    """The idempotency key belongs to an order that is not this one."""
+    """The idempotency key belongs to a different order."""
 
 
-Group = Sequence[Asked[NewOrder, Stored]]
+Group = Sequence[PendingCall[NewOrder, Stored]]
 
 
-class Writer(Gathering[NewOrder, Stored]):
-    """Commits orders. `ask` with the order's id: the answer means that an order is durable, and says which.
-
-    Raises RefusedError or KeyReusedError. While Postgres is away nothing is answered; whoever asks has to bound their
-    own waiting.
-    """
+class Writer:
+    """Commits orders in groups. Used as a context manager. Its length is the number of orders that wait."""
 
     def __init__(self, session: Session, *, waiting_limit: int) -> None:
-        super().__init__(
-            self._commit,
+        self._session = session
+        self._batcher = Batcher(
+            self._store_group,
             batch_limit=GROUP_LINES_MAX,
             waiting_limit=waiting_limit,
-            weigh=_lines,
-            weight_limit=WAITING_LINES_MAX,
+            size_of=_lines,
+            waiting_size_limit=WAITING_LINES_MAX,
         )
-        self._session = session
         self._faults = 0
 
-    async def _commit(self, group: Group) -> None:
+    async def __aenter__(self) -> Self:
+        await self._batcher.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._batcher.__aexit__(*error)
+
+    def __len__(self) -> int:
+        return len(self._batcher)
+
+    def store(self, order: NewOrder) -> asyncio.Future[Stored]:
+        """Commit an order. The future returns when an order is durable, and says which one.
+
+        The call raises QueueFullError. The future raises RefusedError or KeyReusedError. While Postgres is down there
+        is no answer. The caller must limit its own wait.
+        """
+        return self._batcher.submit(order.created.order_id, order)
+
+    async def _store_group(self, group: Group) -> None:
         self._faults = 0
-        await self._store(group)
-        if any(asked.waited_for for asked in group):
-            raise TryAgainError("Postgres stored only others")
+        await self._commit(group)
+        if any(call.has_waiters for call in group):
+            raise TryAgainError("Postgres stored only a part of the group")
 
-    async def _store(self, group: Group, *, doubted: bool = False) -> None:
-        """Commit a group and answer it, but for orders that Postgres does not store through no fault of their own.
+    async def _commit(self, group: Group, *, doubted: bool = False) -> None:
+        """Commit a group and answer its calls. Calls whose order failed through no fault of its own get no answer.
 
-        `doubted` says that Postgres has refused a value of this group, which is one order, on another connection.
+        `doubted` means that the group is one order, and that Postgres refused a value of this order on another
+        connection.
         """
         try:
-            rows = await self._session.execute(SQL["accept_orders"], _parameters([asked.item for asked in group]))
+            parameters = _parameters([call.item for call in group])
+            rows = await self._session.execute(SQL["accept_orders"], parameters, args_row(_accepted_group))
         except (psycopg.Error, ValueError) as error:
             await self._isolate(group, error, doubted=doubted)
             return
         except TryAgainError as error:
             if not isinstance(error.__cause__, psycopg.Error) or not is_unknown(error.__cause__):
                 raise
-            # A trigger or a defect may have raised it for one order: the others are not to wait for that one.
+            # A trigger or a defect may have raised the error for one order. The other orders must not wait for it.
             await self._isolate(group, error.__cause__, doubted=doubted)
             return
-        if [row[0] for row in rows] != [len(group)]:
-            # A 201 is worth a check of its own: a pooled connection may run another statement than was meant.
+        accepted = rows[0] if len(rows) == 1 else None
+        if accepted is None or accepted.orders != len(group):
+            # A 201 is worth this check: a pooled connection may run another statement than the intended one.
             logs.get().error("another_statement_ran", orders=len(group))
             await self._session.renew()
             return
         metrics.COMMITTED_ORDERS.observe(len(group))
-        won = set(rows[0][1] or ())
-        beaten: list[tuple[Asked[NewOrder, Stored], IdempotencyKey]] = []
-        for asked in group:
-            order_id, key = asked.item.created.order_id, asked.item.key
-            if key is None or order_id in won:
-                asked.answer(Stored(order_id))
+        with_keys = set(accepted.with_keys)
+        taken: list[tuple[PendingCall[NewOrder, Stored], IdempotencyKey]] = []
+        for call in group:
+            order_id, key = call.item.created.order_id, call.item.key
+            if key is None or order_id in with_keys:
+                call.answer(Stored(order_id))
             else:
-                beaten.append((asked, key))
-        if beaten:
-            await self._replay(beaten)
+                taken.append((call, key))
+        if taken:
+            await self._replay(taken)
 
-    async def _replay(self, beaten: Sequence[tuple[Asked[NewOrder, Stored], IdempotencyKey]]) -> None:
-        """Answer those whose key was taken with the order that has it: maybe their own, by an earlier attempt.
+    async def _replay(self, taken: Sequence[tuple[PendingCall[NewOrder, Stored], IdempotencyKey]]) -> None:
+        """Answer the calls whose key is taken with the order that owns the key.
 
-        An order whose twin was removed meanwhile stays unanswered, and is tried again.
+        An earlier attempt at the same order may be the owner. If the owner has been deleted since, the call gets no
+        answer and is retried.
         """
-        try:
-            rows = await self._session.execute(SQL["orders_of_keys"], {"keys": [key.key for _, key in beaten]})
-        except psycopg.Error as error:
-            raise TryAgainError from error
-        orders = {key: (order_id, request_hash) for key, order_id, request_hash in rows}
-        for asked, key in beaten:
-            order_id, request_hash = orders.get(key.key, (None, None))
-            if order_id is not None and request_hash == key.request_hash:
-                asked.answer(Stored(order_id, replayed=order_id != asked.item.created.order_id))
-            elif order_id is not None:
-                asked.fail(KeyReusedError(order_id))
+        owners = await find_key_owners(self._session, (key.key for _, key in taken))
+        for call, key in taken:
+            owner = owners.get(key.key)
+            if owner is None:
+                continue
+            if owner.request_hash == key.request_hash:
+                call.answer(Stored(owner.order_id, replayed=owner.order_id != call.item.created.order_id))
+            else:
+                call.fail(KeyReusedError(owner.order_id))
 
     async def _isolate(self, group: Group, error: psycopg.Error | ValueError, *, doubted: bool) -> None:
-        """Halve a refused group until the order that it was refused for stands alone.
+        """Halve a refused group until the order that caused the error is alone.
 
-        An order is refused for its values alone, and only when two connections agree: a pooled connection may run
-        another statement than was meant. After any other error the order is tried again, on a new connection.
+        An order is refused only for its values, and only if two connections agree: a pooled connection may run another
+        statement than the intended one. After any other error the order is retried on a new connection.
         """
         blamed = _blames_the_order(error)
         if not blamed:
@@ -180,19 +217,19 @@ class Writer(Gathering[NewOrder, Stored]):
                 raise TryAgainError from error
         if len(group) > 1:
             middle = len(group) // 2
-            await self._store(group[:middle])
-            await self._store(group[middle:])
+            await self._commit(group[:middle])
+            await self._commit(group[middle:])
         elif blamed and doubted:
             order_id = group[0].item.created.order_id
             logs.get().error("order_refused_by_postgres", order_id=order_id, error=str(error))
             group[0].fail(RefusedError(str(error)))
         elif blamed:
             await self._session.renew()
-            await self._store(group, doubted=True)
+            await self._commit(group, doubted=True)
 
 
 def _blames_the_order(error: Exception) -> bool:
-    """Say whether a value of the order cannot be stored. ValueError is raised here, before Postgres is asked."""
+    """Return whether a value of the order cannot be stored. ValueError means that it could not be sent at all."""
     if isinstance(error, UniqueViolation):
         return error.diag.constraint_name == "order_items_pkey"
     return is_bad_value(error) or isinstance(error, ValueError | CheckViolation | NotNullViolation)
@@ -203,19 +240,19 @@ def _lines(order: NewOrder) -> int:
 
 
 def _parameters(orders: Sequence[NewOrder]) -> dict[str, object]:
-    """Return what `accept_orders` takes."""
+    """Return the parameters of `accept_orders`. Orders with keys come first, sorted by key."""
     if any(order.key for order in orders):
         orders = sorted(orders, key=lambda order: (order.key is None, order.key.key if order.key else ""))
-    return {"orders": _encode([_row(order) for order in orders]).decode(), "channel": outbox.CHANNEL}
+    return {"orders": _encode([_incoming_order(order) for order in orders]).decode(), "channel": outbox.CHANNEL}
 
 
-def _row(order: NewOrder) -> _Row:
+def _incoming_order(order: NewOrder) -> _IncomingOrder:
     created = order.created
     event = events.build(created, _NO_TIME)
-    # The envelope comes before the payload, so the first match is occurredAt and never a value of the client.
+    # The envelope precedes the payload, so the first match is occurredAt and never a value of the client.
     before_time, _, after_time = _encode(event).decode().partition(_NO_TIME_JSON)
     traceparent, tracestate = order.carrier
-    return _Row(
+    return _IncomingOrder(
         id=created.order_id,
         user_id=created.user_id,
         amount=created.amount,

@@ -1,4 +1,4 @@
-"""The documentation pages: Swagger UI out of the installed package, so that a reader's browser asks nobody but us."""
+"""The documentation pages: Swagger UI from the installed package. A browser loads all of it from the gateway."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -51,17 +51,17 @@ def _asset(name: str) -> bytes:
     return (Path(spec.submodule_search_locations[0]) / "static" / name).read_bytes()
 
 
-async def openapi(_request: Request) -> Reply:
+async def openapi_json(_request: Request) -> Reply:
     """GET /openapi.json."""
     return Reply(200, [(b"content-type", b"application/json")], _document())
 
 
-async def page(_request: Request) -> Reply:
+async def docs_page(_request: Request) -> Reply:
     """GET /docs."""
     return Reply(200, [(b"content-type", b"text/html; charset=utf-8"), _POLICY], _PAGE)
 
 
-async def asset(request: Request) -> Reply:
+async def docs_asset(request: Request) -> Reply:
     """GET /docs/{asset}."""
     name = request.path_params["asset"]
     if name == "start.js":

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import httptools
 
-from orderstream.api_gateway.http import head, problems
-from orderstream.api_gateway.http.head import FIELDS_MAX, HEAD_MAX_BYTES, TARGET_MAX_BYTES, Fields, Head
+from orderstream.api_gateway.http import problems, request_head
 from orderstream.api_gateway.http.problems import Problem
+from orderstream.api_gateway.http.request_head import FIELDS_MAX, HEAD_MAX_BYTES, TARGET_MAX_BYTES, Fields, Head
 from orderstream.telemetry import logs
 
 _HEAD_END = b"\r\n\r\n"
@@ -147,7 +147,7 @@ class Incoming:
             logs.get().error("request_failed", route="unreadable", exc_info=error.__context__)
             raise problems.internal_error() from error
         except httptools.HttpParserInvalidMethodError:
-            if head.unknown_method(piece):
+            if request_head.unknown_method(piece):
                 raise problems.not_implemented("There is no such method.") from None
             raise problems.malformed_request() from None
         except httptools.HttpParserError:
@@ -200,7 +200,7 @@ class Incoming:
             self._upgrade_offered = True
             return
         version = parser.get_http_version()
-        request = head.read_head(method, self._target, version, self._fields)
+        request = request_head.read_head(method, self._target, version, self._fields)
         self.in_body = True
         self.body_left_bytes = request.body_bytes
         keep_alive = version == "1.1" and parser.should_keep_alive()

@@ -3,7 +3,7 @@
 import pytest
 
 from orderstream.api_gateway.http.conditions import Condition, entity_tag, read_condition
-from orderstream.api_gateway.http.fields import PARTS_MAX, entity_tags, media_type, preferences
+from orderstream.api_gateway.http.header_fields import PARTS_MAX, entity_tags, media_type, preferences
 from orderstream.api_gateway.http.request_body import _is_beyond, _is_encoded, _is_json
 
 

@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Scope
 
 from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.exchange import Exchange
-from orderstream.api_gateway.http.head import Fields, Head
 from orderstream.api_gateway.http.problems import Headers, Problem
+from orderstream.api_gateway.http.request_head import Fields, Head
 from orderstream.api_gateway.http.response import Clock
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import Tracer
