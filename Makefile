@@ -1,4 +1,4 @@
-# Every target works on a machine that has Python >= 3.11 and make; the rest is fetched into .venv and .orderstream.
+# Every target works on a machine that has Python >= 3.11 and make. The rest is fetched into .venv and .orderstream.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +18,7 @@ export SSL_CERT_FILE ?= $(BUNDLE)
 export PIP_CERT ?= $(BUNDLE)
 endif
 
-# uv keeps what it fetched below HOME. Where nothing can be written there, it keeps it in the virtual environment.
+# uv caches downloads below HOME. If HOME is not writable, the cache is in the virtual environment.
 UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}/uv"; \
 	mkdir -p "$$cache" 2>/dev/null && [ -w "$$cache" ] && echo "$$cache" || echo "$(CURDIR)/$(VENV)/.uv-cache")
 export UV_CACHE_DIR
@@ -29,7 +29,7 @@ export UV_CACHE_DIR
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-up: $(READY) ## start everything on this machine; Ctrl-C stops it
+up: $(READY) ## start everything on this machine. Ctrl-C stops it
 	@exec $(BIN)/orderstream up
 
 compose-up: ## build the image and start everything in containers (needs Docker with Compose)
@@ -38,14 +38,14 @@ compose-up: ## build the image and start everything in containers (needs Docker 
 ob-up: ## start Jaeger alone in a container, for OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318
 	@docker compose up -d jaeger
 
-down: ## stop what `up`, `compose-up` or `ob-up` started; the data stays
+down: ## stop everything that `up`, `compose-up` or `ob-up` started. The data stays
 	@if [ -x $(BIN)/orderstream ]; then $(BIN)/orderstream down; fi
 	@if docker compose ps -aq 2>/dev/null | grep -q .; then docker compose down; fi
 
-test: $(READY) ## run every test on real parts, on ports and state of their own
+test: $(READY) ## run every test on real servers, with ports and data of their own
 	@$(BIN)/pytest
 
-check: $(READY) ## lint, types, layers
+check: $(READY) ## run the linter and check types and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -63,21 +63,21 @@ bench-smoke: $(READY) ## measure settled orders/s, settle time and memory on a s
 bench-snapshot: $(READY) ## measure the settle time while a snapshot keeps millions of dead rows from being removed
 	@$(BIN)/python -m tests.load.bench.snapshot
 
-soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/s amid every fault, then check the books
+soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/s while faults happen, then check the promises
 	@$(BIN)/python -m tests.load.soak --minutes $(MINUTES) --rate $(RATE)
 
-contracts: $(READY) ## write contracts/events/ anew from the types
+contracts: $(READY) ## generate contracts/events/ from the types
 	@$(BIN)/python contracts/generate.py
 
 lock: $(READY) ## pin the newest versions of all requirements, with hashes
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade pyproject.toml -o requirements/runtime.txt
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade --all-extras pyproject.toml -o requirements/dev.txt
 
-clean: ## remove the virtual environment and every cache (state stays: see `orderstream reset`)
+clean: ## remove the virtual environment and every cache (not the data: see `orderstream reset`)
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# pip fetches the one pinned installer; it fetches the rest in seconds and checks every hash.
+# pip installs uv, whose version is pinned. uv installs the other requirements in seconds and checks every hash.
 $(READY): pyproject.toml requirements/uv.txt requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "OrderStream needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@[ -x $(BIN)/pip ] || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }

@@ -98,7 +98,7 @@ def _plain_errors(*kinds: type[Exception], exit_code: int = 1) -> Iterator[None]
 
 
 @main.command()
-@click.option("-d", "--detach", is_flag=True, help="Return once everything serves, and leave it running.")
+@click.option("-d", "--detach", is_flag=True, help="Return when everything is ready, and keep it running.")
 def up(detach: bool) -> None:
     """Start everything on this machine; Ctrl-C stops it."""
     from orderstream.local.processes.progress import Terminal
@@ -125,7 +125,7 @@ def up(detach: bool) -> None:
 
 @main.command()
 def down() -> None:
-    """Stop what `up` started, and wait until it has ended."""
+    """Stop everything that `up` started, and wait until it has ended."""
     from orderstream.local import control
     from orderstream.local.processes.progress import Terminal
 
@@ -147,9 +147,9 @@ def status() -> None:
 
 @main.command()
 @click.argument("service", required=False)
-@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the logs until Ctrl-C.")
 def logs(service: str | None, follow: bool) -> None:
-    """Show the last lines of every log, or of SERVICE's (a service, postgres, valkey or kafka)."""
+    """Show the last lines of every log, or of one SERVICE (a service, postgres, valkey or kafka)."""
     from orderstream.local import control
 
     state = _state()
@@ -203,7 +203,7 @@ def _service(name: str, summary: str) -> None:
 
 
 _service("api-gateway", "Run the HTTP API on HOST:PORT.")
-_service("outbox-relay", "Run the relay, which publishes what the outbox holds.")
+_service("outbox-relay", "Run the relay that publishes the events of the outbox.")
 _service("payment-worker", "Run the worker that authorizes and voids payments.")
 _service("inventory-worker", "Run the worker that reserves and releases stock.")
 _service("order-service", "Run the service that merges results into orders.")
@@ -214,7 +214,7 @@ _service("order-service", "Run the service that merges results into orders.")
 
 @main.command()
 def migrate() -> None:
-    """Bring the database to the schema of this version."""
+    """Migrate the database to the schema of this version."""
     import psycopg
 
     from orderstream.postgres import migrate as migration
@@ -226,7 +226,7 @@ def migrate() -> None:
 
 @main.command()
 def topics() -> None:
-    """Create the Kafka topics that are missing; warn of settings that differ on those that exist."""
+    """Create missing Kafka topics. Warn of existing topics with other settings."""
     from confluent_kafka import KafkaException
 
     from orderstream.kafka.client import KafkaRefusedError
@@ -248,10 +248,10 @@ def topics() -> None:
     default=60.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Seconds that an order may have been on its way.",
+    help="Ignore changes of the last seconds, whose events may be on the way.",
 )
 def audit(grace_seconds: float) -> None:
-    """Hold the database against the promises; exit 1 if one is broken, 2 if that could not be checked."""
+    """Check the database against the promises. Exit 1 if one is broken, 2 if the check failed."""
     import psycopg
 
     from orderstream.audit.check import audit as check
@@ -265,14 +265,14 @@ def audit(grace_seconds: float) -> None:
 
 @main.group(context_settings=_HELP)
 def stock() -> None:
-    """Look at the stock, and change it."""
+    """Show and change the stock."""
 
 
 @stock.command("set")
 @click.argument("sku", type=Sku())
 @click.argument("available", type=Units(negative=False))
 def stock_set(sku: str, available: int) -> None:
-    """Make AVAILABLE units of SKU available; what is reserved stays reserved."""
+    """Set the available units of SKU. Reserved units stay reserved."""
     import psycopg
 
     from orderstream.inventory_worker.stock import StockError, set_available
@@ -286,7 +286,7 @@ def stock_set(sku: str, available: int) -> None:
 @click.argument("sku", type=Sku())
 @click.argument("quantity", type=Units(negative=True))
 def stock_add(sku: str, quantity: int) -> None:
-    """Add QUANTITY units to what is available of SKU; a negative QUANTITY takes them away."""
+    """Add QUANTITY available units of SKU. A negative QUANTITY removes units."""
     import psycopg
 
     from orderstream.inventory_worker.stock import StockError, add_available
@@ -298,7 +298,7 @@ def stock_add(sku: str, quantity: int) -> None:
 
 @stock.command("list")
 def stock_list() -> None:
-    """List each SKU with what is available and what is reserved."""
+    """List each SKU with its available and reserved units."""
     import psycopg
 
     from orderstream.inventory_worker.stock import listing
@@ -312,7 +312,7 @@ def stock_list() -> None:
 
 @main.group(context_settings=_HELP)
 def dlq() -> None:
-    """Look at the dead letters: records that could not be processed."""
+    """Show the dead letters: records that a worker could not process."""
 
 
 _GROUP = click.Choice(["payment-worker", "inventory-worker", "order-service"])
@@ -320,9 +320,16 @@ _GROUP = click.Choice(["payment-worker", "inventory-worker", "order-service"])
 
 @dlq.command("list")
 @click.argument("service", type=_GROUP, required=False, metavar="[SERVICE]")
-@click.option("-n", "limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Newest of a service.")
+@click.option(
+    "-n",
+    "limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Number of dead letters of each service.",
+)
 def dlq_list(service: str | None, limit: int) -> None:
-    """List the newest dead letters of SERVICE, or of all: service, partition, offset, time, reason, source, key."""
+    """List the newest dead letters of all services, or of one SERVICE, with partition, offset, time, reason and key."""
     from confluent_kafka import KafkaException
 
     from orderstream.dead_letters.reader import newest
@@ -340,7 +347,7 @@ def dlq_list(service: str | None, limit: int) -> None:
 @click.argument("partition", type=click.IntRange(min=0))
 @click.argument("offset", type=click.IntRange(min=0))
 def dlq_show(service: str, partition: int, offset: int) -> None:
-    """Show one dead letter whole, by the place that `list` gives."""
+    """Show one dead letter. `list` shows its SERVICE, PARTITION and OFFSET."""
     from confluent_kafka import KafkaException
 
     from orderstream.dead_letters.reader import letter_at
@@ -355,13 +362,13 @@ def dlq_show(service: str, partition: int, offset: int) -> None:
 
 @main.group(context_settings=_HELP)
 def refused() -> None:
-    """Look at the records that Kafka refused, and send them again."""
+    """Show the records that Kafka refused, and publish them again."""
 
 
 @refused.command("list")
-@click.option("-n", "limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Newest records.")
+@click.option("-n", "limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Number of records.")
 def refused_list(limit: int) -> None:
-    """List the records refused last: id, time, service, topic, key, how often, and the reason."""
+    """List the newest refused records with id, time, service, topic, key, number of refusals, and reason."""
     import psycopg
 
     from orderstream.dead_letters.refused_records import newest
@@ -374,7 +381,7 @@ def refused_list(limit: int) -> None:
 @refused.command("show")
 @click.argument("record_id", metavar="ID")
 def refused_show(record_id: str) -> None:
-    """Show one refused record whole, by the beginning of its ID."""
+    """Show one refused record. The first characters of its ID are enough."""
     import psycopg
 
     from orderstream.dead_letters.refused_records import find
@@ -388,7 +395,7 @@ def refused_show(record_id: str) -> None:
 
 @refused.command("redrive")
 def refused_redrive() -> None:
-    """Publish all refused records again; exit 1 if Kafka refuses one of them once more."""
+    """Publish all refused records again. Exit 1 if Kafka refuses one of them again."""
     import psycopg
     from confluent_kafka import KafkaException
 

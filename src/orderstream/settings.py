@@ -158,15 +158,15 @@ class Settings(BaseSettings):
     port: Port = Field(3000, description="Port of the HTTP API.")
     host: str = Field("127.0.0.1", description="Address that the HTTP API and the health pages listen on.")
     metrics_port: int = Field(
-        0, ge=0, le=65_535, description="Port of /livez, /readyz and /metrics of one process; 0 takes a free one."
+        0, ge=0, le=65_535, description="Port of /livez, /readyz and /metrics of one process. 0 takes a free port."
     )
     postgres_url: Annotated[str, AfterValidator(_postgres)] = Field(
-        _POSTGRES_URL, repr=False, description="PostgreSQL; any libpq connection string."
+        _POSTGRES_URL, repr=False, description="PostgreSQL: any libpq connection string."
     )
     redis_url: Annotated[str, AfterValidator(_redis)] = Field(
         "redis://127.0.0.1:6379/0",
         repr=False,
-        description="Redis or Valkey; begins with redis://, rediss:// or unix://.",
+        description="Redis or Valkey: a URL that begins with redis://, rediss:// or unix://.",
     )
     kafka_brokers: Annotated[str, AfterValidator(_brokers)] = Field(
         "127.0.0.1:9092", description="Kafka bootstrap servers: host:port pairs separated by commas."
@@ -180,7 +180,7 @@ class Settings(BaseSettings):
         "",
         pattern=r"^[A-Za-z0-9._-]*$",
         max_length=100,
-        description="Begins the names of all topics and consumer groups, so that deployments can share brokers.",
+        description="Prefix of all topics and consumer groups, so that deployments can share brokers.",
     )
     kafka_partitions: int = Field(4, ge=1, le=1_000, description="Partitions of each topic when it is created.")
     kafka_replication_factor: int = Field(1, ge=1, le=10, description="Replicas of each topic when it is created.")
@@ -189,63 +189,81 @@ class Settings(BaseSettings):
         None,
         repr=False,
         pattern="^https?://",
-        description="Base URL of an OTLP/HTTP collector; without it no span is made.",
+        description="Base URL of an OTLP/HTTP collector. Without it no spans are made.",
     )
-    otel_service_name: str | None = Field(None, description="Service name on spans; the service's own by default.")
+    otel_service_name: str | None = Field(
+        None, description="Service name on spans. The default is the name of the service."
+    )
     trace_samples_per_second: float = Field(
         100,
         ge=0,
         le=100_000,
         allow_inf_nan=False,
-        description="Traces recorded per second by one gateway, for each route.",
+        description="Traces that one gateway records per second, for each route.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="One JSON object a line, or text; auto is text on a terminal."
+        "auto", description="One JSON object a line, or text. auto is text on a terminal."
     )
 
     payment_success_rate: Rate = Field(1.0, description="Share of orders that the simulated provider authorizes.")
     payment_throw_rate: Rate = Field(
         0.0, description="Share of attempts to which the simulated provider gives no answer."
     )
-    payment_max_attempts: int = Field(8, ge=1, le=100, description="Attempts before an unanswered payment is given up.")
-    payment_retry_base_seconds: Seconds = Field(0.2, description="Wait before the second attempt; it doubles.")
+    payment_max_attempts: int = Field(
+        8, ge=1, le=100, description="Attempts before a payment without an answer is voided."
+    )
+    payment_retry_base_seconds: Seconds = Field(
+        0.2, description="Wait before the second attempt. It doubles with each attempt."
+    )
     payment_retry_max_seconds: Seconds = Field(30, description="Longest wait between two attempts.")
     payment_batch_budget_seconds: float = Field(
-        2, gt=0, le=20, allow_inf_nan=False, description="Time the provider has to answer a whole batch, in seconds."
+        2, gt=0, le=20, allow_inf_nan=False, description="Time that the provider has to answer a whole batch."
     )
     payment_key_lifetime_hours: int = Field(
-        24, ge=1, le=87_600, description="How long the provider remembers a key; beyond half of it no order is charged."
+        24,
+        ge=1,
+        le=87_600,
+        description="How long the provider remembers a key. An order older than half of it is not charged.",
     )
-    payment_concurrency: int = Field(16, ge=1, le=256, description="Calls to the provider under way at once.")
+    payment_concurrency: int = Field(16, ge=1, le=256, description="Calls to the provider at the same time.")
 
-    drain_timeout_seconds: Seconds = Field(10, description="Time a service has to finish its work on SIGTERM.")
-    gateway_queue_limit: int = Field(2_000, ge=1, le=1_000_000, description="Orders waiting for a commit; beyond: 503.")
+    drain_timeout_seconds: Seconds = Field(10, description="Time that a service has to finish its work after SIGTERM.")
+    gateway_queue_limit: int = Field(
+        2_000, ge=1, le=1_000_000, description="Orders that wait for a commit. Further orders: 503."
+    )
     gateway_connection_limit: int = Field(
-        10_000, ge=1, le=1_000_000, description="Connections to one gateway at once; beyond: 503."
+        10_000, ge=1, le=1_000_000, description="Connections to one gateway. Further connections: 503."
     )
     gateway_connections_per_peer: int = Field(
-        1_000, ge=1, le=1_000_000, description="Connections of one client address to one gateway; beyond: 503."
+        1_000,
+        ge=1,
+        le=1_000_000,
+        description="Connections of one client address to one gateway. Further connections: 503.",
     )
     outbox_limit: int = Field(
-        100_000, ge=1, le=1_000_000, description="Events waiting to be published; beyond: no new orders, 503."
+        100_000, ge=1, le=1_000_000, description="Events that wait to be published. Further orders: 503."
     )
     gateway_request_timeout_seconds: Seconds = Field(
-        10, description="Time a client has to send a whole request, and to take an answer."
+        10, description="Time that a client has to send a request, and to read a response."
     )
-    cache_budget_seconds: Seconds = Field(0.05, description="Time that Redis has to answer before Postgres is asked.")
-    relay_poll_seconds: Seconds = Field(0.5, description="How often the outbox is read when no notice arrives.")
+    cache_budget_seconds: Seconds = Field(
+        0.05, description="Time that Redis has to answer. After that PostgreSQL is read."
+    )
+    relay_poll_seconds: Seconds = Field(0.5, description="How often the relay reads the outbox without a notification.")
     order_retention_days: int = Field(
         0,
         ge=0,
         le=36_500,
-        description="Days for which an order that is over is kept after its last change; 0: for ever.",
+        description="Days for which a settled and compensated order is kept after its last change. 0: no limit.",
     )
 
     orderstream_state: str | None = Field(
-        None, description="State directory of `orderstream up`; .orderstream by default."
+        None, description="State directory of `orderstream up`. The default is .orderstream."
     )
-    restarts_per_minute: int = Field(5, ge=0, le=1_000, description="Restarts of one child before `up` gives up.")
+    restarts_per_minute: int = Field(
+        5, ge=0, le=1_000, description="Restarts of one child within a minute before `up` gives up."
+    )
     replicas_api_gateway: Replicas = Field(1, description="Processes of api-gateway that `up` starts, on one port.")
     replicas_outbox_relay: Replicas = Field(1, description="Processes of outbox-relay that `up` starts.")
     replicas_payment_worker: Replicas = Field(1, description="Processes of payment-worker that `up` starts.")

@@ -48,31 +48,31 @@ def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str
     return Histogram(name, meaning, labels, buckets=buckets, registry=REGISTRY)
 
 
-CONSUMED = _counter("orderstream_records_consumed_total", "Records taken from Kafka.", "service", "topic")
+CONSUMED = _counter("orderstream_records_consumed_total", "Records received from Kafka.", "service", "topic")
 DECIDED = _counter(
     "orderstream_records_decided_total", "Records whose decision is committed in Postgres.", "service", "topic"
 )
 PRODUCED = _counter("orderstream_events_produced_total", "Events that Kafka acknowledged.", "service", "topic")
 DEAD_LETTERED = _counter(
-    "orderstream_records_dead_lettered_total", "Records put into the dead-letter topic.", "service", "topic"
+    "orderstream_records_dead_lettered_total", "Records sent to the dead-letter topic.", "service", "topic"
 )
 RETRIED = _counter(
-    "orderstream_records_retried_total", "Records whose batch failed and was tried again.", "service", "topic"
+    "orderstream_records_retried_total", "Records whose batch failed and was retried.", "service", "topic"
 )
 REFUSED = _counter(
     "orderstream_records_refused_total",
-    "Records that Kafka refused for good, kept in refused_records; topic is other where it is none of ours.",
+    "Records that Kafka refused permanently, kept in refused_records. topic is other for an unknown topic.",
     "service",
     "topic",
 )
-REFUSED_ROWS = _gauge("orderstream_refused_records", "Records that Kafka refused and that were not redriven yet.")
+REFUSED_ROWS = _gauge("orderstream_refused_records", "Refused records that were not redriven yet.")
 BATCH_RECORDS = _histogram("orderstream_batch_records", "Records in one batch of a worker.", _COUNTS, "service")
 BATCH_SECONDS = _histogram(
     "orderstream_batch_seconds", "Time from a batch's poll to the commit of its offsets.", _SECONDS, "service"
 )
 LAG = _gauge(
     "orderstream_lag_records",
-    "Records in a partition that the service has yet to take.",
+    "Records in a partition that the service has not received yet.",
     "service",
     "topic",
     "partition",
@@ -80,43 +80,43 @@ LAG = _gauge(
 
 PROVIDER_ANSWERS = _counter(
     "orderstream_provider_answers_total",
-    "Payments that the provider was to authorize or void, by what came of it: authorized, declined, pending, voided,"
-    " nothing_to_void; unanswered where nobody knows, not_asked where the time was up before.",
+    "Calls to the payment provider by outcome: authorized, declined, pending, voided, nothing_to_void, unanswered (no"
+    " answer), not_asked (the time was over before the call).",
     "outcome",
 )
 
 OUTBOX_ROWS = _gauge("orderstream_outbox_rows", "Events in the outbox that are not published yet.")
 OUTBOX_OLDEST_SECONDS = _gauge(
-    "orderstream_outbox_oldest_seconds", "Age of the oldest event in the outbox; 0 when it is empty."
+    "orderstream_outbox_oldest_seconds", "Age of the oldest event in the outbox. 0 if it is empty."
 )
 ORDERS_REMOVED = _counter("orderstream_orders_removed_total", "Old orders removed by retention.")
 UNCOMPENSATED_OLDEST_SECONDS = _gauge(
     "orderstream_uncompensated_oldest_seconds",
-    "Time since the oldest abort that payment and stock have not both answered; 0 when there is none.",
+    "Age of the oldest abort of an order that is not compensated. 0 if there is none.",
 )
 
 VOIDING_OLDEST_SECONDS = _gauge(
     "orderstream_voiding_oldest_seconds",
-    "Time since the oldest payment began to be voided that still is not; 0 when there is none.",
+    "Age of the oldest void that the provider has not confirmed. 0 if there is none.",
 )
 
 HTTP_REQUESTS = _counter(
     "orderstream_http_requests_total",
-    "HTTP requests answered; route is method and path, or unreadable for a refusal by the HTTP server itself.",
+    "HTTP requests answered. route is method and path, or unreadable if the HTTP server refused the request.",
     "route",
     "status",
 )
 HTTP_SECONDS = _histogram(
-    "orderstream_http_request_seconds", "Time from the head of a request to its answer.", _SECONDS, "route"
+    "orderstream_http_request_seconds", "Time from the head of a request to its response.", _SECONDS, "route"
 )
 CACHE_READS = _counter(
     "orderstream_cache_reads_total",
-    "Reads of an order; outcome is hit, miss, or bypass (Redis not usable, or the order being changed).",
+    "Reads of an order by outcome: hit, miss, bypass (Redis cannot be used, or the order is being changed).",
     "outcome",
 )
 QUEUED_ORDERS = _gauge("orderstream_queued_orders", "Orders that wait for a group commit.")
 WAITING_READS = _gauge("orderstream_waiting_reads", "Reads that wait for their order to settle.")
-COMMITTED_ORDERS = _histogram("orderstream_group_commit_orders", "Orders committed together.", _COUNTS)
+COMMITTED_ORDERS = _histogram("orderstream_group_commit_orders", "Orders in one group commit.", _COUNTS)
 
 
 def exposition() -> bytes:
