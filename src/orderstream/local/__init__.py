@@ -1,1 +1,1 @@
-"""Everything that `orderstream up` starts on one machine, and how it is started, watched and stopped."""
+"""The local stack: the servers and services that `orderstream up` starts, watches and stops on one machine."""

@@ -1,4 +1,4 @@
-"""Whether orders move: what waits, for how long, and in words what stands still."""
+"""Reports whether orders make progress: how much work waits, for how long, and which component does not keep up."""
 
 import threading
 import time
@@ -19,9 +19,9 @@ SQL = load("orderstream.local")
 
 
 def report(settings: Settings) -> list[str]:
-    """Lines on the outbox, the orders, the lag and the dead letters. A line says so if a store does not answer.
+    """Return lines on the outbox, the orders, the lag and the dead letters.
 
-    Returns within ANSWER_SECONDS, even while a store hangs.
+    Takes ANSWER_SECONDS at most. If PostgreSQL or Kafka hangs or fails, a line says so.
     """
     answers: dict[str, list[str]] = {}
 
@@ -32,7 +32,7 @@ def report(settings: Settings) -> list[str]:
             except Exception as error:  # noqa: BLE001 - the operator reads it
                 answers[store] = [f"{store} refuses: {masked(' '.join(str(error).split()))}"]
 
-        # A daemon: one that hangs does not keep the command from ending.
+        # A daemon thread does not keep the command from ending while it hangs.
         thread = threading.Thread(target=run, name=store, daemon=True)
         thread.start()
         return thread
@@ -46,6 +46,28 @@ def report(settings: Settings) -> list[str]:
     return lines
 
 
+class Waiting(Struct, frozen=True):
+    """How many items wait, counted up to COUNTED_MAX, and the age of the oldest. The age is None if none waits."""
+
+    number: int
+    oldest_seconds: float | None
+
+    def text(self, what: str) -> str:
+        """Return for example `12 events, the oldest for 3 s`."""
+        if self.oldest_seconds is None:
+            return f"0 {what}"
+        return f"{self.count} {what}, the oldest for {_age(self.oldest_seconds)}"
+
+    @property
+    def count(self) -> str:
+        """The number, or `1000 or more`."""
+        return f"{COUNTED_MAX} or more" if self.number >= COUNTED_MAX else str(self.number)
+
+    def late(self, seconds: float) -> str | None:
+        """Return the age of the oldest item if it is over `seconds`."""
+        return _age(self.oldest_seconds) if self.oldest_seconds is not None and self.oldest_seconds > seconds else None
+
+
 def _orders(settings: Settings) -> list[str]:
     from orderstream.postgres.connect import connect  # noqa: PLC0415 - slow to load
 
@@ -53,33 +75,12 @@ def _orders(settings: Settings) -> list[str]:
         connection.execute(f"SET statement_timeout = '{_STATEMENT_SECONDS}s'".encode())
         row = connection.execute(SQL["progress"]).fetchone()
     assert row is not None
-    return in_words(*(Waiting(*row[place : place + 2]) for place in range(0, len(row), 2)))
-
-
-class Waiting(Struct, frozen=True):
-    """How many wait, counted up to COUNTED_MAX, and for how long the oldest of them has; None where none does."""
-
-    number: int
-    oldest_seconds: float | None
-
-    def text(self, what: str) -> str:
-        """Say it, for instance as `12 events, the oldest for 3 s`."""
-        if self.oldest_seconds is None:
-            return f"0 {what}"
-        return f"{self.count} {what}, the oldest for {_age(self.oldest_seconds)}"
-
-    @property
-    def count(self) -> str:
-        """The number, or that there are more."""
-        return f"{COUNTED_MAX} or more" if self.number >= COUNTED_MAX else str(self.number)
-
-    def late(self, seconds: float) -> str | None:
-        """Return the age of the oldest if it is over `seconds`."""
-        return _age(self.oldest_seconds) if self.oldest_seconds is not None and self.oldest_seconds > seconds else None
+    numbers, ages = row[0::2], row[1::2]
+    return in_words(*map(Waiting, numbers, ages))
 
 
 def in_words(outbox: Waiting, unfinished: Waiting, aborted: Waiting, refused: Waiting) -> list[str]:
-    """Say what waits in Postgres, and after it what waits too long."""
+    """Return lines on what waits in Postgres, followed by a line for each kind of work that waits too long."""
     lines = [
         f"{'outbox':<20} {outbox.text('events')}",
         f"{'open orders':<20} {unfinished.text('orders')}",

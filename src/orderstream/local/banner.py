@@ -1,4 +1,4 @@
-"""What `up` prints when everything serves: where things are, and lines to paste."""
+"""The text that `up` prints when everything serves: the addresses, and an example order to paste."""
 
 import shlex
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from orderstream.local.processes.masking import masked
 from orderstream.local.processes.state import StateDir
 from orderstream.local.servers import server_home
 
-# The example order of the README; a test holds the two against each other.
+# The same example order as in the README. A test compares the two.
 _EXAMPLE = """\
 # Create an order
 order=$(curl -s --noproxy '*' -X POST {base_url}/orders \\
@@ -20,12 +20,12 @@ curl -s --noproxy '*' {base_url}/orders/$(echo "$order" | cut -d '"' -f 4); echo
 
 
 def curl_lines(base_url: str) -> str:
-    """Shell lines that create an order and read it back."""
+    """Return shell lines that create an order and read it back."""
     return _EXAMPLE.format(base_url=base_url)
 
 
 def banner(urls: Mapping[str, str], state: StateDir) -> str:
-    """The whole banner; `urls` are those of `exports`."""
+    """Return the whole banner. `urls` are the variables that `exports` prints."""
     base_url = urls["BASE_URL"]
     rows = {
         "API": f"{base_url}  (docs: {base_url}/docs)",
@@ -34,19 +34,19 @@ def banner(urls: Mapping[str, str], state: StateDir) -> str:
         "Kafka": urls["KAFKA_BROKERS"],
         "Passwords": 'eval "$(orderstream env)" sets them for your shell, as POSTGRES_URL, REDIS_URL, KAFKA_OPTIONS',
         "Logs": f"{state.logs}  (or: orderstream logs -f)",
-        "State": f"{_places(state)}  (orderstream reset removes it)",
+        "State": f"{_directories(state)}  (orderstream reset removes it)",
     }
     table = "\n".join(f"  {name:<11} {value}" for name, value in rows.items())
     first = "OrderStream is up. To stop it: Ctrl-C here, or `orderstream down` anywhere."
     return f"\n{first}\n\n{table}\n\n{curl_lines(base_url)}\n"
 
 
-def _places(state: StateDir) -> str:
-    """Where the state is; root's PostgreSQL has its data elsewhere."""
+def _directories(state: StateDir) -> str:
+    """Return the directories that hold the state. The servers of root have their data in a second one."""
     shared = server_home.of(state).shared
     return str(state.root) if shared is None or not shared.exists() else f"{state.root} and {shared}"
 
 
 def exports(urls: Mapping[str, str]) -> str:
-    """Lines for `eval`, one variable each."""
+    """Return shell lines that export each variable, for `eval`."""
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in urls.items())

@@ -1,4 +1,4 @@
-"""The commands that look at a running stack, or end it, from another terminal."""
+"""The commands that inspect or stop a running stack from another terminal: down, status, logs, reset."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ _SHOWN_LINES = 100
 
 
 def start_detached(state: StateDir, stop: Stop) -> int:
-    """Run `up` in a session of its own, show what it says until it serves, and return 0; or 1 when it does not."""
+    """Run `up` in its own session and show its output until it serves. Return 0, or 1 if it does not serve in time."""
     state.open()
     log = state.log("up")
     rotate(log)
@@ -60,7 +60,7 @@ def start_detached(state: StateDir, stop: Stop) -> int:
 
 
 def down(state: StateDir, terminal: Terminal) -> int:
-    """Stop the running `up` and wait for its end; end what a killed one left behind. Returns the exit code."""
+    """Stop the running `up`, wait for its end, and end what a killed `up` left behind. Return the exit code."""
     run = state.read().run
     if run is None:
         terminal.say("Nothing is running.")
@@ -86,7 +86,7 @@ def _end_leftovers(state: StateDir, terminal: Terminal) -> None:
 
 
 def status(run: Run) -> list[str]:
-    """One line for each process: name, state, pid, its health page, and below it what it does in vain."""
+    """Return a line for each process: name, state, pid, health page. A second line describes its problem, if any."""
     lines = [f"{'up':<20} {run.phase:<12} pid {run.pid}"]
     with ThreadPoolExecutor(len(run.children) or 1) as pool:
         for child, (condition, problem) in zip(run.children, pool.map(_condition, run.children), strict=True):
@@ -97,7 +97,7 @@ def status(run: Run) -> list[str]:
 
 
 def _condition(child: ChildRecord) -> tuple[str, str | None]:
-    """The state of a process in a word, and what there is to say of it."""
+    """Return the state of a process in one word, and a text that describes its problem, if any."""
     if start_time(child.pid) != child.start_time:
         return "ended", None
     if is_stopped(child.pid):
@@ -111,21 +111,21 @@ def _condition(child: ChildRecord) -> tuple[str, str | None]:
 
 
 def logs(state: StateDir, service: str | None) -> list[Path]:
-    """The log files of a stack, or of one process, or of all replicas of one service."""
+    """Return the log files of the stack, or those of one process or of all replicas of one service."""
     found = sorted(state.logs.glob("*.log"), key=lambda log: log.stem)
     if service is None:
         return found
-    return [one for one in found if service in {one.stem, one.stem.removesuffix(_number(one))}]
+    return [log for log in found if service in {log.stem, log.stem.removesuffix(_replica_suffix(log))}]
 
 
-def _number(log: Path) -> str:
-    """`-2` of `payment-worker-2.log`; nothing for a first replica."""
+def _replica_suffix(log: Path) -> str:
+    """Return for example `-2` for `payment-worker-2.log`, and an empty text for the first replica."""
     tail = log.stem.rpartition("-")[2]
     return f"-{tail}" if tail.isdigit() else ""
 
 
 def show_logs(files: Sequence[Path], write: Callable[[str], None]) -> None:
-    """Write the last lines of each file, each with the name of the file before it when there are several."""
+    """Write the last lines of each file. If there are several files, each line begins with the name of its file."""
     for file in files:
         prefix = f"{file.stem} | " if len(files) > 1 else ""
         for line in last_lines(file, _SHOWN_LINES):
@@ -133,7 +133,7 @@ def show_logs(files: Sequence[Path], write: Callable[[str], None]) -> None:
 
 
 def follow_logs(files: Callable[[], Sequence[Path]], write: Callable[[str], None]) -> None:
-    """Write what is added to the files, new files as well, until interrupted."""
+    """Write the lines that are added to the files, and to files that appear later, until interrupted."""
     at = {file: file.stat().st_size for file in files()}
     while True:
         for file in files():
@@ -143,7 +143,7 @@ def follow_logs(files: Callable[[], Sequence[Path]], write: Callable[[str], None
 
 
 def _added(file: Path, at: dict[Path, int]) -> Iterator[str]:
-    """The whole lines beyond `at[file]`, which moves on; a file that has shrunk was begun anew."""
+    """Yield the complete lines after offset `at[file]`, and move it. A file that shrank is read from its start."""
     try:
         size = file.stat().st_size
         begin = min(at.get(file, 0), size) if size >= at.get(file, 0) else 0
@@ -158,9 +158,9 @@ def _added(file: Path, at: dict[Path, int]) -> Iterator[str]:
 
 
 def reset(state: StateDir, terminal: Terminal) -> None:
-    """Remove the data, the logs and the ports of a stack that is not running; what was fetched stays.
+    """Remove the data, the logs and the ports of a stack that is not running. The fetched files stay.
 
-    Raises BusyError while it runs.
+    Raises BusyError if it runs.
     """
     _end_leftovers(state, terminal)
     with state.lock():

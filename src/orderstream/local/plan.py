@@ -1,4 +1,4 @@
-"""What one `up` starts, home, and in which order: the parts for which no URL was given, then the services."""
+"""Plans one `up`: which servers and services it starts, and on which ports. It starts no server with a given URL."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from orderstream.local.processes.start_order import START_AFTER
 from orderstream.local.processes.state import StateDir, shared_cache
 from orderstream.local.servers import server_home
 from orderstream.local.servers.kafka import Kafka
-from orderstream.local.servers.kafka_aot_cache import Learning
+from orderstream.local.servers.kafka_aot_cache import KafkaAotCache
 from orderstream.local.servers.orderstream import OrderStreamService
 from orderstream.local.servers.passwords import Passwords
 from orderstream.local.servers.postgres import Postgres
@@ -24,32 +24,32 @@ _GIVEN = {"postgres": "postgres_url", "valkey": "redis_url", "kafka": "kafka_bro
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything to start, the ports it was given, and the addresses that result."""
+    """Everything to start, the ports that were picked, and the resulting addresses."""
 
     servers: tuple[Service, ...]
     services: tuple[Service, ...]
-    learning: Learning | None
+    aot_cache: KafkaAotCache | None
     ports: Mapping[str, int]
     urls: Mapping[str, str]
 
 
 def given(settings: Settings, kept: Mapping[str, int]) -> set[str]:
-    """Return the parts whose URL was given, unless it names our own port, as after `eval "$(orderstream env)"`."""
+    """Return the servers whose URL was given. A URL with our own port does not count: `orderstream env` prints it."""
     found = set()
-    for part, field in _GIVEN.items():
+    for server, field in _GIVEN.items():
         if field in settings.model_fields_set:
             value = str(getattr(settings, field))
-            if (ports.LOOPBACK, kept.get(part)) not in _addresses(value):
-                found.add(part)
+            if (ports.LOOPBACK, kept.get(server)) not in _addresses(value):
+                found.add(server)
     return found
 
 
 def _addresses(url: str) -> set[tuple[str, int | None]]:
-    """Host and port of a URL, or of each of Kafka's brokers; `localhost` is the loopback address."""
+    """Return host and port of a URL, or of each of Kafka's brokers. `localhost` becomes the loopback address."""
     found = set()
-    for one in url.split(","):
+    for address in url.split(","):
         try:
-            parsed = urlsplit(one if "//" in one else f"//{one}")
+            parsed = urlsplit(address if "//" in address else f"//{address}")
             host = parsed.hostname or ""
             found.add((ports.LOOPBACK if host == "localhost" else host, parsed.port))
         except ValueError:
@@ -64,7 +64,7 @@ def plan(
     home: ServerHome | None = None,
     passwords: Passwords | None = None,
 ) -> Plan:
-    """Decide what to start. Looks for free ports; raises OSError when there are none."""
+    """Decide what to start, and pick free ports. Raises OSError if there are none."""
     home, passwords = home or server_home.of(state), passwords or Passwords()
     replicas = [(service, _replica(service, n)) for service in SERVICES for n in range(settings.replicas(service))]
     names = ["postgres", "valkey", "kafka", "kafka-controller", *(name for _, name in replicas)]
@@ -79,14 +79,14 @@ def plan(
         "KAFKA_BROKERS": settings.kafka_brokers if "kafka" in from_outside else kafka.brokers,
         "BASE_URL": f"http://{_reachable(settings.host)}:{settings.port}",
     }
-    # Our own Kafka's password goes before one that the shell has from an earlier state; other options stay.
+    # The shell may still have the password of an earlier state. The password of our own Kafka replaces it.
     options = settings.kafka_options if "kafka" in from_outside else {**settings.kafka_options, **kafka.options}
     if options:
         urls["KAFKA_OPTIONS"] = json.dumps(options)
     services = [_service(settings, service, name, urls, chosen[name]) for service, name in replicas]
     servers = [server for server in (postgres, valkey, kafka) if server.name not in from_outside]
-    learning = None if "kafka" in from_outside else Learning(home, shared_cache())
-    return Plan(tuple(servers), tuple(services), learning, chosen, urls)
+    aot_cache = None if "kafka" in from_outside else KafkaAotCache(home, shared_cache())
+    return Plan(tuple(servers), tuple(services), aot_cache, chosen, urls)
 
 
 def _replica(service: str, number: int) -> str:
@@ -111,7 +111,7 @@ def _service(
 
 
 def _reachable(host: str) -> str:
-    """The address to put into a URL for a server that listens on `host`."""
+    """Return the address at which clients reach a server that listens on `host`."""
     if host in {"0.0.0.0", "::", ""}:  # noqa: S104 - compared, not listened on
         return ports.LOOPBACK
     return f"[{host}]" if ":" in host else host

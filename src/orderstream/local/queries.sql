@@ -1,9 +1,9 @@
--- What `orderstream status` asks. Each statement reads a bounded number of rows, so that it answers during a backlog too.
+-- The statement of `orderstream status`. It reads a bounded number of rows, so that it also answers during a backlog.
 
 -- name: progress
--- Counts up to 1,000 of each, and the age of the oldest of these in seconds (NULL: none): events in the outbox, open
--- orders, aborts that are not compensated, records that Kafka refused. Index: outbox_pkey behind outbox_floor, orders_open,
--- orders_uncompensated, refused_records_refused_at. No lock.
+-- Counts up to 1,000 rows of each kind, and returns the age in seconds of the oldest of them (NULL: no row). The kinds are
+-- events in the outbox, open orders, aborted orders that are not compensated, and records that Kafka refused.
+-- Index: outbox_pkey behind outbox_floor, orders_open, orders_uncompensated, refused_records_refused_at. No lock.
 SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE id > floor.id ORDER BY id LIMIT 1000) AS counted),
        (SELECT extract(epoch FROM now() - created_at) FROM outbox WHERE id > floor.id ORDER BY id LIMIT 1)::float8,
        open.number, open.oldest::float8, aborted.number, aborted.oldest::float8, refused.number, refused.oldest::float8

@@ -1,4 +1,4 @@
-"""`orderstream up`: start everything side by side, say where it is, keep it alive, and stop it in order."""
+"""`orderstream up`: starts all servers and services, prints their addresses, restarts what dies, and stops in order."""
 
 import contextlib
 import os
@@ -28,16 +28,16 @@ STARTED_SECONDS = 180.0
 
 
 def up(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) -> int:
-    """Start the stack of `state`, or say where it is when it is up already. Returns the exit code."""
+    """Start the local stack of `state`, or print the banner if it runs already. Returns the exit code."""
     try:
         with state.lock():
-            return _own(settings, state, terminal, stop)
+            return _run(settings, state, terminal, stop)
     except BusyError:
-        return _already(state, terminal, stop)
+        return _show_running(state, terminal, stop)
 
 
-def _already(state: StateDir, terminal: Terminal, stop: Stop) -> int:
-    """Another `up` has this directory: wait until it serves, and print its banner."""
+def _show_running(state: StateDir, terminal: Terminal, stop: Stop) -> int:
+    """Wait until the `up` that holds this state directory serves, and print its banner."""
     wait_until(lambda: stop.requested.is_set() or not state.locked() or _phase(state) == "up", STARTED_SECONDS)
     run = state.running()
     if run is None or run.phase != "up":
@@ -52,7 +52,8 @@ def _phase(state: StateDir) -> Phase | None:
     return run.phase if run else None
 
 
-def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) -> int:
+def _run(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) -> int:
+    """Start, watch and stop the local stack. The caller holds the lock of `state`."""
     record = state.read()
     if record.run is not None and (ended := end_leftovers(record.run.children)):
         terminal.say(f"Ended what an earlier run left behind: {', '.join(ended)}")
@@ -64,22 +65,22 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
     except ServerHomeError as error:
         terminal.say(f"{error}")
         return 1
-    todo = plan(settings, state, record.ports, home, read_or_make(state))
-    run = Run(os.getpid(), start_time(os.getpid()) or "", urls=dict(todo.urls))
-    registry = ProcessRegistry(state, StateRecord({**record.ports, **todo.ports}, run))
+    planned = plan(settings, state, record.ports, home, read_or_make(state))
+    run = Run(os.getpid(), start_time(os.getpid()) or "", urls=dict(planned.urls))
+    registry = ProcessRegistry(state, StateRecord({**record.ports, **planned.ports}, run))
     for log in state.logs.glob("*.log"):
         if log != state.log("up"):
             rotate(log)
     supervisor = Supervisor(state, registry, terminal, stop, settings.restarts_per_minute)
     with _stopped_afterwards(supervisor, registry, terminal):
         try:
-            start_order.run(_steps(settings, todo, supervisor), terminal, stop.requested)
+            start_order.run(_steps(settings, planned, supervisor), terminal, stop.requested)
             terminal.clear()
-            terminal.say(banner(todo.urls, state))
-            # Last, for whoever waits for it in another process finds the banner in our output then.
-            registry.update(_phase_is("up"))
-            if todo.learning is not None and not todo.learning.starts_fast:
-                supervisor.in_background("learning", todo.learning.learn)
+            terminal.say(banner(planned.urls, state))
+            # The phase changes last: a process that waits for it then finds the banner in our output.
+            registry.update(_set_phase("up"))
+            if planned.aot_cache is not None and not planned.aot_cache.exists:
+                supervisor.in_background("kafka-aot-cache", planned.aot_cache.build)
             supervisor.watch()
         except StoppingError:
             pass
@@ -91,7 +92,7 @@ def _own(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
 
 
 def _problem_with_port(settings: Settings) -> str | None:
-    """Say why the API could not listen on its port, or return None."""
+    """Return why the API cannot listen on its port, or None."""
     try:
         free = ports.is_free(settings.host, settings.port)
     except OSError as error:
@@ -100,12 +101,12 @@ def _problem_with_port(settings: Settings) -> str | None:
         return None
     return (
         f"Port {settings.port} is taken by {ports.holder(settings.port)}.\n"
-        "Stop that, or choose another port for the API, for instance: PORT=3001 make up"
+        "Stop that process, or choose another port for the API, for example: PORT=3001 make up"
     )
 
 
 def _problem_with_path(settings: Settings, state: StateDir, record: StateRecord) -> str | None:
-    """Say why Kafka could not start from where its files are, or return None."""
+    """Return why Kafka cannot start from the directory of its files, or None."""
     if "kafka" in given(settings, record.ports):
         return None
     problem = kafka.problem_with(state.root, shared_cache())
@@ -118,13 +119,13 @@ def _stopped_afterwards(supervisor: Supervisor, registry: ProcessRegistry, termi
         yield
     finally:
         terminal.clear()
-        registry.update(_phase_is("stopping"))
+        registry.update(_set_phase("stopping"))
         supervisor.stop_all()
         registry.update(lambda record: setattr(record, "run", None))
         terminal.say("Stopped. The state is kept for the next start.")
 
 
-def _phase_is(phase: Phase) -> Callable[[StateRecord], None]:
+def _set_phase(phase: Phase) -> Callable[[StateRecord], None]:
     def change(record: StateRecord) -> None:
         if record.run is not None:
             record.run.phase = phase
@@ -132,22 +133,22 @@ def _phase_is(phase: Phase) -> Callable[[StateRecord], None]:
     return change
 
 
-def _steps(settings: Settings, todo: Plan, supervisor: Supervisor) -> list[StartStep]:
+def _steps(settings: Settings, planned: Plan, supervisor: Supervisor) -> list[StartStep]:
     def start(service: Service) -> StartStep:
         return StartStep(service.name, service.needs, lambda report: supervisor.bring_up(service, report))
 
-    located = settings.model_copy(update=stack_addresses(todo.urls))
+    addressed = settings.model_copy(update=stack_addresses(planned.urls))
     return [
-        *map(start, todo.servers),
-        StartStep(SCHEMA, START_AFTER[SCHEMA], lambda report: prepare_schema(located, report)),
-        StartStep(TOPICS, START_AFTER[TOPICS], lambda report: prepare_topics(located, report)),
-        *map(start, todo.services),
+        *map(start, planned.servers),
+        StartStep(SCHEMA, START_AFTER[SCHEMA], lambda report: prepare_schema(addressed, report)),
+        StartStep(TOPICS, START_AFTER[TOPICS], lambda report: prepare_topics(addressed, report)),
+        *map(start, planned.services),
     ]
 
 
 def prepare_schema(settings: Settings, report: Callable[[str], None]) -> None:
-    """Migrate, and stock SKU-1 where there is no stock of anything yet. Raises ChildError when the database refuses."""
-    import psycopg  # noqa: PLC0415 - slow to load; meanwhile the server starts
+    """Migrate the database, and stock SKU-1 if there is no stock at all. Raises ChildError if the database refuses."""
+    import psycopg  # noqa: PLC0415 - slow to load; the server starts in the meantime
 
     from orderstream.postgres.connect import connect  # noqa: PLC0415
     from orderstream.postgres.migrate import MigrationError, migrate  # noqa: PLC0415
@@ -164,8 +165,8 @@ def prepare_schema(settings: Settings, report: Callable[[str], None]) -> None:
 
 
 def prepare_topics(settings: Settings, report: Callable[[str], None]) -> None:
-    """Create the topics that are missing. Raises ChildError when Kafka refuses."""
-    from confluent_kafka import KafkaException  # noqa: PLC0415 - slow to load; meanwhile the broker starts
+    """Create missing topics, and log a warning for settings that differ. Raises ChildError if Kafka refuses."""
+    from confluent_kafka import KafkaException  # noqa: PLC0415 - slow to load; the broker starts in the meantime
 
     from orderstream.kafka.client import KafkaRefusedError  # noqa: PLC0415
     from orderstream.kafka.topics import ensure_topics, topic_warnings  # noqa: PLC0415

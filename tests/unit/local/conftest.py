@@ -1,4 +1,4 @@
-"""A state directory, a process registry and small child processes for the tests of the local system."""
+"""A state directory, a process registry and small child processes for the tests of the local stack."""
 
 import os
 import signal

@@ -20,7 +20,7 @@ from orderstream.local.processes.progress import Terminal
 from orderstream.local.processes.registry import ProcessRegistry
 from orderstream.local.processes.service import InstallContext
 from orderstream.local.processes.signals import Stop
-from orderstream.local.processes.start_order import STOP_LEARNING
+from orderstream.local.processes.start_order import KILL_FIRST
 from orderstream.local.processes.state import StateDir
 from orderstream.local.processes.supervisor import GaveUpError, Supervisor
 from orderstream.process.pages import serve_pages
@@ -256,7 +256,7 @@ def test_nothing_starts_after_all_was_stopped(bench: Bench) -> None:
 
 
 def test_a_learner_is_killed_before_anything_is_asked_to_stop(bench: Bench, state: StateDir) -> None:
-    bench.up(Small("learner", stop_order=STOP_LEARNING))
+    bench.up(Small("learner", stop_order=KILL_FIRST))
     learner = f"pathlib.Path('/proc/{bench.pid('learner')}').exists()"
     looks = f"signal.signal(signal.SIGTERM, lambda *_: (print('learner', {learner}, flush=True), sys.exit()));"
     bench.up(Small("gateway", f"import pathlib, signal, sys; {looks} {SLEEPER}", 0))

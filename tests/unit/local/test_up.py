@@ -32,7 +32,7 @@ def test_a_path_that_kafka_would_take_for_two_is_refused(tmp_path: Path, name: s
     said = io.StringIO()
     settings = Settings.model_validate({"port": ports.pick(["api"], {})["api"]})
     assert up(settings, state, Terminal(said), Asked()) == 1
-    assert f"Kafka cannot work in {state.root}: it takes a comma or a colon for the end of a path." in said.getvalue()
+    assert f"Kafka cannot work in {state.root}: a comma or a colon ends a path in its configuration." in said.getvalue()
     assert not (state.root / "stack.json").exists()
 
 

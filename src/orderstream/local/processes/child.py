@@ -23,7 +23,7 @@ _UMASK = 0o077
 
 
 class StoppingError(Exception):
-    """The local system is stopping and starts nothing more."""
+    """The local stack is stopping and starts nothing more."""
 
 
 class ChildError(Exception):
@@ -100,7 +100,7 @@ class Child:
         return self._command
 
     def start(self, command: Command) -> None:
-        """Start the process. Raises OSError if it cannot run, StoppingError if the local system is stopping."""
+        """Start the process. Raises OSError if it cannot run, StoppingError if the local stack is stopping."""
         self._command = command
         self._registry.spawn(self, lambda: self._start(command))
 

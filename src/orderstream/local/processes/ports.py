@@ -1,4 +1,4 @@
-"""Picks free ports, which the local system keeps for later runs, and names the process that holds a taken port."""
+"""Picks free ports, which the local stack keeps for later runs, and names the process that holds a taken port."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def pick(names: Iterable[str], kept: Mapping[str, int], avoid: Iterable[int] = (
 
 
 def _another(used: set[int]) -> int:
-    choice = random.Random(os.urandom(8))  # noqa: S311 - it only has to differ from the choice of another local system
+    choice = random.Random(os.urandom(8))  # noqa: S311 - it only has to differ from the choice of another local stack
     for _ in range(_TRIES):
         port = choice.randrange(_FIRST, _LAST)
         if port not in used and is_free(LOOPBACK, port):

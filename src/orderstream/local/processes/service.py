@@ -1,4 +1,4 @@
-"""The protocol that every server and service of the local system implements, and the wait until one is ready."""
+"""The protocol that every server and service of the local stack implements, and the wait until one is ready."""
 
 import http.client
 import threading
@@ -34,7 +34,7 @@ class InstallContext:
 
 
 class Service(Protocol):
-    """One process of the local system."""
+    """One process of the local stack."""
 
     @property
     def name(self) -> str:

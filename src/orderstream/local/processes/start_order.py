@@ -1,7 +1,7 @@
 """The order in which the local processes start and stop.
 
 START_AFTER is the start order: each step begins as soon as the steps that it names are done, so that independent steps
-run side by side. The STOP_ numbers are the stop order.
+run side by side. KILL_FIRST and the STOP_ numbers are the stop order.
 """
 
 import queue
@@ -26,7 +26,8 @@ START_AFTER: Mapping[str, tuple[str, ...]] = {
     "inventory-worker": (SCHEMA, TOPICS),
     "order-service": (SCHEMA, TOPICS),
 }
-STOP_LEARNING, STOP_GATEWAY, STOP_WORKERS, STOP_SERVERS = -1, 0, 1, 2
+KILL_FIRST, STOP_GATEWAY, STOP_WORKERS, STOP_SERVERS = -1, 0, 1, 2
+"""The stop order. A process with KILL_FIRST holds no data and is killed before the others are asked to stop."""
 STOPPING = {
     STOP_GATEWAY: "waiting for open requests",
     STOP_WORKERS: "waiting for the work in hand",

@@ -1,4 +1,4 @@
-"""The state directory of a local system: its lock, the ports it picked, and the processes it started.
+"""The state directory of a local stack: its lock, the ports it picked, and the processes it started.
 
 Only the owner can read the directory (0700, files 0600), because it holds logs and addresses with passwords. Only the
 process that holds the lock writes. Readers (`status`, `env`, a second `up`) always see a whole file, because each write
@@ -22,8 +22,8 @@ Phase = Literal["starting", "up", "stopping"]
 
 _OURS = {
     "stack.json", "stack.json.new", "secrets.json", "secrets.json.new", "stores", "stores.new", "lock", "logs", "cache",
-    "postgres", "postgres.new", "postgres-settings", "kafka", "kafka-learning", "valkey", "valkey-settings",
-    "bench", "soak", "benchmark.lock",
+    "postgres", "postgres.new", "postgres-settings", "kafka", "kafka-aot-cache", "kafka-learning", "valkey",
+    "valkey-settings", "bench", "soak", "benchmark.lock",
 }  # fmt: skip
 """The names that `up`, the tests and the benchmarks create in a state directory, beside `test-<n>`."""
 _LOCK_ATTEMPTS = 50
@@ -68,7 +68,7 @@ class BusyError(Exception):
 
 
 class StateDir:
-    """The state directory of one local system. The constructor touches no file; `open` creates the directories."""
+    """The state directory of one local stack. The constructor touches no file; `open` creates the directories."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -170,7 +170,7 @@ def default_state_dir(given: str | None) -> StateDir:
 
 
 def shared_cache() -> Path:
-    """Return the directory for fetched files, which every local system and every test of this checkout shares."""
+    """Return the directory for fetched files, which every local stack and every test of this checkout shares."""
     return checkout() / ".orderstream" / "cache"
 
 

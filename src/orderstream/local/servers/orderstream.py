@@ -11,13 +11,13 @@ from orderstream.local.processes.child import Child, Command
 from orderstream.local.processes.service import InstallContext, healthy
 from orderstream.local.processes.start_order import STOP_GATEWAY, STOP_WORKERS
 
-# A service has its own drain budget; this is for the time that leaving takes beyond it.
+# Added to the drain timeout of a service, for the end of its process.
 _EXIT_GRACE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class OrderStreamService:
-    """A replica of orderstream.settings.SERVICES. It is healthy when /readyz says 200."""
+    """One replica of one of orderstream.settings.SERVICES. It is ready when /readyz answers 200."""
 
     name: str
     service: str
@@ -27,12 +27,12 @@ class OrderStreamService:
     drain_seconds: float
 
     def install(self, context: InstallContext) -> None:
-        """Nothing: it is this very program."""
+        """Do nothing: the service is part of this program."""
 
     def command(self) -> Command:
-        """`orderstream <service>`, with where the parts are in its environment.
+        """Return `orderstream <service>`, with the addresses of the servers in its environment.
 
-        OTEL_SERVICE_NAME is left out: one name for all five would hide who made a span.
+        OTEL_SERVICE_NAME is left out: with one name for all five, a span would not show its service.
         """
         inherited = {name: value for name, value in os.environ.items() if name != "OTEL_SERVICE_NAME"}
         return Command(
@@ -45,7 +45,7 @@ class OrderStreamService:
         )
 
     def ready(self, child: Child) -> bool:
-        """Ask /readyz, once this very process listens there: another one may have taken the port."""
+        """Tell whether /readyz answers 200 and this process listens there: another process may have taken the port."""
         port = urlsplit(self.health_url).port
         return port is not None and _listens(child.pid, port) and healthy(self.health_url)
 
@@ -57,4 +57,4 @@ def _listens(pid: int, port: int) -> bool:
         connections = psutil.Process(pid).net_connections("tcp")
     except psutil.Error:
         return False
-    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)
+    return any(found.status == psutil.CONN_LISTEN and found.laddr.port == port for found in connections)

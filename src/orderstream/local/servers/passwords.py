@@ -1,7 +1,7 @@
-"""The passwords of a local stack: made once, kept in `secrets.json` of its state directory, for its owner alone.
+"""The passwords of a local stack. They are created once and kept in `secrets.json`, which only the owner can read.
 
-They reach the stores in configuration files and OrderStream's services in their environment, never in an argument:
-every user of a machine can read the arguments of every process.
+The servers get them in configuration files, and OrderStream's services get them in their environment. No password is in
+an argument, because every user of a machine can read the arguments of every process.
 """
 
 import secrets
@@ -16,12 +16,12 @@ _BYTES = 24
 
 
 def _password() -> str:
-    """A password of letters and digits only, which needs no quoting in a URL, in SQL or in a file of properties."""
+    """Return a password of letters and digits, which needs no quotes in a URL, in SQL or in a properties file."""
     return secrets.token_hex(_BYTES)
 
 
 class Passwords(msgspec.Struct, frozen=True):
-    """One password for each account of the stores."""
+    """One password for each account of the servers."""
 
     postgres_superuser: str = msgspec.field(default_factory=_password)
     postgres: str = msgspec.field(default_factory=_password)
@@ -31,7 +31,7 @@ class Passwords(msgspec.Struct, frozen=True):
 
 
 def read(state: StateDir) -> Passwords | None:
-    """Return the passwords of a stack, or None where no start has made them yet."""
+    """Return the passwords of a stack, or None before its first start."""
     try:
         return msgspec.json.decode((state.root / _FILE).read_bytes(), type=Passwords)
     except (FileNotFoundError, msgspec.DecodeError):
@@ -39,10 +39,10 @@ def read(state: StateDir) -> Passwords | None:
 
 
 def read_or_make(state: StateDir) -> Passwords:
-    """Return the passwords of a stack, and make them first where they are missing. For the holder of the lock."""
+    """Return the passwords of a stack, and create those that are missing. The caller holds the lock of `state`."""
     found = read(state)
     if found is None:
         found = Passwords()
-    # Written in any case: a version that adds a password finds a file without it.
+    # Always written: a version that adds a password finds a file without it.
     write_private(state.root / _FILE, msgspec.json.format(msgspec.json.encode(found), indent=1))
     return found

