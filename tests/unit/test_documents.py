@@ -366,6 +366,18 @@ def _cells(page: Path, column: str) -> Iterator[tuple[str, str]]:
                 yield row[0], row[names.index(column)]
 
 
+@pytest.mark.parametrize("name", ["follow-one-order", "architecture"])
+def test_a_page_about_the_code_names_classes_functions_and_columns_that_exist(name: str) -> None:
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    found = re.findall(r"`((?:[A-Z]\w+\.)?[A-Za-z_]\w+)`", _prose(page))
+    named = {word for word in found if not word.isupper()}
+    source = "\n".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*") if path.suffix in (".py", ".sql"))
+    words = set(re.findall(r"\w+", source)) | {path.stem for path in SOURCE.rglob("*")}
+    defined = set(re.findall(r"(?:def|class) (\w+)", source))
+    assert {word for word in named if not set(word.split(".")) <= words} == set()
+    assert {word for word in named if "." in word and not set(word.split(".")) <= defined} == set()
+
+
 def test_the_glossary_has_a_line_for_each_term() -> None:
     terms = [row[0] for row in table("| term | meaning |", ROOT / "docs" / "glossary.md")]
     assert terms == sorted(terms, key=str.lower)
