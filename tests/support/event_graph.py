@@ -7,9 +7,9 @@ from orderstream.domain.order import (
     Facts,
     FactUpdate,
     OrderState,
-    PaymentState,
+    PaymentFact,
     Status,
-    StockState,
+    StockFact,
     aborts,
     apply,
     derive,
@@ -46,7 +46,7 @@ def _may_abort(event_type: str, aborted: bool) -> bool:
     """Say whether order-service can answer the event with order.aborted, whatever is known of the order."""
     update = FactUpdate(FACT_OF[event_type])
     statuses: tuple[Status, ...] = ("FAILED", "CANCELLED")
-    for payment, stock in product(get_args(PaymentState), get_args(StockState)):
+    for payment, stock in product(get_args(PaymentFact), get_args(StockFact)):
         known = Facts(payment, stock)
         for status in statuses if aborted else (derive(payment, stock),):
             before = OrderState(status, known)

@@ -31,9 +31,9 @@ from orderstream.domain.order import (
     FactUpdate,
     FailureReason,
     OrderState,
-    PaymentState,
+    PaymentFact,
     Status,
-    StockState,
+    StockFact,
     apply,
     fold,
     settled,
@@ -56,8 +56,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
     close: Close | None = None
     answers: tuple[Event[Payload], ...] = ()
     status: Status
-    payment: PaymentState
-    stock: StockState
+    payment: PaymentFact
+    stock: StockFact
     reason: FailureReason | None = None
 
     @property

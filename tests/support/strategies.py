@@ -24,7 +24,7 @@ from orderstream.domain.events import (
     build,
 )
 from orderstream.domain.money import MINOR_DIGITS, in_currency, parse
-from orderstream.domain.order import Facts, FactUpdate, FailureReason, PaymentState, Status, StockState
+from orderstream.domain.order import Facts, FactUpdate, FailureReason, PaymentFact, Status, StockFact
 
 TIMES = st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2100, 1, 1)).map(  # noqa: DTZ001
     lambda naive: naive.replace(tzinfo=UTC)
@@ -50,8 +50,8 @@ DECIDED = st.builds(Decided, decided_at=st.none() | TIMES)
 
 FACTS = st.builds(
     Facts,
-    st.sampled_from(get_args(PaymentState)),
-    st.sampled_from(get_args(StockState)),
+    st.sampled_from(get_args(PaymentFact)),
+    st.sampled_from(get_args(StockFact)),
     st.none() | st.integers(0, 3).map(lambda second: datetime(2026, 1, 1, second=second, tzinfo=UTC)),
     st.none() | st.integers(0, 3).map(lambda second: datetime(2026, 1, 1, second=second, tzinfo=UTC)),
 )

@@ -14,7 +14,7 @@ from uuid import UUID
 from msgspec import Meta, Struct
 
 from orderstream.domain.limits import QTY_MIN
-from orderstream.domain.order import FailureReason, Order, PaymentState, Status, StockState
+from orderstream.domain.order import FailureReason, Order, PaymentFact, Status, StockFact
 
 NAMESPACE = UUID("6f1d1c0e-5a55-5d0b-9d6e-0d7a3b1f4c21")
 """Namespace of the name-based event ids; changing it changes the id of every event."""
@@ -34,7 +34,7 @@ Time = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "Z$"})]
 _OPEN = "The values of this version are the examples. A newer version may add others: pass them on."
 AnyReason = Annotated[str, Meta(description=_OPEN, examples=[*get_args(FailureReason)])]
 AnyStatus = Annotated[str, Meta(description=_OPEN, examples=[*get_args(Status)])]
-AnyState = Annotated[str, Meta(description=_OPEN, examples=[*get_args(PaymentState), *get_args(StockState)[1:]])]
+AnyState = Annotated[str, Meta(description=_OPEN, examples=[*get_args(PaymentFact), *get_args(StockFact)[1:]])]
 """Sets that may grow. During an upgrade an older reader meets new values, and they are no reason to reject an event."""
 
 

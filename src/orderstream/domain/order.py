@@ -10,15 +10,15 @@ from typing import Literal, assert_never
 from msgspec import Struct
 
 Status = Literal["PROCESSING", "PAID", "CONFIRMED", "FAILED", "CANCELLED"]
-PaymentState = Literal["none", "authorized", "failed", "voided"]
-StockState = Literal["none", "reserved", "failed", "released"]
+PaymentFact = Literal["none", "authorized", "failed", "voided"]
+StockFact = Literal["none", "reserved", "failed", "released"]
 FailureReason = Literal["PAYMENT_DECLINED", "PROVIDER_UNAVAILABLE", "OUT_OF_STOCK", "UNKNOWN_SKU", "TIMED_OUT"]
 """The reasons that this version gives."""
 AnyReason = str
 """A reason that is passed on: a newer version may give others. No code decides by it, except by a reason it knows."""
 
-PAYMENT_RANK: dict[PaymentState, int] = {"none": 0, "authorized": 1, "failed": 2, "voided": 3}
-STOCK_RANK: dict[StockState, int] = {"none": 0, "reserved": 1, "failed": 2, "released": 3}
+PAYMENT_RANK: dict[PaymentFact, int] = {"none": 0, "authorized": 1, "failed": 2, "voided": 3}
+STOCK_RANK: dict[StockFact, int] = {"none": 0, "reserved": 1, "failed": 2, "released": 3}
 UNKNOWN_RANK = 100
 """Rank of a fact that a newer version has written. It is stronger than all that this version can say."""
 
@@ -26,8 +26,8 @@ UNKNOWN_RANK = 100
 class Facts(Struct, frozen=True):
     """What is known of an order's payment and stock, each with the time at which it was decided."""
 
-    payment: PaymentState = "none"
-    stock: StockState = "none"
+    payment: PaymentFact = "none"
+    stock: StockFact = "none"
     payment_at: datetime | None = None
     stock_at: datetime | None = None
 
@@ -117,7 +117,7 @@ def _reason(winner: str, *stated: tuple[str, AnyReason | None]) -> AnyReason | N
     return max((reason for state, reason in stated if state == winner and reason), default=None)
 
 
-def derive(payment: PaymentState, stock: StockState) -> Status:
+def derive(payment: PaymentFact, stock: StockFact) -> Status:
     """Return the status of an order that nobody cancelled or timed out: the table of promise P4."""
     if stock in ("failed", "released"):
         return "FAILED"
@@ -166,24 +166,25 @@ def time_out(order: OrderState) -> OrderState:
     return OrderState("FAILED", order.facts, "TIMED_OUT", order.version + 1)
 
 
-def compensated(facts: Facts) -> bool:
-    """Say whether nothing that is known of is left to undo for an order that ended FAILED or CANCELLED (P5).
+def may_hold_money_or_stock(facts: Facts) -> bool:
+    """Say whether these facts leave something to undo for an order that ended FAILED or CANCELLED (P5).
 
-    A reservation may not be known of: so the watchdog repeats an abort until inventory has said that it is released.
+    This rule is looser than *compensated*, which the watchdog checks (decision 0022). If the event of a reservation was
+    lost, the facts do not show the reservation. The watchdog repeats the abort until the stock is released.
     """
-    return facts.payment in ("failed", "voided") and facts.stock != "reserved"
+    return facts.payment not in ("failed", "voided") or facts.stock == "reserved"
 
 
 def aborts(before: OrderState, after: OrderState, update: FactUpdate) -> bool:
     """Say whether `order.aborted` must be emitted after `update` turned `before` into `after`.
 
-    Yes when this batch set FAILED and there may be something to undo, and again when an event of a step that was still
-    under way meets an aborted order which is not compensated. Never in answer to voided, released or payment.failed,
-    which are themselves answers to an abort: so the event graph has no cycle.
+    Yes if the update set FAILED and there may be something to undo. Yes again if a step that was still under way ends
+    for an aborted order that may hold money or stock. Never in answer to payment.voided, inventory.released or
+    payment.failed: they answer an abort themselves, and the event graph must have no cycle.
     """
     if after.status not in ("FAILED", "CANCELLED"):
         return False
     if before.status != after.status:
         return after.facts.payment != "failed" or after.facts.stock != "none"
     step_under_way = update.facts.payment == "authorized" or update.facts.stock in ("reserved", "failed")
-    return step_under_way and not compensated(after.facts)
+    return step_under_way and may_hold_money_or_stock(after.facts)

@@ -1,16 +1,23 @@
-"""What a payment can be asked and can answer. The provider speaks these types, whoever it is."""
+"""Payments as pure functions: what the provider can answer, and what each input changes (P2).
+
+A payment is one row for one order. The functions `on_...` are the rows of the table in docs/architecture.md. They say
+what one input changes. PostgreSQL decides which of two concurrent inputs comes first.
+"""
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, TypeGuard, assert_never, get_args
 
 from msgspec import Struct
 
-State = Literal["PENDING", "AUTHORIZED", "FAILED", "VOIDING", "VOIDED"]
+from orderstream.domain.order import AnyReason, PaymentFact
+
+PaymentState = Literal["PENDING", "AUTHORIZED", "FAILED", "VOIDING", "VOIDED"]
+STATES: tuple[PaymentState, ...] = get_args(PaymentState)
 
 
 class Charge(Struct, frozen=True):
-    """A request for money; `order_id` is the provider's idempotency key, so that asking again never charges twice."""
+    """A request for money. `order_id` is the provider's idempotency key, so that a retry never charges twice."""
 
     order_id: str
     amount: Decimal
@@ -19,31 +26,134 @@ class Charge(Struct, frozen=True):
 
 
 class Authorized(Struct, frozen=True):
-    """The amount is held for us."""
+    """The provider holds the amount for us."""
 
 
 class Declined(Struct, frozen=True):
-    """The provider decided: no."""
+    """The provider refuses the charge."""
 
 
 class Pending(Struct, frozen=True):
-    """The customer or the bank has not decided yet; ask again."""
+    """The customer or the bank has not decided yet. Retry later."""
 
 
 class Voided(Struct, frozen=True):
-    """The charge is undone, and the key can never carry one again."""
+    """The provider has undone the charge. The key can never carry a charge again."""
 
 
 class NothingToVoid(Struct, frozen=True):
-    """There was no charge, and the key can never carry one."""
+    """There was no charge. The key can never carry one."""
 
 
 class Unanswered(Struct, frozen=True):
-    """Nobody knows: no answer came in time. Never guessed to be a decline, asked again with the same key."""
+    """No answer came in time, so the outcome is unknown. It counts as no decline: retry with the same key."""
 
 
 class NotAsked(Struct, frozen=True):
-    """The time was up before the provider could be asked: this was no attempt."""
+    """The budget ended before the call began. This was no attempt."""
+
+
+class TooOld(Struct, frozen=True):
+    """The order is so old that the provider may have forgotten its key. No call was made (decision 0021)."""
 
 
 Outcome = Authorized | Declined | Pending | Unanswered | NotAsked
+"""The outcome of an attempt to authorize."""
+VoidOutcome = Voided | NothingToVoid | Unanswered | NotAsked
+"""The outcome of an attempt to void."""
+
+
+class Transition(Struct, frozen=True):
+    """The new state of a payment, with its reason and the number of attempts made in this state.
+
+    `backoff_attempts` is the number of attempts from which the wait before the next one is calculated. 0 means: attempt
+    at once. None means: no further attempt.
+    """
+
+    state: PaymentState
+    reason: AnyReason | None = None
+    attempts: int = 0
+    backoff_attempts: int | None = None
+
+
+def is_known(state: str) -> TypeGuard[PaymentState]:
+    """Say whether this version knows a state. A state that a newer version has added is left to that version."""
+    return state in STATES
+
+
+def on_created(state: PaymentState | None, outcome: Outcome | TooOld) -> Transition | None:
+    """Return what the outcome of the first call changes. `state` is None if the order has no payment yet.
+
+    Another process may have recorded a payment while the call ran. That payment stays, unless it has ended and this
+    call was authorized: then the provider holds an amount that must be voided.
+    """
+    if state is not None:
+        is_late = isinstance(outcome, Authorized) and state in ("FAILED", "VOIDED")
+        return Transition("VOIDING", backoff_attempts=0) if is_late else None
+    match outcome:
+        case Authorized():
+            return Transition("AUTHORIZED", attempts=1)
+        case Declined():
+            return Transition("FAILED", "PAYMENT_DECLINED", attempts=1)
+        case Pending() | Unanswered():
+            return Transition("PENDING", attempts=1, backoff_attempts=1)
+        case NotAsked():
+            return Transition("PENDING", backoff_attempts=1)
+        case TooOld():
+            return Transition("VOIDING", "PROVIDER_UNAVAILABLE", backoff_attempts=0)
+        case _:
+            assert_never(outcome)
+
+
+def on_aborted(state: PaymentState | None, reason: AnyReason | None) -> Transition | None:
+    """Return what the abort of an order changes. `state` is None if the order has no payment yet.
+
+    An order without a payment is voided, too: a call for it may be under way in another process.
+    """
+    match state:
+        case None | "PENDING" | "AUTHORIZED":
+            return Transition("VOIDING", reason, backoff_attempts=0)
+        case "FAILED" | "VOIDING" | "VOIDED":
+            return None
+        case _:
+            assert_never(state)
+
+
+def on_attempted(
+    state: PaymentState, reason: AnyReason | None, attempts: int, outcome: Outcome | VoidOutcome, *, is_last: bool
+) -> Transition:
+    """Return what a further attempt changes: to authorize a PENDING payment, or to void a VOIDING one.
+
+    `reason` and `attempts` are those of the payment before this attempt. If the last attempt to authorize has no
+    outcome, the payment is voided, because the provider may have charged. Voids are repeated without a limit.
+    """
+    match outcome:
+        case Authorized():
+            return Transition("AUTHORIZED", None, attempts + 1)
+        case Declined():
+            return Transition("FAILED", "PAYMENT_DECLINED", attempts + 1)
+        case Voided() | NothingToVoid():
+            return Transition("FAILED" if reason == "PROVIDER_UNAVAILABLE" else "VOIDED", reason, attempts + 1)
+        case Pending() | Unanswered():
+            if state == "PENDING" and is_last:
+                return Transition("VOIDING", "PROVIDER_UNAVAILABLE", backoff_attempts=0)
+            return Transition(state, reason, attempts + 1, attempts + 1)
+        case NotAsked():
+            return Transition(state, reason, attempts, 1)
+        case _:
+            assert_never(outcome)
+
+
+def fact_of(state: PaymentState) -> PaymentFact:
+    """Return what an order may know of its payment. While the outcome is open, there is no event about it."""
+    match state:
+        case "AUTHORIZED":
+            return "authorized"
+        case "FAILED":
+            return "failed"
+        case "VOIDED":
+            return "voided"
+        case "PENDING" | "VOIDING":
+            return "none"
+        case _:
+            assert_never(state)

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from orderstream.cache import CacheInvalidator
 from orderstream.domain.events import Event, Payload, order_aborted, order_updated, topic_of
-from orderstream.domain.order import Facts, FactUpdate, Order, PaymentState, StockState, aborts, apply, fold, settled
+from orderstream.domain.order import Facts, FactUpdate, Order, PaymentFact, StockFact, aborts, apply, fold, settled
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import ORDER_COLUMNS, locked
@@ -37,8 +37,8 @@ REFUTED_BY: dict[str, frozenset[str | None]] = {
 In every other state the event may be older than the row, also in a state that a newer version has added.
 """
 SUCCESSES = ("payment.authorized", "inventory.reserved")
-PAYMENT_FACTS: dict[str | None, PaymentState] = {"AUTHORIZED": "authorized", "FAILED": "failed", "VOIDED": "voided"}
-STOCK_FACTS: dict[str | None, StockState] = {"RESERVED": "reserved", "FAILED": "failed", "RELEASED": "released"}
+PAYMENT_FACTS: dict[str | None, PaymentFact] = {"AUTHORIZED": "authorized", "FAILED": "failed", "VOIDED": "voided"}
+STOCK_FACTS: dict[str | None, StockFact] = {"RESERVED": "reserved", "FAILED": "failed", "RELEASED": "released"}
 """State of a decision's row -> what the order is told. Other states tell nothing: their events have yet to come."""
 
 

@@ -1,7 +1,7 @@
-"""The payments that one attempt did not finish: asked again, or voided, when their time has come (P2, P5).
+"""The attempts after the first: each payment that is due is authorized or voided (P2, P5).
 
-Attempts are rows claimed on the database's clock, not sleeps; their events go through the outbox, as nothing in Kafka
-would repeat them.
+An attempt is a row with a due time on the database's clock, not a sleep. A worker claims the row by moving that time.
+The events go through the outbox, because no record in Kafka would repeat them.
 """
 
 import random
@@ -15,20 +15,19 @@ import msgspec
 import psycopg
 from msgspec import Struct
 
-from orderstream.domain.events import Item, Payload, PaymentAuthorized, PaymentFailed, PaymentVoided, build
+from orderstream.domain.events import build
 from orderstream.domain.order import AnyReason
 from orderstream.domain.payment import (
-    Authorized,
     Charge,
-    Declined,
     NotAsked,
-    NothingToVoid,
     Outcome,
-    Pending,
-    State,
+    Transition,
     Unanswered,
-    Voided,
+    VoidOutcome,
+    is_known,
+    on_attempted,
 )
+from orderstream.payment_worker.answers import Purchase, answer
 from orderstream.payment_worker.provider import PaymentProvider
 from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection
@@ -42,30 +41,30 @@ CLAIM_ROWS = 200
 CLAIM_SECONDS = 30.0
 """How long a claim keeps other workers from an attempt. It is longer than the budget of the calls."""
 OLDEST_LAG = timedelta(minutes=1)
-"""A void that commits later than its neighbours began no earlier than this before them."""
+"""Transactions commit in another order than they began. A void began at most this long before one that is shown."""
 
 SQL = load("orderstream.payment_worker")
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class Backoff(Struct, frozen=True):
-    """When to ask again: the wait doubles from `base_seconds` to `max_seconds`, with jitter; `max_attempts` in all."""
+    """When to retry: the wait doubles from `base_seconds` to `max_seconds`, with jitter, for `max_attempts` in all."""
 
     max_attempts: int
     base_seconds: float
     max_seconds: float
 
     def delay_seconds(self, attempts: int) -> float:
-        """Return the wait after so many attempts: between half and all of the doubled time."""
+        """Return the wait after `attempts` attempts: between half and all of the doubled time."""
         longest: float = min(self.max_seconds, self.base_seconds * 2 ** min(attempts - 1, 30))
         return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
 
 
 class _Claim(Struct, frozen=True):
-    """A payment whose attempt is due; the columns of `claim_due`."""
+    """A payment whose attempt is due: the columns of `claim_due`."""
 
     order_id: str
-    state: State
+    state: str
     reason: AnyReason | None
     attempts: int
     amount: Decimal
@@ -78,15 +77,26 @@ class _Claim(Struct, frozen=True):
 
 
 class _Attempt(Struct, frozen=True):
-    """What an attempt came to; `delay` is the seconds until the next, None for a final state."""
+    """What `finish_attempts` records. `began` is the state before the attempt, `delay` the seconds until the next."""
 
     order_id: str
-    began: State
-    state: State
+    began: str
+    state: str
     reason: AnyReason | None
     attempts: int
-    amount: Decimal | None = None
-    delay: float | None = None
+    amount: Decimal | None
+    delay: float | None
+
+
+class _Payment(Struct, frozen=True):
+    """A payment whose attempt was recorded: the columns of `finish_attempts`."""
+
+    order_id: str
+    state: str
+    reason: AnyReason | None
+    decided_at: datetime
+    traceparent: str | None
+    tracestate: str | None
 
 
 class Attempts:
@@ -101,21 +111,21 @@ class Attempts:
         self._oldest_voiding_after = FLOOR
         self._due = DueScan(time.monotonic)
         self.oldest_seconds = key_lifetime_seconds / 2
-        """Age beyond which no order is asked for: the provider might have forgotten its key, and charge again."""
+        """Age beyond which no order is authorized: the provider may have forgotten its key, and would charge again."""
 
     def run(self, connection: Connection) -> bool:
-        """Make the attempts that are due, at most CLAIM_ROWS; return whether there may be more."""
+        """Make the attempts that are due, at most CLAIM_ROWS. Return whether more may be due."""
         claims = self._claim(connection)
         if not claims:
             return False
-        answers = self._provider_calls.run(claims.items(), self._call)
-        attempts = [self._attempt(claim, answers[order_id]) for order_id, claim in sorted(claims.items())]
+        outcomes = self._provider_calls.run(claims.items(), self._call)
+        attempts = [self._attempt(claim, outcomes[order_id]) for order_id, claim in sorted(claims.items())]
         with connection.transaction():
             self._finish(connection, claims, attempts)
         return len(claims) == CLAIM_ROWS
 
     def _claim(self, connection: Connection) -> dict[str, _Claim]:
-        """Claim what is due, range by range, at most CLAIM_ROWS payments."""
+        """Claim the payments that are due, range by range, at most CLAIM_ROWS."""
         row = connection.execute(SQL["now"]).fetchone()
         assert row is not None
         claims: dict[str, _Claim] = {}
@@ -140,7 +150,7 @@ class Attempts:
         return claims
 
     def measure(self, connection: Connection) -> bool:
-        """Show how old the oldest payment is that should be voided and is not; there is no more to do."""
+        """Show how old the oldest payment is that is not voided yet. Return False: the timer has no more work."""
         row = connection.execute(SQL["oldest_voiding"], {"after": self._oldest_voiding_after}).fetchone()
         assert row is not None
         oldest, now = row
@@ -148,77 +158,61 @@ class Attempts:
         self._oldest_voiding_after = max(self._oldest_voiding_after, (oldest or now) - OLDEST_LAG)
         return False
 
-    def delay_seconds(self, attempts: int) -> float:
-        """Return the wait after so many attempts at one payment."""
-        return self._backoff.delay_seconds(attempts)
+    def delay_seconds(self, transition: Transition) -> float | None:
+        """Return the wait before the next attempt; None if there is no further attempt."""
+        attempts = transition.backoff_attempts
+        return self._backoff.delay_seconds(attempts) if attempts else attempts
 
-    def _call(self, claim: _Claim, timeout_seconds: float) -> Outcome | Voided | NothingToVoid:
-        if claim.state == "VOIDING":
-            return self._provider.void(claim.order_id, timeout_seconds)
-        if claim.state != "PENDING":
+    def _call(self, claim: _Claim, timeout_seconds: float) -> Outcome | VoidOutcome:
+        if not is_known(claim.state):
             return NotAsked()
-        if claim.too_old:
-            return Unanswered()
-        charge = Charge(claim.order_id, claim.amount, claim.currency, claim.created_at)
-        return self._provider.authorize(charge, timeout_seconds)
+        match claim.state:
+            case "VOIDING":
+                return self._provider.void(claim.order_id, timeout_seconds)
+            case "PENDING" if claim.too_old:
+                return Unanswered()
+            case "PENDING":
+                charge = Charge(claim.order_id, claim.amount, claim.currency, claim.created_at)
+                return self._provider.authorize(charge, timeout_seconds)
+            case "AUTHORIZED" | "FAILED" | "VOIDED":
+                return NotAsked()
+            case _:
+                assert_never(claim.state)
 
-    def _attempt(self, claim: _Claim, answer: Outcome | Voided | NothingToVoid) -> _Attempt:
-        number = claim.attempts + 1
-        match answer:
-            case Authorized():
-                return _Attempt(claim.order_id, claim.state, "AUTHORIZED", None, number, claim.amount)
-            case Declined():
-                return _Attempt(claim.order_id, claim.state, "FAILED", "PAYMENT_DECLINED", number, claim.amount)
-            case Voided() | NothingToVoid():
-                state: State = "FAILED" if claim.reason == "PROVIDER_UNAVAILABLE" else "VOIDED"
-                return _Attempt(claim.order_id, claim.state, state, claim.reason, number)
-            case Pending() | Unanswered():
-                if claim.state == "PENDING" and (claim.too_old or number >= self._backoff.max_attempts):
-                    return _Attempt(claim.order_id, claim.state, "VOIDING", "PROVIDER_UNAVAILABLE", 0, delay=0)
-                delay = self.delay_seconds(number)
-                return _Attempt(claim.order_id, claim.state, claim.state, claim.reason, number, delay=delay)
-            case NotAsked():
-                delay = self.delay_seconds(1)
-                return _Attempt(claim.order_id, claim.state, claim.state, claim.reason, claim.attempts, delay=delay)
-            case other:
-                assert_never(other)
-
-    def _finish(self, tx: Connection, claims: dict[str, _Claim], attempts: Sequence[_Attempt]) -> None:
-        """Record the attempts whose payment stayed as it was, and have late authorizations of the others voided."""
-        rows = tx.execute(SQL["finish_attempts"], {"attempts": _encode(attempts).decode()}).fetchall()
-        recorded = {order_id for order_id, *_ in rows}
-        late = [
-            attempt.order_id
-            for attempt in attempts
-            if attempt.state == "AUTHORIZED" and attempt.order_id not in recorded
-        ]
-        if late:
-            tx.execute(SQL["void_late_authorizations"], {"ids": late})
-        authorized = [order_id for order_id, state, *_ in rows if state == "AUTHORIZED"]
-        items = items_of(tx, authorized)
-        append(
-            tx,
-            [
-                OutboxRow(build(event, decided_at), traceparent, tracestate)
-                for order_id, state, reason, decided_at, traceparent, tracestate in rows
-                if (event := _event(claims[order_id], state, reason, items))
-            ],
+    def _attempt(self, claim: _Claim, outcome: Outcome | VoidOutcome) -> _Attempt:
+        """Return what an attempt changes. A payment in a state of a newer version is only rescheduled."""
+        if not is_known(claim.state):
+            delay = self._backoff.delay_seconds(1)
+            return _Attempt(claim.order_id, claim.state, claim.state, claim.reason, claim.attempts, None, delay)
+        is_last = claim.too_old or claim.attempts + 1 >= self._backoff.max_attempts
+        transition = on_attempted(claim.state, claim.reason, claim.attempts, outcome, is_last=is_last)
+        is_decided = claim.state == "PENDING" and transition.backoff_attempts is None
+        return _Attempt(
+            claim.order_id,
+            claim.state,
+            transition.state,
+            transition.reason,
+            transition.attempts,
+            claim.amount if is_decided else None,
+            self.delay_seconds(transition),
         )
 
+    def _finish(self, tx: Connection, claims: dict[str, _Claim], attempts: Sequence[_Attempt]) -> None:
+        """Record the attempts and queue their events. An attempt is dropped if its payment has changed meanwhile.
 
-def _event(claim: _Claim, state: State, reason: AnyReason | None, items: dict[str, tuple[Item, ...]]) -> Payload | None:
-    """Return the event that a recorded attempt leads to; None while the outcome is open."""
-    match state:
-        case "AUTHORIZED":
-            return PaymentAuthorized(
-                order_id=claim.order_id,
-                items=items.get(claim.order_id, ()),
-                amount=claim.amount,
-                currency=claim.currency,
-            )
-        case "FAILED":
-            return PaymentFailed(order_id=claim.order_id, reason=reason or "PAYMENT_DECLINED")
-        case "VOIDED":
-            return PaymentVoided(order_id=claim.order_id, reason=reason)
-        case _:
-            return None
+        A dropped authorization is voided if its payment has ended.
+        """
+        found = tx.execute(SQL["finish_attempts"], {"attempts": _encode(attempts).decode()}).fetchall()
+        payments = [_Payment(*row) for row in found]
+        recorded = {payment.order_id for payment in payments}
+        authorized = [attempt.order_id for attempt in attempts if attempt.state == "AUTHORIZED"]
+        if late := [order_id for order_id in authorized if order_id not in recorded]:
+            tx.execute(SQL["void_late_authorizations"], {"ids": late})
+        items = items_of(tx, [payment.order_id for payment in payments if payment.state == "AUTHORIZED"])
+        rows = []
+        for payment in payments:
+            claim = claims[payment.order_id]
+            purchase = Purchase(items.get(payment.order_id, ()), claim.amount, claim.currency)
+            if payload := answer(payment.order_id, payment.state, payment.reason, purchase):
+                rows.append(OutboxRow(build(payload, payment.decided_at), payment.traceparent, payment.tracestate))
+        append(tx, rows)

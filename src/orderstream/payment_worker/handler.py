@@ -1,31 +1,33 @@
-"""Authorizes the payment of new orders and has those of aborted ones voided: at most one charge an order (P2).
+"""Authorizes the payment of new orders and voids the payments of aborted orders: at most one charge for one order (P2).
 
-One row in `payments` is the decision for an order; whatever comes again is answered from it (P7). What takes more than
-one attempt is left to the timer (attempts.py). An event only names an order. What to charge, for which lines, and
-whether the order is aborted, stands in `orders` and `order_items`: anyone with access to a topic can write an event.
+Each order has at most one row in `payments`. A repeated record is answered from that row (P7). The timer
+(attempts.py) makes every attempt after the first. An event only names an order. The amount, the lines and the abort
+are read from `orders` and `order_items`, because anyone with access to a topic can write an event.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import assert_never
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from orderstream.domain.events import (
-    Item,
-    OrderAborted,
-    Payload,
-    PaymentAuthorized,
-    PaymentFailed,
-    PaymentVoided,
-    build,
-    topic_of,
-)
+from orderstream.domain.events import Item, OrderAborted, build, topic_of
 from orderstream.domain.order import AnyReason
-from orderstream.domain.payment import Authorized, Charge, Declined, NotAsked, Outcome, Pending, State, Unanswered
+from orderstream.domain.payment import (
+    STATES,
+    Authorized,
+    Charge,
+    Outcome,
+    PaymentState,
+    TooOld,
+    Transition,
+    on_aborted,
+    on_created,
+)
 from orderstream.kafka.envelope import Received
+from orderstream.payment_worker.answers import Purchase, answer
 from orderstream.payment_worker.attempts import Attempts
 from orderstream.payment_worker.provider import PaymentProvider
 from orderstream.payment_worker.provider_calls import ProviderCalls
@@ -36,15 +38,18 @@ from orderstream.worker.handler import Decision, Outgoing, Timer
 from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
 SQL = load("orderstream.payment_worker")
+VOIDED_BY_ABORT = [state for state in STATES if on_aborted(state, None)]
+VOIDED_IF_AUTHORIZED_LATE = [state for state in STATES if on_created(state, Authorized())]
+
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode_items = msgspec.json.Decoder(tuple[Item, ...]).decode
 
 
-class _New(Struct, frozen=True):
-    """A row about to be inserted; `delay` is the seconds until the timer takes it up, None for a final state."""
+class _NewPayment(Struct, frozen=True):
+    """A row for `insert_payments`. `delay` is the seconds until the next attempt, or None if there is none."""
 
     order_id: str
-    state: State
+    state: PaymentState
     amount: Decimal | None = None
     reason: AnyReason | None = None
     attempts: int = 0
@@ -53,39 +58,52 @@ class _New(Struct, frozen=True):
     tracestate: str | None = None
 
 
-class _Row(Struct, frozen=True):
-    """A row of `payments`."""
+class _Payment(Struct, frozen=True):
+    """A recorded payment: the columns of `insert_payments` and of `payments_of`."""
 
-    state: State
+    order_id: str
+    state: str
     reason: AnyReason | None
     decided_at: datetime
 
 
-class _Accepted(Struct, frozen=True):
-    """What was accepted: the columns of `accepted`."""
+def _payments(rows: Iterable[Sequence[Any]]) -> dict[str, _Payment]:
+    return {payment.order_id: payment for payment in (_Payment(*row) for row in rows)}
+
+
+class _AcceptedOrder(Struct, frozen=True):
+    """An order as the gateway accepted it."""
 
     order_id: str
-    amount: Decimal
-    currency: str
     created_at: datetime
-    items: tuple[Item, ...]
+    purchase: Purchase
     too_old: bool
     has_payment: bool
 
     @property
     def charge(self) -> Charge:
-        return Charge(self.order_id, self.amount, self.currency, self.created_at)
+        return Charge(self.order_id, self.purchase.amount, self.purchase.currency, self.created_at)
 
 
-class Answers(Struct, frozen=True):
-    """What the tables and the provider say of the orders of a batch, by order id.
+def _accepted_orders(rows: Iterable[Sequence[Any]]) -> dict[str, _AcceptedOrder]:
+    """Return the orders of the rows of `accepted`, by order id."""
+    return {
+        order_id: _AcceptedOrder(
+            order_id, created_at, Purchase(_decode_items(items), amount, currency), too_old, has_payment
+        )
+        for order_id, amount, currency, created_at, items, too_old, has_payment in rows
+    }
 
-    `accepted` are the created ones that exist, `outcomes` those that had no payment yet and are not too old to be asked
-    for, `aborts` the reasons of those that are aborted.
+
+class Prepared(Struct, frozen=True):
+    """The tables and the provider's outcomes for the orders of a batch, by order id.
+
+    `orders` are the created orders that exist and are not aborted. `outcomes` belong to those without a payment.
+    `aborts` are the reasons of the aborted orders.
     """
 
-    accepted: dict[str, _Accepted]
-    outcomes: dict[str, Outcome]
+    orders: dict[str, _AcceptedOrder]
+    outcomes: dict[str, Outcome | TooOld]
     aborts: dict[str, AnyReason | None]
 
 
@@ -102,86 +120,73 @@ class PaymentHandler:
         self._attempts = attempts
         self.timers = (Timer("attempts", 0.2, attempts.run), Timer("measure_voiding", 5.0, attempts.measure))
 
-    def prepare(self, connection: Connection, batch: Sequence[Received], /) -> Answers:
-        """Request the payment of each new order of the batch that is not aborted, within the budget of the calls."""
+    def prepare(self, connection: Connection, batch: Sequence[Received], /) -> Prepared:
+        """Call the provider for each order of the batch that needs a first attempt, within the budget of the calls."""
         created, aborted = _sort(batch)
         aborts = {key: abort.reason for key, abort in aborts_of(connection, list(aborted)).items() if abort.aborted}
         ids = [order_id for order_id in created if order_id not in aborts]
         parameters = {"ids": ids, "oldest_seconds": self._attempts.oldest_seconds}
-        rows = connection.execute(SQL["accepted"], parameters).fetchall() if ids else []
-        accepted = {
-            order_id: _Accepted(order_id, amount, currency, created_at, _decode_items(items), too_old, has_payment)
-            for order_id, amount, currency, created_at, items, too_old, has_payment in rows
-        }
-        charges = {key: order.charge for key, order in accepted.items() if not order.too_old and not order.has_payment}
-        return Answers(accepted, self._provider_calls.run(charges.items(), self._provider.authorize), aborts)
+        orders = _accepted_orders(connection.execute(SQL["accepted"], parameters)) if ids else {}
+        without_payment = [order for order in orders.values() if not order.has_payment]
+        charges = {order.order_id: order.charge for order in without_payment if not order.too_old}
+        outcomes: dict[str, Outcome | TooOld] = {order.order_id: TooOld() for order in without_payment if order.too_old}
+        outcomes |= self._provider_calls.run(charges.items(), self._provider.authorize)
+        return Prepared(orders, outcomes, aborts)
 
-    def decide(self, tx: Connection, batch: Sequence[Received], prepared: Answers, /) -> Decision:
-        """Record what is new, and answer every record from what is then recorded.
+    def decide(self, tx: Connection, batch: Sequence[Received], prepared: Prepared, /) -> Decision:
+        """Record the new payments, and answer every record from the payment that is then recorded.
 
-        An authorization that finds its payment ended meanwhile is voided. Records that the tables refute are rejected.
+        If another process has recorded a payment that ended meanwhile, an authorization is voided. Records that the
+        tables refute are rejected.
         """
         created, said_aborted = _sort(batch)
-        accepted, aborts = prepared.accepted, prepared.aborts
+        orders, outcomes, aborts = prepared.orders, prepared.outcomes, prepared.aborts
         aborted = {order_id: received for order_id, received in said_aborted.items() if order_id in aborts}
         new = [
-            self._first(created[order_id], accepted[order_id].charge, outcome)
-            for order_id, outcome in prepared.outcomes.items()
+            self._new(created[order_id], transition, orders[order_id].purchase.amount)
+            for order_id, outcome in outcomes.items()
+            if (transition := on_created(None, outcome))
         ]
-        too_old = [key for key, order in accepted.items() if order.too_old and not order.has_payment]
-        new += [_voiding(created[order_id], "PROVIDER_UNAVAILABLE") for order_id in too_old]
-        new += [_voiding(received, aborts[order_id]) for order_id, received in aborted.items()]
-        rows = self._insert(tx, new)
+        new += [
+            self._new(received, transition)
+            for order_id, received in aborted.items()
+            if (transition := on_aborted(None, aborts[order_id]))
+        ]
+        payments = self._insert(tx, new)
+        met = [received for order_id, received in aborted.items() if order_id not in payments]
         if aborted:
-            self._begin_voids(tx, [received for key, received in aborted.items() if key not in rows], aborts, OPEN)
-        late = [key for key, answer in prepared.outcomes.items() if isinstance(answer, Authorized) and key not in rows]
+            self._begin_voids(tx, met, aborts, VOIDED_BY_ABORT)
+        late = [key for key, outcome in outcomes.items() if isinstance(outcome, Authorized) and key not in payments]
         if late:
-            self._begin_voids(tx, [created[order_id] for order_id in late], aborts, ENDED)
-        missing = [order_id for order_id in (*accepted, *aborted) if order_id not in rows]
-        if missing:
-            found = tx.execute(SQL["payments_of"], {"ids": missing}).fetchall()
-            rows |= {order_id: _Row(state, reason, at) for order_id, state, reason, at in found}
-        refuted = [received for received in batch if received.order_id not in (aborts if _is_abort(received) else rows)]
-        answers = (
-            (_answer(received, rows[received.order_id], accepted.get(received.order_id)), received)
-            for received in batch
-            if received.order_id in rows and (received.order_id in aborts or not _is_abort(received))
-        )
-        return Decision(
-            emit=[
-                Outgoing(build(answer, rows[received.order_id].decided_at), received)
-                for answer, received in answers
-                if answer
-            ],
-            reject=reject_unconfirmed(tx, refuted),
-        )
+            self._begin_voids(tx, [created[order_id] for order_id in late], aborts, VOIDED_IF_AUTHORIZED_LATE)
+        if others := [order_id for order_id in (*orders, *aborted) if order_id not in payments]:
+            payments |= _payments(tx.execute(SQL["payments_of"], {"ids": others}))
+        return _answered(tx, batch, prepared, payments)
 
-    def _first(self, received: Received, charge: Charge, outcome: Outcome) -> _New:
-        match outcome:
-            case Authorized():
-                return _New(received.order_id, "AUTHORIZED", charge.amount, attempts=1)
-            case Declined():
-                return _New(received.order_id, "FAILED", charge.amount, "PAYMENT_DECLINED", attempts=1)
-            case Pending() | Unanswered():
-                delay = self._attempts.delay_seconds(1)
-                return _New(received.order_id, "PENDING", charge.amount, None, 1, delay, *received.record.carrier())
-            case NotAsked():
-                delay = self._attempts.delay_seconds(1)
-                return _New(received.order_id, "PENDING", charge.amount, None, 0, delay, *received.record.carrier())
-            case other:
-                assert_never(other)
+    def _new(self, received: Received, transition: Transition, amount: Decimal | None = None) -> _NewPayment:
+        """Return a new row. A payment that needs a further attempt keeps the trace of its record for that attempt."""
+        delay = self._attempts.delay_seconds(transition)
+        carrier = (None, None) if delay is None else received.record.carrier()
+        if transition.state == "VOIDING":
+            amount = None
+        return _NewPayment(
+            received.order_id, transition.state, amount, transition.reason, transition.attempts, delay, *carrier
+        )
 
     @staticmethod
-    def _insert(tx: Connection, new: list[_New]) -> dict[str, _Row]:
+    def _insert(tx: Connection, new: list[_NewPayment]) -> dict[str, _Payment]:
+        """Insert the rows, and return those that were inserted: another process may have been first."""
         if not new:
             return {}
         new.sort(key=lambda payment: payment.order_id)
-        inserted = tx.execute(SQL["insert_payments"], {"payments": _encode(new).decode()}).fetchall()
-        return {order_id: _Row(state, reason, at) for order_id, state, reason, at in inserted}
+        return _payments(tx.execute(SQL["insert_payments"], {"payments": _encode(new).decode()}))
 
     @staticmethod
     def _begin_voids(
-        tx: Connection, causes: Sequence[Received], aborts: Mapping[str, AnyReason | None], from_states: list[State]
+        tx: Connection,
+        causes: Sequence[Received],
+        aborts: Mapping[str, AnyReason | None],
+        from_states: list[PaymentState],
     ) -> None:
         causes = sorted(causes, key=lambda cause: cause.order_id)
         carriers = [cause.record.carrier() for cause in causes]
@@ -197,16 +202,12 @@ class PaymentHandler:
         )
 
 
-OPEN: list[State] = ["PENDING", "AUTHORIZED"]
-ENDED: list[State] = ["VOIDED", "FAILED"]
-
-
 def _is_abort(received: Received) -> bool:
     return isinstance(received.event.payload, OrderAborted)
 
 
 def _sort(batch: Sequence[Received]) -> tuple[dict[str, Received], dict[str, Received]]:
-    """Part a batch into orders created and orders aborted, one record each."""
+    """Divide a batch into orders created and orders aborted, with one record for each order."""
     created: dict[str, Received] = {}
     aborted: dict[str, Received] = {}
     for received in batch:
@@ -215,24 +216,20 @@ def _sort(batch: Sequence[Received]) -> tuple[dict[str, Received], dict[str, Rec
     return created, aborted
 
 
-def _voiding(received: Received, reason: AnyReason | None) -> _New:
-    """Return the row of an order whose payment must not be asked for any more: it may be under way elsewhere."""
-    return _New(received.order_id, "VOIDING", None, reason, 0, 0.0, *received.record.carrier())
-
-
-def _answer(received: Received, row: _Row, accepted: _Accepted | None) -> Payload | None:
-    """Return the event that a record is answered with; None while the outcome is open.
-
-    An abort is never answered with payment.authorized: the row cannot say so after one.
-    """
-    match row.state:
-        case "AUTHORIZED" if accepted and not _is_abort(received):
-            return PaymentAuthorized(
-                order_id=received.order_id, items=accepted.items, amount=accepted.amount, currency=accepted.currency
-            )
-        case "FAILED":
-            return PaymentFailed(order_id=received.order_id, reason=row.reason or "PAYMENT_DECLINED")
-        case "VOIDED":
-            return PaymentVoided(order_id=received.order_id, reason=row.reason)
-        case _:
-            return None
+def _answered(
+    tx: Connection, batch: Sequence[Received], prepared: Prepared, payments: Mapping[str, _Payment]
+) -> Decision:
+    """Answer the records that the tables confirm, and reject the others."""
+    emit, refuted = [], []
+    for received in batch:
+        order_id = received.order_id
+        if order_id not in (prepared.aborts if _is_abort(received) else payments):
+            refuted.append(received)
+            continue
+        payment, order = payments.get(order_id), prepared.orders.get(order_id)
+        if payment is None:
+            continue
+        purchase = order.purchase if order else None
+        if payload := answer(order_id, payment.state, payment.reason, purchase):
+            emit.append(Outgoing(build(payload, payment.decided_at), received))
+    return Decision(emit, reject_unconfirmed(tx, refuted))

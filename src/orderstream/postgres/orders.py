@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from orderstream.domain.events import Item
-from orderstream.domain.order import AnyReason, Facts, Order, OrderState, PaymentState, Status, StockState
+from orderstream.domain.order import AnyReason, Facts, Order, OrderState, PaymentFact, Status, StockFact
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 
@@ -37,8 +37,8 @@ class _Change(Struct, frozen=True, omit_defaults=True):
 
     id: str
     status: Status
-    payment: PaymentState
-    stock: StockState
+    payment: PaymentFact
+    stock: StockFact
     version: int
     payment_at: datetime | None = None
     stock_at: datetime | None = None

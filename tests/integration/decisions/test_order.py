@@ -11,7 +11,7 @@ import pytest
 
 from orderstream.cache import CacheInvalidator
 from orderstream.domain.events import Event, OrderAborted, OrderUpdated, Payload
-from orderstream.domain.order import FailureReason, PaymentState, Status, StockState, derive
+from orderstream.domain.order import FailureReason, PaymentFact, Status, StockFact, derive
 from orderstream.order_service.handler import OrderHandler
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
@@ -56,12 +56,12 @@ def handler(cache: Cache) -> OrderHandler:
 
 
 EVENT_OF: dict[str, dict[str, str | None]] = {
-    "payment": {name: f"payment.{name}" for name in get_args(PaymentState)} | {"none": None},
-    "stock": {name: f"inventory.{name}" for name in get_args(StockState)} | {"none": None},
+    "payment": {name: f"payment.{name}" for name in get_args(PaymentFact)} | {"none": None},
+    "stock": {name: f"inventory.{name}" for name in get_args(StockFact)} | {"none": None},
 }
 
 
-def _order(connection: Connection, order_id: str) -> tuple[Status, PaymentState, StockState, FailureReason | None, int]:
+def _order(connection: Connection, order_id: str) -> tuple[Status, PaymentFact, StockFact, FailureReason | None, int]:
     status, payment, stock, reason, version = row(
         connection, "SELECT status, payment, stock, failure_reason, version FROM orders WHERE id = %s", order_id
     )
@@ -74,12 +74,12 @@ def _updated(decision: Decision) -> OrderUpdated:
     return payload
 
 
-PAIRS = [pair for pair in product(get_args(PaymentState), get_args(StockState)) if pair != ("none", "none")]
+PAIRS = [pair for pair in product(get_args(PaymentFact), get_args(StockFact)) if pair != ("none", "none")]
 
 
 @pytest.mark.parametrize(("payment", "stock"), PAIRS)
 def test_every_pair_of_facts_gives_its_status(
-    handler: OrderHandler, connection: Connection, payment: PaymentState, stock: StockState
+    handler: OrderHandler, connection: Connection, payment: PaymentFact, stock: StockFact
 ) -> None:
     payment_event, stock_event = EVENT_OF["payment"][payment], EVENT_OF["stock"][stock]
     names = [name for name in (payment_event, stock_event) if name]

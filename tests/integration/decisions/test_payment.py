@@ -12,7 +12,7 @@ import pytest
 
 from orderstream.domain.events import Event, Payload, PaymentAuthorized, PaymentFailed, PaymentVoided
 from orderstream.domain.order import FailureReason
-from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, Pending, State, Voided
+from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, PaymentState, Pending, Voided
 from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.payment_worker.provider import PaymentProvider, ProviderUnavailableError, SimulatedProvider
@@ -101,7 +101,7 @@ def _make_due(connection: Connection) -> None:
     )
 
 
-def _payment(connection: Connection, order_id: str) -> tuple[State, FailureReason | None, int]:
+def _payment(connection: Connection, order_id: str) -> tuple[PaymentState, FailureReason | None, int]:
     state, reason, attempts = row(
         connection, "SELECT state, reason, attempts FROM payments WHERE order_id = %s", order_id
     )
@@ -117,7 +117,9 @@ def _outbox(connection: Connection) -> list[dict[str, Any]]:
     return [json.loads(value) for _, _, _, value, _ in rows]
 
 
-def _in_state(connection: Connection, state: State, reason: FailureReason | None = None, attempts: int = 1) -> str:
+def _in_state(
+    connection: Connection, state: PaymentState, reason: FailureReason | None = None, attempts: int = 1
+) -> str:
     """Place an order whose payment is in a state."""
     order_id = place(connection)
     connection.execute(
@@ -246,7 +248,7 @@ def test_aborted_without_a_row_is_a_tombstone_to_be_voided_at_once(connection: C
 @pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
 @pytest.mark.parametrize("reason", ["OUT_OF_STOCK", None])
 def test_aborted_has_an_open_payment_voided_at_once(
-    connection: Connection, state: State, reason: FailureReason | None
+    connection: Connection, state: PaymentState, reason: FailureReason | None
 ) -> None:
     order_id = _in_state(connection, state, attempts=2)
     assert types(decide(_handler(Provider()), connection, aborted(order_id, reason))) == []
@@ -286,7 +288,7 @@ def test_in_one_batch_the_abort_wins_and_nobody_is_asked(connection: Connection,
 
 
 @pytest.mark.parametrize("state", ["VOIDED", "FAILED", "VOIDING"])
-def test_an_authorization_that_finds_its_payment_ended_is_voided(connection: Connection, state: State) -> None:
+def test_an_authorization_that_finds_its_payment_ended_is_voided(connection: Connection, state: PaymentState) -> None:
     order_id, handler = place(connection), _handler(Provider(Authorized()))
     batch = received([created(order_id)])
     prepared = handler.prepare(connection, batch)
@@ -348,7 +350,7 @@ def test_the_timer_does_nothing_before_its_time(quiet: Connection) -> None:
     ],
 )
 def test_a_pending_payment_is_asked_again(
-    quiet: Connection, answer: Answer, state: State, reason: FailureReason | None, event: str
+    quiet: Connection, answer: Answer, state: PaymentState, reason: FailureReason | None, event: str
 ) -> None:
     order_id, provider = _in_state(quiet, "PENDING"), Provider(answer)
     _run_timer(_handler(provider), quiet)

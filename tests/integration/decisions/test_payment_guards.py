@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from orderstream.domain.payment import Authorized, Declined, State, Voided
+from orderstream.domain.payment import Authorized, Declined, PaymentState, Voided
 from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.postgres.connect import Connection, connect
 from orderstream.telemetry import metrics
@@ -73,7 +73,7 @@ def test_an_attempt_whose_event_cannot_be_queued_is_not_recorded(connection: Con
 # The state in which an attempt finds its payment
 
 
-def _finds(connection: Connection, postgres_url: str, state: State) -> str:
+def _finds(connection: Connection, postgres_url: str, state: PaymentState) -> str:
     """Make an attempt that is answered AUTHORIZED and finds that another has put the payment into `state` meanwhile."""
     order_id, provider = _in_state(connection, "PENDING"), Provider(Authorized())
 
@@ -92,7 +92,7 @@ def _finds(connection: Connection, postgres_url: str, state: State) -> str:
 
 @pytest.mark.parametrize("state", ["AUTHORIZED", "VOIDING"])
 def test_a_late_authorization_changes_no_payment_that_is_authorized_or_being_voided(
-    connection: Connection, postgres_url: str, state: State
+    connection: Connection, postgres_url: str, state: PaymentState
 ) -> None:
     order_id = _finds(connection, postgres_url, state)
     assert _payment(connection, order_id) == (state, None, 5)
@@ -101,7 +101,7 @@ def test_a_late_authorization_changes_no_payment_that_is_authorized_or_being_voi
 
 @pytest.mark.parametrize("state", ["VOIDED", "FAILED"])
 def test_a_late_authorization_of_an_ended_payment_is_voided_at_once(
-    connection: Connection, postgres_url: str, state: State
+    connection: Connection, postgres_url: str, state: PaymentState
 ) -> None:
     order_id = _finds(connection, postgres_url, state)
     assert _payment(connection, order_id) == ("VOIDING", None, 0)
@@ -122,7 +122,7 @@ def test_a_late_decline_of_an_ended_payment_voids_nothing(connection: Connection
 
 
 @pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
-def test_a_late_authorization_changes_no_payment_that_is_open(connection: Connection, state: State) -> None:
+def test_a_late_authorization_changes_no_payment_that_is_open(connection: Connection, state: PaymentState) -> None:
     order_id, handler = place(connection), _handler(Provider(Authorized()))
     batch = received([created(order_id)])
     prepared = handler.prepare(connection, batch)
@@ -136,7 +136,7 @@ def test_a_late_authorization_changes_no_payment_that_is_open(connection: Connec
 
 
 @pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
-def test_an_abort_voids_with_its_own_trace_its_time_and_the_amount(connection: Connection, state: State) -> None:
+def test_an_abort_voids_with_its_own_trace_its_time_and_the_amount(connection: Connection, state: PaymentState) -> None:
     order_id, handler = _in_state(connection, state), _handler(Provider(void_answer=Voided()))
     connection.execute("UPDATE payments SET traceparent = NULL, decided_at = now() - interval '1 h'")
     abort(connection, order_id)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orderstream.domain.order import PaymentState, Status, StockState
+from orderstream.domain.order import PaymentFact, Status, StockFact
 from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
 from orderstream.postgres.connect import Connection, connect
 from orderstream.worker.due_scan import DueScan
@@ -39,7 +39,7 @@ def _stalled(connection: Connection, seconds: float = 1) -> str:
     return order_id
 
 
-def _aborted(connection: Connection, status: Status, payment: PaymentState, stock: StockState) -> str:
+def _aborted(connection: Connection, status: Status, payment: PaymentFact, stock: StockFact) -> str:
     order_id = place(connection)
     connection.execute(
         "UPDATE orders SET status = %s, payment = %s, stock = %s, aborted_at = now() - interval '1 min',"
@@ -147,7 +147,7 @@ def test_an_order_is_given_its_time_and_its_nudges(
     [("authorized", "none"), ("voided", "reserved"), ("none", "none"), ("voided", "none"), ("failed", "failed")],
 )
 def test_an_abort_that_was_not_answered_is_repeated_as_itself(
-    watchdog: Watchdog, connection: Connection, status: Status, payment: PaymentState, stock: StockState
+    watchdog: Watchdog, connection: Connection, status: Status, payment: PaymentFact, stock: StockFact
 ) -> None:
     order_id = _aborted(connection, status, payment, stock)
     seen = []
@@ -164,7 +164,7 @@ def test_an_abort_that_was_not_answered_is_repeated_as_itself(
 
 @pytest.mark.parametrize(("payment", "stock"), [("voided", "released"), ("failed", "released")])
 def test_a_compensated_order_is_left_alone(
-    watchdog: Watchdog, connection: Connection, payment: PaymentState, stock: StockState
+    watchdog: Watchdog, connection: Connection, payment: PaymentFact, stock: StockFact
 ) -> None:
     _aborted(connection, "FAILED", payment, stock)
     watchdog.repeat_aborts(connection)

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from orderstream.domain.order import PaymentState, Status, StockState
+from orderstream.domain.order import PaymentFact, Status, StockFact
 from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
 from orderstream.postgres.connect import Connection, connect
 from orderstream.telemetry import metrics
@@ -35,7 +35,7 @@ def _new_watchdog() -> None:
     RUNS.renew()
 
 
-def _order(connection: Connection, status: Status, payment: PaymentState, stock: StockState, **columns: str) -> str:
+def _order(connection: Connection, status: Status, payment: PaymentFact, stock: StockFact, **columns: str) -> str:
     order_id = place(connection)
     connection.execute(
         "UPDATE orders SET status = %s, payment = %s, stock = %s,"
@@ -142,7 +142,7 @@ def test_an_order_of_which_an_event_waits_is_rescheduled_only(connection: Connec
     assert row(connection, "SELECT nudges, next_check_at > now() + interval '20 s' FROM orders") == (0, True)
 
 
-SETTLED: list[tuple[Status, PaymentState, StockState]] = [
+SETTLED: list[tuple[Status, PaymentFact, StockFact]] = [
     ("CONFIRMED", "authorized", "reserved"),
     ("FAILED", "failed", "none"),
     ("CANCELLED", "voided", "released"),

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from orderstream.domain.limits import UNITS_MAX
-from orderstream.domain.order import FailureReason, PaymentState, Status, StockState
-from orderstream.domain.payment import State
+from orderstream.domain.order import FailureReason, PaymentFact, Status, StockFact
+from orderstream.domain.payment import PaymentState
 from orderstream.postgres.connect import Connection, connect
 from tests.support.databases import Databases
 
@@ -35,7 +35,7 @@ def _order(connection: Connection, **columns: object) -> None:
     connection.execute(f"INSERT INTO orders ({names}) VALUES ({places})".encode(), values)  # noqa: S608
 
 
-@pytest.mark.parametrize(("payment", "stock"), [*product(get_args(PaymentState), get_args(StockState))])
+@pytest.mark.parametrize(("payment", "stock"), [*product(get_args(PaymentFact), get_args(StockFact))])
 def test_confirmed_needs_payment_and_stock(connection: Connection, payment: str, stock: str) -> None:
     facts = {"status": "CONFIRMED", "payment": payment, "stock": stock}
     if (payment, stock) == ("authorized", "reserved"):
@@ -99,9 +99,11 @@ def test_items_are_positive(connection: Connection, qty: int, price: int) -> Non
         connection.execute("INSERT INTO order_items VALUES ('o-1', 'A', %s, %s)", (qty, price))
 
 
-@pytest.mark.parametrize("state", get_args(State))
+@pytest.mark.parametrize("state", get_args(PaymentState))
 @pytest.mark.parametrize("scheduled", [True, False])
-def test_a_payment_is_scheduled_exactly_while_unfinished(connection: Connection, state: State, scheduled: bool) -> None:
+def test_a_payment_is_scheduled_exactly_while_unfinished(
+    connection: Connection, state: PaymentState, scheduled: bool
+) -> None:
     _order(connection)
     insert = "INSERT INTO payments (order_id, state, next_attempt_at) VALUES ('o-1', %s, CASE WHEN %s THEN now() END)"
     if scheduled == (state in ("PENDING", "VOIDING")):

@@ -17,7 +17,7 @@ from orderstream.inventory_worker.handler import _New as NewReservation
 from orderstream.outbox_relay.retention import SQL as OUTBOX_RELAY
 from orderstream.payment_worker.handler import SQL as PAYMENT_WORKER
 from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.handler import _New as NewPayment
+from orderstream.payment_worker.handler import _NewPayment as NewPayment
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.orders import SQL as ORDERS
 from tests.integration.decisions.orders import place

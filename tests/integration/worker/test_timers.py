@@ -4,7 +4,7 @@ import pytest
 import redis
 
 from orderstream.cache import key
-from orderstream.domain.payment import State
+from orderstream.domain.payment import PaymentState
 from orderstream.order_service.consumed import READERS
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
@@ -71,7 +71,7 @@ def test_the_order_service_deletes_later_what_redis_did_not_take(
         wait_until(lambda: client.get(key(order_id)) is None, 20, "the entry is deleted")
 
 
-def _payment(connection: Connection, state: State, due: str) -> str:
+def _payment(connection: Connection, state: PaymentState, due: str) -> str:
     order_id = place(connection)
     connection.execute(
         "INSERT INTO payments (order_id, state, amount, attempts, next_attempt_at, decided_at)"
