@@ -19,7 +19,7 @@ from orderstream.api_gateway.batcher import Batcher, PendingCall, QueueFullError
 from orderstream.api_gateway.schemas import ItemView, OrderView, PaymentView, StockView
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache, Entry, Fill, Lease, Lookup
-from orderstream.domain.order import AnyReason, PaymentState, Status, StockState, settled
+from orderstream.domain.order import AnyReason, PaymentFact, Status, StockFact, settled
 from orderstream.postgres.connect import AsyncConnection
 from orderstream.postgres.sql import load
 
@@ -54,9 +54,9 @@ class _OrderRow(Struct, frozen=True):
     version: int
     created_at: datetime
     updated_at: datetime
-    payment: PaymentState
+    payment: PaymentFact
     payment_at: datetime | None
-    stock: StockState
+    stock: StockFact
     stock_at: datetime | None
     skus: Sequence[str] | None
     qtys: Sequence[int] | None
