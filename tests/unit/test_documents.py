@@ -1,4 +1,4 @@
-"""The documents say what is so: tables match the code, links lead somewhere, and nothing is named that is not there."""
+"""The documents match the code: tables are complete, links lead to a target, and every name exists."""
 
 import ast
 import asyncio
@@ -57,7 +57,7 @@ def _prose(text: str) -> str:
 
 
 def tables(page: Path) -> dict[str, Rows]:
-    """Return the tables of a page by their first line, each without it and the line below it."""
+    """Return the rows of each table of a page, by the first line of the table."""
     found: dict[str, Rows] = {}
     for block in re.findall(r"(?:^\|.*\n)+", _prose(page.read_text(encoding="utf-8")), re.MULTILINE):
         head, _, *rows = block.splitlines()
@@ -71,11 +71,11 @@ def table(head: str, page: Path) -> Rows:
 
 
 def code(text: str) -> str:
-    """Return a word as the tables write it."""
+    """Return a word in code font."""
     return f"`{text}`"
 
 
-def test_settings() -> None:
+def test_the_table_of_settings_matches_the_code() -> None:
     def default(value: object) -> str:
         if value in (None, {}, ""):
             return "none"
@@ -87,13 +87,14 @@ def test_settings() -> None:
     ]
 
 
-def test_metrics() -> None:
+def test_the_table_of_metrics_matches_the_code() -> None:
     assert table("| metric | kind | labels | meaning |", REFERENCE / "metrics.md") == [
-        [code(one.name), one.kind, ", ".join(map(code, one.labels)) or "none", one.meaning] for one in CATALOGUE
+        [code(metric.name), metric.kind, ", ".join(map(code, metric.labels)) or "none", metric.meaning]
+        for metric in CATALOGUE
     ]
 
 
-def test_make_targets() -> None:
+def test_the_table_of_make_targets_matches_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z0-9-]+):.*?## (.*)$", makefile, re.MULTILINE)
     assert table("| target | does |", REFERENCE / "make-targets.md") == [
@@ -102,7 +103,7 @@ def test_make_targets() -> None:
 
 
 def commands(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Command]]:
-    """Every command, with the words that lead to it."""
+    """Yield every command with the words that call it."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix} {name}")
@@ -110,10 +111,10 @@ def commands(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Comma
             yield f"{prefix} {name}", command
 
 
-def test_commands() -> None:
+def test_the_table_of_commands_matches_the_command_line() -> None:
     def usage(words: str, command: click.Command) -> str:
-        arguments = (one for one in command.params if isinstance(one, click.Argument))
-        return code(" ".join([words, *(one.make_metavar(click.Context(command)) for one in arguments)]))
+        arguments = (parameter for parameter in command.params if isinstance(parameter, click.Argument))
+        return code(" ".join([words, *(argument.make_metavar(click.Context(command)) for argument in arguments)]))
 
     assert table("| command | does |", REFERENCE / "commands.md") == [
         [usage(words, command), (command.help or "").splitlines()[0]]
@@ -122,13 +123,13 @@ def test_commands() -> None:
 
 
 class Nothing:
-    """Stands for what a route would ask, of which nothing is asked here."""
+    """A stand-in for the objects that a route uses. This test calls none of them."""
 
     def __len__(self) -> int:
         return 0
 
 
-def test_endpoints() -> None:
+def test_the_table_of_endpoints_matches_the_routes() -> None:
     nothing = Nothing()
     orders = OrderHandlers(nothing, nothing, nothing, nothing, nothing, key_owners=nothing)  # type: ignore[arg-type]
     api = router(orders, Health(nothing), Tracer(None, 0))  # type: ignore[arg-type]
@@ -166,17 +167,17 @@ PROBLEMS: list[Callable[[], Problem]] = [
 ]
 
 
-def test_problems() -> None:
+def test_the_table_of_problem_types_matches_the_code() -> None:
     made = [make() for make in PROBLEMS]
-    assert table("| status | type |", REFERENCE / "endpoints.md") == [
-        [str(one.status), code(f"urn:orderstream:problem:{one.name}")] for one in made
+    assert [row[:2] for row in table("| status | type | when |", REFERENCE / "endpoints.md")] == [
+        [str(problem.status), code(f"urn:orderstream:problem:{problem.name}")] for problem in made
     ]
     source = Path(problems.__file__).read_text(encoding="utf-8")
     assert len(re.findall(r"return Problem\(", source)) == len(PROBLEMS)
 
 
 def called(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Every call in a module, with the name of what is called."""
+    """Yield every call in a module, with the name of the function."""
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
             yield node.func.id if isinstance(node.func, ast.Name) else node.func.attr, node
@@ -186,45 +187,47 @@ BUILDERS = {"order_updated": "order.updated", "order_aborted": "order.aborted"}
 
 
 def emitters() -> dict[str, set[str]]:
-    """Return the services that make an event, by its topic: they call its payload or name what builds it."""
+    """Return the services that emit each topic: they construct its payload or name the function that builds it."""
     payloads = {payload.__name__: name for name, payload in PAYLOADS.items()}
     found: dict[str, set[str]] = {name: set() for name in TOPICS}
     for service in SERVICES:
         for path in (SOURCE / service.replace("-", "_")).rglob("*.py"):
             made = {payloads[name] for name, _ in called(path) if name in payloads}
             made |= {
-                BUILDERS[one.id] for one in ast.walk(TREES[path]) if isinstance(one, ast.Name) and one.id in BUILDERS
+                BUILDERS[node.id]
+                for node in ast.walk(TREES[path])
+                if isinstance(node, ast.Name) and node.id in BUILDERS
             }
             for event in made:
                 found[topic_of(event)].add(service)
     return found
 
 
-def test_events() -> None:
-    readers = {name: [one.group for one in HANDLERS if name in one.topics] for name in TOPICS}
+def test_the_table_of_events_matches_the_handlers() -> None:
+    readers = {name: [handler.group for handler in HANDLERS if name in handler.topics] for name in TOPICS}
     rows = table("| topic | from | to | says |", REFERENCE / "events.md")
     made = emitters()
     assert {row[0]: row[1] for row in rows} == {code(name): ", ".join(sorted(made[name])) for name in TOPICS}
-    for one in HANDLERS:
-        assert {topic_of(event) for event in one.emits} <= {name for name in TOPICS if one.group in made[name]}
+    for handler in HANDLERS:
+        assert {topic_of(event) for event in handler.emits} <= {name for name in TOPICS if handler.group in made[name]}
     assert {row[0]: row[2] for row in rows} == {
         code(name): ", ".join(readers[name]) or "your own readers" for name in TOPICS
     }
 
 
-def test_dead_letter_topics() -> None:
+def test_every_dead_letter_topic_is_named() -> None:
     named = set(re.findall(r"`([a-z-]+\.dlq\.v1)`", (REFERENCE / "events.md").read_text(encoding="utf-8")))
     assert named == {dead_letter_topic(group) for group in CONSUMER_GROUPS}
 
 
-def test_statuses() -> None:
+def test_the_table_of_statuses_matches_the_domain() -> None:
     head = "| payment \\ stock | none | reserved | failed | released |"
     stocks = head.strip("|").replace(" ", "").split("|")[1:]
     for payment, *statuses in table(head, ROOT / "docs" / "architecture.md"):
         assert statuses == [derive(payment, stock) for stock in stocks]  # type: ignore[arg-type]
 
 
-def test_tables_of_the_database() -> None:
+def test_every_table_of_the_database_is_listed() -> None:
     assert {row[0] for row in table("| table | holds | written by |", REFERENCE / "data.md")} == set(map(code, TABLES))
 
 
@@ -239,7 +242,7 @@ def test_the_index_lists_every_page() -> None:
     assert pages - linked == set()
 
 
-def test_the_example_is_the_banners() -> None:
+def test_the_example_of_the_readme_is_the_one_of_the_banner() -> None:
     after = README.read_text(encoding="utf-8").partition("\n## Place an order\n")[2]
     language, lines = _FENCED.findall(after)[0]
     assert (language, lines) == ("bash", curl_lines("http://127.0.0.1:3000") + "\n")
@@ -248,7 +251,7 @@ def test_the_example_is_the_banners() -> None:
 PROMISES = ROOT / "docs" / "promises.md"
 
 
-def test_every_promise_has_its_line_and_its_check() -> None:
+def test_every_promise_has_a_row_and_a_check() -> None:
     rows = table("| | promise | code | check | tests |", PROMISES)
     assert [row[0] for row in rows] == [f"P{number}" for number in range(1, 12)]
     for name, _, where, how, tests in rows:
@@ -275,7 +278,7 @@ _NAMED = re.compile(r"`([^`]+)`(?: in \[[^\]]+\]\(\.\./(src/[^)]+)\))?")
 
 
 def bounds() -> list[list[str]]:
-    """Every row of the tables of bounds."""
+    """Return every row of the tables in bounds.md."""
     text = _prose(BOUNDS.read_text(encoding="utf-8"))
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert all(block.startswith(_LIMITS) for block in blocks)
@@ -283,7 +286,7 @@ def bounds() -> list[list[str]]:
 
 
 def limit_of(name: str, source: str) -> float:
-    """Return the number that a setting, a constant of a module, or an option of the Kafka client has, in its unit."""
+    """Return the value of a setting, of a constant in a module, or of an option of the Kafka client, in its unit."""
     if not source:
         return float(Settings.model_fields[name.lower()].default)
     if "." in name:
@@ -295,7 +298,7 @@ def limit_of(name: str, source: str) -> float:
 
 
 @pytest.mark.parametrize("row", bounds(), ids=lambda row: row[1].split("`")[1])
-def test_a_bound_is_that_of_the_code(row: list[str]) -> None:
+def test_a_documented_limit_equals_the_limit_in_the_code(row: list[str]) -> None:
     limit, where, _, tests = row
     named, number = _NAMED.match(where), _NUMBER.match(limit)
     assert named is not None
@@ -310,7 +313,7 @@ SUPPORTED = ROOT / "docs" / "supported.md"
 
 
 def supported() -> Rows:
-    """Every row of the tables of what is supported."""
+    """Return every row of the tables in supported.md."""
     head = "| what | is | how, or the words of the refusal | test |"
     text = _prose(SUPPORTED.read_text(encoding="utf-8"))
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
@@ -336,7 +339,7 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 
 
 def logged() -> set[str]:
-    """Return the events that the services log."""
+    """Return the names of all log events in the source."""
     levels = {"info", "warning", "error", "critical", "exception"}
     return {
         constant.value
@@ -354,11 +357,11 @@ def test_operations_names_events_and_metrics_that_exist() -> None:
     assert events
     assert events - logged() - {"orderstream.cache"} == set()
     assert (SOURCE / "cache.py").exists()
-    assert set(re.findall(r"orderstream_[a-z_]+", text)) <= {one.name for one in CATALOGUE}
+    assert set(re.findall(r"orderstream_[a-z_]+", text)) <= {metric.name for metric in CATALOGUE}
 
 
 def _cells(page: Path, column: str) -> Iterator[tuple[str, str]]:
-    """The first cell of every row, and the one in `column`, of the tables of a page that have that column."""
+    """Yield the first cell and the cell in `column` of every row, for the tables of a page that have that column."""
     for head, rows in tables(page).items():
         names = [cell.strip() for cell in head.strip("|").split("|")]
         if column in names:
@@ -388,13 +391,13 @@ def test_the_glossary_has_a_line_for_each_term() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return what can stand after `#` in a link to a page."""
+    """Return the anchors of a page, which can follow `#` in a link."""
     headings = _HEADING.findall(_prose(page.read_text(encoding="utf-8")))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_every_link_leads_to_a_target(page: Path) -> None:
     dead = []
     for link in _LINK.findall(_prose(page.read_text(encoding="utf-8"))):
         if link.startswith("https://"):
@@ -407,7 +410,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("decision", sorted((ROOT / "docs" / "decisions").glob("0*.md")), ids=_name)
-def test_a_decision_says_what_a_decision_must(decision: Path) -> None:
+def test_a_decision_has_the_required_sections(decision: Path) -> None:
     headings = _HEADING.findall(decision.read_text(encoding="utf-8"))
     assert headings[0].startswith(decision.name[:4])
     assert headings[1:] == ["Context", "Decision", "Consequences", "When to revisit"]
@@ -438,7 +441,7 @@ def test_a_name_in_capitals_exists_in_the_code(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_commands_and_targets_that_are_named_exist(page: Path) -> None:
+def test_named_commands_and_make_targets_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     typed = "\n".join([*(body for language, body in _FENCED.findall(text) if language == "bash")])
     typed += "\n" + "\n".join(re.findall(r"`([^`\n]+)`", _prose(text)))
