@@ -27,7 +27,7 @@ export UV_CACHE_DIR
 .PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot soak contracts lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@$(PYTHON) -c 'import re, sys; [print("  %-14s %s" % line) for line in re.findall("(?m)^([a-z0-9-]+):.*?## (.*)", open(sys.argv[1]).read())]' $(MAKEFILE_LIST)
 
 up: $(READY) ## start everything on this machine. Ctrl-C stops it
 	@exec $(BIN)/orderstream up
@@ -40,7 +40,7 @@ ob-up: ## start Jaeger alone in a container, for OTEL_EXPORTER_OTLP_ENDPOINT=htt
 
 down: ## stop everything that `up`, `compose-up` or `ob-up` started. The data stays
 	@if [ -x $(BIN)/orderstream ]; then $(BIN)/orderstream down; fi
-	@if docker compose ps -aq 2>/dev/null | grep -q .; then docker compose down; fi
+	@if [ -n "$$(docker compose ps -aq 2>/dev/null)" ]; then docker compose down; fi
 
 test: $(READY) ## run every test on real servers, with ports and data of their own
 	@$(BIN)/pytest
@@ -75,7 +75,7 @@ lock: $(READY) ## pin the newest versions of all requirements, with hashes
 
 clean: ## remove the virtual environment and every cache (not the data: see `orderstream reset`)
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@$(PYTHON) -c 'import pathlib, shutil; [shutil.rmtree(path) for top in ("src", "tests") for path in pathlib.Path(top).rglob("__pycache__")]'
 
 # pip installs uv, whose version is pinned. uv installs the other requirements in seconds and checks every hash.
 $(READY): pyproject.toml requirements/uv.txt requirements/dev.txt

@@ -1,6 +1,6 @@
-"""The one executable, `orderstream`: each service, the local stack, and the operator's commands.
+"""The executable `orderstream`: the services, the local stack, and the operator's commands.
 
-Every command imports what it runs only when it runs, so a service loads no more than it uses and `--help` is instant.
+Each command imports its modules only when it runs, so that a service loads no more than it uses and `--help` is fast.
 """
 # ruff: noqa: PLC0415
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _settings() -> "Settings":
-    """Read the settings; name every wrong variable and exit 2."""
+    """Read the settings. If variables are wrong, name each of them and exit with 2."""
     from orderstream.settings import load
 
     with _plain_errors():
@@ -43,7 +43,7 @@ def _settings() -> "Settings":
 
 
 def _stack_settings() -> "Settings":
-    """The settings, with the addresses of this checkout's running stack where none were given."""
+    """Return the settings, with the addresses of this checkout's running stack in place of those that were not set."""
     settings = _settings()
     if {"postgres_url", "redis_url", "kafka_brokers"} <= settings.model_fields_set:
         return settings
@@ -59,7 +59,7 @@ def _state() -> "StateDir":
 
 
 def _running(state: "StateDir") -> "Run":
-    """The record of the running stack; without one, say so and exit 1."""
+    """Return the record of the running stack. If nothing is running, say so and exit with 1."""
     run = state.running()
     if run is None:
         raise click.ClickException("nothing is running; start it with: orderstream up")
@@ -68,9 +68,9 @@ def _running(state: "StateDir") -> "Run":
 
 @contextlib.contextmanager
 def _plain_errors(*kinds: type[Exception], exit_code: int = 1) -> Iterator[None]:
-    """Turn the errors that a person can do something about into one line and `exit_code`; wrong settings into 2.
+    """Print the expected errors `kinds` in one line and exit with `exit_code`. Wrong settings exit with 2.
 
-    Where a command names its errors, what the clients log on the way to them is left out.
+    If a command names its errors, the log lines of its clients are left out.
     """
     import structlog
 
@@ -100,7 +100,7 @@ def _plain_errors(*kinds: type[Exception], exit_code: int = 1) -> Iterator[None]
 @main.command()
 @click.option("-d", "--detach", is_flag=True, help="Return when everything is ready, and keep it running.")
 def up(detach: bool) -> None:
-    """Start everything on this machine; Ctrl-C stops it."""
+    """Start everything on this machine. Ctrl-C stops it."""
     from orderstream.local.processes.progress import Terminal
     from orderstream.local.processes.signals import Stop
 
@@ -112,7 +112,7 @@ def up(detach: bool) -> None:
             from orderstream.kafka.client import check_options
 
             check_options(settings)
-        # What it writes from here on holds passwords and orders.
+        # The files that are written from here on hold passwords and orders.
         os.umask(0o077)
         if detach and state.running() is None:
             from orderstream.local.control import start_detached
@@ -135,13 +135,12 @@ def down() -> None:
 @main.command()
 def status() -> None:
     """Show each process of the running stack, and whether orders move."""
-    from orderstream.local import backlog as progress
-    from orderstream.local import control
+    from orderstream.local import backlog, control
 
     for line in control.status(_running(_state())):
         click.echo(line)
     click.echo("")
-    for line in progress.report(_stack_settings()):
+    for line in backlog.report(_stack_settings()):
         click.echo(line)
 
 
@@ -155,7 +154,7 @@ def logs(service: str | None, follow: bool) -> None:
     state = _state()
     files = control.logs(state, service)
     if not files:
-        names = ", ".join(one.stem for one in control.logs(state, None))
+        names = ", ".join(log.stem for log in control.logs(state, None))
         raise click.ClickException(f"there is no such log; there are: {names or 'none yet'}")
     control.show_logs(files, click.echo)
     if follow:

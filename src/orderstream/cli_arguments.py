@@ -6,12 +6,12 @@ from orderstream.domain.limits import SKU_MAX_CHARACTERS, UNITS_MAX
 
 
 class Sku(click.ParamType[str]):
-    """A SKU as the API takes it."""
+    """A SKU that the API accepts."""
 
     name = "sku"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the SKU; fails for what no order can name."""
+        """Return the SKU. Fails if no order can name it."""
         if not 1 <= len(value) <= SKU_MAX_CHARACTERS:
             self.fail(f"a SKU has 1 to {SKU_MAX_CHARACTERS} characters", param, ctx)
         try:
@@ -22,7 +22,7 @@ class Sku(click.ParamType[str]):
 
 
 class Units(click.ParamType[int]):
-    """A number of units of one SKU, as the schema takes it."""
+    """A number of units of one SKU that the schema accepts."""
 
     name = "units"
 
@@ -30,6 +30,6 @@ class Units(click.ParamType[int]):
         self._negative = negative
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number; fails for what no SKU can have."""
+        """Return the number. Fails if no SKU can have it."""
         limits: click.ParamType[int] = click.IntRange(-UNITS_MAX if self._negative else 0, UNITS_MAX)
         return limits.convert(value, param, ctx)

@@ -3,19 +3,19 @@
 import threading
 import time
 from collections.abc import Callable
-
-from msgspec import Struct
+from typing import TYPE_CHECKING
 
 from orderstream.local.processes.masking import masked
-from orderstream.postgres.sql import load
 from orderstream.settings import Settings
+
+if TYPE_CHECKING:
+    from orderstream.audit.under_way import Backlog, UnderWay
 
 ANSWER_SECONDS = 5.0
 COUNTED_MAX = 1_000
 OUTBOX_LATE_SECONDS = 10.0
 ORDER_LATE_SECONDS = 60.0
 _STATEMENT_SECONDS = 3
-SQL = load("orderstream.local")
 
 
 def report(settings: Settings) -> list[str]:
@@ -46,54 +46,48 @@ def report(settings: Settings) -> list[str]:
     return lines
 
 
-class Waiting(Struct, frozen=True):
-    """How many items wait, counted up to COUNTED_MAX, and the age of the oldest. The age is None if none waits."""
-
-    number: int
-    oldest_seconds: float | None
-
-    def text(self, what: str) -> str:
-        """Return for example `12 events, the oldest for 3 s`."""
-        if self.oldest_seconds is None:
-            return f"0 {what}"
-        return f"{self.count} {what}, the oldest for {_age(self.oldest_seconds)}"
-
-    @property
-    def count(self) -> str:
-        """The number, or `1000 or more`."""
-        return f"{COUNTED_MAX} or more" if self.number >= COUNTED_MAX else str(self.number)
-
-    def late(self, seconds: float) -> str | None:
-        """Return the age of the oldest item if it is over `seconds`."""
-        return _age(self.oldest_seconds) if self.oldest_seconds is not None and self.oldest_seconds > seconds else None
-
-
 def _orders(settings: Settings) -> list[str]:
-    from orderstream.postgres.connect import connect  # noqa: PLC0415 - slow to load
+    from orderstream.audit.under_way import under_way  # noqa: PLC0415 - slow to load
+    from orderstream.postgres.connect import connect  # noqa: PLC0415
 
     with connect(settings.postgres_url, "status") as connection:
         connection.execute(f"SET statement_timeout = '{_STATEMENT_SECONDS}s'".encode())
-        row = connection.execute(SQL["progress"]).fetchone()
-    assert row is not None
-    numbers, ages = row[0::2], row[1::2]
-    return in_words(*map(Waiting, numbers, ages))
+        return in_words(under_way(connection, COUNTED_MAX))
 
 
-def in_words(outbox: Waiting, unfinished: Waiting, aborted: Waiting, refused: Waiting) -> list[str]:
-    """Return lines on what waits in Postgres, followed by a line for each kind of work that waits too long."""
+def in_words(waiting: "UnderWay") -> list[str]:
+    """Return lines on the work that waits in Postgres, followed by a line for each kind that waits too long."""
     lines = [
-        f"{'outbox':<20} {outbox.text('events')}",
-        f"{'open orders':<20} {unfinished.text('orders')}",
-        f"{'uncompensated':<20} {aborted.text('aborted orders')}",
-        f"{'refused by Kafka':<20} {refused.text('records')}",
+        f"{'outbox':<20} {_text(waiting.outbox, 'events')}",
+        f"{'open orders':<20} {_text(waiting.open, 'orders')}",
+        f"{'uncompensated':<20} {_text(waiting.uncompensated, 'aborted orders')}",
+        f"{'refused by Kafka':<20} {_text(waiting.refused, 'records')}",
     ]
-    if age := outbox.late(OUTBOX_LATE_SECONDS):
-        lines.append(f"  outbox-relay is behind: {outbox.count} events wait to be published, the oldest for {age}")
-    if age := unfinished.late(ORDER_LATE_SECONDS):
+    if age := _late(waiting.outbox, OUTBOX_LATE_SECONDS):
+        count = _count(waiting.outbox)
+        lines.append(f"  outbox-relay is behind: {count} events wait to be published, the oldest for {age}")
+    if age := _late(waiting.open, ORDER_LATE_SECONDS):
         lines.append(f"  an order has been open for {age}; most settle within a second")
-    if age := aborted.late(ORDER_LATE_SECONDS):
+    if age := _late(waiting.uncompensated, ORDER_LATE_SECONDS):
         lines.append(f"  an abort has not been compensated for {age}: payment or stock has not answered")
     return lines
+
+
+def _text(backlog: "Backlog", what: str) -> str:
+    """Return for example `12 events, the oldest for 3 s`."""
+    if backlog.oldest_seconds is None:
+        return f"0 {what}"
+    return f"{_count(backlog)} {what}, the oldest for {_age(backlog.oldest_seconds)}"
+
+
+def _count(backlog: "Backlog") -> str:
+    return f"{COUNTED_MAX} or more" if backlog.number >= COUNTED_MAX else str(backlog.number)
+
+
+def _late(backlog: "Backlog", seconds: float) -> str | None:
+    """Return the age of the oldest row if it is over `seconds`."""
+    oldest = backlog.oldest_seconds
+    return _age(oldest) if oldest is not None and oldest > seconds else None
 
 
 def _lag(settings: Settings) -> list[str]:
