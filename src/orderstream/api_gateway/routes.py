@@ -123,7 +123,7 @@ class OrderHandlers:
             raise problems.invalid_order(error.errors) from error
         request.span.set({"order.id": order_id})
         idempotency_key = None if key is None else IdempotencyKey(key, request_hash(created))
-        return NewOrder(created, request.span.carrier, idempotency_key)
+        return NewOrder(created, request.span.context, idempotency_key)
 
     async def read(self, request: Request) -> Reply:
         """GET /orders/{id}: return 202 while the order is open, and 200 when it is settled. The body is the order."""
@@ -177,7 +177,7 @@ class OrderHandlers:
         order_id = _order_id(request)
         try:
             condition = read_condition(request.headers)
-            cancellation = Cancellation(order_id, request.span.carrier, condition)
+            cancellation = Cancellation(order_id, request.span.context, condition)
             document = await _in_time("cancelled", self._canceller.cancel, cancellation)
         except FailedError as error:
             raise problems.order_failed() from error

@@ -7,6 +7,7 @@ from confluent_kafka import Message
 from msgspec import Struct
 
 from orderstream.domain.events import PAYLOADS, VERSION, Event, Payload, topic_of
+from orderstream.telemetry.tracing import TraceContext
 
 Reason = Literal[
     "NO_KEY",
@@ -23,8 +24,6 @@ Reason = Literal[
 """Why a record is a dead letter: the decoder's reasons, then the handlers'."""
 
 Headers = list[tuple[str, bytes | None]]
-Carrier = tuple[str | None, str | None]
-"""W3C trace context: traceparent, tracestate."""
 
 _YEARS = range(1970, 9_999)
 """Years of `occurredAt`: beyond these, another offset from UTC makes a time that Postgres keeps and nobody can read."""
@@ -67,7 +66,7 @@ class Record(Struct, frozen=True):
             headers_of(message),
         )
 
-    def carrier(self) -> Carrier:
+    def trace_context(self) -> TraceContext:
         """Return the trace context that the headers carry."""
         traceparent = tracestate = None
         for name, value in self.headers:
@@ -75,7 +74,7 @@ class Record(Struct, frozen=True):
                 traceparent = value.decode("ascii", "replace")
             elif name == "tracestate" and value is not None:
                 tracestate = value.decode("ascii", "replace")
-        return traceparent, tracestate
+        return TraceContext(traceparent, tracestate)
 
 
 def headers_of(message: Message) -> Headers:
@@ -125,9 +124,9 @@ def decode(topic_name: str, key: bytes | None, value: bytes | None) -> Event[Pay
     return event
 
 
-def event_headers(event_type: str, event_id: str, carrier: Carrier) -> list[tuple[str, str | bytes | None]]:
+def event_headers(event_type: str, event_id: str, context: TraceContext) -> list[tuple[str, str | bytes | None]]:
     """Return the headers of an event's record."""
-    traceparent, tracestate = carrier
+    traceparent, tracestate = context
     headers: list[tuple[str, str | bytes | None]] = [("event-type", event_type), ("event-id", event_id)]
     if traceparent:
         headers.append(("traceparent", traceparent))

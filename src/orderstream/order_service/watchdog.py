@@ -24,6 +24,7 @@ from orderstream.postgres.orders import changes, items_of, locked
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
+from orderstream.telemetry.tracing import TraceContext
 from orderstream.worker.due_scan import FLOOR, DueScan, TimeRange, statement_limit
 from orderstream.worker.handler import Timer
 
@@ -59,6 +60,11 @@ class Stalled(Struct, frozen=True):
     state: Literal["waiting", "stalled", "overdue"]
     due_at: datetime
 
+    @property
+    def trace_context(self) -> TraceContext:
+        """The trace context of the request that created the order."""
+        return TraceContext(self.traceparent, self.tracestate)
+
 
 class Uncompensated(Struct, frozen=True):
     """An aborted order that was due; the columns of `claim_uncompensated`."""
@@ -68,6 +74,11 @@ class Uncompensated(Struct, frozen=True):
     tracestate: str | None
     waits: bool
     due_at: datetime
+
+    @property
+    def trace_context(self) -> TraceContext:
+        """The trace context of the request that created the order."""
+        return TraceContext(self.traceparent, self.tracestate)
 
 
 Claim = Callable[[Connection, dict[str, Any]], list[datetime]]
@@ -171,10 +182,7 @@ class Watchdog:
                 orders, _ = locked(connection.execute(ORDERS["lock_orders"], {"ids": sorted(repeated)}))
                 append(
                     connection,
-                    [
-                        OutboxRow(order_aborted(order), repeated[key].traceparent, repeated[key].tracestate)
-                        for key, order in orders.items()
-                    ],
+                    [OutboxRow(order_aborted(order), repeated[key].trace_context) for key, order in orders.items()],
                 )
         if repeated:
             log.warning("aborts_repeated", orders=len(repeated), order_id=next(iter(repeated)))
@@ -193,7 +201,7 @@ def _created(order: Stalled, items: tuple[Item, ...]) -> OutboxRow:
     payload = OrderCreated(
         order_id=order.order_id, user_id=order.user_id, items=items, amount=order.amount, currency=order.currency
     )
-    return OutboxRow(build(payload, order.created_at), order.traceparent, order.tracestate)
+    return OutboxRow(build(payload, order.created_at), order.trace_context)
 
 
 def _end(connection: Connection, overdue: dict[str, Stalled]) -> int:
@@ -208,7 +216,7 @@ def _end(connection: Connection, overdue: dict[str, Stalled]) -> int:
     ]
     connection.execute(ORDERS["update_orders"], changes(ended))
     rows = [
-        OutboxRow(event(order), overdue[order.order_id].traceparent, overdue[order.order_id].tracestate)
+        OutboxRow(event(order), overdue[order.order_id].trace_context)
         for order in ended
         for event in (order_updated, order_aborted)
     ]

@@ -27,7 +27,7 @@ from orderstream.postgres.sql import load
 from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
-from orderstream.telemetry.tracing import Span, Tracer
+from orderstream.telemetry.tracing import Span, TraceContext, Tracer
 
 SERVICE = "outbox-relay"
 BATCH_ROWS = 500
@@ -148,13 +148,13 @@ class Relay:
         return delivery
 
     def _publication(self, index: int, row: tuple[Any, ...], spans: dict[int, Span]) -> Publication:
-        _, name, order_id, event_id, value, *carrier = row[:7]
+        _, name, order_id, event_id, value, traceparent, tracestate = row[:7]
         event_type = _TYPES.get(name, name)
-        context = (carrier[0], carrier[1])
+        context = TraceContext(traceparent, tracestate)
         span = self._tracer.publish(name, event_type, order_id, context)
         if span is not None:
             spans[index] = span
-            context = span.carrier
+            context = span.context
         return Publication(name, order_id, value, event_headers(event_type, event_id, context))
 
     def _await_more(self, connection: Connection, rows: int, *, full: bool) -> None:

@@ -35,6 +35,7 @@ from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import metrics
+from orderstream.telemetry.tracing import TraceContext
 from orderstream.worker.due_scan import FLOOR, DueScan, statement_limit
 
 CLAIM_ROWS = 200
@@ -97,6 +98,11 @@ class _Payment(Struct, frozen=True):
     decided_at: datetime
     traceparent: str | None
     tracestate: str | None
+
+    @property
+    def trace_context(self) -> TraceContext:
+        """The trace context of the record that caused the payment."""
+        return TraceContext(self.traceparent, self.tracestate)
 
 
 class Attempts:
@@ -214,5 +220,5 @@ class Attempts:
             claim = claims[payment.order_id]
             purchase = Purchase(items.get(payment.order_id, ()), claim.amount, claim.currency)
             if payload := answer(payment.order_id, payment.state, payment.reason, purchase):
-                rows.append(OutboxRow(build(payload, payment.decided_at), payment.traceparent, payment.tracestate))
+                rows.append(OutboxRow(build(payload, payment.decided_at), payment.trace_context))
         append(tx, rows)

@@ -34,6 +34,7 @@ from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
+from orderstream.telemetry.tracing import NO_TRACE
 from orderstream.worker.handler import Decision, Outgoing, Timer
 from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
@@ -166,11 +167,11 @@ class PaymentHandler:
     def _new(self, received: Received, transition: Transition, amount: Decimal | None = None) -> _NewPayment:
         """Return a new row. A payment that needs a further attempt keeps the trace of its record for that attempt."""
         delay = self._attempts.delay_seconds(transition)
-        carrier = (None, None) if delay is None else received.record.carrier()
+        context = NO_TRACE if delay is None else received.record.trace_context()
         if transition.state == "VOIDING":
             amount = None
         return _NewPayment(
-            received.order_id, transition.state, amount, transition.reason, transition.attempts, delay, *carrier
+            received.order_id, transition.state, amount, transition.reason, transition.attempts, delay, *context
         )
 
     @staticmethod
@@ -189,14 +190,14 @@ class PaymentHandler:
         from_states: list[PaymentState],
     ) -> None:
         causes = sorted(causes, key=lambda cause: cause.order_id)
-        carriers = [cause.record.carrier() for cause in causes]
+        contexts = [cause.record.trace_context() for cause in causes]
         tx.execute(
             SQL["begin_voids"],
             {
                 "ids": [cause.order_id for cause in causes],
                 "reasons": [aborts.get(cause.order_id) for cause in causes],
-                "traceparents": [traceparent for traceparent, _ in carriers],
-                "tracestates": [tracestate for _, tracestate in carriers],
+                "traceparents": [context.traceparent for context in contexts],
+                "tracestates": [context.tracestate for context in contexts],
                 "from_states": from_states,
             },
         )

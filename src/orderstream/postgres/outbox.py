@@ -8,6 +8,7 @@ from msgspec import Struct
 from orderstream.domain.events import Event, Payload, topic_of
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
+from orderstream.telemetry.tracing import NO_TRACE, TraceContext
 
 CHANNEL = "orderstream_outbox"
 """NOTIFY channel that wakes the relay."""
@@ -17,11 +18,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class OutboxRow(Struct, frozen=True):
-    """An event to publish, with the W3C trace context of whoever decided it."""
+    """An event to publish, with the trace context of the request or record that caused it."""
 
     event: Event[Payload]
-    traceparent: str | None = None
-    tracestate: str | None = None
+    trace_context: TraceContext = NO_TRACE
 
 
 def parameters(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
@@ -31,8 +31,8 @@ def parameters(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
         "order_ids": [row.event.correlation_id for row in rows],
         "event_ids": [row.event.id for row in rows],
         "values": [_encode(row.event).decode() for row in rows],
-        "traceparents": [row.traceparent for row in rows],
-        "tracestates": [row.tracestate for row in rows],
+        "traceparents": [row.trace_context.traceparent for row in rows],
+        "tracestates": [row.trace_context.tracestate for row in rows],
     }
 
 

@@ -1,8 +1,8 @@
-"""How every process logs: one JSON object a line to stderr, or readable text on a terminal.
+"""Sets up logging for every process: one JSON object a line on stderr, or readable text on a terminal.
 
-`event` is a stable name of what happened, never a sentence; what varies stands in fields of its own, `order_id` and
-`trace_id` among them. Libraries that log through the standard library come out in the same form. A warning that repeats
-is written a few times and then counted, so that an outage does not fill a disk.
+`event` is a stable name, never a sentence. Details are fields of their own, such as `order_id` and `trace_id`. Log
+records of libraries that use the standard library have the same form. A repeated warning is written a few times and
+then only counted, so that an outage does not fill the disk.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 from orderstream.settings import Settings
 
 REPEATS_MAX = 10
-"""How often one warning is written within `REPEATS_SECONDS`; the next one written says how many were not."""
+"""Number of times that one warning is written within `REPEATS_SECONDS`. The next line says how many were dropped."""
 REPEATS_SECONDS = 10.0
 NAMES_MAX = 1_000
 
@@ -30,20 +30,20 @@ _FIRST = ("timestamp", "level", "service", "event")
 
 
 def get() -> FilteringBoundLogger:
-    """Return the logger: `get().warning("cache_unreachable", error=str(error))`. Fine to call before `configure`."""
+    """Return the logger: `get().warning("cache_unreachable", error=str(error))`. May be called before `configure`."""
     return cast("FilteringBoundLogger", structlog.get_logger())
 
 
-class Repeats:
-    """Drops a line of level warning or worse whose event was written `REPEATS_MAX` times within `REPEATS_SECONDS`."""
+class RepeatLimit:
+    """Drops a warning or error if its event was written `REPEATS_MAX` times within `REPEATS_SECONDS`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.RLock()  # a signal handler may log while its own thread does
+        self._lock = threading.RLock()  # a signal handler may log while its thread holds the lock
         self._written: dict[str, tuple[float, int]] = {}
 
     def __call__(self, _logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-        """Pass `line` on, with the number of its like that were left out before it; raises DropEvent to drop it."""
+        """Return `line`, with the number of dropped lines of the same event before it. Raises DropEvent to drop it."""
         template = line.pop("template", "")
         if line["level"] not in ("warning", "error", "critical"):
             return line
@@ -66,9 +66,9 @@ class Repeats:
 
 
 def configure(service: str, settings: Settings) -> None:
-    """Set logging up for the whole process.
+    """Set up logging for the whole process.
 
-    An exception that nobody caught, in any thread, becomes the event `crashed`.
+    An uncaught exception in any thread is logged as the event `crashed`.
     """
     level = getattr(logging, settings.log_level.upper())
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
@@ -77,9 +77,9 @@ def configure(service: str, settings: Settings) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _name_service(service),
-        Repeats(),
+        RepeatLimit(),
     ]
-    # A plain traceback: the one of `rich` shows local variables, and passwords among them.
+    # A plain traceback. The traceback of `rich` shows local variables, which may hold passwords.
     last: list[Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
@@ -98,9 +98,9 @@ def configure(service: str, settings: Settings) -> None:
 
 
 class _Lines:
-    """Writes finished lines. One that cannot be written is lost: a full disk or a closed pipe stops no order.
+    """Writes finished lines. Drops a line that it cannot write, so that a full disk or a closed pipe stops no order.
 
-    RuntimeError is what Python says when a signal handler writes into the middle of a line.
+    Python raises RuntimeError when a signal handler writes while its thread writes a line.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -115,7 +115,7 @@ class _Lines:
 
 
 class _ToStructlog(logging.Handler):
-    """Logs the standard library's records as our own: `event` is the logger's name, the text is in `message`."""
+    """Converts log records of the standard library: `event` is the logger's name, `message` is the text."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = max((level for level in _LEVELS if level <= record.levelno), default=logging.DEBUG)

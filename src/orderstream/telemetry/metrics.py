@@ -1,7 +1,7 @@
-"""Every metric of OrderStream, in one typed registry: its name, kind, labels and meaning stand together, once.
+"""The registry of all metrics of OrderStream: the name, kind, labels and meaning of each.
 
-Bind a metric to its labels when a process starts (`CONSUMED.labels(service, topic)`) and touch it once a batch, so that
-it costs an order nothing. Times are in seconds, sizes in what the name ends in.
+Bind a metric to its labels when a process starts (`CONSUMED.labels(service, topic)`) and change it once a batch, so
+that it adds no cost to an order. Times are in seconds. The name of a size ends in its unit.
 """
 
 import prometheus_client
@@ -18,7 +18,7 @@ ProcessCollector(registry=REGISTRY)
 
 
 class Description(Struct, frozen=True):
-    """What the documentation says of one metric."""
+    """The documentation of one metric."""
 
     name: str
     kind: str
@@ -27,7 +27,7 @@ class Description(Struct, frozen=True):
 
 
 CATALOGUE: list[Description] = []
-"""One description of every metric below, in this order."""
+"""A description of each metric below, in the same order."""
 
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

@@ -1,7 +1,7 @@
-"""Takes recorded spans to a collector by OTLP over HTTP, in the background; the only module that loads OpenTelemetry.
+"""Sends recorded spans to a collector by OTLP over HTTP, in the background. Only this module loads OpenTelemetry.
 
-A dead, hung or slow collector costs an order nothing: the queue is bounded and drops, one thread waits for the
-collector, and the end of the process waits for it two seconds at most.
+A dead, hung or slow collector does not slow down orders. The queue is bounded and drops spans. One thread waits for the
+collector. At its end, the process waits two seconds at most.
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from orderstream.telemetry.tracing import Context, RecordedSpan
+from orderstream.telemetry.tracing import ParentSpan, RecordedSpan
 
 QUEUE_MAX_SPANS = 4_096
 BATCH_MAX_SPANS = 512
@@ -30,15 +30,15 @@ _SCOPE = InstrumentationScope("orderstream")
 
 
 class _Direct(requests.Session):
-    """Asks no proxy and ignores HTTP_PROXY and ALL_PROXY; certificates are found as always."""
+    """An HTTP session that uses no proxy and ignores HTTP_PROXY and ALL_PROXY. Certificates are found as usual."""
 
     def merge_environment_settings(self, *arguments: Any) -> Any:
-        """Return the settings of one request."""
+        """Return the settings of one request, without proxies."""
         return {**super().merge_environment_settings(*arguments), "proxies": {}}
 
 
 def is_loopback(url: str) -> bool:
-    """Say whether `url` names this machine: a proxy would look for it on its own."""
+    """Say whether `url` names this machine. A proxy would look for the address on the proxy's machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -47,7 +47,7 @@ def is_loopback(url: str) -> bool:
 
 
 class OtlpSink:
-    """Sends the spans of one service to the collector whose base URL is `endpoint`; `/v1/traces` is appended."""
+    """Sends the spans of one service to the collector whose base URL is `endpoint`. Appends `/v1/traces`."""
 
     def __init__(self, service: str, endpoint: str) -> None:
         self._resource = Resource.create({SERVICE_NAME: service})
@@ -64,7 +64,7 @@ class OtlpSink:
         )
 
     def record(self, span: RecordedSpan) -> None:
-        """Queue a span; the oldest one is dropped when the queue is full. Never blocks, never raises."""
+        """Queue a span. Drops the oldest span when the queue is full. Never blocks, never raises."""
         self._processor.on_end(
             ReadableSpan(
                 span.name,
@@ -82,10 +82,10 @@ class OtlpSink:
         )
 
     def shutdown(self) -> None:
-        """Send what is queued, for two seconds at most.
+        """Send the queued spans, for two seconds at most.
 
-        The SDK waits 30 s for its own thread, which may be hanging in a request; so it is left waiting alone, and the
-        exporter is told to give up its retries. Both threads are daemons and end with the process.
+        The SDK waits up to 30 s for its own thread, which may hang in a request. Therefore another thread waits for the
+        SDK, and the exporter stops its retries after two seconds. Both threads are daemons and end with the process.
         """
         waiter = threading.Thread(target=self._processor.shutdown, name="otlp-shutdown", daemon=True)
         waiter.start()
@@ -99,11 +99,11 @@ def _own_context(span: RecordedSpan) -> SpanContext:
     return SpanContext(int(span.trace_id, 16), int(span.span_id, 16), False, _SAMPLED, _trace_state(state))
 
 
-def _parent_context(context: Context | None) -> SpanContext | None:
-    if context is None:
+def _parent_context(parent: ParentSpan | None) -> SpanContext | None:
+    if parent is None:
         return None
     return SpanContext(
-        int(context.trace_id, 16), int(context.span_id, 16), True, _SAMPLED, _trace_state(context.tracestate)
+        int(parent.trace_id, 16), int(parent.span_id, 16), True, _SAMPLED, _trace_state(parent.tracestate)
     )
 
 

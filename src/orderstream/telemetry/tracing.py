@@ -1,7 +1,8 @@
-"""Every span of OrderStream is made here, by hand: one trace per order, from the HTTP request to the last worker.
+"""Makes every span of OrderStream, by hand: one trace per order, from the HTTP request to the last worker.
 
-A span is recorded only where its trace is sampled; the gateway decides that once, everyone after it follows the flag
-in `traceparent`. Without a collector, or unsampled, a request still has a trace id, and nothing else is paid for.
+The gateway decides once whether a trace is sampled. All other services follow the flag in `traceparent`, and record a
+span only if its trace is sampled. If there is no collector, or the trace is not sampled, a request still has a trace
+id. Nothing else is computed for it.
 """
 
 import random
@@ -10,8 +11,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-Carrier = tuple[str | None, str | None]
-"""`traceparent` and `tracestate` of the W3C, as they travel in HTTP headers, outbox rows and Kafka headers."""
+
+class TraceContext(NamedTuple):
+    """`traceparent` and `tracestate` of the W3C, as HTTP headers, outbox rows and Kafka headers carry them."""
+
+    traceparent: str | None
+    tracestate: str | None
+
+
+NO_TRACE = TraceContext(None, None)
 
 Value = str | int | float | bool
 Kind = Literal["SERVER", "PRODUCER", "CONSUMER", "INTERNAL"]
@@ -19,17 +27,17 @@ Kind = Literal["SERVER", "PRODUCER", "CONSUMER", "INTERNAL"]
 TRACESTATE_MAX_CHARACTERS = 512
 ERROR_MAX_CHARACTERS = 500
 BUCKETS_MAX = 64
-"""Span names that are limited apart from each other; routes are few, and any beyond these share one bucket."""
+"""Span names that have a sampling limit of their own. Routes are few; all further names share one limit."""
 
 UNTRACED_ROUTES = ("/livez", "/readyz", "/metrics")
-"""Asked for by machines every few seconds: nobody looks for these traces, and they would hide the others."""
+"""Machines request these pages every few seconds. Their traces would hide the others."""
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _random_bits = random.Random().getrandbits  # noqa: S311 - an id, not a secret; seeded by the operating system
 
 
-class Context(NamedTuple):
-    """Where in which trace a caller was."""
+class ParentSpan(NamedTuple):
+    """The span of the caller: a parsed TraceContext."""
 
     trace_id: str
     span_id: str
@@ -38,30 +46,31 @@ class Context(NamedTuple):
 
 
 class Span:
-    """A span that is not recorded: all it has is the context that callers see and pass on."""
+    """A span that is not recorded. It has only the trace context, which is returned to callers and passed on."""
 
-    __slots__ = ("carrier", "trace_id")
+    __slots__ = ("context", "trace_id")
 
-    def __init__(self, trace_id: str, carrier: Carrier) -> None:
+    def __init__(self, trace_id: str, context: TraceContext) -> None:
         self.trace_id = trace_id
-        self.carrier = carrier
+        self.context = context
 
     def set(self, attributes: Mapping[str, Value] | None = None, /, **named: Value) -> None:
         """Add attributes, from a mapping (for names with dots) or by name."""
 
     def end(self, error: str | None = None) -> None:
-        """Finish the span, as failed if `error` says why. Later calls do nothing. Never blocks, never raises."""
+        """Finish the span; with an `error`, as failed. Later calls do nothing. Never blocks, never raises."""
 
 
 class RecordedSpan(Span):
-    """A span that goes to the collector when it ends."""
+    """A span that is sent to the collector when it ends."""
 
     __slots__ = ("_sink", "attributes", "ended_ns", "error", "kind", "links", "name", "parent", "span_id", "started_ns")
 
-    def __init__(self, sink: "Sink", name: str, kind: Kind, parent: Context | None, started_ns: int | None = None):
+    def __init__(self, sink: "Sink", name: str, kind: Kind, parent: ParentSpan | None, started_ns: int | None = None):
         trace_id = parent.trace_id if parent else f"{_random_bits(128):032x}"
         self.span_id = f"{_random_bits(64):016x}"
-        super().__init__(trace_id, (f"00-{trace_id}-{self.span_id}-01", parent.tracestate if parent else None))
+        tracestate = parent.tracestate if parent else None
+        super().__init__(trace_id, TraceContext(f"00-{trace_id}-{self.span_id}-01", tracestate))
         self.name = name
         self.kind = kind
         self.parent = parent
@@ -73,7 +82,7 @@ class RecordedSpan(Span):
         self._sink = sink
 
     def set(self, attributes: Mapping[str, Value] | None = None, /, **named: Value) -> None:
-        """Add attributes; what is set after the end is lost."""
+        """Add attributes. Attributes that are set after the end are lost."""
         self.attributes.update(attributes or {}, **named)
 
     def end(self, error: str | None = None) -> None:
@@ -85,13 +94,13 @@ class RecordedSpan(Span):
 
 
 class Sink(Protocol):
-    """Takes finished spans to the collector, in the background."""
+    """Sends finished spans to the collector in the background."""
 
     def record(self, span: RecordedSpan) -> None:
-        """Queue a span; dropped when the queue is full. Never blocks, never raises."""
+        """Queue a span. Drops it when the queue is full. Never blocks, never raises."""
 
     def shutdown(self) -> None:
-        """Send what is queued, for two seconds at most."""
+        """Send the queued spans, for two seconds at most."""
 
 
 class TokenBucket:
@@ -116,7 +125,7 @@ class TokenBucket:
 
 
 class Tracer:
-    """Makes the spans of one process. Without a sink it makes none, and `server` still hands out trace ids."""
+    """Makes the spans of one process. Without a sink it makes none, and `server` still returns trace ids."""
 
     def __init__(
         self, sink: Sink | None, samples_per_second: float, clock: Callable[[], float] = time.monotonic
@@ -126,26 +135,27 @@ class Tracer:
         self._clock = clock
         self._buckets: dict[str, TokenBucket] = {}
 
-    def server(self, name: str, parent: Carrier) -> Span:
-        """Begin the span of one HTTP request: the root of its trace, or a child of the client's `traceparent`.
+    def server(self, name: str, parent: TraceContext) -> Span:
+        """Begin the span of one HTTP request: the root of its trace, or a child of the client's span.
 
-        `name` is method and route, `POST /orders`; without a space where there is no route. Each name is sampled on its
-        own, so that polling clients do not use up the samples of new orders. A client that did not sample its own trace
-        is followed.
+        `name` is method and route, such as `POST /orders`; a name without a space has no route. Each name has a
+        sampling limit of its own, so that polling clients do not use up the samples of new orders. If the client did
+        not sample its own trace, this request is not sampled either.
         """
-        context = parse(parent)
-        if self._sink is not None and (context is None or context.sampled) and self._sampled(name):
-            span = RecordedSpan(self._sink, name, "SERVER", context)
+        caller = parse(parent)
+        if self._sink is not None and (caller is None or caller.sampled) and self._sampled(name):
+            span = RecordedSpan(self._sink, name, "SERVER", caller)
             method, space, route = name.partition(" ")
             span.attributes = {"http.request.method": method, "http.route": route} if space else {}
             return span
-        trace_id = context.trace_id if context else f"{_random_bits(128):032x}"
-        return Span(trace_id, (f"00-{trace_id}-{_random_bits(64):016x}-00", context.tracestate if context else None))
+        trace_id = caller.trace_id if caller else f"{_random_bits(128):032x}"
+        traceparent = f"00-{trace_id}-{_random_bits(64):016x}-00"
+        return Span(trace_id, TraceContext(traceparent, caller.tracestate if caller else None))
 
-    def process(  # noqa: PLR0917 - a record has that many coordinates
-        self, topic: str, event_type: str, order_id: str, parent: Carrier, group: str, partition: int, offset: int
+    def process(  # noqa: PLR0917 - these parameters identify a record
+        self, topic: str, event_type: str, order_id: str, parent: TraceContext, group: str, partition: int, offset: int
     ) -> Span | None:
-        """Begin the span of one record that `group` works on; None where its trace is not recorded."""
+        """Begin the span of one record that `group` processes. Return None if its trace is not recorded."""
         span = self._child(f"process {topic}", "CONSUMER", parent)
         if span is not None:
             span.attributes = _messaging("process", topic, event_type, order_id) | {
@@ -155,17 +165,17 @@ class Tracer:
             }
         return span
 
-    def publish(self, topic: str, event_type: str, order_id: str, parent: Carrier) -> Span | None:
-        """Begin the span of one event on its way to Kafka; its carrier goes into the event's headers."""
+    def publish(self, topic: str, event_type: str, order_id: str, parent: TraceContext) -> Span | None:
+        """Begin the span of one event that is sent to Kafka. The event's headers get the context of this span."""
         span = self._child(f"send {topic}", "PRODUCER", parent)
         if span is not None:
             span.attributes = _messaging("send", topic, event_type, order_id)
         return span
 
     def batch(self, name: str, started_ns: int, spans: Sequence[Span]) -> None:
-        """Record a batch that began at `started_ns` (Unix time) and ends now, linked to each of `spans`.
+        """Record a batch that began at `started_ns` (Unix time) and ends now, with a link to each of `spans`.
 
-        It belongs to many orders, so it is a trace of its own. Nothing is recorded when no span of it was.
+        A batch belongs to many orders, so it is a trace of its own. If none of `spans` is recorded, it is not either.
         """
         links = [span for span in spans if isinstance(span, RecordedSpan)]
         if self._sink is None or not links:
@@ -176,15 +186,15 @@ class Tracer:
         span.end()
 
     def shutdown(self) -> None:
-        """Send what is queued, for two seconds at most, however the collector behaves."""
+        """Send the queued spans. Takes two seconds at most, even if the collector hangs."""
         if self._sink is not None:
             self._sink.shutdown()
 
-    def _child(self, name: str, kind: Kind, parent: Carrier) -> RecordedSpan | None:
-        if self._sink is None or parent[0] is None or parent[0].endswith("00"):
+    def _child(self, name: str, kind: Kind, parent: TraceContext) -> RecordedSpan | None:
+        if self._sink is None or parent.traceparent is None or parent.traceparent.endswith("00"):
             return None
-        context = parse(parent)
-        return RecordedSpan(self._sink, name, kind, context) if context and context.sampled else None
+        caller = parse(parent)
+        return RecordedSpan(self._sink, name, kind, caller) if caller and caller.sampled else None
 
     def _sampled(self, name: str) -> bool:
         if name.endswith(UNTRACED_ROUTES):
@@ -195,9 +205,9 @@ class Tracer:
         return self._buckets[key].take()
 
 
-def parse(carrier: Carrier) -> Context | None:
-    """Read a carrier; None if its `traceparent` is missing or malformed. A malformed `tracestate` is left out."""
-    traceparent, tracestate = carrier
+def parse(context: TraceContext) -> ParentSpan | None:
+    """Parse a trace context. Return None if `traceparent` is missing or malformed. Drops a malformed `tracestate`."""
+    traceparent, tracestate = context
     match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     if match is None:
         return None
@@ -206,13 +216,13 @@ def parse(carrier: Carrier) -> Context | None:
         return None
     if tracestate and not (len(tracestate) <= TRACESTATE_MAX_CHARACTERS and _is_visible(tracestate)):
         tracestate = None
-    return Context(trace_id, span_id, bool(int(flags, 16) & 1), tracestate or None)
+    return ParentSpan(trace_id, span_id, bool(int(flags, 16) & 1), tracestate or None)
 
 
-def trace_id(carrier: Carrier) -> str | None:
-    """Return the id of the trace that a carrier continues."""
-    context = parse(carrier)
-    return context.trace_id if context else None
+def trace_id(context: TraceContext) -> str | None:
+    """Return the trace id of a trace context."""
+    parent = parse(context)
+    return parent.trace_id if parent else None
 
 
 def _is_visible(text: str) -> bool:

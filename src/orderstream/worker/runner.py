@@ -325,7 +325,7 @@ class Runner(Generic[P]):
                 detail=letter.detail[:500],
                 record=f"{record.topic}/{record.partition}@{record.offset}",
                 order_id=(record.key or b"").decode("utf-8", "replace")[:100],
-                trace_id=trace_id(record.carrier()),
+                trace_id=trace_id(record.trace_context()),
             )
         self._meters.dead_lettered(letter.record.topic for letter in letters)
 

@@ -28,7 +28,7 @@ class BatchTrace:
                 record.topic,
                 received.event.type,
                 received.order_id,
-                record.carrier(),
+                record.trace_context(),
                 group,
                 record.partition,
                 record.offset,
@@ -40,15 +40,15 @@ class BatchTrace:
         """Return the record for an event, which carries the trace of the record that caused it."""
         event = outgoing.event
         record = outgoing.cause.record
-        carrier = record.carrier()
+        context = record.trace_context()
         if parent := self._consumer_spans.get((record.topic, record.partition, record.offset)):
-            carrier = parent.carrier
+            context = parent.context
         topic = topic_of(event.type)
-        span = self._tracer.publish(topic, event.type, event.correlation_id, carrier)
+        span = self._tracer.publish(topic, event.type, event.correlation_id, context)
         if span is not None:
             self._producer_spans.append(span)
-            carrier = span.carrier
-        return Publication(topic, event.correlation_id, value, event_headers(event.type, event.id, carrier))
+            context = span.context
+        return Publication(topic, event.correlation_id, value, event_headers(event.type, event.id, context))
 
     def published(self, error: str | None = None) -> None:
         """End the producer spans: Kafka has their events, or `error` says why not all of them."""

@@ -26,7 +26,7 @@ from orderstream.api_gateway.orders.backpressure import MEASURE_SECONDS, STALE_S
 from orderstream.api_gateway.orders.writer import WAITING_LINES_MAX
 from orderstream.api_gateway.session import Session
 from orderstream.postgres.connect import Connection
-from orderstream.telemetry.tracing import Tracer
+from orderstream.telemetry.tracing import NO_TRACE, Tracer
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.conftest import Gateway, Start
 from tests.integration.api_gateway.serving import Held, read_all, run, serving, until
@@ -153,9 +153,7 @@ def test_what_is_arriving_is_bounded_in_bytes() -> None:
                     await go.wait()
                 return {"type": "http.request", **messages.pop(0)}
 
-            return Request(
-                {b"content-type": b"application/json"}, {}, receive, Tracer(None, 0).server("x", (None, None))
-            )
+            return Request({b"content-type": b"application/json"}, {}, receive, Tracer(None, 0).server("x", NO_TRACE))
 
         held = asyncio.create_task(bodies.read(request(b"x" * 10, b"y" * 10)))
         await asyncio.wait([held], timeout=0.05)
@@ -180,9 +178,7 @@ def test_a_body_in_small_pieces_takes_no_more_memory_than_a_whole_one() -> None:
         return {"type": "http.request", "body": sent.to_bytes(2, "big"), "more_body": sent < size // 2}
 
     async def scenario() -> None:
-        request = Request(
-            {b"content-type": b"application/json"}, {}, receive, Tracer(None, 0).server("x", (None, None))
-        )
+        request = Request({b"content-type": b"application/json"}, {}, receive, Tracer(None, 0).server("x", NO_TRACE))
         tracemalloc.start()
         try:
             body = await BodyReader().read(request)

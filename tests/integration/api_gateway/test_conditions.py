@@ -12,6 +12,7 @@ from orderstream.api_gateway.orders.reader import OrderDocument
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
 from orderstream.postgres.connect import Connection
+from orderstream.telemetry.tracing import NO_TRACE
 from tests.integration.api_gateway.conftest import Gateway
 from tests.integration.api_gateway.proxy import proxy
 from tests.integration.api_gateway.test_cancel import move, row, told
@@ -142,8 +143,8 @@ def test_a_cancel_whose_commit_got_no_answer_is_not_refused_for_its_own_change(
 ) -> None:
     order_id = UNKNOWN.removeprefix("/orders/")
     connection.execute("INSERT INTO orders (id, user_id, amount, currency) VALUES (%s, 'u', 1, 'USD')", (order_id,))
-    own = Cancellation(order_id, (None, None), Condition(if_match=(b'"1"',)))
-    late = Cancellation(order_id, (None, None), Condition(if_match=(b'"1"', b'"7"')))
+    own = Cancellation(order_id, NO_TRACE, Condition(if_match=(b'"1"',)))
+    late = Cancellation(order_id, NO_TRACE, Condition(if_match=(b'"1"', b'"7"')))
 
     async def scenario() -> tuple[OrderDocument | None, BaseException]:
         cache = AsyncCache(servers.redis_url, 1)
@@ -152,7 +153,7 @@ def test_a_cancel_whose_commit_got_no_answer_is_not_refused_for_its_own_change(
             Session(between.url, "cancels") as session,
             Canceller(session, cache, waiting_limit=10) as canceller,
         ):
-            assert await canceller.cancel(Cancellation("x", (None, None))) is None
+            assert await canceller.cancel(Cancellation("x", NO_TRACE)) is None
             between.lose_answer_to = b"COMMIT"
             reading = await canceller.cancel(own)
             (refused,) = await asyncio.gather(canceller.cancel(late), return_exceptions=True)

@@ -122,7 +122,7 @@ def test_one_key_in_two_gateways_at_once_is_one_order(start: Start, connection: 
 
 def keyed(number: int, key: str, digest: bytes = b"same", **changes: Any) -> NewOrder:
     plain = new(number, **changes)
-    return NewOrder(plain.created, plain.carrier, IdempotencyKey(key, digest))
+    return NewOrder(plain.created, plain.trace_context, IdempotencyKey(key, digest))
 
 
 def test_one_key_twice_in_one_group(postgres_url: str, connection: Connection) -> None:

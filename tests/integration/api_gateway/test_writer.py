@@ -14,6 +14,7 @@ from orderstream.api_gateway.orders.writer import NewOrder, RefusedError, Stored
 from orderstream.api_gateway.session import Session
 from orderstream.domain.events import Item, OrderCreated
 from orderstream.postgres.connect import Connection
+from orderstream.telemetry.tracing import TraceContext
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.conftest import elapsed
 from tests.integration.api_gateway.proxy import proxy
@@ -30,7 +31,7 @@ def new(number: int, **changes: Any) -> NewOrder:
         "currency": "USD",
         **changes,
     }
-    return NewOrder(OrderCreated(**fields), ("00-" + "1" * 32 + "-" + "2" * 16 + "-01", None))
+    return NewOrder(OrderCreated(**fields), TraceContext("00-" + "1" * 32 + "-" + "2" * 16 + "-01", None))
 
 
 class CountingSession(Session):

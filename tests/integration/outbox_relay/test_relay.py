@@ -19,6 +19,7 @@ from orderstream.postgres.outbox import SQL, OutboxRow, append
 from orderstream.process import readiness
 from orderstream.settings import Settings
 from orderstream.telemetry.setup import start
+from orderstream.telemetry.tracing import TraceContext
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running
 from tests.support.samples import AT, order_updated
@@ -36,7 +37,7 @@ def _events(number: int) -> list[Event[Payload]]:
 
 def _append(connection: Connection, events: Sequence[Event[Payload]]) -> None:
     with connection.transaction():
-        append(connection, [OutboxRow(event, TRACEPARENT, "a=b") for event in events])
+        append(connection, [OutboxRow(event, TraceContext(TRACEPARENT, "a=b")) for event in events])
 
 
 def _waiting(connection: Connection) -> int:

@@ -9,14 +9,14 @@ import pytest
 from orderstream.settings import Settings
 from orderstream.telemetry import otlp
 from orderstream.telemetry.setup import start
-from orderstream.telemetry.tracing import Carrier, Tracer
+from orderstream.telemetry.tracing import NO_TRACE, TraceContext, Tracer
 from tests.support import collector
 from tests.support.collector import Behaviour, Collector, roots
 
 GRACE_SECONDS = 1.0
 """What a busy machine may add to a limit."""
 
-CLIENT: Carrier = ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "vendor=1,other=2")
+CLIENT: TraceContext = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "vendor=1,other=2")
 
 
 @pytest.fixture
@@ -30,19 +30,19 @@ def tracing_to(endpoint: str, service: str, **settings: str) -> Tracer:
     return start(service, Settings.model_validate(given))
 
 
-def follow_one_order(tracers: dict[str, Tracer], client: Carrier) -> str:
+def follow_one_order(tracers: dict[str, Tracer], client: TraceContext) -> str:
     """Make the spans that one order leaves in three processes, and return its trace id."""
     request = tracers["api-gateway"].server("POST /orders", client)
     request.set({"order.id": "o-1", "http.response.status_code": 201})
     request.end()
-    sent = tracers["outbox-relay"].publish("order.created.v1", "order.created", "o-1", request.carrier)
+    sent = tracers["outbox-relay"].publish("order.created.v1", "order.created", "o-1", request.context)
     assert sent is not None
     sent.end()
     worker = tracers["payment-worker"]
     began_ns = time.time_ns()
-    taken = worker.process("order.created.v1", "order.created", "o-1", sent.carrier, "payment-worker", 3, 42)
+    taken = worker.process("order.created.v1", "order.created", "o-1", sent.context, "payment-worker", 3, 42)
     assert taken is not None
-    result = worker.publish("payment.authorized.v1", "payment.authorized", "o-1", taken.carrier)
+    result = worker.publish("payment.authorized.v1", "payment.authorized", "o-1", taken.context)
     assert result is not None
     result.end(error="NOT_ENOUGH_REPLICAS")
     taken.end()
@@ -52,8 +52,8 @@ def follow_one_order(tracers: dict[str, Tracer], client: Carrier) -> str:
     return request.trace_id
 
 
-@pytest.mark.parametrize("client", [(None, None), CLIENT])
-def test_an_order_arrives_as_one_tree_over_all_services(answering: Collector, client: Carrier) -> None:
+@pytest.mark.parametrize("client", [NO_TRACE, CLIENT])
+def test_an_order_arrives_as_one_tree_over_all_services(answering: Collector, client: TraceContext) -> None:
     names = ("api-gateway", "outbox-relay", "payment-worker")
     trace_id = follow_one_order({name: tracing_to(answering.endpoint, name) for name in names}, client)
     spans = answering.wait_for(lambda spans: len(spans) == 5, 5, "four spans of the order and one of the batch")
@@ -86,14 +86,14 @@ def test_an_order_arrives_as_one_tree_over_all_services(answering: Collector, cl
 
 def test_spans_arrive_without_a_shutdown(answering: Collector) -> None:
     tracer = tracing_to(answering.endpoint, "api-gateway")
-    tracer.server("POST /orders", (None, None)).end()
+    tracer.server("POST /orders", NO_TRACE).end()
     answering.wait_for(lambda spans: len(spans) == 1, 5, "the queue is sent every second")
     tracer.shutdown()
 
 
 def test_the_service_name_can_be_given(answering: Collector) -> None:
     tracer = tracing_to(f"{answering.endpoint}/base/", "api-gateway", otel_service_name="shop")
-    tracer.server("POST /orders", (None, None)).end()
+    tracer.server("POST /orders", NO_TRACE).end()
     tracer.shutdown()
     assert [span.service for span in answering.spans] == ["shop"]
     assert answering.requests == ["/base/v1/traces"]

@@ -49,7 +49,7 @@ def _sessions(connection: Connection, name: str) -> list[int]:
 def _append(connection: Connection) -> str:
     event = created(str(uuid4()))
     with connection.transaction():
-        append(connection, [OutboxRow(event, None, None)])
+        append(connection, [OutboxRow(event)])
     return event.correlation_id
 
 

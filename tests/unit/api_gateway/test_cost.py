@@ -14,7 +14,7 @@ from orderstream.api_gateway.http.conditions import read_condition
 from orderstream.api_gateway.http.request_body import BODY_MAX_BYTES, _is_encoded, _is_json
 from orderstream.api_gateway.orders.parsing import InvalidOrderError, read_order
 from orderstream.api_gateway.orders.waiters import preferred_wait
-from orderstream.telemetry.tracing import parse
+from orderstream.telemetry.tracing import TraceContext, parse
 from tests.support.bodies import many, order
 from tests.support.samples import ORDER_ID
 
@@ -155,8 +155,8 @@ FIELDS: dict[str, Callable[[bytes], object]] = {
     "prefer": preferred_wait,
     "if-match": lambda field: read_condition({b"if-match": field}),
     "if-none-match": lambda field: read_condition({b"if-none-match": field}),
-    "traceparent": lambda field: parse((field.decode("latin-1"), None)),
-    "tracestate": lambda field: parse((f"00-{'1' * 32}-{'2' * 16}-01", field.decode("latin-1"))),
+    "traceparent": lambda field: parse(TraceContext(field.decode("latin-1"), None)),
+    "tracestate": lambda field: parse(TraceContext(f"00-{'1' * 32}-{'2' * 16}-01", field.decode("latin-1"))),
 }
 UNITS = [
     *(b",", b";", b'"', b"a", b" ", b"=", b"\\", b";a", b",a", b"-00", b"a=b,"),

@@ -165,7 +165,7 @@ def test_auto_is_json_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -
     assert lines(capsys)[0]["event"] == "order_settled"
 
 
-def kept(repeats: logs.Repeats, times: int, **line: str) -> list[dict[str, Any]]:
+def kept(repeats: logs.RepeatLimit, times: int, **line: str) -> list[dict[str, Any]]:
     written = []
     for _ in range(times):
         try:
@@ -177,7 +177,7 @@ def kept(repeats: logs.Repeats, times: int, **line: str) -> list[dict[str, Any]]
 
 def test_a_warning_that_repeats_is_written_a_few_times_and_then_counted() -> None:
     clock = Clock()
-    repeats = logs.Repeats(clock)
+    repeats = logs.RepeatLimit(clock)
     assert len(kept(repeats, 1_000, level="warning", event="cache_unreachable")) == logs.REPEATS_MAX
     assert len(kept(repeats, 1_000, level="warning", event="kafka_unreachable")) == logs.REPEATS_MAX
     clock.now = logs.REPEATS_SECONDS
@@ -187,19 +187,19 @@ def test_a_warning_that_repeats_is_written_a_few_times_and_then_counted() -> Non
 
 
 def test_messages_of_a_library_are_told_apart_by_their_template() -> None:
-    repeats = logs.Repeats(Clock())
+    repeats = logs.RepeatLimit(Clock())
     assert len(kept(repeats, 100, level="error", event="otel", template="Failed %s")) == logs.REPEATS_MAX
     (line,) = kept(repeats, 1, level="error", event="otel", template="Queue full")
     assert "template" not in line
 
 
 def test_what_is_not_a_warning_is_always_written() -> None:
-    assert len(kept(logs.Repeats(Clock()), 1_000, level="info", event="started", template="x")) == 1_000
+    assert len(kept(logs.RepeatLimit(Clock()), 1_000, level="info", event="started", template="x")) == 1_000
 
 
 def test_the_names_remembered_are_bounded() -> None:
     clock = Clock()
-    repeats = logs.Repeats(clock)
+    repeats = logs.RepeatLimit(clock)
     for number in range(3 * logs.NAMES_MAX):
         assert kept(repeats, 1, level="warning", event=f"event_{number}")
     assert len(repeats._written) <= logs.NAMES_MAX

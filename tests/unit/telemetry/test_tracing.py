@@ -11,19 +11,19 @@ from orderstream.telemetry.setup import start
 from orderstream.telemetry.tracing import (
     BUCKETS_MAX,
     ERROR_MAX_CHARACTERS,
-    Carrier,
+    NO_TRACE,
     RecordedSpan,
     Span,
     TokenBucket,
+    TraceContext,
     Tracer,
     parse,
 )
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
-SAMPLED: Carrier = (f"00-{TRACE}-{PARENT}-01", "vendor=1")
-UNSAMPLED: Carrier = (f"00-{TRACE}-{PARENT}-00", "vendor=1")
-NOBODY: Carrier = (None, None)
+SAMPLED: TraceContext = TraceContext(f"00-{TRACE}-{PARENT}-01", "vendor=1")
+UNSAMPLED: TraceContext = TraceContext(f"00-{TRACE}-{PARENT}-00", "vendor=1")
 
 
 class Kept:
@@ -70,9 +70,9 @@ def recorded(span: Span | None) -> RecordedSpan:
 
 def test_a_request_without_a_collector_has_a_trace_id_of_its_own() -> None:
     tracer = start("api-gateway", load())
-    one, two = tracer.server("POST /orders", NOBODY), tracer.server("POST /orders", NOBODY)
+    one, two = tracer.server("POST /orders", NO_TRACE), tracer.server("POST /orders", NO_TRACE)
     for span in (one, two):
-        traceparent, tracestate = span.carrier
+        traceparent, tracestate = span.context
         assert traceparent is not None
         assert re.fullmatch(rf"00-{span.trace_id}-[0-9a-f]{{16}}-00", traceparent)
         assert tracestate is None
@@ -84,10 +84,10 @@ def test_a_request_without_a_collector_has_a_trace_id_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("parent", [SAMPLED, UNSAMPLED])
-def test_a_request_without_a_collector_continues_the_clients_trace_unsampled(parent: Carrier) -> None:
+def test_a_request_without_a_collector_continues_the_clients_trace_unsampled(parent: TraceContext) -> None:
     span = start("api-gateway", load()).server("POST /orders", parent)
     assert span.trace_id == TRACE
-    context = parse(span.carrier)
+    context = parse(span.context)
     assert context is not None
     assert (context.trace_id, context.sampled, context.tracestate) == (TRACE, False, "vendor=1")
     assert context.span_id != PARENT
@@ -110,14 +110,14 @@ def test_without_a_collector_no_other_span_is_made() -> None:
 
 
 def test_a_sampled_request_is_the_root_of_its_trace(tracer: Tracer, kept: Kept) -> None:
-    span = recorded(tracer.server("GET /orders/{id}", NOBODY))
+    span = recorded(tracer.server("GET /orders/{id}", NO_TRACE))
     span.set({"http.response.status_code": 200})
     span.end()
     span.end(error="too late")
     assert kept.spans == [span]
     assert span.parent is None
     assert span.kind == "SERVER"
-    assert span.carrier == (f"00-{span.trace_id}-{span.span_id}-01", None)
+    assert span.context == (f"00-{span.trace_id}-{span.span_id}-01", None)
     assert span.error is None
     assert 0 < span.started_ns <= span.ended_ns
     assert span.attributes == {
@@ -128,19 +128,19 @@ def test_a_sampled_request_is_the_root_of_its_trace(tracer: Tracer, kept: Kept) 
 
 
 def test_a_request_that_matches_no_route_has_no_route(tracer: Tracer) -> None:
-    assert recorded(tracer.server("unknown", NOBODY)).attributes == {}
+    assert recorded(tracer.server("unknown", NO_TRACE)).attributes == {}
 
 
 @pytest.mark.parametrize("name", ["GET /livez", "GET /readyz", "HEAD /readyz", "GET /metrics"])
 def test_probes_are_not_traced(tracer: Tracer, name: str) -> None:
-    assert not isinstance(tracer.server(name, NOBODY), RecordedSpan)
+    assert not isinstance(tracer.server(name, NO_TRACE), RecordedSpan)
 
 
 def test_a_sampled_clients_trace_is_continued(tracer: Tracer) -> None:
     span = recorded(tracer.server("POST /orders", SAMPLED))
     assert span.parent is not None
     assert (span.trace_id, span.parent.span_id) == (TRACE, PARENT)
-    assert span.carrier == (f"00-{TRACE}-{span.span_id}-01", "vendor=1")
+    assert span.context == (f"00-{TRACE}-{span.span_id}-01", "vendor=1")
 
 
 def test_a_client_that_did_not_sample_is_followed(tracer: Tracer) -> None:
@@ -168,26 +168,26 @@ def test_a_client_that_did_not_sample_is_followed(tracer: Tracer) -> None:
     ],
 )
 def test_a_malformed_traceparent_begins_a_new_trace(tracer: Tracer, traceparent: str) -> None:
-    span = tracer.server("POST /orders", (traceparent, "vendor=1"))
+    span = tracer.server("POST /orders", TraceContext(traceparent, "vendor=1"))
     assert span.trace_id != TRACE
-    assert span.carrier[1] is None
-    assert tracer.publish("t", "e", "o", (traceparent, None)) is None
+    assert span.context.tracestate is None
+    assert tracer.publish("t", "e", "o", TraceContext(traceparent, None)) is None
 
 
 def test_a_traceparent_of_a_later_version_is_read_as_far_as_it_is_known(tracer: Tracer) -> None:
-    assert tracer.server("POST /orders", (f"01-{TRACE}-{PARENT}-01-more", None)).trace_id == TRACE
+    assert tracer.server("POST /orders", TraceContext(f"01-{TRACE}-{PARENT}-01-more", None)).trace_id == TRACE
 
 
 @pytest.mark.parametrize("tracestate", ["x" * 513, "a=\x00", "a=é", "a=1\r\nb=2"])
 def test_a_tracestate_that_could_do_harm_is_left_out(tracer: Tracer, tracestate: str) -> None:
-    assert tracer.server("POST /orders", (SAMPLED[0], tracestate)).carrier[1] is None
+    assert tracer.server("POST /orders", TraceContext(SAMPLED.traceparent, tracestate)).context.tracestate is None
 
 
 def test_an_order_is_one_trace_from_parent_to_child(tracer: Tracer) -> None:
-    request = recorded(tracer.server("POST /orders", NOBODY))
-    sent = recorded(tracer.publish("order.created.v1", "order.created", "o-1", request.carrier))
-    taken = recorded(tracer.process("order.created.v1", "order.created", "o-1", sent.carrier, "payment-worker", 3, 0))
-    answered = recorded(tracer.publish("payment.authorized.v1", "payment.authorized", "o-1", taken.carrier))
+    request = recorded(tracer.server("POST /orders", NO_TRACE))
+    sent = recorded(tracer.publish("order.created.v1", "order.created", "o-1", request.context))
+    taken = recorded(tracer.process("order.created.v1", "order.created", "o-1", sent.context, "payment-worker", 3, 0))
+    answered = recorded(tracer.publish("payment.authorized.v1", "payment.authorized", "o-1", taken.context))
     for parent, child in ((request, sent), (sent, taken), (taken, answered)):
         assert child.parent is not None
         assert (child.trace_id, child.parent.span_id) == (request.trace_id, parent.span_id)
@@ -208,8 +208,8 @@ def test_an_order_is_one_trace_from_parent_to_child(tracer: Tracer) -> None:
     }
 
 
-@pytest.mark.parametrize("parent", [NOBODY, UNSAMPLED, (f"00-{TRACE}-{PARENT}-02", None)])
-def test_what_was_not_sampled_at_the_gateway_is_not_recorded_later(tracer: Tracer, parent: Carrier) -> None:
+@pytest.mark.parametrize("parent", [NO_TRACE, UNSAMPLED, TraceContext(f"00-{TRACE}-{PARENT}-02", None)])
+def test_what_was_not_sampled_at_the_gateway_is_not_recorded_later(tracer: Tracer, parent: TraceContext) -> None:
     assert tracer.process("order.created.v1", "order.created", "o-1", parent, "payment-worker", 0, 1) is None
     assert tracer.publish("order.created.v1", "order.created", "o-1", parent) is None
 
@@ -243,7 +243,7 @@ def test_traces_are_limited_a_second_and_a_route(kept: Kept) -> None:
     tracer = Tracer(kept, 2, clock)
 
     def sampled(name: str, times: int) -> int:
-        return sum(isinstance(tracer.server(name, NOBODY), RecordedSpan) for _ in range(times))
+        return sum(isinstance(tracer.server(name, NO_TRACE), RecordedSpan) for _ in range(times))
 
     assert sampled("GET /orders/{id}", 100) == 2
     assert sampled("POST /orders", 100) == 2
@@ -262,7 +262,7 @@ def test_the_limit_holds_for_clients_that_sample_everything(kept: Kept) -> None:
 
 def test_names_beyond_a_bound_share_one_bucket(kept: Kept) -> None:
     tracer = Tracer(kept, 1, Clock())
-    spans = [tracer.server(f"GET /{number}", NOBODY) for number in range(BUCKETS_MAX + 50)]
+    spans = [tracer.server(f"GET /{number}", NO_TRACE) for number in range(BUCKETS_MAX + 50)]
     assert sum(isinstance(span, RecordedSpan) for span in spans) == BUCKETS_MAX + 1
 
 

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.problems import Problem
 from orderstream.telemetry import logs, metrics
-from orderstream.telemetry.tracing import Span, Tracer
+from orderstream.telemetry.tracing import Span, TraceContext, Tracer
 
 TRACESTATE_MAX_BYTES = 512
 """W3C Trace Context (3.3.1.5) demands no more."""
@@ -64,14 +64,14 @@ class Endpoint:
         started = time.perf_counter()
         headers = _by_name(scope["headers"])
         name = self._names.get(scope["method"], self._route)
-        span = self._tracer.server(name, _carrier(headers))
+        span = self._tracer.server(name, _trace_context(headers))
         reply = await self._reply(Request(headers, scope.get("path_params", {}), receive, span), scope["method"])
         if reply is None:
             span.end("client disconnected")
             return
         if reply.status != _NOT_MODIFIED:
             reply.headers.append((b"content-length", str(len(reply.body)).encode()))
-        reply.headers.append((b"traceresponse", (span.carrier[0] or "").encode()))
+        reply.headers.append((b"traceresponse", (span.context.traceparent or "").encode()))
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": reply.body})
         span.set({"http.response.status_code": reply.status})
@@ -123,10 +123,12 @@ def _by_name(fields: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
     return {name: b", ".join(lines) for name, lines in values.items()}
 
 
-def _carrier(headers: RequestHeaders) -> tuple[str | None, str | None]:
+def _trace_context(headers: RequestHeaders) -> TraceContext:
     """Return traceparent and tracestate. They are stored with the order, so a long tracestate is dropped."""
     state = _text(headers, b"tracestate")
-    return _text(headers, b"traceparent"), None if state is None or len(state) > TRACESTATE_MAX_BYTES else state
+    if state is not None and len(state) > TRACESTATE_MAX_BYTES:
+        state = None
+    return TraceContext(_text(headers, b"traceparent"), state)
 
 
 def _text(headers: RequestHeaders, name: bytes) -> str | None:

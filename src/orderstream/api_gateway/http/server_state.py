@@ -15,7 +15,7 @@ from orderstream.api_gateway.http.problems import Headers, Problem
 from orderstream.api_gateway.http.request_head import Fields, Head
 from orderstream.api_gateway.http.response import Clock
 from orderstream.telemetry import metrics
-from orderstream.telemetry.tracing import Tracer
+from orderstream.telemetry.tracing import NO_TRACE, Tracer
 
 READ_MAX_BYTES = 32 * 1024
 REQUESTS_MAX_BYTES = 64 << 20
@@ -147,13 +147,13 @@ class Shared:
     def reply(self, problem: Problem) -> tuple[int, Headers, bytes]:
         """Return the answer of the server itself, with a trace of its own, and count it."""
         metrics.HTTP_REQUESTS.labels(_REFUSED, str(problem.status)).inc()
-        span = self._tracer.server(_REFUSED, (None, None))
+        span = self._tracer.server(_REFUSED, NO_TRACE)
         span.end(problem.name)
         body = problem.body(span.trace_id)
         headers = [
             (b"content-type", problems.CONTENT_TYPE),
             (b"content-length", str(len(body)).encode()),
-            (b"traceresponse", (span.carrier[0] or "").encode()),
+            (b"traceresponse", (span.context.traceparent or "").encode()),
             *problem.headers,
         ]
         return problem.status, headers, body

@@ -24,7 +24,7 @@ from orderstream.postgres.connect import AsyncConnection
 from orderstream.postgres.orders import SQL, changes, locked
 from orderstream.postgres.outbox import OutboxRow
 from orderstream.telemetry import logs
-from orderstream.telemetry.tracing import Carrier
+from orderstream.telemetry.tracing import TraceContext
 
 BATCH_LIMIT = 50
 """Orders cancelled in one transaction. Their rows stay locked until the last one is written."""
@@ -38,7 +38,7 @@ class Cancellation(Struct):
     """
 
     order_id: str
-    carrier: Carrier
+    trace_context: TraceContext
     condition: Condition = NO_CONDITION
     was_allowed: bool = False
 
@@ -113,7 +113,7 @@ class Canceller:
         cursor = await tx.execute(SQL["lock_orders"], {"ids": ids})
         before, now = locked(await cursor.fetchall())
         after: dict[str, Order] = {}
-        carriers: dict[str, Carrier] = {}
+        contexts: dict[str, TraceContext] = {}
         refusals: dict[str, Refusal] = {}
         for cancellation in cancellations:
             order_id = cancellation.order_id
@@ -128,20 +128,20 @@ class Canceller:
             else:
                 cancellation.was_allowed = True
                 after[order_id] = order.with_state(state, now, abort=True)
-                carriers.setdefault(order_id, cancellation.carrier)
+                contexts.setdefault(order_id, cancellation.trace_context)
         changed = [order for order in after.values() if order is not before[order.order_id]]
         await self._cache.bar([order.order_id for order in changed if settled(before[order.order_id].state.status)])
-        await _write(tx, changed, carriers)
+        await _write(tx, changed, contexts)
         return refusals, await read_documents(tx, list(after))
 
 
-async def _write(tx: AsyncConnection, orders: Sequence[Order], carriers: Mapping[str, Carrier]) -> None:
+async def _write(tx: AsyncConnection, orders: Sequence[Order], contexts: Mapping[str, TraceContext]) -> None:
     """Write cancelled orders, append their events to the outbox, and wake the relay."""
     if not orders:
         return
     await tx.execute(SQL["update_orders"], changes(orders))
     rows = [
-        OutboxRow(event(order), *carriers[order.order_id])
+        OutboxRow(event(order), contexts[order.order_id])
         for order in orders
         for event in (order_updated, order_aborted)
     ]

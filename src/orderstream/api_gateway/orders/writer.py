@@ -29,7 +29,7 @@ from orderstream.postgres import outbox
 from orderstream.postgres.faults import is_bad_value, is_fatal, is_unknown
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
-from orderstream.telemetry.tracing import Carrier
+from orderstream.telemetry.tracing import TraceContext
 
 GROUP_LINES_MAX = 2_000
 """Order lines in one group. The limit keeps a group of large orders within Postgres's time budget."""
@@ -47,7 +47,7 @@ class NewOrder(Struct, frozen=True):
     """An order to commit. Postgres sets its created_at, which is also the occurredAt of its event."""
 
     created: OrderCreated
-    carrier: Carrier
+    trace_context: TraceContext
     key: IdempotencyKey | None = None
 
 
@@ -251,7 +251,7 @@ def _incoming_order(order: NewOrder) -> _IncomingOrder:
     event = events.build(created, _NO_TIME)
     # The envelope precedes the payload, so the first match is occurredAt and never a value of the client.
     before_time, _, after_time = _encode(event).decode().partition(_NO_TIME_JSON)
-    traceparent, tracestate = order.carrier
+    traceparent, tracestate = order.trace_context
     return _IncomingOrder(
         id=created.order_id,
         user_id=created.user_id,
