@@ -4,7 +4,7 @@ An event is a fact about one order. Ids are derived from order and type, and `oc
 decision, so whoever repeats an event repeats it exactly (P7).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha1
@@ -224,7 +224,7 @@ def order_aborted(order: Order) -> Event[Payload]:
     return build(payload, order.aborted_at)
 
 
-def stock_lines(lines: dict[str, int]) -> tuple[StockLine, ...]:
+def stock_lines(lines: Mapping[str, int]) -> tuple[StockLine, ...]:
     """Turn SKU -> quantity into the lines of an event, in the order of the SKUs."""
     return tuple(StockLine(sku=sku, qty=qty) for sku, qty in sorted(lines.items()))
 

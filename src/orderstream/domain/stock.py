@@ -1,53 +1,99 @@
-"""Stock allocation: an order gets all its lines or none, and no SKU is ever promised twice (P3)."""
+"""Stock as pure functions: an order gets all its lines or none, and no unit is promised twice (P3).
+
+A reservation is one row for one order. The functions `on_...` are the rows of the table in docs/architecture.md.
+"""
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Literal
+from typing import Literal, TypeGuard, assert_never, get_args, overload
 
 from msgspec import Struct
+
+from orderstream.domain.order import AnyReason, StockFact
+
+ReservationState = Literal["RESERVED", "FAILED", "RELEASED"]
+STATES: tuple[ReservationState, ...] = get_args(ReservationState)
 
 Lines = Mapping[str, int]
 """SKU -> quantity of one order."""
 
 
-class Reserved(Struct, frozen=True):
-    """All lines are held."""
+class Reservation(Struct, frozen=True):
+    """The outcome for one order.
 
-
-class Refused(Struct, frozen=True):
-    """No line is held; `skus` are those that were unknown or short."""
-
-    reason: Literal["OUT_OF_STOCK", "UNKNOWN_SKU"]
-    skus: tuple[str, ...]
-
-
-Allocation = Reserved | Refused
-
-
-def allocate(available: MutableMapping[str, int], lines: Lines) -> Allocation:
-    """Take `lines` out of `available` (SKU -> units) if every line fits; otherwise leave it as it is.
-
-    An unknown SKU weighs more than a short one: no restocking would help such an order.
+    A RESERVED reservation holds `lines`. A RELEASED one has given them back. `skus` were unknown or short.
     """
-    unknown = tuple(sku for sku in lines if sku not in available)
-    if unknown:
-        return Refused("UNKNOWN_SKU", unknown)
-    short = tuple(sku for sku, quantity in lines.items() if available[sku] < quantity)
-    if short:
-        return Refused("OUT_OF_STOCK", short)
+
+    state: ReservationState
+    lines: Lines
+    reason: AnyReason | None = None
+    skus: tuple[str, ...] = ()
+
+
+def is_known(state: str) -> TypeGuard[ReservationState]:
+    """Say whether this version knows a state. A state that a newer version has added is left to that version."""
+    return state in STATES
+
+
+def on_authorized(available: MutableMapping[str, int], lines: Lines) -> Reservation:
+    """Reserve the lines of a paid order. If every line fits, take them out of `available` (SKU -> units).
+
+    If a line does not fit, `available` stays. An unknown SKU is named before a short one: no restocking would help.
+    """
+    if unknown := tuple(sku for sku in lines if sku not in available):
+        return Reservation("FAILED", {}, "UNKNOWN_SKU", unknown)
+    if short := tuple(sku for sku, quantity in lines.items() if available[sku] < quantity):
+        return Reservation("FAILED", {}, "OUT_OF_STOCK", short)
     for sku, quantity in lines.items():
         available[sku] -= quantity
-    return Reserved()
+    return Reservation("RESERVED", lines)
+
+
+@overload
+def on_aborted(state: None, lines: Lines, reason: AnyReason | None) -> Reservation: ...
+
+
+@overload
+def on_aborted(state: ReservationState, lines: Lines, reason: AnyReason | None) -> Reservation | None: ...
+
+
+def on_aborted(state: ReservationState | None, lines: Lines, reason: AnyReason | None) -> Reservation | None:
+    """Return the reservation after the abort of its order; None if it is released already.
+
+    `state` is None if there is no reservation yet. The order is then released without lines, so that none is made.
+    """
+    match state:
+        case "RESERVED":
+            return Reservation("RELEASED", lines, reason)
+        case None | "FAILED":
+            return Reservation("RELEASED", {}, reason)
+        case "RELEASED":
+            return None
+        case _:
+            assert_never(state)
+
+
+def fact_of(state: ReservationState) -> StockFact:
+    """Return what an order knows of its stock."""
+    match state:
+        case "RESERVED":
+            return "reserved"
+        case "FAILED":
+            return "failed"
+        case "RELEASED":
+            return "released"
+        case _:
+            assert_never(state)
 
 
 def give_back(available: MutableMapping[str, int], lines: Lines) -> None:
-    """Put the lines of a released order back; a SKU that is not known any more is left out."""
+    """Add the lines of a released order to `available`. A SKU that no longer exists is left out."""
     for sku, quantity in lines.items():
         if sku in available:
             available[sku] += quantity
 
 
 def net(reserved: Sequence[Lines], released: Sequence[Lines]) -> dict[str, int]:
-    """Return by how much the reservations of each SKU grow, below zero if they shrink; SKUs that stay are left out."""
+    """Return the change of the reserved units of each SKU. SKUs that do not change are left out."""
     sums: dict[str, int] = {}
     for sign, orders in ((1, reserved), (-1, released)):
         for lines in orders:

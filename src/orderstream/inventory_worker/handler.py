@@ -1,11 +1,11 @@
 """Reserves all lines of a paid order or none, and gives them back when the order is aborted (P3).
 
-One row in `reservations` is the decision for an order, for as long as the order is kept; whatever comes again is
-answered from it (P7). An event is believed only as far as `payments` or `orders` say the same, and the lines are those
-of `order_items`: anyone with access to a topic can write an event.
+Each order has at most one row in `reservations`, for as long as the order is kept. A repeated record is answered from
+that row (P7). The handler acts on an event only if `payments` or `orders` confirm it, and reads the lines from
+`order_items`, because anyone with access to a topic can write an event.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from typing import assert_never
 
@@ -24,7 +24,7 @@ from orderstream.domain.events import (
     topic_of,
 )
 from orderstream.domain.order import AnyReason
-from orderstream.domain.stock import Lines, Refused, Reserved, allocate, give_back, net
+from orderstream.domain.stock import Lines, Reservation, give_back, is_known, net, on_aborted, on_authorized
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
@@ -33,32 +33,30 @@ from orderstream.worker.handler import Decision, Outgoing, RepeatBatchError, Tim
 from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
 SQL = load("orderstream.inventory_worker")
-DECIDED = ("RESERVED", "FAILED")
-"""States that an abort turns into RELEASED. A state that a newer version has added is left to that version."""
-
 _encode = msgspec.json.Encoder().encode
 _decode_lines = msgspec.json.Decoder(dict[str, int]).decode
 
 
 class _Row(Struct, frozen=True):
-    """A row of `reservations`."""
+    """A recorded reservation: the columns of `reservations_of`."""
 
+    order_id: str
     state: str
-    lines: dict[str, int]
+    lines: Lines
     reason: AnyReason | None
-    skus: tuple[str, ...]
+    skus: Sequence[str] | None
     decided_at: datetime
 
 
 class _Payment(Struct, frozen=True):
-    """A row of `payments`, with the lines of its order."""
+    """The state of a payment, and the lines of its order."""
 
     state: str
-    lines: dict[str, int]
+    lines: Lines
 
 
-class _New(Struct, frozen=True):
-    """A decision about to be recorded."""
+class _NewReservation(Struct, frozen=True):
+    """A row for `insert_reservations`."""
 
     order_id: str
     state: str
@@ -76,10 +74,10 @@ class InventoryHandler:
     timers: Sequence[Timer] = ()
 
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
-        """Nothing to do outside the transaction."""
+        """Do nothing: this service calls no other system."""
 
     def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> Decision:
-        """Reserve, refuse or release, each order once, and answer every record from what is then recorded.
+        """Reserve, refuse or release, each order once, and answer every record from the recorded reservation.
 
         An order whose abort is in the batch is not reserved. Records that the tables refute are rejected.
         Raises RepeatBatchError.
@@ -89,89 +87,62 @@ class InventoryHandler:
         aborts = {key: abort.reason for key, abort in aborts_of(tx, aborted).items() if abort.aborted}
         payments = self._payments(tx, [key for key in authorized if key not in rows and key not in aborts])
         wants = {key: payment.lines for key, payment in payments.items() if payment.state == "AUTHORIZED"}
-        decided = {key: reason for key, reason in aborts.items() if key in rows and rows[key].state in DECIDED}
-        held = [rows[key].lines for key in decided if rows[key].state == "RESERVED"]
-        tombstones = [_New(key, "RELEASED", {}, reason) for key, reason in aborts.items() if key not in rows]
+        releases, tombstones = _released(rows, aborts)
+        held = [release.lines for release in releases.values()]
         available = self._lock_stock(tx, [*held, *wants.values()])
         for lines in held:
             give_back(available, lines)
-        self._release(tx, rows, decided)
-        reserved = self._reserve(tx, rows, wants, tombstones, available)
+        self._release(tx, rows, releases)
+        # In the order of arrival, against one running stock.
+        reservations = {order_id: on_authorized(available, lines) for order_id, lines in wants.items()}
+        self._insert(tx, rows, tombstones | reservations)
+        reserved = [reservation.lines for reservation in reservations.values() if reservation.state == "RESERVED"]
         self._move(tx, net(reserved, held))
-        believed, refuted = _part(batch, aborts.keys(), rows.keys() | payments.keys())
-        answers = (
-            (_event(received.order_id, rows[received.order_id]), received)
-            for received in believed
-            if received.order_id in rows
-        )
-        return Decision(
-            [Outgoing(event, received) for event, received in answers if event], reject_unconfirmed(tx, refuted)
-        )
+        return _answered(tx, batch, rows, aborts.keys(), rows.keys() | payments.keys())
 
     @staticmethod
     def _payments(tx: Connection, ids: list[str]) -> dict[str, _Payment]:
-        """Return the payments of orders that are paid, or were; in the order of `ids`."""
-        found = tx.execute(SQL["payments_with_lines"], {"ids": ids}).fetchall() if ids else []
+        """Return the payments that are authorized, or were, in the order of `ids`."""
+        found = tx.execute(SQL["payments_with_lines"], {"ids": ids}) if ids else ()
         payments = {order_id: _Payment(state, _decode_lines(lines)) for order_id, state, lines in found}
         return {order_id: payments[order_id] for order_id in ids if order_id in payments}
 
-    def _recorded(self, tx: Connection, ids: list[str]) -> dict[str, _Row]:
-        found = tx.execute(SQL["reservations_of"], {"ids": ids}).fetchall()
+    @staticmethod
+    def _recorded(tx: Connection, ids: list[str]) -> dict[str, _Row]:
         return {
-            order_id: _Row(state, lines, reason, tuple(skus or ()), at)
-            for order_id, state, lines, reason, skus, at in found
+            row.order_id: row
+            for row in (_Row(*columns) for columns in tx.execute(SQL["reservations_of"], {"ids": ids}))
         }
 
     @staticmethod
     def _lock_stock(tx: Connection, orders: Sequence[Lines]) -> dict[str, int]:
-        """Lock the SKUs of these orders, all at once and in order, and return what is available of each."""
+        """Lock the SKUs of these orders, all at once and in order, and return the available units of each."""
         skus = sorted({sku for lines in orders for sku in lines})
         return dict(tx.execute(SQL["stock_of"], {"skus": skus}).fetchall()) if skus else {}
 
     @staticmethod
-    def _release(tx: Connection, rows: dict[str, _Row], reasons: dict[str, AnyReason | None]) -> None:
-        """Turn decided rows into released ones, in Postgres and in `rows`."""
-        if not reasons:
+    def _release(tx: Connection, rows: dict[str, _Row], releases: Mapping[str, Reservation]) -> None:
+        """Turn recorded reservations into released ones, in Postgres and in `rows`."""
+        if not releases:
             return
-        parameters = {"ids": list(reasons), "reasons": list(reasons.values())}
-        for order_id, decided_at in tx.execute(SQL["release"], parameters).fetchall():
-            row = rows[order_id]
-            lines = row.lines if row.state == "RESERVED" else {}
-            rows[order_id] = _Row("RELEASED", lines, reasons[order_id], (), decided_at)
-
-    def _reserve(
-        self,
-        tx: Connection,
-        rows: dict[str, _Row],
-        wants: dict[str, dict[str, int]],
-        tombstones: list[_New],
-        available: dict[str, int],
-    ) -> list[Lines]:
-        """Decide new orders in the order of their arrival against one running stock, and add them to `rows`.
-
-        Returns the lines of those that got them.
-        """
-        if not wants and not tombstones:
-            return []
-        new = tombstones + [self._allocate(order_id, lines, available) for order_id, lines in wants.items()]
-        new.sort(key=lambda row: row.order_id)
-        inserted = tx.execute(SQL["insert_reservations"], {"decisions": _encode(new).decode()}).fetchall()
-        recorded: dict[str, datetime] = dict(inserted)
-        if len(recorded) != len(new):
-            raise RepeatBatchError(f"{len(new) - len(recorded)} orders were decided elsewhere meanwhile")
-        for row in new:
-            rows[row.order_id] = _Row(row.state, dict(row.lines), row.reason, row.skus, recorded[row.order_id])
-        return [row.lines for row in new if row.state == "RESERVED"]
+        parameters = {"ids": list(releases), "reasons": [release.reason for release in releases.values()]}
+        for order_id, decided_at in tx.execute(SQL["release"], parameters):
+            rows[order_id] = _row(order_id, releases[order_id], decided_at)
 
     @staticmethod
-    def _allocate(order_id: str, lines: dict[str, int], available: dict[str, int]) -> _New:
-        match allocate(available, lines):
-            case Reserved():
-                return _New(order_id, "RESERVED", lines)
-            case Refused(reason, skus):
-                return _New(order_id, "FAILED", {}, reason, skus)
-            case other:
-                assert_never(other)
+    def _insert(tx: Connection, rows: dict[str, _Row], reservations: Mapping[str, Reservation]) -> None:
+        """Insert new reservations, in Postgres and in `rows`. Raises RepeatBatchError."""
+        if not reservations:
+            return
+        new = [
+            _NewReservation(order_id, reservation.state, reservation.lines, reservation.reason, reservation.skus)
+            for order_id, reservation in sorted(reservations.items())
+        ]
+        inserted = tx.execute(SQL["insert_reservations"], {"reservations": _encode(new).decode()}).fetchall()
+        if len(inserted) != len(new):
+            raise RepeatBatchError(f"{len(new) - len(inserted)} orders got a reservation elsewhere meanwhile")
+        for order_id, decided_at in inserted:
+            rows[order_id] = _row(order_id, reservations[order_id], decided_at)
 
     @staticmethod
     def _move(tx: Connection, quantities: dict[str, int]) -> None:
@@ -179,35 +150,67 @@ class InventoryHandler:
             tx.execute(SQL["move_stock"], {"skus": list(quantities), "quantities": list(quantities.values())})
 
 
+def _row(order_id: str, reservation: Reservation, decided_at: datetime) -> _Row:
+    return _Row(order_id, reservation.state, reservation.lines, reservation.reason, reservation.skus, decided_at)
+
+
+def _released(
+    rows: Mapping[str, _Row], aborts: Mapping[str, AnyReason | None]
+) -> tuple[dict[str, Reservation], dict[str, Reservation]]:
+    """Return what the aborts release: recorded reservations, and tombstones for orders that have none yet."""
+    releases: dict[str, Reservation] = {}
+    tombstones: dict[str, Reservation] = {}
+    for order_id, reason in aborts.items():
+        row = rows.get(order_id)
+        if row is None:
+            tombstones[order_id] = on_aborted(None, {}, reason)
+        elif is_known(row.state) and (release := on_aborted(row.state, row.lines, reason)):
+            releases[order_id] = release
+    return releases, tombstones
+
+
 def _sort(batch: Sequence[Received]) -> tuple[list[str], list[str]]:
-    """Return the orders that a batch says are authorized, and those that it says are aborted, each once."""
-    aborted = {received.order_id: None for received in batch if isinstance(received.event.payload, OrderAborted)}
-    authorized = {received.order_id: None for received in batch if not isinstance(received.event.payload, OrderAborted)}
+    """Return the orders of payment.authorized, and those of order.aborted, each once."""
+    authorized: dict[str, None] = {}
+    aborted: dict[str, None] = {}
+    for received in batch:
+        kind = aborted if _is_abort(received) else authorized
+        kind[received.order_id] = None
     return list(authorized), list(aborted)
 
 
-def _part(
-    batch: Sequence[Received], aborted: Container[str], paid: Container[str]
-) -> tuple[list[Received], list[Received]]:
-    """Part a batch into what the tables confirm and what they refute. An order with a reservation counts as paid."""
-    believed: list[Received] = []
-    refuted: list[Received] = []
+def _is_abort(received: Received) -> bool:
+    return isinstance(received.event.payload, OrderAborted)
+
+
+def _answered(
+    tx: Connection, batch: Sequence[Received], rows: Mapping[str, _Row], aborted: Container[str], paid: Container[str]
+) -> Decision:
+    """Answer the records that the tables confirm, and reject the others. An order with a reservation counts as paid."""
+    emit, refuted = [], []
     for received in batch:
-        confirmed_by = aborted if isinstance(received.event.payload, OrderAborted) else paid
-        (believed if received.order_id in confirmed_by else refuted).append(received)
-    return believed, refuted
+        order_id = received.order_id
+        if order_id not in (aborted if _is_abort(received) else paid):
+            refuted.append(received)
+        elif (row := rows.get(order_id)) and (event := _event(row)):
+            emit.append(Outgoing(event, received))
+    return Decision(emit, reject_unconfirmed(tx, refuted))
 
 
-def _event(order_id: str, row: _Row) -> Event[Payload] | None:
-    """Return the event of a recorded decision; None for one that only a newer version can tell of."""
+def _event(row: _Row) -> Event[Payload] | None:
+    """Return the event of a recorded reservation; None for a state of a newer version, which emits the event itself."""
+    if not is_known(row.state):
+        return None
     payload: Payload
     match row.state:
         case "RESERVED":
-            payload = InventoryReserved(order_id=order_id, items=stock_lines(row.lines))
+            payload = InventoryReserved(order_id=row.order_id, items=stock_lines(row.lines))
         case "FAILED":
-            payload = InventoryFailed(order_id=order_id, reason=row.reason or "OUT_OF_STOCK", skus=row.skus)
+            payload = InventoryFailed(
+                order_id=row.order_id, reason=row.reason or "OUT_OF_STOCK", skus=tuple(row.skus or ())
+            )
         case "RELEASED":
-            payload = InventoryReleased(order_id=order_id, items=stock_lines(row.lines), reason=row.reason)
+            payload = InventoryReleased(order_id=row.order_id, items=stock_lines(row.lines), reason=row.reason)
         case _:
-            return None
+            assert_never(row.state)
     return build(payload, row.decided_at)

@@ -34,7 +34,7 @@ FOR NO KEY UPDATE;
 -- Parameter: a JSON array, sorted by order id. Index: reservations_pkey.
 INSERT INTO reservations (order_id, state, lines, reason, skus)
 SELECT d.order_id, d.state, d.lines, d.reason, d.skus
-FROM json_to_recordset(%(decisions)s::json)
+FROM json_to_recordset(%(reservations)s::json)
     AS d (order_id text, state text, lines jsonb, reason text, skus text[])
 ON CONFLICT (order_id) DO NOTHING
 RETURNING order_id, decided_at;

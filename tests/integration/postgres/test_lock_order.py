@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from msgspec import Struct
 
+from orderstream.domain.stock import Reservation
 from orderstream.inventory_worker.handler import SQL as INVENTORY_WORKER
 from orderstream.inventory_worker.handler import InventoryHandler
-from orderstream.inventory_worker.handler import _New as NewReservation
 from orderstream.outbox_relay.retention import SQL as OUTBOX_RELAY
 from orderstream.payment_worker.handler import SQL as PAYMENT_WORKER
 from orderstream.payment_worker.handler import PaymentHandler
@@ -91,7 +91,7 @@ def _insert_payments(tx: Connection) -> None:
 
 
 def _insert_reservations(tx: Connection) -> None:
-    InventoryHandler()._reserve(tx, {}, {}, [NewReservation(key, "RELEASED", {}) for key in UNSORTED], {})
+    InventoryHandler._insert(tx, {}, {key: Reservation("RELEASED", {}) for key in UNSORTED})
 
 
 INSERTS = {

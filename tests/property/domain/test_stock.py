@@ -1,11 +1,11 @@
-"""Allocation never oversells, and an order gets all its lines or none (P3)."""
+"""No unit is promised twice, and an order gets all its lines or none (P3)."""
 
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orderstream.domain.stock import Reserved, allocate, give_back, net
+from orderstream.domain.stock import give_back, net, on_authorized
 
 SKUS = st.sampled_from("ABCD")
 STOCK = st.dictionaries(SKUS, st.integers(0, 12))
@@ -15,7 +15,7 @@ ORDERS = st.lists(st.dictionaries(SKUS, st.integers(1, 6), min_size=1), max_size
 @given(STOCK, ORDERS)
 def test_stock_is_conserved_and_never_negative(stock: dict[str, int], orders: list[dict[str, int]]) -> None:
     available = dict(stock)
-    held = net([lines for lines in orders if isinstance(allocate(available, lines), Reserved)], [])
+    held = net([on_authorized(available, lines).lines for lines in orders], [])
     assert all(units >= 0 for units in available.values())
     assert Counter(available) + Counter(held) == Counter(stock)
 
@@ -25,9 +25,9 @@ def test_all_lines_or_none(stock: dict[str, int], orders: list[dict[str, int]]) 
     available = dict(stock)
     for lines in orders:
         before = dict(available)
-        answer = allocate(available, lines)
+        outcome = on_authorized(available, lines)
         fits = all(before.get(sku, -1) >= quantity for sku, quantity in lines.items())
-        assert isinstance(answer, Reserved) == fits
+        assert (outcome.state, outcome.lines) == (("RESERVED", lines) if fits else ("FAILED", {}))
         taken = {sku: before[sku] - available[sku] for sku in before if before[sku] != available[sku]}
         assert taken == (lines if fits else {})
 
@@ -36,16 +36,16 @@ def test_all_lines_or_none(stock: dict[str, int], orders: list[dict[str, int]]) 
 def test_a_refusal_names_the_lines_at_fault(stock: dict[str, int], orders: list[dict[str, int]]) -> None:
     available = dict(stock)
     for lines in orders:
-        answer = allocate(available, lines)
-        if isinstance(answer, Reserved):
+        outcome = on_authorized(available, lines)
+        if outcome.state == "RESERVED":
             continue
         unknown = {sku for sku in lines if sku not in stock}
         short = {sku for sku in lines if sku in stock and available[sku] < lines[sku]}
-        assert (answer.reason, set(answer.skus)) == (("UNKNOWN_SKU", unknown) if unknown else ("OUT_OF_STOCK", short))
+        assert (outcome.reason, set(outcome.skus)) == (("UNKNOWN_SKU", unknown) if unknown else ("OUT_OF_STOCK", short))
 
 
 @given(ORDERS)
-def test_what_is_given_back_was_never_taken(orders: list[dict[str, int]]) -> None:
+def test_giving_back_undoes_a_reservation(orders: list[dict[str, int]]) -> None:
     assert net(orders, orders) == {}
     available = dict.fromkeys("ABCD", 0)
     for lines in orders:
