@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.endpoint import Reply, Request
+from orderstream.api_gateway.http.endpoint import Request, Response
 from orderstream.api_gateway.openapi import document
 
 _PAGE = b"""<!DOCTYPE html>
@@ -51,21 +51,21 @@ def _asset(name: str) -> bytes:
     return (Path(spec.submodule_search_locations[0]) / "static" / name).read_bytes()
 
 
-async def openapi_json(_request: Request) -> Reply:
+async def openapi_json(_request: Request) -> Response:
     """GET /openapi.json."""
-    return Reply(200, [(b"content-type", b"application/json")], _document())
+    return Response(200, [(b"content-type", b"application/json")], _document())
 
 
-async def docs_page(_request: Request) -> Reply:
+async def docs_page(_request: Request) -> Response:
     """GET /docs."""
-    return Reply(200, [(b"content-type", b"text/html; charset=utf-8"), _POLICY], _PAGE)
+    return Response(200, [(b"content-type", b"text/html; charset=utf-8"), _POLICY], _PAGE)
 
 
-async def docs_asset(request: Request) -> Reply:
+async def docs_asset(request: Request) -> Response:
     """GET /docs/{asset}."""
     name = request.path_params["asset"]
     if name == "start.js":
-        return Reply(200, [(b"content-type", b"text/javascript; charset=utf-8"), _KEEP], _START)
+        return Response(200, [(b"content-type", b"text/javascript; charset=utf-8"), _KEEP], _START)
     if name not in _ASSETS:
         raise problems.not_found("page")
-    return Reply(200, [(b"content-type", _ASSETS[name]), _KEEP], _asset(name))
+    return Response(200, [(b"content-type", _ASSETS[name]), _KEEP], _asset(name))

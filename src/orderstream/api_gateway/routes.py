@@ -15,7 +15,7 @@ from orderstream.api_gateway.batcher import QueueFullError, TryAgainError
 from orderstream.api_gateway.docs_pages import docs_asset, docs_page, openapi_json
 from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.conditions import entity_tag, read_condition
-from orderstream.api_gateway.http.endpoint import DisconnectedError, Endpoint, Handler, Reply, Request
+from orderstream.api_gateway.http.endpoint import DisconnectedError, Endpoint, Handler, Request, Response
 from orderstream.api_gateway.http.problems import RETRY_AFTER_SECONDS, Problem, Violation
 from orderstream.api_gateway.http.request_body import BodyReader
 from orderstream.api_gateway.orders.backpressure import OutboxLimit
@@ -69,7 +69,7 @@ class OrderHandlers:
         self._reads = {outcome: metrics.CACHE_READS.labels(outcome.lower()) for outcome in ("HIT", "MISS", "BYPASS")}
         metrics.QUEUED_ORDERS.set_function(lambda: len(writer))
 
-    async def create(self, request: Request) -> Reply:
+    async def create(self, request: Request) -> Response:
         """POST /orders: return 201 when the order is durable, and only then."""
         if b"if-match" in request.headers:
             # If-Match asks for a version of the resource, and /orders has no version (RFC 9110, 13.1.1).
@@ -88,7 +88,7 @@ class OrderHandlers:
         if stored.replayed:
             request.span.set({"order.id": stored.order_id})
             headers.append(_REPLAYED)
-        return Reply(201, headers, _encode(OrderAccepted(stored.order_id)))
+        return Response(201, headers, _encode(OrderAccepted(stored.order_id)))
 
     async def _store(self, order: NewOrder) -> Stored:
         """Store an order, or find the order that owns its key. Raises RefusedError, KeyReusedError or Problem 503."""
@@ -125,7 +125,7 @@ class OrderHandlers:
         idempotency_key = None if key is None else IdempotencyKey(key, request_hash(created))
         return NewOrder(created, request.span.context, idempotency_key)
 
-    async def read(self, request: Request) -> Reply:
+    async def read(self, request: Request) -> Response:
         """GET /orders/{id}: return 202 while the order is open, and 200 when it is settled. The body is the order."""
         order_id = _order_id(request)
         document, outcome = await self._read(order_id)
@@ -145,8 +145,8 @@ class OrderHandlers:
         if not document.settled:
             headers.append(_RETRY_AFTER)
         if not condition.none_matches(etag):
-            return Reply(304, headers)
-        return Reply(200 if document.settled else 202, [_JSON, *headers], document.body)
+            return Response(304, headers)
+        return Response(200 if document.settled else 202, [_JSON, *headers], document.body)
 
     async def _read(self, order_id: str) -> tuple[OrderDocument, Outcome]:
         document, outcome = await _in_time("read", self._reader.read, order_id)
@@ -169,7 +169,7 @@ class OrderHandlers:
             gone.cancel()
         return waited == "over"
 
-    async def cancel(self, request: Request) -> Reply:
+    async def cancel(self, request: Request) -> Response:
         """POST /orders/{id}/cancel: return 202 when the order is cancelled, also if it was cancelled before.
 
         The compensation follows in the background.
@@ -185,7 +185,7 @@ class OrderHandlers:
             raise problems.precondition_failed() from error
         if document is None:
             raise problems.not_found("order")
-        return Reply(202, [_JSON, (b"etag", entity_tag(document.version)), _NO_CACHE], document.body)
+        return Response(202, [_JSON, (b"etag", entity_tag(document.version)), _NO_CACHE], document.body)
 
 
 def _order_id(request: Request) -> str:
@@ -221,15 +221,15 @@ class Health:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def live(self, _request: Request) -> Reply:
+    async def live(self, _request: Request) -> Response:
         """GET /livez: return 200 while the event loop runs."""
-        return Reply(200, [_JSON, _NO_STORE], b'{"status":"ok"}')
+        return Response(200, [_JSON, _NO_STORE], b'{"status":"ok"}')
 
-    async def ready(self, _request: Request) -> Reply:
+    async def ready(self, _request: Request) -> Response:
         """GET /readyz: return 200 if Postgres answers and is migrated. Kafka and Redis are not needed (P11)."""
         if problem := await self.problem():
             raise problems.unavailable(problem)
-        return Reply(200, [_JSON, _NO_STORE], b'{"status":"ok"}')
+        return Response(200, [_JSON, _NO_STORE], b'{"status":"ok"}')
 
     async def problem(self) -> str | None:
         """Return why this process is not ready, or None if it is ready."""
@@ -240,22 +240,22 @@ class Health:
             return "Postgres does not answer, or is not migrated."
         return None
 
-    async def metrics(self, _request: Request) -> Reply:
+    async def metrics(self, _request: Request) -> Response:
         """GET /metrics: return the metrics in the Prometheus text format."""
-        return Reply(200, [(b"content-type", metrics.CONTENT_TYPE.encode()), _NO_STORE], metrics.exposition())
+        return Response(200, [(b"content-type", metrics.CONTENT_TYPE.encode()), _NO_STORE], metrics.exposition())
 
 
 def _conditional(handler: Handler) -> Handler:
     """Apply If-Match and If-None-Match to a page without an entity tag. Only `*` matches it (RFC 9110, 13.1)."""
 
-    async def handle(request: Request) -> Reply:
-        reply = await handler(request)
+    async def handle(request: Request) -> Response:
+        response = await handler(request)
         condition = read_condition(request.headers)
         if not condition.matches(b""):
             raise problems.precondition_failed()
         if not condition.none_matches(b""):
-            return Reply(304, [header for header in reply.headers if header[0] != b"content-type"])
-        return reply
+            return Response(304, [header for header in response.headers if header[0] != b"content-type"])
+        return response
 
     return handle
 

@@ -29,8 +29,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.telemetry.tracing import NO_TRACE, Tracer
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.conftest import Gateway, Start
-from tests.integration.api_gateway.serving import Held, read_all, run, serving, until
-from tests.integration.api_gateway.serving import answer as reply
+from tests.integration.api_gateway.serving import HeldApp, read_all, respond, run, serving, until
 from tests.integration.api_gateway.test_post import JSON, problem
 from tests.integration.api_gateway.test_server import LIVE, POST, answer, to_the_end
 from tests.support.asgi import call
@@ -205,12 +204,12 @@ def test_connections_are_bounded(start: Start) -> None:
         assert answer(lines[0]).startswith(b"HTTP/1.1 200")
         lines[0].close()
 
-        def served() -> bool:
+        def is_served() -> bool:
             with gateway.connect() as line:
                 line.sendall(LIVE)
                 return b"HTTP/1.1 200" in line.recv(65536)
 
-        wait_until(served, 10, "there is room again")
+        wait_until(is_served, 10, "there is room again")
 
 
 def test_connections_of_one_peer_are_bounded(start: Start) -> None:
@@ -243,33 +242,33 @@ def test_refused_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(server_state, "REFUSED_CONNECTIONS_MAX", 2)
 
     async def scenario() -> None:
-        async with serving(Held(), connections=1) as served:
-            await served.open()
-            refused = [await served.open() for _ in range(2)]
+        async with serving(HeldApp(), connections=1) as server:
+            await server.open()
+            refused = [await server.open() for _ in range(2)]
             for reader, _ in refused:
                 assert (await read_all(reader)).startswith(b"HTTP/1.1 503")
-            cut, _ = await served.open()
+            cut, _ = await server.open()
             assert await read_all(cut) == b""
-            assert len(served.shared.lines) == 3
+            assert len(server.state.connections) == 3
 
     run(scenario)
 
 
 def test_a_connection_queues_sixteen_requests() -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app) as served:
-            reader, writer = await served.open()
+        app = HeldApp()
+        async with serving(app) as server:
+            reader, writer = await server.open()
             writer.write(LIVE * 1_000)
-            await until(lambda: len(served.connection._exchanges) == QUEUED_REQUESTS_MAX, "the queue is full")
-            await until(lambda: served.connection._paused, "nothing more is read")
-            assert len(served.shared.tasks) == 1
-            assert len(served.connection._exchanges) == QUEUED_REQUESTS_MAX
+            await until(lambda: len(server.connection._pipeline._exchanges) == QUEUED_REQUESTS_MAX, "the queue is full")
+            await until(lambda: server.connection._client.reading_paused, "nothing more is read")
+            assert len(server.state.tasks) == 1
+            assert len(server.connection._pipeline._exchanges) == QUEUED_REQUESTS_MAX
             app.go.set()
             received = b""
             while received.count(b"HTTP/1.1 200") < 1_000:
                 received += await reader.read(1 << 20)
-            assert served.shared.held_bytes == 0
+            assert server.state.held_bytes == 0
 
     run(scenario)
 
@@ -277,24 +276,24 @@ def test_a_connection_queues_sixteen_requests() -> None:
 @pytest.mark.parametrize("how", ["the client is gone", "drain"])
 def test_requests_that_are_not_read_yet_are_no_longer_counted_when_they_are_dropped(how: str) -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app) as served:
-            _, writer = await served.open()
+        app = HeldApp()
+        async with serving(app) as server:
+            _, writer = await server.open()
             writer.write(LIVE * 500)
-            await until(lambda: served.connection._paused, "nothing more is read")
-            unread = len(served.connection._unread)
+            await until(lambda: server.connection._client.reading_paused, "nothing more is read")
+            unread = len(server.connection._unread)
             assert unread > 10_000
-            before = served.shared.held_bytes
+            before = server.state.held_bytes
             if how == "drain":
-                served.connection.drain()
-                assert served.shared.held_bytes == before - unread
+                server.connection.drain()
+                assert server.state.held_bytes == before - unread
                 app.go.set()
-                await until(lambda: not served.connection._exchanges, "all that was read is answered")
+                await until(lambda: not server.connection._pipeline._exchanges, "all that was read is answered")
             else:
                 writer.transport.abort()
                 app.go.set()
-                await until(lambda: not served.shared.lines, "the connection is forgotten")
-            assert served.shared.held_bytes == 0
+                await until(lambda: not server.state.connections, "the connection is forgotten")
+            assert server.state.held_bytes == 0
 
     run(scenario)
 
@@ -321,15 +320,15 @@ def test_pipelined_requests_cost_no_memory(start: Start, postgres_url: str) -> N
 
 def test_a_body_that_waits_is_not_read() -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app) as served:
-            _, writer = await served.open()
+        app = HeldApp()
+        async with serving(app) as server:
+            _, writer = await server.open()
             writer.write(LIVE + b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000)
-            await until(lambda: served.connection._paused, "nothing more is read")
-            waiting = served.connection._exchanges[1]
+            await until(lambda: server.connection._client.reading_paused, "nothing more is read")
+            waiting = server.connection._pipeline._exchanges[1]
             assert len(waiting.body) < BODY_BUFFER_MAX_BYTES + READ_MAX_BYTES
             app.go.set()
-            await until(lambda: app.paths == ["/livez", "/x"] and not served.shared.tasks, "both are answered")
+            await until(lambda: app.paths == ["/livez", "/x"] and not server.state.tasks, "both are answered")
 
     run(scenario)
 
@@ -337,14 +336,14 @@ def test_a_body_that_waits_is_not_read() -> None:
 @pytest.mark.parametrize("waits", [LIVE, b"GET / HTTP/1.1\r\nx: " + b"y" * 15_000], ids=["requests", "half a head"])
 def test_what_requests_hold_together_is_bounded(waits: bytes) -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app, requests_bytes=20_000 if waits == LIVE else 30_000) as served:
-            held = [await served.open() for _ in range(10)]
+        app = HeldApp()
+        async with serving(app, requests_bytes=20_000 if waits == LIVE else 30_000) as server:
+            held = [await server.open() for _ in range(10)]
             held[0][1].write(waits)
             for _, writer in held[1:]:
                 writer.write(LIVE)
-            await until(lambda: served.shared.overfull, "the room is full")
-            reader, writer = await served.open()
+            await until(lambda: server.state.overfull, "the room is full")
+            reader, writer = await server.open()
             writer.write(LIVE)
             refused = await read_all(reader)
             assert refused.startswith(b"HTTP/1.1 503")
@@ -352,8 +351,8 @@ def test_what_requests_hold_together_is_bounded(waits: bytes) -> None:
             app.go.set()
             for _, writer in held:
                 writer.transport.abort()
-            await until(lambda: served.shared.held_bytes == 0, "there is room again")
-            reader, writer = await served.open()
+            await until(lambda: server.state.held_bytes == 0, "there is room again")
+            reader, writer = await server.open()
             writer.write(LIVE)
             assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200")
 
@@ -370,17 +369,17 @@ def test_a_connection_holds_no_head_that_has_its_answer(sent: bytes, received: b
     size, count = 60_000, 20
 
     async def scenario() -> None:
-        app = Held()
+        app = HeldApp()
         app.go.set()
-        async with serving(app) as served:
-            opened = [await served.open() for _ in range(count)]
+        async with serving(app) as server:
+            opened = [await server.open() for _ in range(count)]
             tracemalloc.start()
             try:
                 for reader, writer in opened:
                     writer.write(sent % (b"y" * size))
                     assert (await reader.read(1 << 16)).startswith(received)
-                assert len(served.shared.lines) == count
-                await until(lambda: not served.shared.tasks, "all are answered")
+                assert len(server.state.connections) == count
+                await until(lambda: not server.state.tasks, "all are answered")
                 assert tracemalloc.get_traced_memory()[0] < count * size // 4
             finally:
                 tracemalloc.stop()
@@ -391,13 +390,13 @@ def test_a_connection_holds_no_head_that_has_its_answer(sent: bytes, received: b
 def test_an_answer_that_is_not_taken_is_counted() -> None:
     async def scenario() -> None:
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
-            await reply(send, 200, bytes(32 << 20))
+            await respond(send, 200, bytes(32 << 20))
 
-        async with serving(large) as served:
-            _, writer = await served.open()
+        async with serving(large) as server:
+            _, writer = await server.open()
             writer.write(LIVE * 3)
-            await until(lambda: served.shared.held_bytes > 8 << 20, "it is counted")
-            assert served.connection._exchanges[0].task is None
+            await until(lambda: server.state.held_bytes > 8 << 20, "it is counted")
+            assert server.connection._pipeline._exchanges[0].task is None
 
     run(scenario)
 
@@ -440,7 +439,7 @@ def test_a_flood_makes_way_for_others(flood: bytes) -> None:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             while scope["path"] != "/early" and (await receive()).get("more_body"):
                 pass
-            await reply(send, 200, b"")
+            await respond(send, 200, b"")
 
         sizes: list[int] = []
         turn = 0
@@ -452,7 +451,7 @@ def test_a_flood_makes_way_for_others(flood: bytes) -> None:
             turns[turn] = turns.get(turn, 0) + nbytes
             updated(connection, nbytes)
 
-        async with serving(app) as served:
+        async with serving(app) as server:
             loop = asyncio.get_running_loop()
 
             def count() -> None:
@@ -463,7 +462,7 @@ def test_a_flood_makes_way_for_others(flood: bytes) -> None:
             count()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(ServedConnection, "buffer_updated", note)
-                reader, writer = await served.open()
+                reader, writer = await server.open()
                 writer.write(flood)
                 writer.write_eof()
                 await read_all(reader)
@@ -477,10 +476,10 @@ def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "KEEP_ALIVE_SECONDS", 0.05)
 
     async def scenario() -> None:
-        app = Held()
+        app = HeldApp()
         app.go.set()
-        async with serving(app, request_timeout_seconds=600) as served:
-            reader, writer = await served.open()
+        async with serving(app, request_timeout_seconds=600) as server:
+            reader, writer = await server.open()
             writer.write(LIVE)
             assert (await read_all(reader)).startswith(b"HTTP/1.1 200")
 
@@ -491,28 +490,28 @@ def test_a_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
 
     async def scenario() -> None:
-        async with serving(Held(), request_timeout_seconds=600) as served:
-            reader, writer = await served.open()
+        async with serving(HeldApp(), request_timeout_seconds=600) as server:
+            reader, writer = await server.open()
             writer.write(b"}")
             assert (await read_all(reader)).startswith(b"HTTP/1.1 400")
-            await until(lambda: not served.shared.lines, "the connection is closed")
+            await until(lambda: not server.state.connections, "the connection is closed")
 
     run(scenario)
 
 
 def test_a_peer_whose_connections_have_ended_may_open_others() -> None:
     async def scenario() -> None:
-        app = Held()
+        app = HeldApp()
         app.go.set()
-        async with serving(app, connections_per_peer=2) as served:
+        async with serving(app, connections_per_peer=2) as server:
             for _ in range(3):
-                opened = [await served.open() for _ in range(2)]
+                opened = [await server.open() for _ in range(2)]
                 for reader, writer in opened:
                     writer.write(LIVE)
                     assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200")
                 for _, writer in opened:
                     writer.transport.abort()
-                await until(lambda: not served.shared.lines, "both are forgotten")
+                await until(lambda: not server.state.connections, "both are forgotten")
 
     run(scenario)
 
@@ -520,15 +519,15 @@ def test_a_peer_whose_connections_have_ended_may_open_others() -> None:
 def test_a_request_that_comes_while_an_answer_is_not_taken_is_not_worked_on() -> None:
     async def scenario() -> None:
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
-            await reply(send, 200, bytes(32 << 20))
+            await respond(send, 200, bytes(32 << 20))
 
-        async with serving(large) as served:
-            _, writer = await served.open()
+        async with serving(large) as server:
+            _, writer = await server.open()
             writer.write(LIVE)
-            await until(lambda: served.connection._write_paused, "the answer is not taken")
+            await until(lambda: server.connection._client.write_paused, "the answer is not taken")
             writer.write(LIVE)
-            await until(lambda: served.connection._exchanges, "the second is there")
-            assert served.connection._exchanges[0].task is None
+            await until(lambda: server.connection._pipeline._exchanges, "the second is there")
+            assert server.connection._pipeline._exchanges[0].task is None
 
     run(scenario)
 
@@ -536,13 +535,13 @@ def test_a_request_that_comes_while_an_answer_is_not_taken_is_not_worked_on() ->
 def test_a_client_that_takes_no_answer_to_its_only_request_is_let_go_in_time() -> None:
     async def scenario() -> None:
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
-            await reply(send, 200, bytes(32 << 20))
+            await respond(send, 200, bytes(32 << 20))
 
-        async with serving(large, request_timeout_seconds=0.1) as served:
-            _, writer = await served.open()
+        async with serving(large, request_timeout_seconds=0.1) as server:
+            _, writer = await server.open()
             writer.write(LIVE)
-            await until(lambda: served.shared.held_bytes > 8 << 20, "the answer is not taken")
-            await until(lambda: not served.shared.lines, "the connection is cut")
+            await until(lambda: server.state.held_bytes > 8 << 20, "the answer is not taken")
+            await until(lambda: not server.state.connections, "the connection is cut")
 
     run(scenario)
 
@@ -551,24 +550,24 @@ def test_a_drain_does_not_wait_for_a_client_that_does_not_close(monkeypatch: pyt
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 600)
 
     async def scenario() -> None:
-        async with serving(Held(), request_timeout_seconds=600) as served:
-            reader, writer = await served.open()
+        async with serving(HeldApp(), request_timeout_seconds=600) as server:
+            reader, writer = await server.open()
             writer.write(b"}")
             assert (await read_all(reader)).startswith(b"HTTP/1.1 400")
-            served.shared.draining = True
-            served.connection.drain()
-            await until(lambda: not served.shared.lines, "the connection is closed")
+            server.state.draining = True
+            server.connection.drain()
+            await until(lambda: not server.state.connections, "the connection is closed")
 
     run(scenario)
 
 
 def test_a_connection_that_comes_during_a_drain_is_closed() -> None:
     async def scenario() -> None:
-        async with serving(Held(), request_timeout_seconds=600) as served:
-            served.shared.draining = True
-            reader, _ = await served.open()
+        async with serving(HeldApp(), request_timeout_seconds=600) as server:
+            server.state.draining = True
+            reader, _ = await server.open()
             assert await read_all(reader) == b""
-            await until(lambda: not served.shared.lines, "the connection is forgotten")
+            await until(lambda: not server.state.connections, "the connection is forgotten")
 
     run(scenario)
 
@@ -577,16 +576,16 @@ def test_a_client_that_takes_its_last_answer_late_and_does_not_close_is_closed(m
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
 
     async def large(scope: Scope, receive: Receive, send: Send) -> None:
-        await reply(send, 200, bytes(32 << 20))
+        await respond(send, 200, bytes(32 << 20))
 
     async def scenario() -> None:
-        async with serving(large, request_timeout_seconds=600) as served:
-            reader, writer = await served.open()
+        async with serving(large, request_timeout_seconds=600) as server:
+            reader, writer = await server.open()
             writer.write(LIVE[:-2] + b"connection: close\r\n\r\n")
-            await until(lambda: served.connection._write_paused, "the answer is not taken")
-            assert served.connection._closing
+            await until(lambda: server.connection._client.write_paused, "the answer is not taken")
+            assert server.connection._closing
             assert len(await read_all(reader)) > 32 << 20
-            await until(lambda: not served.shared.lines, "the connection is closed")
+            await until(lambda: not server.state.connections, "the connection is closed")
 
     run(scenario)
 
@@ -596,17 +595,17 @@ def test_what_is_discarded_is_bounded(monkeypatch: pytest.MonkeyPatch, head: byt
     monkeypatch.setattr(connection_module, "DISCARD_MAX_BYTES", 1 << 20)
 
     async def early(scope: Scope, receive: Receive, send: Send) -> None:
-        await reply(send, 200, b"")
+        await respond(send, 200, b"")
 
     async def scenario() -> None:
-        async with serving(early) as served:
-            _, writer = await served.open()
+        async with serving(early) as server:
+            _, writer = await server.open()
             writer.write(head)
             with contextlib.suppress(ConnectionError):
                 for _ in range(10_000):
                     writer.write(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
                     await writer.drain()
                 pytest.fail("all of it was taken")
-            await until(lambda: not served.shared.lines, "the connection is closed")
+            await until(lambda: not server.state.connections, "the connection is closed")
 
     run(scenario)

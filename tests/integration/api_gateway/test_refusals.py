@@ -17,7 +17,7 @@ from orderstream.api_gateway.http import request_head
 from orderstream.api_gateway.http.connection import QUEUED_REQUESTS_MAX
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Gateway, Start
-from tests.integration.api_gateway.serving import Held, answer, read_all, run, serving, until
+from tests.integration.api_gateway.serving import HeldApp, read_all, respond, run, serving, until
 from tests.integration.api_gateway.test_server import CHUNKED, LIVE, POST, WAITING, to_the_end
 from tests.integration.api_gateway.test_server import answer as one_answer
 from tests.support.bodies import README
@@ -55,14 +55,14 @@ def statuses(received: bytes) -> list[bytes]:
 @pytest.mark.parametrize(("later", "status"), LATER.values(), ids=LATER)
 def test_a_refusal_waits_for_the_answers_before_it(later: bytes, status: bytes, apart: bool) -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app) as served:
-            reader, writer = await served.open()
+        app = HeldApp()
+        async with serving(app) as server:
+            reader, writer = await server.open()
             writer.write(FIRST if apart else FIRST + later)
             await until(lambda: app.paths, "the first is worked on")
             if apart:
                 writer.write(later)
-            await until(lambda: served.connection._reading_over, "the second is refused")
+            await until(lambda: server.connection._reading_over, "the second is refused")
             app.go.set()
             received = await read_all(reader)
             assert statuses(received) == [b"200", status]
@@ -72,8 +72,8 @@ def test_a_refusal_waits_for_the_answers_before_it(later: bytes, status: bytes, 
             assert b"traceresponse: 00-" in received
             assert app.paths in (["/first"], ["/first", "/second"])
             writer.close()
-            await until(lambda: not served.shared.lines, "the connection is forgotten")
-            assert served.shared.held_bytes == 0
+            await until(lambda: not server.state.connections, "the connection is forgotten")
+            assert server.state.held_bytes == 0
 
     run(scenario)
 
@@ -84,15 +84,15 @@ def test_a_refusal_waits_for_the_answers_before_it(later: bytes, status: bytes, 
 @pytest.mark.parametrize("how", ["time", "drain"])
 def test_a_half_request_is_refused_after_the_answers_before_it(half: bytes, how: str) -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app, request_timeout_seconds=0.2 if how == "time" else 20) as served:
-            reader, writer = await served.open()
+        app = HeldApp()
+        async with serving(app, request_timeout_seconds=0.2 if how == "time" else 20) as server:
+            reader, writer = await server.open()
             writer.write(FIRST + half)
-            await until(lambda: app.paths and served.connection._incoming.begun, "half of the second is there")
+            await until(lambda: app.paths and server.connection._parser.begun, "half of the second is there")
             if how == "drain":
-                served.shared.draining = True
-                served.connection.drain()
-            await until(lambda: served.connection._reading_over, "the second is refused")
+                server.state.draining = True
+                server.connection.drain()
+            await until(lambda: server.connection._reading_over, "the second is refused")
             app.go.set()
             received = await read_all(reader)
             assert statuses(received) == [b"200", b"408" if how == "time" else b"503"]
@@ -103,10 +103,10 @@ def test_a_half_request_is_refused_after_the_answers_before_it(half: bytes, how:
 
 def test_a_later_request_has_its_own_time() -> None:
     async def scenario() -> None:
-        app = Held()
+        app = HeldApp()
         app.go.set()
-        async with serving(app, request_timeout_seconds=0.2) as served:
-            reader, writer = await served.open()
+        async with serving(app, request_timeout_seconds=0.2) as server:
+            reader, writer = await server.open()
             writer.write(LIVE)
             await reader.readuntil(b"/livez")
             writer.write(SECOND)
@@ -117,26 +117,26 @@ def test_a_later_request_has_its_own_time() -> None:
 
 def test_while_a_request_is_worked_on_its_connection_has_no_deadline() -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app) as served:
-            reader, writer = await served.open()
+        app = HeldApp()
+        async with serving(app) as server:
+            reader, writer = await server.open()
             writer.write(FIRST)
             await until(lambda: app.paths, "the first is worked on")
-            assert served.connection._deadline._at == math.inf
+            assert server.connection._deadline._at == math.inf
             app.go.set()
             await reader.readuntil(b"/first")
-            assert served.connection._deadline._at < math.inf
+            assert server.connection._deadline._at < math.inf
 
     run(scenario)
 
 
 def test_a_body_for_which_there_is_no_room_is_refused_after_the_answers_before_it() -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app, requests_bytes=20_000) as served:
-            reader, writer = await served.open()
+        app = HeldApp()
+        async with serving(app, requests_bytes=20_000) as server:
+            reader, writer = await server.open()
             writer.write(FIRST + SECOND + b"content-length: 40000\r\n\r\n" + b"x" * 30_000)
-            await until(lambda: served.connection._reading_over, "the second is refused")
+            await until(lambda: server.connection._reading_over, "the second is refused")
             app.go.set()
             received = await read_all(reader)
             assert statuses(received) == [b"200", b"503"]
@@ -154,14 +154,14 @@ def test_a_request_whose_client_is_gone_has_no_body() -> None:
             await go.wait()
             received.append((await receive())["type"])
 
-        async with serving(late) as served:
-            _, writer = await served.open()
+        async with serving(late) as server:
+            _, writer = await server.open()
             writer.write(FIRST)
-            await until(lambda: served.shared.tasks, "it is worked on")
+            await until(lambda: server.state.tasks, "it is worked on")
             reset_on_close = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_on_close)
             writer.transport.abort()
-            await until(lambda: not served.shared.lines, "the connection is forgotten")
+            await until(lambda: not server.state.connections, "the connection is forgotten")
             go.set()
             await until(lambda: received, "it has gone on")
             assert received == ["http.disconnect"]
@@ -174,14 +174,14 @@ def test_a_defect_in_reading_takes_no_answer_from_earlier_requests(monkeypatch: 
         raise ValueError("a defect")
 
     async def scenario() -> None:
-        app = Held()
-        async with serving(app) as served:
-            reader, writer = await served.open()
+        app = HeldApp()
+        async with serving(app) as server:
+            reader, writer = await server.open()
             writer.write(FIRST)
             await until(lambda: app.paths, "the first is worked on")
             monkeypatch.setattr(request_head, "read_head", fail)
             writer.write(SECOND + b"\r\n")
-            await until(lambda: served.connection._reading_over, "the second is refused")
+            await until(lambda: server.connection._reading_over, "the second is refused")
             app.go.set()
             assert statuses(await read_all(reader)) == [b"200", b"500"]
 
@@ -190,15 +190,15 @@ def test_a_defect_in_reading_takes_no_answer_from_earlier_requests(monkeypatch: 
 
 def test_a_client_that_waits_for_100_behind_another_request_has_its_whole_time_afterwards() -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app) as served:
-            reader, writer = await served.open()
+        app = HeldApp()
+        async with serving(app) as server:
+            reader, writer = await server.open()
             writer.write(FIRST + SECOND + b"content-length: 2\r\nexpect: 100-continue\r\n\r\n")
-            await until(lambda: len(served.connection._exchanges) == 2, "both are there")
-            assert not served.connection._timed
+            await until(lambda: len(server.connection._pipeline._exchanges) == 2, "both are there")
+            assert not server.connection._timed
             app.go.set()
             await reader.readuntil(b"HTTP/1.1 100 Continue")
-            assert served.connection._timed
+            assert server.connection._timed
             writer.write(b"{}")
             await reader.readuntil(b"/second")
 
@@ -220,12 +220,12 @@ def test_a_refusal_is_counted(shared: Gateway) -> None:
 
 def test_a_drain_answers_all_that_has_arrived() -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app) as served:
-            reader, writer = await served.open()
+        app = HeldApp()
+        async with serving(app) as server:
+            reader, writer = await server.open()
             writer.write(FIRST * 3)
-            await until(lambda: len(served.connection._exchanges) == 3, "all are there")
-            served.connection.drain()
+            await until(lambda: len(server.connection._pipeline._exchanges) == 3, "all are there")
+            server.connection.drain()
             app.go.set()
             received = await read_all(reader)
             assert statuses(received) == [b"200"] * 3
@@ -241,14 +241,14 @@ def test_the_end_of_a_drain_answers_503_once() -> None:
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
-                await answer(send, 503, b"")
+                await respond(send, 503, b"")
 
-        async with serving(stuck) as served:
-            reader, writer = await served.open()
+        async with serving(stuck) as server:
+            reader, writer = await server.open()
             writer.write(FIRST * 3)
-            await until(lambda: len(served.connection._exchanges) == 3, "all are there")
-            served.connection.drain()
-            served.connection.stop_work()
+            await until(lambda: len(server.connection._pipeline._exchanges) == 3, "all are there")
+            server.connection.drain()
+            server.connection.stop_work()
             received = await read_all(reader)
             assert statuses(received) == [b"503"]
             assert b"connection: close" in received
@@ -265,12 +265,12 @@ def test_an_answer_of_the_application_is_not_replaced(rest: bytes) -> None:
 
         async def cancel(scope: Scope, receive: Receive, send: Send) -> None:
             await go.wait()
-            await answer(send, 202, b"")
+            await respond(send, 202, b"")
 
-        async with serving(cancel) as served:
-            reader, writer = await served.open()
+        async with serving(cancel) as server:
+            reader, writer = await server.open()
             writer.write(SECOND + b"transfer-encoding: chunked\r\n\r\n" + rest)
-            await until(lambda: served.connection._reading_over, "the body is refused")
+            await until(lambda: server.connection._reading_over, "the body is refused")
             go.set()
             assert statuses(received := await read_all(reader)) == [b"202"]
             assert b"connection: close" in received
@@ -283,8 +283,8 @@ def test_an_application_that_fails_is_a_500() -> None:
         async def fail(scope: Scope, receive: Receive, send: Send) -> None:
             return
 
-        async with serving(fail) as served:
-            reader, writer = await served.open()
+        async with serving(fail) as server:
+            reader, writer = await server.open()
             writer.write(FIRST * 2)
             assert statuses(await read_all(reader)) == [b"500"]
 
@@ -293,16 +293,16 @@ def test_an_application_that_fails_is_a_500() -> None:
 
 def test_a_client_that_sends_no_more_has_its_answers() -> None:
     async def scenario() -> None:
-        app = Held()
-        async with serving(app) as served:
-            reader, writer = await served.open()
+        app = HeldApp()
+        async with serving(app) as server:
+            reader, writer = await server.open()
             writer.write(FIRST * (QUEUED_REQUESTS_MAX + 3) + SECOND)
             writer.write_eof()
             await until(lambda: app.paths, "the first is worked on")
             app.go.set()
             assert statuses(await read_all(reader)) == [b"200"] * (QUEUED_REQUESTS_MAX + 3)
-            await until(lambda: not served.shared.lines, "the connection is forgotten")
-            assert served.shared.held_bytes == 0
+            await until(lambda: not server.state.connections, "the connection is forgotten")
+            assert server.state.held_bytes == 0
 
     run(scenario)
 
@@ -316,13 +316,13 @@ def test_a_client_that_is_gone_ends_what_waits_for_it() -> None:
                 pass
             ended.append("disconnected")
 
-        async with serving(wait) as served:
-            _, writer = await served.open()
+        async with serving(wait) as server:
+            _, writer = await server.open()
             writer.write(FIRST)
-            await until(lambda: served.shared.tasks, "it is worked on")
+            await until(lambda: server.state.tasks, "it is worked on")
             writer.close()
             await until(lambda: ended, "it has ended")
-            await until(lambda: not served.shared.lines, "the connection is forgotten")
+            await until(lambda: not server.state.connections, "the connection is forgotten")
 
     run(scenario)
 
@@ -434,8 +434,8 @@ def _is_open(gateway: Gateway, line: socket.socket) -> bool:
 
 def test_a_timeout_can_be_read_by_a_client_that_goes_on_sending() -> None:
     async def scenario() -> None:
-        async with serving(Held(), request_timeout_seconds=0.1) as served:
-            sock = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", served.port), 20)
+        async with serving(HeldApp(), request_timeout_seconds=0.1) as server:
+            sock = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", server.port), 20)
             with sock:
                 received = await asyncio.to_thread(_send_for_long, sock)
             assert statuses(received) == [b"408"]
@@ -495,12 +495,12 @@ def test_a_large_last_answer_arrives_as_a_whole() -> None:
 
     async def scenario() -> None:
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
-            await answer(send, 200, bytes(size))
+            await respond(send, 200, bytes(size))
 
-        async with serving(large) as served:
-            reader, writer = await served.open()
+        async with serving(large) as server:
+            reader, writer = await server.open()
             writer.write(LIVE.replace(b"host", b"connection: close\r\nhost") + LIVE)
-            await until(lambda: served.connection._write_paused, "the client takes nothing")
+            await until(lambda: server.connection._client.write_paused, "the client takes nothing")
             received = await read_all(reader)
             assert received.endswith(bytes(size))
 

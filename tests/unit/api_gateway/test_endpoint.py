@@ -12,9 +12,9 @@ from orderstream.api_gateway.http.endpoint import (
     TRACESTATE_MAX_BYTES,
     DisconnectedError,
     Endpoint,
-    Reply,
     Request,
     RequestHeaders,
+    Response,
 )
 from orderstream.telemetry.tracing import Tracer
 from tests.support.asgi import Answer, call
@@ -22,23 +22,23 @@ from tests.support.asgi import Answer, call
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
 
-async def greet(_request: Request) -> Reply:
-    return Reply(200, [(b"content-type", b"text/plain")], b"hello")
+async def greet(_request: Request) -> Response:
+    return Response(200, [(b"content-type", b"text/plain")], b"hello")
 
 
-async def break_down(_request: Request) -> Reply:
+async def break_down(_request: Request) -> Response:
     raise KeyError("a bug")
 
 
-async def be_cancelled(_request: Request) -> Reply:
+async def be_cancelled(_request: Request) -> Response:
     raise asyncio.CancelledError
 
 
-async def lose_the_client(_request: Request) -> Reply:
+async def lose_the_client(_request: Request) -> Response:
     raise DisconnectedError
 
 
-async def refuse(_request: Request) -> Reply:
+async def refuse(_request: Request) -> Response:
     raise problems.unavailable("Not now.")
 
 
@@ -57,9 +57,9 @@ def test_a_reply_has_its_length_and_its_trace() -> None:
 def test_a_long_tracestate_is_dropped(length: int, kept: bool) -> None:
     seen: list[str | None] = []
 
-    async def note(request: Request) -> Reply:
+    async def note(request: Request) -> Response:
         seen.append(request.span.context.tracestate)
-        return Reply(200, [])
+        return Response(200, [])
 
     state = "a=" + "b" * (length - 2)
     ask(note, traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01", tracestate=state)
@@ -69,9 +69,9 @@ def test_a_long_tracestate_is_dropped(length: int, kept: bool) -> None:
 def test_fields_of_one_name_are_joined_in_their_order() -> None:
     seen: list[RequestHeaders] = []
 
-    async def note(request: Request) -> Reply:
+    async def note(request: Request) -> Response:
         seen.append(request.headers)
-        return Reply(200, [])
+        return Response(200, [])
 
     async def scenario() -> None:
         fields = [(b"b", b"1"), (b"a", b"2"), (b"b", b"3"), (b"b", b"4")]

@@ -4,7 +4,7 @@ import pytest
 
 from orderstream.api_gateway.http.conditions import Condition, entity_tag, read_condition
 from orderstream.api_gateway.http.header_fields import PARTS_MAX, entity_tags, media_type, preferences
-from orderstream.api_gateway.http.request_body import _is_beyond, _is_encoded, _is_json
+from orderstream.api_gateway.http.request_body import _declares_more_than, _is_encoded, _is_json
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_an_encoding_is_one(field: bytes) -> None:
 
 def test_a_length_that_is_no_number_is_left_to_what_arrives() -> None:
     for field in (b"", b"5, 5", b"-1", b"+1", b"1_000", b"\xb2", b"0", b"10"):
-        assert not _is_beyond(field, 10)
+        assert not _declares_more_than(field, 10)
     for field in (b"11", b"9" * 5_000, b"0" * 5_000):
-        assert _is_beyond(field, 10)
+        assert _declares_more_than(field, 10)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Conditions that a request sets on the version of an order: If-Match and If-None-Match (RFC 9110, 13)."""
+"""Conditional requests: If-Match and If-None-Match, which a client sets on the version of an order (RFC 9110, 13)."""
 
 from collections.abc import Mapping
 
@@ -8,23 +8,23 @@ from orderstream.api_gateway.http.header_fields import entity_tags
 
 
 class Condition(Struct, frozen=True):
-    """What a request says of the entity tag; None where it does not say anything."""
+    """The entity tags in the two fields of a request. None means that the field is absent."""
 
     if_match: tuple[bytes, ...] | None = None
     if_none_match: tuple[bytes, ...] | None = None
 
     def matches(self, etag: bytes) -> bool:
-        """Say whether If-Match allows this version: by strong comparison, so that a weak tag matches nothing."""
+        """Return whether If-Match allows this version. The comparison is strong, so a weak tag never matches."""
         return self.if_match is None or self.if_match == (b"*",) or etag in self.if_match
 
     def none_matches(self, etag: bytes) -> bool:
-        """Say whether If-None-Match allows this version: by weak comparison."""
+        """Return whether If-None-Match allows this version. The comparison is weak."""
         if self.if_none_match is None:
             return True
         return self.if_none_match != (b"*",) and etag not in (tag.removeprefix(b"W/") for tag in self.if_none_match)
 
     def allows_change(self, etag: bytes) -> bool:
-        """Say whether a method that changes an order may be performed on this version."""
+        """Return whether both fields allow a change of this version."""
         return self.matches(etag) and self.none_matches(etag)
 
 
@@ -32,7 +32,7 @@ NO_CONDITION = Condition()
 
 
 def read_condition(headers: Mapping[bytes, bytes]) -> Condition:
-    """Read the conditions of a request. Without a Last-Modified of ours, the conditions on dates are ignored."""
+    """Read the conditions of a request. Conditions on dates are ignored, because responses have no Last-Modified."""
     if_match, if_none_match = headers.get(b"if-match"), headers.get(b"if-none-match")
     if if_match is None and if_none_match is None:
         return NO_CONDITION

@@ -1,236 +1,206 @@
-"""One connection of a client: its requests are queued, worked on and answered in the order in which they came.
+"""One client connection, as an asyncio protocol: when to read, when to respond, and when to close.
 
-A refusal by the server itself (400, 408, 431, 503 and others) waits its turn in this queue. It never answers an earlier
-request, nor one that the application answers (P1).
+The parser turns bytes into requests. The pipeline works on one request after the other. The transport writes.
 """
 
 import asyncio
-from collections import deque
 
-from orderstream.api_gateway.http import problems, response
+from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.deadline import Deadline
-from orderstream.api_gateway.http.exchange import CONTINUE, Exchange
+from orderstream.api_gateway.http.exchange import Exchange, asgi_scope
+from orderstream.api_gateway.http.pipeline import Pipeline
 from orderstream.api_gateway.http.problems import Headers, Problem
-from orderstream.api_gateway.http.request_head import Fields, Head
-from orderstream.api_gateway.http.request_parser import Incoming
-from orderstream.api_gateway.http.server_state import READ_MAX_BYTES, Shared
+from orderstream.api_gateway.http.request_head import Fields, RequestHead
+from orderstream.api_gateway.http.request_parser import RequestParser
+from orderstream.api_gateway.http.response_head import response_head
+from orderstream.api_gateway.http.server_state import READ_MAX_BYTES, ServerState
+from orderstream.api_gateway.http.transport import ClientTransport
 
 KEEP_ALIVE_SECONDS = 65
 QUEUED_REQUESTS_MAX = 16
 BODY_BUFFER_MAX_BYTES = 64 * 1024
 DISCARD_MAX_BYTES = 64 << 20
-"""What is read and dropped of a body that was answered early, and of a connection that is closing."""
+"""Bytes that are read and dropped from a body that is already answered, or from a connection that is closing."""
 FLOOD_DISCARD_MAX_BYTES = 256 * 1024
-"""The same for a client that sends nothing but framing or trailers for the length of a whole head."""
+"""The same limit for a client that has sent only chunk framing or trailers, as many bytes as a whole head may have."""
 LINGER_SECONDS = 5
 DRAIN_LINGER_SECONDS = 0.2
 _REQUEST_BYTES, _FIELD_BYTES = 2_000, 150
-"""What Python adds to the bytes of a request, and to those of each of its fields."""
-_JOIN_MAX_BYTES = 16 * 1024
+"""Memory that Python needs in addition to the bytes of a request, and of each of its fields."""
 _FLOOD = 431
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One connection. At any time one timer is armed at least, unless a request is being worked on."""
+    """One client connection. At least one timer runs, unless the application works on a request."""
 
     __slots__ = (
-        "_answer_timer",
+        "_client",
         "_closing",
         "_deadline",
         "_discard_max_bytes",
         "_discarded_bytes",
-        "_ended",
-        "_exchanges",
         "_held_bytes",
-        "_incoming",
+        "_input_ended",
         "_lost",
-        "_paused",
+        "_parser",
+        "_pipeline",
         "_reading_over",
         "_receiving",
-        "_shared",
+        "_state",
         "_timed",
-        "_transport",
         "_unread",
-        "_unsent_bytes",
-        "_write_paused",
-        "_yielding",
     )
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._transport: asyncio.Transport
-        self._deadline = Deadline(shared.loop, self._expire)
-        self._answer_timer: asyncio.TimerHandle | None = None
-        self._incoming = Incoming(self)
-        self._exchanges: deque[Exchange] = deque()
-        """Requests without an answer. Only the first one is worked on."""
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._client: ClientTransport
+        self._deadline = Deadline(state.loop, self._expire)
+        self._parser = RequestParser(self)
+        self._pipeline = Pipeline(self, state)
         self._receiving: Exchange | None = None
-        """The request whose body is arriving. It may have an answer already."""
+        """The request whose body is arriving. It may have a response already."""
         self._unread = b""
+        """Received bytes that wait until the pipeline or a body buffer has room."""
         self._held_bytes = 0
-        self._unsent_bytes = 0
         self._discarded_bytes = 0
         self._discard_max_bytes = DISCARD_MAX_BYTES
         self._timed = False
+        """Whether the deadline runs for the request that is arriving."""
         self._reading_over = False
-        self._ended = False
+        """Whether the connection takes no more requests."""
+        self._input_ended = False
+        """Whether the client has sent its last byte."""
         self._closing = False
+        """Whether the last response has been sent."""
         self._lost = False
-        self._paused = False
-        self._yielding = False
-        self._write_paused = False
+        """Whether the connection is closed."""
 
-    # What the event loop tells.
+    # The event loop calls these.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first request."""
-        self._transport = transport
-        # Anything that the socket does not take at once pauses writing: closing, too, would wait for it without end.
-        transport.set_write_buffer_limits(high=0)
-        refusal = self._shared.enter(self, transport.get_extra_info("peername"))
-        if self._shared.draining:
-            transport.close()
+        """Wait for the first request, or refuse the connection."""
+        self._client = ClientTransport(transport, self._state)
+        refusal = self._state.enter(self, transport.get_extra_info("peername"))
+        if self._state.draining:
+            self._client.close()
         elif refusal is None:
-            self._deadline.set(self._shared.limits.request_timeout_seconds)
-        elif self._shared.overrun:
-            transport.abort()
+            self._deadline.set(self._state.limits.request_timeout_seconds)
+        elif self._state.too_many_refused:
+            self._client.abort()
         else:
             self._refuse(refusal)
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """Forget the connection. What is being worked on is finished all the same."""
+        """Free everything that the connection holds."""
         self._lost = self._reading_over = True
         self._deadline.close()
-        self._stop_answer_timer()
-        self._incoming.close()
+        self._client.release()
+        self._parser.close()
         self._keep_unread(b"")
-        for exchange in self._exchanges:
-            self._release(exchange)
-            exchange.complete = False
-            exchange.leave()
-        self._exchanges.clear()
+        self._pipeline.lose()
         self._receiving = None
-        self._shared.leave(self)
+        self._state.leave(self)
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        """Return where the loop puts what comes."""
-        return self._shared.read_buffer
+        """Return the buffer for the next read. All connections share it."""
+        return self._state.read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what came."""
+        """Read the received bytes, or drop them if the connection is closing."""
         if nbytes == READ_MAX_BYTES:
-            # There is more: other connections have their turn first.
-            self._yielding = True
-            self._transport.pause_reading()
-            self._shared.loop.call_soon(self._stop_yielding)
+            # The buffer is full, so the client has sent more. Other connections come first.
+            self._client.yield_turn()
         if self._closing:
             self._discarded_bytes += nbytes
             if self._discarded_bytes > self._discard_max_bytes:
-                self._transport.close()
+                self._client.close()
         elif not self._reading_over:
-            data = bytes(self._shared.read_buffer[:nbytes])
+            data = bytes(self._state.read_buffer[:nbytes])
             self._read(self._unread + data if self._unread else data)
 
     def eof_received(self) -> bool:
-        """The client sends no more. It still gets its answers, except for reads that wait for an order to settle."""
-        self._ended = True
+        """Note that the client sends no more. It still gets its responses, but reads that wait for an order end now."""
+        self._input_ended = True
         if not self._unread:
             self._end_input()
-        return bool(self._exchanges)
+        return bool(self._pipeline)
 
     def pause_writing(self) -> None:
-        """The client does not take its answer: it has as long as for a request."""
-        self._write_paused = True
-        self._unsent_bytes = self._transport.get_write_buffer_size()
-        self._shared.held_bytes += self._unsent_bytes
-        seconds = self._shared.limits.request_timeout_seconds
-        self._answer_timer = self._shared.loop.call_later(seconds, self._transport.abort)
+        """Limit the time in which the client must take the response. The limit is the one for sending a request."""
+        self._client.pause_writing()
 
     def resume_writing(self) -> None:
-        """The client has taken all of it."""
-        self._write_paused = False
-        self._stop_answer_timer()
+        """Continue with the next request: the client has taken the whole response."""
+        self._client.resume_writing()
         if self._closing:
             self._linger()
         elif not self._lost:
             self._go_on()
 
-    def _stop_answer_timer(self) -> None:
-        self._shared.held_bytes -= self._unsent_bytes
-        self._unsent_bytes = 0
-        if self._answer_timer is not None:
-            self._answer_timer.cancel()
-            self._answer_timer = None
-
-    # What the server tells.
+    # The server calls these.
 
     def drain(self) -> None:
         """Answer the requests that have arrived, then close. A request that has arrived in part is refused."""
         if self._closing:
             self._linger()
-        elif self._incoming.begun:
+        elif self._parser.begun:
             self._refuse(problems.unavailable("The gateway is stopping."))
-        elif self._exchanges:
+        elif self._pipeline:
             self._stop_reading()
         else:
-            self._transport.close()
+            self._client.close()
 
     def stop_work(self) -> None:
-        """End what is worked on: it answers 503. Drop what waits behind it."""
-        while len(self._exchanges) > 1:
-            self._release(self._exchanges.pop())
+        """Cancel the request that the application works on. It gets a 503. Drop the requests behind it."""
         self._stop_reading()
-        if self._exchanges and (task := self._exchanges[0].task) is not None:
-            task.cancel()
+        self._pipeline.stop_work()
 
     def abort(self) -> None:
         """Close at once."""
-        self._transport.abort()
+        self._client.abort()
 
-    # Reading.
+    # Reading. The parser calls begin_request, take_head, take_body and end_request.
 
     def _read(self, data: bytes) -> None:
-        """Read requests as far as there is room for them, and keep the rest."""
+        """Parse requests while there is room for them, and keep the rest."""
         at = 0
         while at < len(data) and not self._reading_over and self._has_room():
-            end = self._incoming.end_of_piece(data, at)
+            end = self._parser.end_of_piece(data, at)
             try:
-                self._incoming.feed(data if end - at == len(data) else data[at:end])
+                self._parser.feed(data if end - at == len(data) else data[at:end])
             except Problem as problem:
                 self._refuse(problem)
             at = end
         self._keep_unread(b"" if self._reading_over else data[at:])
-        if self._shared.overfull and (self._incoming.begun or self._unread):
+        if self._state.overfull and (self._parser.begun or self._unread):
             self._refuse(problems.unavailable("Too many requests are arriving."))
-        if self._ended and not self._unread:
+        if self._input_ended and not self._unread:
             self._end_input()
         self._update()
 
     def _has_room(self) -> bool:
         exchange = self._receiving
         if exchange is None:
-            return self._incoming.begun or len(self._exchanges) < QUEUED_REQUESTS_MAX
+            return self._parser.begun or len(self._pipeline) < QUEUED_REQUESTS_MAX
         return exchange.answered or len(exchange.body) < BODY_BUFFER_MAX_BYTES
 
     def begin_request(self) -> None:
-        """The first byte of a request is there: the request has its own time."""
+        """Note that the first byte of a request has arrived. Each request has its own time limit."""
         self._timed = False
 
-    def take_head(self, request: Head, fields: Fields, *, keep_alive: bool) -> None:
-        """Queue a request."""
-        if self._shared.overfull:
+    def take_head(self, head: RequestHead, fields: Fields, *, keep_alive: bool) -> None:
+        """Add a request whose head has arrived to the pipeline."""
+        if self._state.overfull:
             raise problems.unavailable("Too many requests are arriving.")
-        held = _REQUEST_BYTES + _FIELD_BYTES * len(fields) + self._incoming.head_bytes
-        scope = self._shared.scope(request, fields)
-        exchange = Exchange(self, scope, request, keep_alive=keep_alive, held_bytes=held)
-        self._shared.held_bytes += held
+        held = _REQUEST_BYTES + _FIELD_BYTES * len(fields) + self._parser.head_bytes
+        exchange = Exchange(self._pipeline, asgi_scope(head, fields), head, keep_alive=keep_alive, held_bytes=held)
         self._receiving = exchange
-        self._exchanges.append(exchange)
-        if len(self._exchanges) == 1 and not self._write_paused:
-            self._start(exchange)
+        self._pipeline.add(exchange)
+        if len(self._pipeline) == 1 and not self._client.write_paused:
+            self._pipeline.start_next()
 
     def take_body(self, body: bytes) -> None:
-        """Give a piece of the body to its request, or drop it if the request has its answer."""
+        """Pass a piece of the body to its request, or drop it if the request has its response."""
         exchange = self._receiving
         assert exchange is not None
         if exchange.answered:
@@ -238,11 +208,11 @@ class Connection(asyncio.BufferedProtocol):
             if self._discarded_bytes > self._discard_max_bytes:
                 raise problems.malformed_request()
         else:
-            self._shared.held_bytes += len(body)
+            self._state.held_bytes += len(body)
             exchange.feed(body)
 
     def end_request(self) -> None:
-        """A request is there as a whole."""
+        """Note that the whole request has arrived."""
         exchange = self._receiving
         assert exchange is not None
         self._receiving = None
@@ -253,29 +223,35 @@ class Connection(asyncio.BufferedProtocol):
         if exchange.answered:
             self._deadline.set(KEEP_ALIVE_SECONDS)
 
+    def body_taken(self) -> None:
+        """Read on: the application has taken a piece of a body."""
+        if self._unread:
+            self._read(self._unread)
+        elif self._client.reading_paused:
+            self._update()
+
     def _stop_reading(self) -> None:
         """Take no more requests from this connection."""
         self._reading_over = True
         self._receiving = None
-        self._incoming.close()
+        self._parser.close()
         self._keep_unread(b"")
         self._update()
 
     def _end_input(self) -> None:
-        """The client has sent its last byte. Drop a request that is incomplete, and end reads that wait."""
+        """Drop an incomplete request and end waiting reads: the client has sent its last byte."""
         incomplete = self._receiving
         self._stop_reading()
-        for exchange in self._exchanges:
-            exchange.leave()
+        self._pipeline.leave_all()
         if incomplete is not None and not incomplete.answered and incomplete.task is None:
-            self._release(self._exchanges.pop())
+            self._pipeline.drop_last()
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer the request that is arriving instead of the application, after all earlier ones, and close."""
+        """Answer the request that is arriving without the application, after all earlier requests, and close."""
         if self._reading_over:
             return
         exchange = self._receiving
-        is_head = self._incoming.is_head
+        is_head = self._parser.is_head
         self._stop_reading()
         if exchange is not None and problem.status == _FLOOD:
             self._discard_max_bytes = FLOOD_DISCARD_MAX_BYTES
@@ -283,167 +259,110 @@ class Connection(asyncio.BufferedProtocol):
             self._close()
             return
         if exchange is None:
-            exchange = Exchange(self, None, None, keep_alive=False)
+            exchange = Exchange(self._pipeline, None, None, keep_alive=False)
             exchange.is_head = is_head
-            self._exchanges.append(exchange)
+            self._pipeline.add(exchange)
         exchange.problem = problem
         exchange.leave()
-        if exchange is self._exchanges[0] and exchange.task is None:
-            self._start(exchange)
+        if self._pipeline.is_next(exchange):
+            self._pipeline.start_next()
         self._update()
 
-    # Answering.
+    # Responding. The pipeline calls send_response, send_continue and close_without_response.
 
-    def _start(self, exchange: Exchange) -> None:
-        if exchange.problem is not None:
-            self._answer_problem(exchange, exchange.problem)
-        else:
-            exchange.task = self._shared.start(exchange, self._end_work)
-
-    def _end_work(self, exchange: Exchange, *, stopped: bool) -> None:
-        """The application is done. If it has left the request without an answer, the server gives one."""
-        if self._lost or exchange.answered:
-            return
-        if exchange.problem is not None:
-            self._answer_problem(exchange, exchange.problem)
-        elif exchange.gone:
-            self._transport.close()
-        elif stopped:
-            self._answer_problem(exchange, problems.unavailable("The gateway is stopping."))
-        else:
-            self._answer_problem(exchange, problems.internal_error())
-
-    def _answer_problem(self, exchange: Exchange, problem: Problem) -> None:
-        exchange.problem = problem
-        self.respond(exchange, *self._shared.reply(problem))
-
-    def respond(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
-        """Send the answer to the first request of the queue, and go on to the next or close."""
-        if self._lost or self._closing:
-            return
-        assert exchange is self._exchanges[0]
-        self._exchanges.popleft()
-        exchange.answered = True
-        self._release(exchange)
+    def send_response(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+        """Send the response of a request. Then start the next request, or close."""
         last = self._is_last(exchange)
-        start = response.head(status, headers, self._shared.clock, close=last)
-        if exchange.is_head:
-            self._transport.write(start)
-        elif len(body) > _JOIN_MAX_BYTES:
-            self._transport.writelines((start, body))
-        else:
-            self._transport.write(start + body)
+        head = response_head(status, headers, self._state.date_field, close=last)
+        self._client.send(head, b"" if exchange.is_head else body)
         if last:
             self._close()
         else:
             self._go_on()
 
+    def send_continue(self) -> None:
+        """Ask the client for the body of the first request."""
+        self._client.send_continue()
+
     def _is_last(self, exchange: Exchange) -> bool:
-        """Whether the connection ends with this answer."""
+        """Return whether the connection ends with this response."""
         if not exchange.keep_alive or exchange.problem is not None:
             return True
         if exchange is self._receiving:
-            # A client that waited for 100 may send the body now, or not: what comes next cannot be told apart.
-            return exchange.expects_continue or self._incoming.body_left_bytes > DISCARD_MAX_BYTES
-        return self._reading_over and not self._exchanges
+            # A client that waited for 100 (Continue) may send the body now, or the next request. The two look alike.
+            return exchange.expects_continue or self._parser.body_left_bytes > DISCARD_MAX_BYTES
+        return self._reading_over and not self._pipeline
 
     def _go_on(self) -> None:
-        """Turn to the next request, if the client takes its answers."""
-        if self._write_paused:
+        """Start the next request, unless the client has yet to take a response."""
+        if self._client.write_paused:
             return
-        if not self._exchanges:
-            if not self._incoming.begun:
-                self._deadline.set(KEEP_ALIVE_SECONDS)
-        elif self._exchanges[0].task is None:
-            self._start(self._exchanges[0])
+        if self._pipeline:
+            self._pipeline.start_next()
+        elif not self._parser.begun:
+            self._deadline.set(KEEP_ALIVE_SECONDS)
         if self._unread:
             self._read(self._unread)
         else:
-            self._update()
-
-    def send_continue(self) -> None:
-        """Ask the client for the body."""
-        if not self._lost:
-            self._transport.write(CONTINUE)
-
-    def body_taken(self, size: int) -> None:
-        """The application has taken `size` bytes of a body: there is room for more."""
-        self._shared.held_bytes -= size
-        if self._unread:
-            self._read(self._unread)
-        elif self._paused:
             self._update()
 
     # Closing.
 
-    def _close(self) -> None:
-        """Send what is left and close, but not before the client has had the time to read it.
+    def close_without_response(self) -> None:
+        """Close: the client has gone before its request was complete."""
+        self._client.close()
 
-        A socket that closes with bytes unread resets the connection, and the client loses what it has not read yet.
+    def _close(self) -> None:
+        """Close after the last response, and after the client has had time to read it.
+
+        If a socket closes while it has unread bytes, the connection is reset, and the client loses the bytes that it
+        has not read yet.
         """
         self._closing = True
         self._discarded_bytes = 0
         self._stop_reading()
-        for exchange in self._exchanges:
-            self._release(exchange)
-        self._exchanges.clear()
-        if self._ended or self._transport.is_closing():
-            self._transport.close()
+        self._pipeline.close()
+        if self._input_ended or self._client.is_closing:
+            self._client.close()
             return
-        self._transport.write_eof()
-        if not self._write_paused:
+        self._client.end_output()
+        if not self._client.write_paused:
             self._linger()
 
     def _linger(self) -> None:
-        self._deadline.set(DRAIN_LINGER_SECONDS if self._shared.draining else LINGER_SECONDS)
+        self._deadline.set(DRAIN_LINGER_SECONDS if self._state.draining else LINGER_SECONDS)
 
-    # Time and room.
+    # Time limits and memory.
 
     def _update(self) -> None:
-        """Read if there is room. Time the request that is arriving while it is its client's turn to act."""
+        """Read while there is room. Run the deadline of the arriving request while the client has to act."""
         if self._lost:
             return
-        pause = not self._closing and ((self._reading_over and bool(self._exchanges)) or not self._has_room())
-        if pause != self._paused and not self._transport.is_closing():
-            self._paused = pause
-            if pause:
-                self._transport.pause_reading()
-            elif not self._yielding:
-                self._transport.resume_reading()
+        pause = not self._closing and ((self._reading_over and bool(self._pipeline)) or not self._has_room())
+        self._client.set_reading(wanted=not pause)
         if self._closing:
             return
-        if self._incoming.begun and not pause and not self._owes_continue():
+        if self._parser.begun and not pause and not self._owes_continue():
             if not self._timed:
                 self._timed = True
-                self._deadline.set(self._shared.limits.request_timeout_seconds)
-        elif self._incoming.begun or self._exchanges:
+                self._deadline.set(self._state.limits.request_timeout_seconds)
+        elif self._parser.begun or self._pipeline:
             self._timed = False
             self._deadline.clear()
 
     def _owes_continue(self) -> bool:
-        """Whether the client waits for 100 (Continue), which the server says once the earlier requests have answers."""
-        return self._receiving is not None and self._receiving.expects_continue and len(self._exchanges) > 1
-
-    def _stop_yielding(self) -> None:
-        self._yielding = False
-        if not self._paused and not self._transport.is_closing():
-            self._transport.resume_reading()
+        """Return whether the client waits for 100 (Continue), which the server sends after the earlier responses."""
+        return self._receiving is not None and self._receiving.expects_continue and len(self._pipeline) > 1
 
     def _expire(self) -> None:
-        if self._incoming.begun:
-            self._refuse(problems.request_timeout(self._shared.limits.request_timeout_seconds))
+        if self._parser.begun:
+            self._refuse(problems.request_timeout(self._state.limits.request_timeout_seconds))
         else:
-            self._transport.close()
+            self._client.close()
 
     def _keep_unread(self, data: bytes) -> None:
-        """Keep what there is no room for yet, and count it and the head that is arriving."""
+        """Keep bytes that there is no room for yet. Count them and the head that is arriving."""
         self._unread = data
-        held = len(data) + self._incoming.held_bytes
-        self._shared.held_bytes += held - self._held_bytes
+        held = len(data) + self._parser.held_bytes
+        self._state.held_bytes += held - self._held_bytes
         self._held_bytes = held
-
-    def _release(self, exchange: Exchange) -> None:
-        """Stop counting what a request holds."""
-        self._shared.held_bytes -= exchange.held_bytes + len(exchange.body)
-        exchange.held_bytes = 0
-        exchange.body.clear()

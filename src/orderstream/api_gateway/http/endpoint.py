@@ -1,6 +1,6 @@
-"""What every route has in common: a span, a `traceresponse` on every reply, problems as JSON, and its two metrics.
+"""What all routes share: a span, a `traceresponse` field, problems as JSON, and two metrics.
 
-An endpoint is a plain ASGI application that answers with one `Reply`; nothing is built that a request does not need.
+An endpoint is a plain ASGI application. It sends one `Response` and builds nothing that a request does not need.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Span, TraceContext, Tracer
 
 TRACESTATE_MAX_BYTES = 512
-"""W3C Trace Context (3.3.1.5) demands no more."""
+"""W3C Trace Context (3.3.1.5) requires no more."""
 
 RequestHeaders = Mapping[bytes, bytes]
 
 
 class Request(Struct):
-    """A request whose head is there; the body comes through `receive`."""
+    """A request whose head has arrived. The body comes through `receive`."""
 
     headers: RequestHeaders
     path_params: Mapping[str, str]
@@ -31,8 +31,8 @@ class Request(Struct):
     span: Span
 
 
-class Reply(Struct):
-    """A whole answer. `headers` are without content-length and traceresponse."""
+class Response(Struct):
+    """A whole response. The endpoint adds content-length and traceresponse to `headers`."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -40,17 +40,17 @@ class Reply(Struct):
 
 
 _NOT_MODIFIED = 304
-"""Its Content-Length would be that of the answer it stands for (RFC 9110, 8.6): it has none."""
+"""A 304 has no Content-Length: it would have to be that of the unsent 200 (RFC 9110, 8.6)."""
 
-Handler = Callable[[Request], Awaitable[Reply]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class DisconnectedError(Exception):
-    """The client went away before it had sent its request; nobody is there to be answered."""
+    """The client disconnected before it had sent its whole request. There is no response."""
 
 
 class Endpoint:
-    """Answers the requests of one route, by method, and HEAD as GET. Without any method: 404."""
+    """Answers the requests of one route, by method. HEAD is handled as GET. A route without methods answers 404."""
 
     def __init__(self, route: str, tracer: Tracer, methods: Mapping[str, Handler]) -> None:
         self._tracer = tracer
@@ -60,27 +60,28 @@ class Endpoint:
         self._bound: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         started = time.perf_counter()
         headers = _by_name(scope["headers"])
         name = self._names.get(scope["method"], self._route)
         span = self._tracer.server(name, _trace_context(headers))
-        reply = await self._reply(Request(headers, scope.get("path_params", {}), receive, span), scope["method"])
-        if reply is None:
+        request = Request(headers, scope.get("path_params", {}), receive, span)
+        response = await self._respond(request, scope["method"])
+        if response is None:
             span.end("client disconnected")
             return
-        if reply.status != _NOT_MODIFIED:
-            reply.headers.append((b"content-length", str(len(reply.body)).encode()))
-        reply.headers.append((b"traceresponse", (span.context.traceparent or "").encode()))
-        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
-        await send({"type": "http.response.body", "body": reply.body})
-        span.set({"http.response.status_code": reply.status})
-        span.end(f"HTTP {reply.status}" if reply.status >= 500 else None)
-        requests, seconds = self._metrics(name, reply.status)
+        if response.status != _NOT_MODIFIED:
+            response.headers.append((b"content-length", str(len(response.body)).encode()))
+        response.headers.append((b"traceresponse", (span.context.traceparent or "").encode()))
+        await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+        await send({"type": "http.response.body", "body": response.body})
+        span.set({"http.response.status_code": response.status})
+        span.end(f"HTTP {response.status}" if response.status >= 500 else None)
+        requests, seconds = self._metrics(name, response.status)
         requests.inc()
         seconds.observe(time.perf_counter() - started)
 
-    async def _reply(self, request: Request, method: str) -> Reply | None:
+    async def _respond(self, request: Request, method: str) -> Response | None:
         try:
             handler = self._methods.get(method)
             if not self._methods:
@@ -91,13 +92,13 @@ class Endpoint:
         except DisconnectedError:
             return None
         except asyncio.CancelledError:
-            # The drain budget is spent, and this task ends with its answer.
-            return problem_reply(problems.unavailable("The gateway is stopping."), request.span.trace_id)
+            # The drain timeout has passed. The server cancels this task, which still sends a response.
+            return problem_response(problems.unavailable("The gateway is stopping."), request.span.trace_id)
         except Problem as problem:
-            return problem_reply(problem, request.span.trace_id)
-        except Exception as error:  # noqa: BLE001 - a bug in one request is answered and logged, and ends no process
+            return problem_response(problem, request.span.trace_id)
+        except Exception as error:  # noqa: BLE001 - a bug in one request must not end the process
             logs.get().error("request_failed", trace_id=request.span.trace_id, route=self._route, exc_info=error)
-            return problem_reply(problems.internal_error(), request.span.trace_id)
+            return problem_response(problems.internal_error(), request.span.trace_id)
 
     def _metrics(self, name: str, status: int) -> tuple[Counter, Histogram]:
         bound = self._bound.get((name, status))
@@ -107,13 +108,15 @@ class Endpoint:
         return bound
 
 
-def problem_reply(problem: Problem, trace_id: str) -> Reply:
-    """Return a problem as an answer."""
-    return Reply(problem.status, [(b"content-type", problems.CONTENT_TYPE), *problem.headers], problem.body(trace_id))
+def problem_response(problem: Problem, trace_id: str) -> Response:
+    """Return a problem as a response."""
+    return Response(
+        problem.status, [(b"content-type", problems.CONTENT_TYPE), *problem.headers], problem.body(trace_id)
+    )
 
 
 def _by_name(fields: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
-    """Return the values by name; those of one name that came in several lines are one list (RFC 9110, 5.3)."""
+    """Return the field values by name. Several lines with one name become one list (RFC 9110, 5.3)."""
     headers = dict(fields)
     if len(headers) == len(fields):
         return headers
@@ -124,7 +127,7 @@ def _by_name(fields: Sequence[tuple[bytes, bytes]]) -> RequestHeaders:
 
 
 def _trace_context(headers: RequestHeaders) -> TraceContext:
-    """Return traceparent and tracestate. They are stored with the order, so a long tracestate is dropped."""
+    """Return traceparent and tracestate. A long tracestate is dropped, because it is stored with the order."""
     state = _text(headers, b"tracestate")
     if state is not None and len(state) > TRACESTATE_MAX_BYTES:
         state = None

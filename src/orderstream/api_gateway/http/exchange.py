@@ -1,4 +1,4 @@
-"""One request and its answer, as an ASGI application sees them."""
+"""One request and its response, in the form of an ASGI scope, `receive` and `send`."""
 
 import asyncio
 from typing import Protocol
@@ -6,29 +6,28 @@ from typing import Protocol
 from starlette.types import Message, Scope
 
 from orderstream.api_gateway.http.problems import Headers, Problem
-from orderstream.api_gateway.http.request_head import Head
-
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+from orderstream.api_gateway.http.request_head import Fields, RequestHead
 
 
-class Line(Protocol):
-    """The connection of an exchange."""
+class Responder(Protocol):
+    """The pipeline of an exchange."""
 
     def send_continue(self) -> None:
         """Ask the client for the body."""
 
     def respond(self, exchange: "Exchange", status: int, headers: Headers, body: bytes) -> None:
-        """Send the whole answer."""
+        """Send the whole response."""
 
     def body_taken(self, size: int) -> None:
-        """The application has taken `size` bytes of the body."""
+        """Note that the application has taken `size` bytes of the body."""
 
 
 class Exchange:
-    """A request whose head is there. `problem` answers it if the application does not."""
+    """A request whose head has arrived. `problem` is its response if the application gives none."""
 
     __slots__ = (
         "_delivered",
+        "_responder",
         "_start",
         "_waiter",
         "answered",
@@ -39,43 +38,51 @@ class Exchange:
         "held_bytes",
         "is_head",
         "keep_alive",
-        "line",
         "problem",
         "scope",
         "task",
     )
 
     def __init__(
-        self, line: Line, scope: Scope | None, head: Head | None, *, keep_alive: bool, held_bytes: int = 0
+        self,
+        responder: Responder,
+        scope: Scope | None,
+        head: RequestHead | None,
+        *,
+        keep_alive: bool,
+        held_bytes: int = 0,
     ) -> None:
-        self.line = line
         self.scope = scope
         self.keep_alive = keep_alive
         self.held_bytes = held_bytes
         self.is_head = head is not None and head.method == "HEAD"
         self.expects_continue = head is not None and head.expects_continue
         self.body = bytearray()
+        """The bytes of the body that the application has not taken yet."""
         self.complete = False
+        """Whether the whole request has arrived."""
         self.answered = False
         self.gone = False
+        """Whether no more of the request arrives."""
         self.problem: Problem | None = None
         self.task: asyncio.Task[None] | None = None
+        self._responder = responder
         self._delivered = False
         self._start: Message | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take a piece of the body."""
+        """Append a piece of the body."""
         self.body += data
         self._wake()
 
     def end(self) -> None:
-        """The request is there as a whole."""
+        """Note that the whole request has arrived."""
         self.complete = True
         self._wake()
 
     def leave(self) -> None:
-        """No more of the request will come, or the client takes no answer."""
+        """Note that no more of the request arrives, or that the client takes no response."""
         self.gone = True
         self._wake()
 
@@ -84,17 +91,17 @@ class Exchange:
             self._waiter.set_result(None)
 
     async def receive(self) -> Message:
-        """Return the next piece of the body, or that there is no client to wait for."""
+        """Return the next piece of the body. Return `http.disconnect` if the client has gone or has its response."""
         if self.expects_continue:
             self.expects_continue = False
             if not self.complete and not self.body and not self.gone:
-                self.line.send_continue()
+                self._responder.send_continue()
         while True:
             if self.body or (self.complete and not self._delivered):
                 body = bytes(self.body)
                 self.body.clear()
                 self._delivered = self.complete
-                self.line.body_taken(len(body))
+                self._responder.body_taken(len(body))
                 return {"type": "http.request", "body": body, "more_body": not self._delivered}
             if self.gone or self.answered:
                 return {"type": "http.disconnect"}
@@ -102,10 +109,26 @@ class Exchange:
             await self._waiter
 
     async def send(self, message: Message) -> None:
-        """Take the answer, which comes as a start and one body."""
+        """Take the response: one start message and one body message."""
         if message["type"] == "http.response.start":
             self._start = message
             return
         if self._start is None or self.answered or message.get("more_body"):
-            raise RuntimeError("an answer is one http.response.start and one http.response.body")
-        self.line.respond(self, self._start["status"], self._start["headers"], message.get("body", b""))
+            raise RuntimeError("a response must be one http.response.start and one http.response.body")
+        self._responder.respond(self, self._start["status"], self._start["headers"], message.get("body", b""))
+
+
+def asgi_scope(head: RequestHead, fields: Fields) -> Scope:
+    """Return the ASGI scope of a request."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": head.http_version,
+        "method": head.method,
+        "scheme": "http",
+        "path": head.path,
+        "raw_path": head.raw_path,
+        "root_path": "",
+        "query_string": head.query,
+        "headers": fields,
+    }

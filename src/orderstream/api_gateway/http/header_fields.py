@@ -1,6 +1,6 @@
-"""Reads the values of header fields as RFC 9110 writes them: parameters, lists, quoted strings, entity tags.
+"""Parses the values of header fields (RFC 9110): parameters, lists, quoted strings and entity tags.
 
-A comma or semicolon within a quoted string separates nothing. Each reader makes one pass over its field.
+A comma or semicolon inside a quoted string is not a separator. Each function reads its field once, in linear time.
 """
 
 import re
@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from msgspec import Struct
 
 PARTS_MAX = 100
-"""Parameters of one element, and elements of one Prefer, that are read. More of a media type make it none of ours."""
+"""Parameters of one element, and elements of one Prefer, that are read. A media type with more is not accepted."""
 
 Parameter = tuple[str, str]
-"""A name in lower case and a value without its quotes; the value is empty where there is none."""
+"""A name in lower case and a value without quotes. The value is empty if there is none."""
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER = re.compile(rf'[ \t]*({_WORD})(?:[ \t]*=[ \t]*(?:({_WORD})|"((?:[^"\\]|\\.)*)"))?[ \t]*', re.DOTALL)
@@ -23,14 +23,14 @@ _END_OF_ELEMENT = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)*', re.DOTALL)
 
 
 class MediaType(Struct, frozen=True):
-    """A media type in lower case, and its parameters in their order."""
+    """A media type in lower case, and its parameters in the order of the field."""
 
     name: str
     parameters: Sequence[Parameter]
 
 
 def media_type(field: bytes) -> MediaType | None:
-    """Read a Content-Type (RFC 9110, 8.3); white space around `=` is let pass. None for what is not one media type."""
+    """Parse a Content-Type (RFC 9110, 8.3), also with white space around `=`. Return None if it is no media type."""
     text = field.decode("latin-1")
     match = _MEDIA_TYPE.match(text)
     if match is None:
@@ -40,9 +40,9 @@ def media_type(field: bytes) -> MediaType | None:
 
 
 def preferences(field: bytes) -> Iterator[Parameter]:
-    """Read a Prefer (RFC 7240, 2): the preferences in their order, without their parameters.
+    """Parse a Prefer (RFC 7240, 2). Yield the preferences in their order, without their parameters.
 
-    An element of the list that is malformed gives its name alone, or nothing if it has none.
+    A malformed element yields its name with an empty value, or nothing if it has no name.
     """
     text = field.decode("latin-1")
     position = 0
@@ -55,16 +55,16 @@ def preferences(field: bytes) -> Iterator[Parameter]:
             well_formed = end == len(text) or text[end] == ","
             yield _parameter(match) if well_formed else (match[1].lower(), "")
             position = end
-        # The rest of the element is skipped, and the comma behind it.
+        # Skip the rest of the element and the comma behind it.
         skipped = _END_OF_ELEMENT.match(text, position)
         assert skipped is not None
         position = skipped.end() + 1
 
 
 def entity_tags(field: bytes) -> list[bytes]:
-    """Read the tags of If-Match or If-None-Match (RFC 9110, 8.8.3), up to the first that is malformed.
+    """Parse the tags of If-Match or If-None-Match (RFC 9110, 8.8.3), up to the first malformed tag.
 
-    A field of `*` alone has the one tag `*`.
+    The field `*` has one tag, `*`.
     """
     if field.strip(b" \t") == b"*":
         return [b"*"]
@@ -77,7 +77,7 @@ def entity_tags(field: bytes) -> list[bytes]:
 
 
 def _parameters(text: str, position: int) -> tuple[list[Parameter], int]:
-    """Read `;name=value` as often as it stands there. Returns the parameters and where they end."""
+    """Parse all `;name=value` from `position`. Return the parameters and the position behind them."""
     found: list[Parameter] = []
     for _ in range(PARTS_MAX):
         if position >= len(text) or text[position] != ";":

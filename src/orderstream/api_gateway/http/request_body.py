@@ -1,4 +1,4 @@
-"""Takes in the bodies of requests, within bounds: for each of them, and for all that are on their way together."""
+"""Reads the bodies of requests, with a limit for each body (413) and a limit for all arriving bodies together (503)."""
 
 from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.endpoint import DisconnectedError, Request
@@ -7,26 +7,29 @@ from orderstream.api_gateway.http.request_head import LENGTH_MAX_DIGITS
 
 BODY_MAX_BYTES = 1 << 20
 BODIES_MAX_BYTES = 64 << 20
-"""What all bodies on their way may have together; beyond it they are refused, and their clients try again."""
+"""The total size of all bodies that are arriving. Beyond it, a body is refused, and its client should try again."""
 
 UTF_8 = ("utf-8", "utf8")
 
 
 class BodyReader:
-    """Reads JSON bodies."""
+    """Reads JSON bodies, and counts the bytes of all bodies that are arriving."""
 
     def __init__(self, limit_bytes: int = BODIES_MAX_BYTES) -> None:
         self._limit_bytes = limit_bytes
         self._held_bytes = 0
 
     async def read(self, request: Request) -> bytes:
-        """Read the body of a request that declares plain JSON. Raises Problem 413, 415 or 503."""
+        """Return the body of a request that declares uncompressed JSON.
+
+        Raises Problem 413, 415 or 503, or DisconnectedError.
+        """
         headers = request.headers
         if not _is_json(headers.get(b"content-type", b"")) or _is_encoded(headers.get(b"content-encoding")):
             raise problems.unsupported_media_type()
-        if _is_beyond(headers.get(b"content-length", b"0"), BODY_MAX_BYTES):
+        if _declares_more_than(headers.get(b"content-length", b"0"), BODY_MAX_BYTES):
             raise problems.body_too_large(BODY_MAX_BYTES)
-        # Not a list of pieces: a piece of two bytes would take 41 bytes of memory.
+        # A list of pieces would need 41 bytes of memory for a piece of two bytes.
         body = bytearray()
         more = True
         try:
@@ -47,7 +50,7 @@ class BodyReader:
 
 
 def _is_json(content_type: bytes) -> bool:
-    """Say whether a Content-Type is JSON in UTF-8. Other parameters than the charset mean nothing to us."""
+    """Return whether a Content-Type is JSON in UTF-8. Parameters other than the charset have no effect."""
     if content_type == b"application/json":
         return True
     declared = media_type(content_type)
@@ -59,12 +62,12 @@ def _is_json(content_type: bytes) -> bool:
 
 
 def _is_encoded(content_encoding: bytes | None) -> bool:
-    """Say whether a body has an encoding: a list of `identity`, in any case of letters, is none."""
+    """Return whether a body is encoded. `identity`, in upper or lower case and also repeated, means that it is not."""
     if content_encoding is None:
         return False
     return any(coding.strip().lower() not in (b"", b"identity") for coding in content_encoding.split(b","))
 
 
-def _is_beyond(content_length: bytes, limit_bytes: int) -> bool:
-    """Say whether a length is declared that is too large; what is no number is left to the count of what arrives."""
+def _declares_more_than(content_length: bytes, limit_bytes: int) -> bool:
+    """Return whether the declared length exceeds the limit. If it is not a number, the arriving bytes are counted."""
     return content_length.isdigit() and (len(content_length) > LENGTH_MAX_DIGITS or int(content_length) > limit_bytes)

@@ -1,4 +1,4 @@
-"""The rules of RFC 9110 and RFC 9112 for the head of a request that llhttp leaves to the server."""
+"""Checks the head of a request: the rules of RFC 9110 and RFC 9112 that llhttp leaves to the server."""
 
 import re
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from orderstream.api_gateway.http import problems
 HEAD_MAX_BYTES = 64 * 1024
 FIELDS_MAX = 100
 TARGET_MAX_BYTES = 8 * 1024
-"""RFC 9112 (3) recommends to take at least 8,000 bytes of request line."""
+"""RFC 9112 (3) recommends at least 8,000 bytes for the request line."""
 LENGTH_MAX_DIGITS = 20
-"""Digits of a Content-Length, leading zeros included. 2^64 has 20. Python reads no number of thousands of digits."""
+"""Digits of a Content-Length, with leading zeros. 2^64 has 20. Python cannot parse a number of thousands of digits."""
 
 _READ = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 
@@ -25,8 +25,8 @@ _UNRESERVED = re.compile("%(?:2[DE]|3[0-9]|[46][1-9A-F]|[57][0-9A]|5F|7E)", re.I
 _is_request_line = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]\r\n").match
 
 
-class Head(Struct):
-    """What the head of a request says about the request. `body_bytes` is 0 for a chunked body."""
+class RequestHead(Struct):
+    """The head of a request, except for its fields. `body_bytes` is 0 for a chunked body."""
 
     method: str
     http_version: str
@@ -38,8 +38,8 @@ class Head(Struct):
     expects_continue: bool
 
 
-def read_head(method: str, target: bytes, version: str, fields: Fields) -> Head:
-    """Read a head whose field names are in lower case. Raises Problem 400, 417, 421, 501 or 505."""
+def read_head(method: str, target: bytes, version: str, fields: Fields) -> RequestHead:
+    """Check a head. The field names must be in lower case. Raises Problem 400, 417, 421, 501 or 505."""
     if version == "0.9":
         raise problems.malformed_request("The request line has no version.")
     if version not in ("1.1", "1.0"):
@@ -63,7 +63,7 @@ def read_head(method: str, target: bytes, version: str, fields: Fields) -> Head:
     chunked = bool(codings) and _is_chunked(codings, version)
     raw_path, query = read_target(method, target)
     path = raw_path.decode("ascii")
-    return Head(
+    return RequestHead(
         method=method,
         http_version=version,
         raw_path=raw_path,
@@ -76,30 +76,30 @@ def read_head(method: str, target: bytes, version: str, fields: Fields) -> Head:
 
 
 def _unquoted(match: re.Match[str]) -> str:
-    """Return an unreserved character, which means the same with and without its encoding (RFC 3986, 2.3).
+    """Decode an unreserved character, which means the same in both forms (RFC 3986, 2.3).
 
-    An encoded slash does not separate segments (2.2), and an encoded line feed is not the end of a path.
+    Other characters stay encoded. An encoded slash does not separate segments (2.2).
     """
     return chr(int(match[0][1:], 16))
 
 
 def _check_host(hosts: Sequence[bytes], version: str) -> None:
-    """RFC 9112, 3.2. An empty Host is valid: its target has no authority."""
+    """Raise Problem 400 if Host is missing, repeated or malformed (RFC 9112, 3.2). An empty Host is valid."""
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise problems.malformed_request("HTTP/1.1 requires exactly one Host field.")
     if hosts and not _is_host(hosts[0]):
-        raise problems.malformed_request("The Host field is not a host.")
+        raise problems.malformed_request("The Host field is not a valid host.")
 
 
 def _is_chunked(values: Sequence[bytes], version: str) -> bool:
-    """RFC 9112, 6.1 and 6.3: without `chunked` at the end, and only there, no length can be relied on."""
+    """Check Transfer-Encoding (RFC 9112, 6.1 and 6.3). The length is only clear if `chunked` comes once, at the end."""
     codings = [coding.strip(b" \t").lower() for coding in b",".join(values).split(b",")]
     if version == "1.0":
-        raise problems.malformed_request("HTTP/1.0 has no Transfer-Encoding.")
+        raise problems.malformed_request("HTTP/1.0 does not allow Transfer-Encoding.")
     if codings[-1] != b"chunked" or b"chunked" in codings[:-1]:
         raise problems.malformed_request("Transfer-Encoding must end in chunked, once.")
     if len(codings) > 1:
-        raise problems.not_implemented("The only transfer coding is chunked.")
+        raise problems.not_implemented("The only supported transfer coding is chunked.")
     return True
 
 
@@ -112,7 +112,7 @@ def _body_bytes(lengths: Sequence[bytes], *, chunked: bool) -> int:
 
 
 def _expects_continue(values: Sequence[bytes]) -> bool:
-    """RFC 9110, 10.1.1. Empty elements of a list mean nothing (5.6.1.2)."""
+    """Check Expect (RFC 9110, 10.1.1). Empty elements of the list are ignored (5.6.1.2)."""
     expected = {value.strip(b" \t").lower() for value in b",".join(values).split(b",")} - {b""}
     if not expected <= {b"100-continue"}:
         raise problems.expectation_failed()
@@ -120,9 +120,9 @@ def _expects_continue(values: Sequence[bytes]) -> bool:
 
 
 def read_target(method: str, target: bytes) -> tuple[bytes, bytes]:
-    """Return path and query of a request target (RFC 9112, 3.2). Raises Problem 400 or 421."""
+    """Return the path and the query of a request target (RFC 9112, 3.2). Raises Problem 400 or 421."""
     if b"#" in target:
-        raise problems.malformed_request("A request target has no fragment.")
+        raise problems.malformed_request("A request target must not have a fragment.")
     if target.startswith(b"/"):
         path, _, query = target.partition(b"?")
         return path, query
@@ -130,15 +130,15 @@ def read_target(method: str, target: bytes) -> tuple[bytes, bytes]:
         return target, b""
     parts = _split_absolute(target)
     if parts is None:
-        raise problems.malformed_request("The request target is neither a path nor a URI.")
+        raise problems.malformed_request("The request target must be a path or a URI.")
     scheme, authority, path, query = parts.groups(b"")
     if scheme.lower() != b"http":
         raise problems.misdirected_request()
     if authority.startswith(b":") or not authority or not _is_host(authority):
-        raise problems.malformed_request("The authority of the request target is not a host.")
+        raise problems.malformed_request("The authority of the request target is not a valid host.")
     return path or (b"*" if method == "OPTIONS" and not query else b"/"), query
 
 
 def unknown_method(head: bytes) -> bool:
-    """Whether a head that llhttp refused begins with a well-formed request line, of another method."""
+    """Return whether a head that llhttp rejected has a well-formed request line, so that only its method is unknown."""
     return _is_request_line(head.lstrip(b"\r\n")) is not None

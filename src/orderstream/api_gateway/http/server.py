@@ -1,4 +1,4 @@
-"""The HTTP server: its socket, its signals, and a stop that finishes what is under way."""
+"""The HTTP server: its socket, its signals, and a graceful stop."""
 
 import asyncio
 import resource
@@ -9,17 +9,20 @@ from collections.abc import Callable
 from starlette.types import ASGIApp
 
 from orderstream.api_gateway.http.connection import DRAIN_LINGER_SECONDS, Connection
-from orderstream.api_gateway.http.server_state import REFUSED_CONNECTIONS_MAX, Limits, Shared
+from orderstream.api_gateway.http.server_state import REFUSED_CONNECTIONS_MAX, Limits, ServerState
 from orderstream.telemetry.tracing import Tracer
 
 BACKLOG = 4_096
 OTHER_FILES = 64
-"""What a gateway holds open beside its clients' connections: to Postgres, Redis and the collector, and its logs."""
+"""File descriptors beside the client connections: for Postgres, Redis, the trace collector and the logs."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """Drains on SIGTERM or SIGINT and returns; a second one forces. `on_stop` is called as soon as it is told to."""
+    """Serves until SIGTERM or SIGINT, then drains. A second signal ends the drain at once.
+
+    The server calls `on_stop` when the first signal arrives.
+    """
 
     def __init__(
         self,
@@ -39,52 +42,55 @@ class Server:
         self._forced = False
 
     async def serve(self, listener: socket.socket) -> None:
-        """Serve on a socket that listens, until told to stop and drained."""
+        """Serve on a listening socket until a signal arrives and the drain is over."""
         loop = asyncio.get_running_loop()
-        shared = Shared(self._app, self._tracer, self._limits)
+        state = ServerState(self._app, self._tracer, self._limits)
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._stop, shared)
+            loop.add_signal_handler(number, self._stop, state)
         try:
-            server = await loop.create_server(lambda: Connection(shared), sock=listener, backlog=BACKLOG)
+            server = await loop.create_server(lambda: Connection(state), sock=listener, backlog=BACKLOG)
             await self._stopping.wait()
             server.close()
-            await self._drain(shared)
+            await self._drain(state)
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
 
-    def _stop(self, shared: Shared) -> None:
+    def _stop(self, state: ServerState) -> None:
         self._forced = self._stopping.is_set()
         self._stopping.set()
-        shared.changed.set()
+        state.changed.set()
         if not self._forced:
             self._on_stop()
 
-    async def _drain(self, shared: Shared) -> None:
-        shared.draining = True
-        for line in list(shared.lines):
-            line.drain()
-        if not await self._finished(shared, self._drain_timeout_seconds):
-            for line in list(shared.lines):
-                line.stop_work()
-            await self._finished(shared, 2 * DRAIN_LINGER_SECONDS)
-        for line in list(shared.lines):
-            line.abort()
+    async def _drain(self, state: ServerState) -> None:
+        state.draining = True
+        for connection in list(state.connections):
+            connection.drain()
+        if not await self._finished(state, self._drain_timeout_seconds):
+            for connection in list(state.connections):
+                connection.stop_work()
+            await self._finished(state, 2 * DRAIN_LINGER_SECONDS)
+        for connection in list(state.connections):
+            connection.abort()
 
-    async def _finished(self, shared: Shared, seconds: float) -> bool:
-        """Wait until no connection is open and nothing is worked on. False if it takes longer, or is forced."""
+    async def _finished(self, state: ServerState, seconds: float) -> bool:
+        """Wait until all connections are closed and all requests are done.
+
+        Return False if `seconds` pass before, or if a second signal arrives.
+        """
         try:
             async with asyncio.timeout(seconds):
-                while (shared.lines or shared.tasks) and not self._forced:
-                    shared.changed.clear()
-                    await shared.changed.wait()
+                while (state.connections or state.tasks) and not self._forced:
+                    state.changed.clear()
+                    await state.changed.wait()
         except TimeoutError:
             return False
         return not self._forced
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the API's socket so that replicas share the port. Raises OSError."""
+    """Open the API's socket. Replicas can share the port. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -99,9 +105,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def allow_connections(limit: int) -> int:
-    """Have the process allowed as many file descriptors as `limit` connections take, if that is in its power.
+    """Raise the process's limit of file descriptors, if possible, so that `limit` connections fit.
 
-    Returns how many connections there may be.
+    Return the number of connections that fit.
     """
     others = OTHER_FILES + REFUSED_CONNECTIONS_MAX
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""What all connections of a server share: their limits, what they hold together, and the application behind them."""
+"""The state that all connections of a server share: limits, counts, memory, and the application behind them."""
 
 import asyncio
 import ipaddress
@@ -12,24 +12,23 @@ from starlette.types import ASGIApp, Scope
 from orderstream.api_gateway.http import problems
 from orderstream.api_gateway.http.exchange import Exchange
 from orderstream.api_gateway.http.problems import Headers, Problem
-from orderstream.api_gateway.http.request_head import Fields, Head
-from orderstream.api_gateway.http.response import Clock
+from orderstream.api_gateway.http.response_head import DateField
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import NO_TRACE, Tracer
 
 READ_MAX_BYTES = 32 * 1024
 REQUESTS_MAX_BYTES = 64 << 20
-"""Heads, bodies that the application has not taken yet, and answers that clients do not take."""
+"""Memory for heads, for body bytes that the application has not taken, and for responses that clients do not take."""
 REFUSED_CONNECTIONS_MAX = 256
-"""Connections beyond the limits that are told so; further ones are cut."""
+"""Refused connections that get a 503. The server aborts further ones without a response."""
 _REFUSED = "unreadable"
-"""The route of requests that the server answers itself, in traces and figures."""
+"""The route of requests that the server answers itself, in traces and metrics."""
 _IPV6_PREFIX_BITS = 64
-"""One subscriber has a whole network of addresses."""
+"""An IPv6 subscriber has a whole network of addresses, which counts as one peer."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """The settings of a server."""
+    """The limits of a server."""
 
     connections: int
     connections_per_peer: int
@@ -37,69 +36,73 @@ class Limits(Struct, frozen=True, kw_only=True):
     requests_bytes: int = REQUESTS_MAX_BYTES
 
 
-class Line(Protocol):
-    """A connection, as the server sees it."""
+class OpenConnection(Protocol):
+    """The part of a connection that the server needs to stop."""
 
     def drain(self) -> None:
-        """Finish what has arrived, and close."""
+        """Answer the requests that have arrived, then close."""
 
     def stop_work(self) -> None:
-        """End what is worked on."""
+        """Cancel the request that the application works on."""
 
     def abort(self) -> None:
         """Close at once."""
 
 
-class EndOfWork(Protocol):
-    """Is told when the application is done with an exchange."""
+class OnWorkEnd(Protocol):
+    """Called when the application has ended its work on an exchange."""
 
     def __call__(self, exchange: Exchange, *, stopped: bool) -> None:
-        """`stopped` if it was cancelled."""
+        """`stopped` means that the work was cancelled."""
 
 
-class Shared:
-    """One of these for each server."""
+class ServerState:
+    """The shared state of one server."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer, limits: Limits) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
-        self.clock = Clock()
+        self.date_field = DateField()
         self.read_buffer = memoryview(bytearray(READ_MAX_BYTES))
         self.held_bytes = 0
+        """Memory that counts towards `limits.requests_bytes`."""
         self.draining = False
-        self.lines: dict[Line, str] = {}
+        self.connections: dict[OpenConnection, str] = {}
+        """The open connections, each with its peer."""
         self.tasks: set[asyncio.Task[None]] = set()
+        """The requests that the application works on."""
         self.changed = asyncio.Event()
+        """Set when a connection closes or the last task ends."""
         self._app = app
         self._tracer = tracer
         self._peers: Counter[str] = Counter()
-        self._refused: set[Line] = set()
+        self._refused: set[OpenConnection] = set()
 
-    def enter(self, line: Line, address: Sequence[Any] | None) -> Problem | None:
-        """Count a new connection. Returns why it is refused, if it is."""
+    def enter(self, connection: OpenConnection, address: Sequence[Any] | None) -> Problem | None:
+        """Count a new connection. Return the reason if it is refused."""
         peer = peer_of(address)
-        self.lines[line] = peer
+        self.connections[connection] = peer
         refusal = None
-        if len(self.lines) - len(self._refused) > self.limits.connections:
+        if len(self.connections) - len(self._refused) > self.limits.connections:
             refusal = problems.unavailable("Too many connections are open.")
         elif self._peers[peer] >= self.limits.connections_per_peer:
-            refusal = problems.unavailable("Too many connections of one address are open.")
+            refusal = problems.unavailable("Too many connections from one address are open.")
         if refusal is None:
             self._peers[peer] += 1
         else:
-            self._refused.add(line)
+            self._refused.add(connection)
         return refusal
 
     @property
-    def overrun(self) -> bool:
-        """More connections are being refused than can be told so."""
+    def too_many_refused(self) -> bool:
+        """Whether there are too many refused connections to answer another one."""
         return len(self._refused) > REFUSED_CONNECTIONS_MAX
 
-    def leave(self, line: Line) -> None:
-        """Forget a connection."""
-        peer = self.lines.pop(line)
-        if line in self._refused:
-            self._refused.remove(line)
+    def leave(self, connection: OpenConnection) -> None:
+        """Stop counting a connection."""
+        peer = self.connections.pop(connection)
+        if connection in self._refused:
+            self._refused.remove(connection)
         elif self._peers[peer] > 1:
             self._peers[peer] -= 1
         else:
@@ -108,26 +111,11 @@ class Shared:
 
     @property
     def overfull(self) -> bool:
-        """The requests that are here hold more than they may together."""
+        """Whether the requests hold more memory than they may."""
         return self.held_bytes > self.limits.requests_bytes
 
-    def scope(self, head: Head, fields: Fields) -> Scope:
-        """Return an ASGI scope."""
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": head.http_version,
-            "method": head.method,
-            "scheme": "http",
-            "path": head.path,
-            "raw_path": head.raw_path,
-            "root_path": "",
-            "query_string": head.query,
-            "headers": fields,
-        }
-
-    def start(self, exchange: Exchange, on_end: EndOfWork) -> "asyncio.Task[None]":
-        """Have the application work on a request."""
+    def start(self, exchange: Exchange, on_end: OnWorkEnd) -> "asyncio.Task[None]":
+        """Start the application's work on a request."""
         assert exchange.scope is not None
         task = self.loop.create_task(self._work(exchange.scope, exchange))
 
@@ -144,8 +132,8 @@ class Shared:
     async def _work(self, scope: Scope, exchange: Exchange) -> None:
         await self._app(scope, exchange.receive, exchange.send)
 
-    def reply(self, problem: Problem) -> tuple[int, Headers, bytes]:
-        """Return the answer of the server itself, with a trace of its own, and count it."""
+    def problem_response(self, problem: Problem) -> tuple[int, Headers, bytes]:
+        """Return the server's own response, with a trace of its own, and count it."""
         metrics.HTTP_REQUESTS.labels(_REFUSED, str(problem.status)).inc()
         span = self._tracer.server(_REFUSED, NO_TRACE)
         span.end(problem.name)
@@ -160,7 +148,7 @@ class Shared:
 
 
 def peer_of(address: Sequence[Any] | None) -> str:
-    """Return what stands for a client: its IPv4 address, or the network of its IPv6 address."""
+    """Return the peer of a socket address: the IPv4 address, or the network of the IPv6 address."""
     if not address:
         return ""
     host = str(address[0])

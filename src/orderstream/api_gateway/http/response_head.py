@@ -1,4 +1,4 @@
-"""The bytes of an answer."""
+"""The bytes of a response head."""
 
 import time
 from email.utils import formatdate
@@ -10,31 +10,31 @@ _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.en
 _CLOSE = ((b"connection", b"close"),)
 
 
-class Clock:
+class DateField:
     """The Date field (RFC 9110, 6.6.1), formatted once a second."""
 
-    __slots__ = ("_field", "_second")
+    __slots__ = ("_line", "_second")
 
     def __init__(self) -> None:
         self._second = 0
-        self._field = b""
+        self._line = b""
 
-    def field(self) -> bytes:
-        """Return the line of the field for now."""
+    def line(self) -> bytes:
+        """Return the line of the field with the current time."""
         now = int(time.time())
         if now != self._second:
             self._second = now
-            self._field = b"date: %b\r\n" % formatdate(now, usegmt=True).encode()
-        return self._field
+            self._line = b"date: %b\r\n" % formatdate(now, usegmt=True).encode()
+        return self._line
 
 
-def head(status: int, headers: Headers, clock: Clock, *, close: bool) -> bytes:
-    """Return the head of an answer, with its empty line."""
+def response_head(status: int, headers: Headers, date: DateField, *, close: bool) -> bytes:
+    """Return the head of a response, with its empty line. `close` adds `connection: close`."""
     fields = [*headers, *_CLOSE] if close else headers
     return b"".join(
         [
             _STATUS_LINES[status],
-            clock.field(),
+            date.line(),
             *[b"%b: %b\r\n" % field for field in fields],
             b"\r\n",
         ]
