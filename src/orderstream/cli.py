@@ -228,7 +228,7 @@ def topics() -> None:
     """Create missing Kafka topics. Warn of existing topics with other settings."""
     from confluent_kafka import KafkaException
 
-    from orderstream.kafka.client import KafkaRefusedError
+    from orderstream.kafka.errors import KafkaRefusedError
     from orderstream.kafka.topics import ensure_topics, topic_warnings
 
     settings = _stack_settings()
@@ -332,7 +332,7 @@ def dlq_list(service: str | None, limit: int) -> None:
     from confluent_kafka import KafkaException
 
     from orderstream.dead_letters.reader import newest
-    from orderstream.kafka.client import KafkaRefusedError
+    from orderstream.kafka.errors import KafkaRefusedError
 
     settings = _stack_settings()
     with _plain_errors(KafkaException, KafkaRefusedError):
@@ -350,7 +350,7 @@ def dlq_show(service: str, partition: int, offset: int) -> None:
     from confluent_kafka import KafkaException
 
     from orderstream.dead_letters.reader import letter_at
-    from orderstream.kafka.client import KafkaRefusedError
+    from orderstream.kafka.errors import KafkaRefusedError
 
     with _plain_errors(KafkaException, KafkaRefusedError):
         letter = letter_at(_stack_settings(), service, partition, offset)
@@ -399,7 +399,7 @@ def refused_redrive() -> None:
     from confluent_kafka import KafkaException
 
     from orderstream.dead_letters.refused_records import redrive
-    from orderstream.kafka.client import KafkaRefusedError, PublishError
+    from orderstream.kafka.errors import KafkaRefusedError, PublishError
 
     with _plain_errors(psycopg.Error, KafkaException, KafkaRefusedError, PublishError):
         sent, still_refused = redrive(_stack_settings())

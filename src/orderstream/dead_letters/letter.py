@@ -2,8 +2,9 @@
 
 from msgspec import Struct
 
-from orderstream.kafka.client import MAX_MESSAGE_BYTES, Publication
+from orderstream.kafka.client import MAX_MESSAGE_BYTES
 from orderstream.kafka.envelope import Reason, Record
+from orderstream.kafka.publication import Publication
 from orderstream.kafka.topics import dead_letter_topic
 
 LETTER_MAX_BYTES = MAX_MESSAGE_BYTES - (64 << 10)

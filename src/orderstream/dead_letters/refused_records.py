@@ -14,7 +14,9 @@ from msgspec import Struct
 
 from orderstream.dead_letters.printable import in_one_line, printable
 from orderstream.domain.events import TOPICS
-from orderstream.kafka.client import Publication, Publisher, PublishError
+from orderstream.kafka.errors import PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load

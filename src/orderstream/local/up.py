@@ -168,7 +168,7 @@ def prepare_topics(settings: Settings, report: Callable[[str], None]) -> None:
     """Create missing topics, and log a warning for settings that differ. Raises ChildError if Kafka refuses."""
     from confluent_kafka import KafkaException  # noqa: PLC0415 - slow to load; the broker starts in the meantime
 
-    from orderstream.kafka.client import KafkaRefusedError  # noqa: PLC0415
+    from orderstream.kafka.errors import KafkaRefusedError  # noqa: PLC0415
     from orderstream.kafka.topics import ensure_topics, topic_warnings  # noqa: PLC0415
     from orderstream.telemetry import logs  # noqa: PLC0415
 

@@ -14,7 +14,8 @@ from confluent_kafka import Consumer, KafkaException
 from msgspec import Struct
 
 from orderstream.domain.events import topic_of
-from orderstream.kafka.client import KafkaRefusedError, consumer
+from orderstream.kafka.client import consumer
+from orderstream.kafka.errors import KafkaRefusedError
 from orderstream.kafka.group_offsets import group_offsets
 from orderstream.kafka.partitions import TopicAndPartition
 from orderstream.postgres.connect import Connection

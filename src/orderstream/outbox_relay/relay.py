@@ -15,8 +15,10 @@ from confluent_kafka import KafkaException
 from orderstream.dead_letters import refused_records
 from orderstream.dead_letters.refused_records import Delivery
 from orderstream.domain.events import PAYLOADS, TOPICS, topic_of
-from orderstream.kafka.client import TOPIC_MAY_BE_GONE, Publication, Publisher, PublishError
 from orderstream.kafka.envelope import event_headers
+from orderstream.kafka.errors import TOPIC_MAY_BE_GONE, PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import ensure_topics
 from orderstream.outbox_relay.position import Position, Range
 from orderstream.outbox_relay.retention import Retention

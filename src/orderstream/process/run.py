@@ -10,7 +10,7 @@ from typing import Protocol
 import psycopg
 from confluent_kafka import KafkaException
 
-from orderstream.kafka.client import KafkaRefusedError
+from orderstream.kafka.errors import KafkaRefusedError
 from orderstream.postgres.faults import UnsuitableServerError
 from orderstream.process.drain import EXIT_FAILED, limit_drain
 from orderstream.process.liveness import exit_when_stuck

@@ -16,17 +16,11 @@ from msgspec import Struct, structs
 from orderstream.dead_letters import refused_records
 from orderstream.dead_letters.letter import DeadLetter, publication
 from orderstream.domain.events import topic_of
-from orderstream.kafka.client import (
-    FENCED,
-    TOPIC_MAY_BE_GONE,
-    UNKNOWN_TOPIC,
-    KafkaRefusedError,
-    Publication,
-    Publisher,
-    PublishError,
-    consumer,
-)
+from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import Received, Record, Undecodable, decode, encode
+from orderstream.kafka.errors import FENCED, TOPIC_MAY_BE_GONE, UNKNOWN_TOPIC, KafkaRefusedError, PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import dead_letter_topic, ensure_topics
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.faults import is_bad_value, is_fatal, is_transient, is_unknown, names_unknown_order
@@ -289,7 +283,7 @@ class Runner(Generic[P]):
             self._publisher.publish(records)
         except PublishError as error:
             trace.published(str(error))
-            if not error.poisonous:
+            if not error.all_refused:
                 raise
             refused = error.refused
             self._keep_refused([(records[index], reason) for index, reason in refused.items()])

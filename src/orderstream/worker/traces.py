@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 
 from orderstream.domain.events import topic_of
-from orderstream.kafka.client import Publication
 from orderstream.kafka.envelope import Received, event_headers
+from orderstream.kafka.publication import Publication
 from orderstream.telemetry.tracing import Span, Tracer
 from orderstream.worker.handler import Outgoing
 

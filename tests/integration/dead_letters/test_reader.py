@@ -9,8 +9,9 @@ from confluent_kafka import Message, Producer, TopicPartition
 from orderstream.cli import main
 from orderstream.dead_letters.letter import DeadLetter, publication
 from orderstream.dead_letters.reader import _letter, letter_at, newest
-from orderstream.kafka.client import Publisher, consumer
+from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import Record
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.settings import Settings
 from tests.support.topics import Tap, topic_settings

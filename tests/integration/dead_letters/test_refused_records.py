@@ -11,7 +11,9 @@ from orderstream.dead_letters import refused_records
 from orderstream.dead_letters.refused_records import REASON_MAX_CHARACTERS, keep, measure, newest, redrive
 from orderstream.domain.events import TOPICS, topic_of
 from orderstream.inventory_worker.handler import InventoryHandler
-from orderstream.kafka.client import Publication, Publisher, PublishError
+from orderstream.kafka.errors import PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.outbox_relay.relay import Relay
 from orderstream.postgres.connect import Connection, connect

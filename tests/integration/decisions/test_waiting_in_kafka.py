@@ -8,8 +8,9 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from orderstream.domain.events import Event, Payload, topic_of
-from orderstream.kafka.client import Publication, Publisher
 from orderstream.kafka.envelope import encode
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import ensure_topics
 from orderstream.order_service.consumed import READERS, Consumed, KafkaOffsets
 from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule

@@ -8,7 +8,9 @@ from confluent_kafka import Producer, TopicPartition
 
 from orderstream.domain.events import topic_of
 from orderstream.kafka import client
-from orderstream.kafka.client import Publication, Publisher, PublishError
+from orderstream.kafka.errors import PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.settings import Settings
 from tests.support.topics import Tap, end_offsets, publish, topic_settings
 from tests.support.waiting import wait_until

@@ -11,7 +11,8 @@ import pytest
 import redis
 from confluent_kafka import KafkaError, Producer
 
-from orderstream.kafka.client import Publication, Publisher
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import ensure_topics
 from orderstream.local.processes import ports
 from orderstream.local.processes.state import shared_cache

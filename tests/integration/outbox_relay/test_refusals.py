@@ -13,8 +13,10 @@ from orderstream.cli import main
 from orderstream.dead_letters.refused_records import newest
 from orderstream.domain.events import Event, Item, OrderCreated, Payload, build, topic_of
 from orderstream.kafka import client
-from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import encode
+from orderstream.kafka.errors import PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.outbox_relay import relay
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.outbox import OutboxRow, append
@@ -122,13 +124,13 @@ def test_a_row_of_a_topic_that_does_not_exist_is_set_aside_at_once(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     tried: list[str] = []
-    enqueue = client.Publisher._enqueue
+    enqueue = Publisher._enqueue
 
-    def note(self: client.Publisher, producer: object, record: Publication, report: object) -> None:
+    def note(self: Publisher, producer: object, record: Publication, report: object) -> None:
         tried.append(record.topic)
         enqueue(self, producer, record, report)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(client.Publisher, "_enqueue", note)
+    monkeypatch.setattr(Publisher, "_enqueue", note)
     good = _events(3)
     _insert(connection, name, good[0])
     _append(connection, good)
@@ -182,7 +184,7 @@ def test_rows_that_were_acknowledged_leave_though_others_failed(
     failing = {event.correlation_id for event in events[3:5]}
     rounds: list[int] = []
 
-    class HalfFailing(client.Publisher):
+    class HalfFailing(Publisher):
         def publish(self, records: Sequence[Publication]) -> None:
             late = [index for index, record in enumerate(records) if record.key in failing]
             if late and len(rounds) < 2:

@@ -9,9 +9,11 @@ import pytest
 from confluent_kafka import KafkaError
 
 from orderstream.domain.events import Event, Payload, build, topic_of
-from orderstream.kafka import client
-from orderstream.kafka.client import Publication, PublishError
+from orderstream.kafka import client, publisher
 from orderstream.kafka.envelope import encode
+from orderstream.kafka.errors import PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.outbox_relay import relay
 from orderstream.outbox_relay.relay import SERVICE, Relay
 from orderstream.postgres.connect import Connection, connect
@@ -76,7 +78,7 @@ def test_what_is_more_than_a_batch_may_weigh_is_the_next_batch(
     order_id = str(uuid4())
     batches: list[tuple[int, int]] = []
 
-    class Noting(client.Publisher):
+    class Noting(Publisher):
         def publish(self, records: Sequence[Publication]) -> None:
             batches.append((len(records), _waiting(connection)))
             super().publish(records)
@@ -150,7 +152,7 @@ def test_while_kafka_is_down_orders_wait_and_later_leave(
     settings: Settings, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "DELIVERY_TIMEOUT_SECONDS", 2)
-    monkeypatch.setattr(client, "FLUSH_TIMEOUT_SECONDS", 3)
+    monkeypatch.setattr(publisher, "FLUSH_TIMEOUT_SECONDS", 3)
     with running(settings):
         with _stopped(servers.kafka):
             _append(connection, _events(5))
@@ -178,7 +180,7 @@ def test_rows_that_kafka_did_not_acknowledge_are_published_again(
 ) -> None:
     failures = iter([PublishError(KafkaError(KafkaError._MSG_TIMED_OUT), 1)])
 
-    class Failing(client.Publisher):
+    class Failing(Publisher):
         def publish(self, records: Sequence[Publication]) -> None:
             super().publish(records)
             if error := next(failures, None):

@@ -5,7 +5,9 @@ import json
 import pytest
 from confluent_kafka import Message
 
-from orderstream.kafka.client import Publication, Publisher, consumer
+from orderstream.kafka.client import consumer
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import ensure_topics
 from orderstream.settings import Settings, load
 from tests.integration.security.conftest import Certificates, kafka_options

@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from orderstream.kafka import client
-from orderstream.kafka.client import PublishError
 from orderstream.kafka.envelope import Received
+from orderstream.kafka.errors import PublishError
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings

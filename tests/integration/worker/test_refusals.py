@@ -9,9 +9,11 @@ from confluent_kafka import KafkaError
 
 from orderstream.dead_letters.refused_records import newest
 from orderstream.domain.events import InventoryReserved, StockLine, build
-from orderstream.kafka import client
-from orderstream.kafka.client import MAX_MESSAGE_BYTES, Publication, PublishError
+from orderstream.kafka.client import MAX_MESSAGE_BYTES
 from orderstream.kafka.envelope import Received
+from orderstream.kafka.errors import PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
@@ -104,7 +106,7 @@ def test_a_dead_letter_that_its_topic_refuses_is_kept_whole(
         assert dict(record.publication.headers)["dlq-reason"] in ("NOT_JSON", "NO_KEY")
 
 
-class _Sending(client.Publisher):
+class _Sending(Publisher):
     """Fails the first publishes of some topic instead of sending anything."""
 
     topic = ""
@@ -162,7 +164,7 @@ def test_offsets_move_only_after_kafka_has_acknowledged_the_dead_letter(
     """Poison and good records are there before the runner starts, so that they share a batch."""
     reached, opened = threading.Event(), threading.Event()
 
-    class Held(client.Publisher):
+    class Held(Publisher):
         def publish(self, records: Sequence[Publication]) -> None:
             if records[0].topic == dead_letter_topic(group):
                 reached.set()

@@ -11,8 +11,10 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from orderstream.kafka import client
-from orderstream.kafka.client import Publication, PublishError
 from orderstream.kafka.envelope import Received
+from orderstream.kafka.errors import PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.process import readiness
@@ -331,7 +333,7 @@ def test_offsets_move_only_after_kafka_has_acknowledged(
 ) -> None:
     gate = _Gate()
 
-    class Held(client.Publisher):
+    class Held(Publisher):
         def publish(self, records: Sequence[Publication]) -> None:
             gate.reached.set()
             assert gate.open.wait(20)
@@ -354,7 +356,7 @@ def test_offsets_move_only_after_kafka_has_acknowledged(
 def test_an_unacknowledged_publish_is_repeated(settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = iter([PublishError(KafkaError(KafkaError._MSG_TIMED_OUT), 1)] * 2)
 
-    class Failing(client.Publisher):
+    class Failing(Publisher):
         def publish(self, records: Sequence[Publication]) -> None:
             super().publish(records)
             if error := next(failures, None):

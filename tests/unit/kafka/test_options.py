@@ -6,7 +6,8 @@ import pytest
 from confluent_kafka import KafkaException
 
 from orderstream.kafka import client
-from orderstream.kafka.client import Publisher, admin, check_options, consumer
+from orderstream.kafka.client import admin, check_options, consumer
+from orderstream.kafka.publisher import Publisher
 from orderstream.settings import Settings, SettingsError
 
 CLIENTS: list[Callable[[Settings], object]] = [

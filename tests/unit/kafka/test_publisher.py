@@ -8,7 +8,9 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from orderstream.kafka import client
-from orderstream.kafka.client import Publication, Publisher, PublishError
+from orderstream.kafka.errors import PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
 from orderstream.settings import Settings
 
 RECORDS = [Publication("t.v1", "k", b"v", [])]
@@ -76,7 +78,7 @@ def test_a_producer_that_failed_for_good_is_replaced(monkeypatch: pytest.MonkeyP
         with pytest.raises(PublishError) as caught:
             publisher.publish(RECORDS)
         assert caught.value.fatal
-        assert not caught.value.poisonous
+        assert not caught.value.all_refused
         assert FailedProducer.made == made
 
 
@@ -89,7 +91,7 @@ def test_a_queue_that_stays_full_fails_the_batch_which_may_be_repeated(monkeypat
     with pytest.raises(PublishError) as caught:
         publisher.publish(RECORDS)
     assert caught.value.code == KafkaError._QUEUE_FULL
-    assert not caught.value.poisonous
+    assert not caught.value.all_refused
     assert FullProducer.flushes < 20
 
 

@@ -8,15 +8,12 @@ import pytest
 from confluent_kafka import KafkaError
 
 from orderstream.kafka import client
+from orderstream.kafka import publisher as publishing
 from orderstream.kafka.batch_sizes import BATCH_BYTES, REMEMBERED_MAX, REMEMBERED_SECONDS, BatchSizes
-from orderstream.kafka.client import (
-    LONELY_EVIDENCE_SECONDS,
-    LONELY_FAILURES_MAX,
-    LonelyTopics,
-    Publication,
-    Publisher,
-    PublishError,
-)
+from orderstream.kafka.errors import REFUSED, PublishError
+from orderstream.kafka.publication import Publication
+from orderstream.kafka.publisher import Publisher
+from orderstream.kafka.stuck_topics import STUCK_EVIDENCE_SECONDS, STUCK_FAILURES_MAX, StuckTopics
 from orderstream.settings import Settings
 
 TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)
@@ -64,7 +61,7 @@ def _records(*values: str) -> list[Publication]:
 def test_each_record_of_a_refused_batch_is_blamed_for_itself_alone(publisher: Publisher) -> None:
     with pytest.raises(PublishError) as caught:
         publisher.publish(_records("ok", "bad", "ok", "bad"))
-    assert caught.value.poisonous
+    assert caught.value.all_refused
     assert set(caught.value.refused) == {1, 3}
     assert "MSG_SIZE_TOO_LARGE" in caught.value.refused[1]
     whole, each_alone = ["ok", "bad", "ok", "bad"], [["ok"], ["bad"], ["ok"], ["bad"]]
@@ -112,7 +109,7 @@ def test_no_publish_begins_with_records_that_are_alone() -> None:
 def test_the_resends_of_one_publish_end_in_time_and_the_rest_may_be_retried(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "RESEND_SECONDS", 0)
+    monkeypatch.setattr(publishing, "RESEND_SECONDS", 0)
     with pytest.raises(PublishError) as caught:
         publisher.publish([*_records("ok", "bad"), Publication("another.v1", "key", "ok", [])])
     assert Broker.sent == [["ok", "bad", "ok"]]
@@ -129,7 +126,7 @@ def test_a_publish_after_the_stop_signal_is_still_tried(publisher: Publisher) ->
 def test_what_may_be_retried_is_told_apart(publisher: Publisher) -> None:
     with pytest.raises(PublishError) as caught:
         publisher.publish(_records("ok", "bad", "late"))
-    assert not caught.value.poisonous
+    assert not caught.value.all_refused
     assert set(caught.value.refused) == {1}
     assert caught.value.unacknowledged == {2}
     assert caught.value.code == KafkaError._MSG_TIMED_OUT
@@ -143,18 +140,18 @@ def test_a_failure_that_passes_is_never_a_refusal(publisher: Publisher) -> None:
     assert Broker.sent == [["ok", "late", "ok"]]
 
 
-@pytest.mark.parametrize("code", sorted(client.REFUSED))
+@pytest.mark.parametrize("code", sorted(REFUSED))
 def test_every_refusal_is_found(publisher: Publisher, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(Broker, "refusal", code)
     with pytest.raises(PublishError) as caught:
         publisher.publish(_records("bad"))
-    assert caught.value.poisonous
+    assert caught.value.all_refused
     assert set(caught.value.refused) == {0}
 
 
 def test_an_error_without_details_says_that_any_record_may_be_retried() -> None:
     error = PublishError(TIMED_OUT, 1)
-    assert not error.poisonous
+    assert not error.all_refused
     assert error.unacknowledged is None
 
 
@@ -172,29 +169,29 @@ BOTH = [Publication("dead", "k", "v", []), Publication("alive", "k", "v", [])]
 
 def test_a_topic_is_set_aside_when_it_alone_fails_again_and_again_and_is_tried_again_later() -> None:
     clock = Clock()
-    lonely = LonelyTopics(clock)
-    for _ in range(LONELY_FAILURES_MAX):
-        assert not lonely.is_set_aside("dead")
+    lonely = StuckTopics(clock)
+    for _ in range(STUCK_FAILURES_MAX):
+        assert not lonely.is_suspended("dead")
         lonely.note(BOTH, {0: TIMED_OUT}, ())
-    assert lonely.is_set_aside("dead")
-    assert not lonely.is_set_aside("alive")
+    assert lonely.is_suspended("dead")
+    assert not lonely.is_suspended("alive")
     lonely.note(BOTH, {}, {0})
-    assert lonely.is_set_aside("dead")
-    clock.now += LONELY_EVIDENCE_SECONDS + 1
-    assert not lonely.is_set_aside("dead")
+    assert lonely.is_suspended("dead")
+    clock.now += STUCK_EVIDENCE_SECONDS + 1
+    assert not lonely.is_suspended("dead")
     lonely.note(BOTH, {}, ())
-    for _ in range(LONELY_FAILURES_MAX - 1):
-        clock.now += LONELY_EVIDENCE_SECONDS + 1
+    for _ in range(STUCK_FAILURES_MAX - 1):
+        clock.now += STUCK_EVIDENCE_SECONDS + 1
         lonely.note(BOTH, {0: TIMED_OUT}, ())
-    assert not lonely.is_set_aside("dead")
+    assert not lonely.is_suspended("dead")
 
 
 def test_no_topic_is_set_aside_while_kafka_is_away() -> None:
     clock = Clock()
-    lonely = LonelyTopics(clock)
+    lonely = StuckTopics(clock)
     lonely.note(BOTH[1:], {}, ())
-    for _ in range(10 * LONELY_FAILURES_MAX):
+    for _ in range(10 * STUCK_FAILURES_MAX):
         clock.now += 5
         lonely.note(BOTH, {0: TIMED_OUT, 1: TIMED_OUT}, ())
-    assert not lonely.is_set_aside("dead")
-    assert not lonely.is_set_aside("alive")
+    assert not lonely.is_suspended("dead")
+    assert not lonely.is_suspended("alive")

@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from orderstream.domain.events import topic_of
 from orderstream.inventory_worker.handler import InventoryHandler
-from orderstream.kafka.client import KafkaRefusedError
+from orderstream.kafka.errors import KafkaRefusedError
 from orderstream.order_service.consumed import ASK_SECONDS, POINTS_MAX, READERS, Consumed, Offsets
 from orderstream.order_service.handler import OrderHandler
 from orderstream.payment_worker.handler import PaymentHandler
