@@ -60,16 +60,23 @@ assert_event(topic, key.encode(), value.encode())
 """
 _LISTED = """
 import sys
+from pathlib import Path
 from orderstream.cli import main
 from orderstream.kafka.topics import CONSUMER_GROUPS
-from orderstream.settings import SERVICES, Settings
-(group,) = sys.argv[1:]
-assert group in SERVICES
+from orderstream.local.plan import plan
+from orderstream.local.processes.state import StateDir
+from orderstream.settings import Settings
+group, state = sys.argv[1:]
+assert group in {service.name for service in plan(Settings(), StateDir(Path(state)), {}).services}
 assert group in CONSUMER_GROUPS
 assert group in main.commands
-assert Settings().replicas(group) == 1
 (services,) = main.commands["dlq"].commands["show"].params[:1]
 assert group in services.type.choices
+"""
+_STATUS = """
+from orderstream.local.backlog import report
+from orderstream.settings import load
+print(*report(load()), sep="\\n")
 """
 
 
@@ -140,9 +147,9 @@ class Copy:
         """Run `python -m argv` in the copy, which must exit 0, and return its output."""
         return self._run(["-m", *argv], settings)
 
-    def python(self, script: str, *arguments: str) -> None:
-        """Run a script in the copy, which must exit 0."""
-        self._run(["-c", script, *arguments], None)
+    def python(self, script: str, *arguments: str, settings: Settings | None = None) -> str:
+        """Run a script in the copy, which must exit 0, and return its output."""
+        return self._run(["-c", script, *arguments], settings)
 
     def _run(self, argv: list[str], settings: Settings | None) -> str:
         done = subprocess.run(
@@ -234,6 +241,7 @@ def test_a_confirmed_order_leads_to_one_shipment_and_one_event(
     assert [letter.headers["dlq-reason"] for letter in letters if letter not in shipments] == [b"UNKNOWN_ORDER"]
     order_id, decided_at = row(connection, "SELECT order_id, decided_at FROM shipments")
     assert order_id == confirmed
+    assert f"{GROUP:<20} 0 records behind" in copy.python(_STATUS, settings=migrated)
     body = _kept_contract(copy, first)
     assert body["occurredAt"] == decided_at.isoformat().replace("+00:00", "Z")
     assert body["payload"] == {"orderId": confirmed}
@@ -248,8 +256,8 @@ def _kept_contract(copy: Copy, letter: Letter) -> dict[str, Any]:
     return body
 
 
-def test_the_step_is_in_each_list_of_services_in_the_code(copy: Copy) -> None:
-    copy.python(_LISTED, GROUP)
+def test_the_step_is_in_each_list_of_services_in_the_code(copy: Copy, tmp_path: Path) -> None:
+    copy.python(_LISTED, GROUP, str(tmp_path))
     assert f"command: [{GROUP}]" in (copy.root / "docker-compose.yml").read_text(encoding="utf-8")
 
 
