@@ -10,8 +10,8 @@ from orderstream.api_gateway.orders.waiters import WAIT_MAX_SECONDS
 from orderstream.api_gateway.schemas import OrderAccepted, OrderRequest, OrderView
 
 _DESCRIPTION = (
-    "Accepts orders, and tells how they stand. It is an API for servers: it sends no CORS headers, and OPTIONS is"
-    " answered 405, so a browser lets no page of another origin read an answer."
+    "Accepts orders and returns their state. This is an API for servers. It sends no CORS headers and answers OPTIONS"
+    " with 405, so that a page of another origin cannot read a response in a browser."
 )
 _EXAMPLE = {
     "userId": "u-1",
@@ -40,9 +40,9 @@ def document() -> dict[str, Any]:
             "/orders": {"post": _create(order, accepted, problem)},
             "/orders/{orderId}": {"get": _read(view, problem)},
             "/orders/{orderId}/cancel": {"post": _cancel(view, problem)},
-            "/livez": {"get": _plain("The process lives.", "live", problem)},
-            "/readyz": {"get": _plain("The process can work.", "ready", problem)},
-            "/metrics": {"get": _plain("Figures in the Prometheus text format.", "figures", problem)},
+            "/livez": {"get": _plain("Check that the process is alive.", "live", problem)},
+            "/readyz": {"get": _plain("Check that the process is ready.", "ready", problem)},
+            "/metrics": {"get": _plain("Read the metrics in the Prometheus text format.", "figures", problem)},
         },
         "components": {"schemas": components},
     }
@@ -50,41 +50,42 @@ def document() -> dict[str, Any]:
 
 def _create(order: Any, accepted: Any, problem: Any) -> dict[str, Any]:
     problems = {
-        "400": "The body is not an order (`errors` says everything that is wrong with it), or the key cannot be one.",
-        "412": "If-Match is given, and there is no version to match.",
-        "413": "The body is longer than 1 MiB.",
-        "415": "The body is not declared to be JSON.",
-        "422": "The key was used for another order.",
-        "503": "The order could not be stored, or too many are waiting; ask again.",
+        "400": "The body is not a valid order (`errors` lists all violations), or the key is not valid.",
+        "412": "The request has If-Match, and a new order has no version.",
+        "413": "The body is larger than 1 MiB.",
+        "415": "The body is not declared as JSON.",
+        "422": "The key was used for a different order.",
+        "503": "The order could not be stored, or too many orders are waiting. Try again.",
     }
     key = {
         "name": "idempotency-key",
         "in": "header",
-        "description": "With a key the same order may be sent again: the reply is the same, and there is one order."
-        " Orders are the same if what is decoded from them is; the order of their lines makes no difference.",
+        "description": "With a key, you can safely send the same order again: the response is the same, and there is"
+        " only one order. Two requests are the same if they decode to the same order. The sequence of the lines makes"
+        " no difference.",
         "schema": {"type": "string", "pattern": f"^[!-~]{{1,{KEY_MAX_CHARACTERS}}}$"},
     }
-    replayed = {"description": "The order was accepted before, with this key.", "schema": {"const": "true"}}
+    replayed = {"description": "An earlier request with this key placed the order.", "schema": {"const": "true"}}
     return {
         "operationId": "createOrder",
         "summary": "Place an order.",
         "parameters": [key],
         "requestBody": {"required": True, "content": {"application/json": {"schema": order, "example": _EXAMPLE}}},
         "responses": {
-            "201": _response("The order is durable.", accepted, {"location": _STRING, "idempotent-replayed": replayed}),
+            "201": _response("The order is stored.", accepted, {"location": _STRING, "idempotent-replayed": replayed}),
             **{status: _problem(text, problem) for status, text in problems.items()},
         },
     }
 
 
 def _read(view: Any, problem: Any) -> dict[str, Any]:
-    applied = {"description": "The reply was held back as preferred.", **_STRING}
+    applied = {"description": "The server waited as preferred.", **_STRING}
     head = {"etag": _STRING, "x-cache": {"schema": {"enum": ["HIT", "MISS", "BYPASS"]}}, "preference-applied": applied}
     prefer = {
         "name": "prefer",
         "in": "header",
-        "description": "`wait=N` holds the reply back until the order settles, for N seconds,"
-        f" {WAIT_MAX_SECONDS} at most. The preference is not applied while too many wait.",
+        "description": f"`wait=N`: wait up to N seconds, at most {WAIT_MAX_SECONDS}, until the order settles."
+        " If too many reads wait, the server responds at once.",
         "schema": {"type": "string"},
         "example": "wait=10",
     }
@@ -94,11 +95,13 @@ def _read(view: Any, problem: Any) -> dict[str, Any]:
         "parameters": [_ORDER_ID, *_CONDITIONS, prefer],
         "responses": {
             "200": _response("The order is settled.", view, head),
-            "202": _response("The order is under way; ask again.", view, {**head, "retry-after": _STRING}),
-            "304": {"description": "The order is as `if-none-match` says.", "headers": {**head, **_TRACE}},
-            "404": _problem("There is no such order.", problem),
-            "412": _problem("The order has another version than `if-match` says.", problem),
-            "503": _problem("The order could not be read; ask again.", problem),
+            "202": _response(
+                "The order is not settled yet. Read it again later.", view, {**head, "retry-after": _STRING}
+            ),
+            "304": {"description": "The order still has a version in `if-none-match`.", "headers": {**head, **_TRACE}},
+            "404": _problem("The order does not exist.", problem),
+            "412": _problem("The order does not have a version in `if-match`.", problem),
+            "503": _problem("The order could not be read. Try again.", problem),
         },
     }
 
@@ -106,24 +109,24 @@ def _read(view: Any, problem: Any) -> dict[str, Any]:
 def _cancel(view: Any, problem: Any) -> dict[str, Any]:
     return {
         "operationId": "cancelOrder",
-        "summary": "Cancel an order, also one that is confirmed; cancelling again changes nothing.",
+        "summary": "Cancel an order, also a confirmed one. Cancelling again changes nothing.",
         "parameters": [_ORDER_ID, *_CONDITIONS],
         "responses": {
             "202": _response(
-                "The order is cancelled; its payment and stock are being given back.", view, {"etag": _STRING}
+                "The order is cancelled. Its payment is voided and its stock released.", view, {"etag": _STRING}
             ),
-            "404": _problem("There is no such order.", problem),
-            "409": _problem("The order has failed.", problem),
-            "412": _problem("The order has a version that `if-match` or `if-none-match` does not allow.", problem),
-            "503": _problem("It is not known to be cancelled; ask again.", problem),
+            "404": _problem("The order does not exist.", problem),
+            "409": _problem("The order is FAILED.", problem),
+            "412": _problem("`if-match` or `if-none-match` does not allow the order's version.", problem),
+            "503": _problem("The order may be cancelled or not. Try again.", problem),
         },
     }
 
 
 def _plain(summary: str, operation: str, problem: Any) -> dict[str, Any]:
-    responses = {"200": {"description": "Yes.", "headers": _TRACE}}
+    responses = {"200": {"description": "Success.", "headers": _TRACE}}
     if operation == "ready":
-        responses["503"] = _problem("Not now.", problem)
+        responses["503"] = _problem("The process is not ready.", problem)
     return {"operationId": operation, "summary": summary, "responses": responses}
 
 

@@ -1,4 +1,4 @@
-"""The types of the HTTP API; the OpenAPI document is generated from them. JSON names are camelCase, money is exact."""
+"""The types of the HTTP API. The OpenAPI document is generated from them. JSON names are camelCase. Money is exact."""
 
 from datetime import datetime
 from typing import Annotated, TypeVar
@@ -23,9 +23,9 @@ _MONEY_PATTERN = rf"^(?=[0-9.]*[1-9])0*[0-9]{{1,{MONEY_INTEGER_DIGITS_MAX}}}(\.[
 MoneyIn = Annotated[
     Raw,
     Meta(
-        description=f"More than 0, at most {MONEY_INTEGER_DIGITS_MAX} digits before the point, after it no more than"
-        f" the currency has; a number, or a string in plain notation, of {NUMBER_MAX_CHARACTERS} characters at most."
-        " Read exactly as written.",
+        description=f"More than 0, with at most {MONEY_INTEGER_DIGITS_MAX} digits before the point, and behind it at"
+        " most as many as the currency has. A number, or a string in plain decimal notation, of at most"
+        f" {NUMBER_MAX_CHARACTERS} characters. It is read exactly as written.",
         extra_json_schema={
             "anyOf": [
                 {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 10**MONEY_INTEGER_DIGITS_MAX},
@@ -52,13 +52,13 @@ Quantity = Annotated[
     Meta(
         ge=QTY_MIN,
         le=QTY_MAX,
-        description=f"A whole number; 1.0 is one, too. {NUMBER_MAX_CHARACTERS} characters at most.",
+        description=f"A whole number, also written as 1.0, of at most {NUMBER_MAX_CHARACTERS} characters.",
     ),
 ]
 
 
 class OrderItem(Struct, frozen=True):
-    """One line of a new order; two lines of one SKU are merged if their prices are equal."""
+    """One line of a new order. Lines with the same SKU and the same price are merged."""
 
     sku: Sku
     qty: Quantity
@@ -66,7 +66,7 @@ class OrderItem(Struct, frozen=True):
 
 
 class OrderRequest(Struct, frozen=True, rename="camel"):
-    """A new order. `amount` is what will be charged; it need not be the sum of the lines."""
+    """A new order. `amount` is charged. It may differ from the sum of the lines."""
 
     user_id: UserId
     items: ItemsOf[OrderItem]
@@ -75,7 +75,7 @@ class OrderRequest(Struct, frozen=True, rename="camel"):
 
 
 class OrderAccepted(Struct, frozen=True, rename="camel"):
-    """The order is durable, and will settle."""
+    """The order is stored and will settle."""
 
     order_id: str
 
@@ -89,21 +89,21 @@ class ItemView(Struct, frozen=True):
 
 
 class PaymentView(Struct, frozen=True, rename="camel"):
-    """How the payment stands, and since when."""
+    """The state of the payment, and the time of its decision."""
 
     state: AnyState
     decided_at: datetime | None
 
 
 class StockView(Struct, frozen=True, rename="camel"):
-    """How the reservation stands, and since when."""
+    """The state of the reservation, and the time of its decision."""
 
     state: AnyState
     decided_at: datetime | None
 
 
 class OrderView(Struct, frozen=True, rename="camel"):
-    """An order as it stands; `version` grows with every change."""
+    """The current state of an order. `version` grows with every change."""
 
     order_id: str
     user_id: str

@@ -1,8 +1,8 @@
-"""Idempotency keys (P10): what a key may be, and when two requests are the same request.
+"""Idempotency keys (P10): the syntax of a key, and the digest that decides whether two requests are the same.
 
-Keys are global, and live as long as their order. Two requests are the same if the orders decoded from them are: 129.0
-is 129.00 is "129.00"; neither the order of the lines makes a difference, nor members that are ignored, nor whether a
-SKU came in one line or in several that are merged.
+A key is global and exists as long as its order. Two requests are the same if they decode to the same order. Amounts are
+equal as numbers: 129.0, 129.00 and "129.00" are the same. The sequence of the lines, ignored members, and the split of
+one SKU over several lines make no difference.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class IdempotencyKey(Struct, frozen=True):
-    """A client's key, and the digest of the order that it stands for."""
+    """A client's key, and the digest of the order in the request."""
 
     key: str
     request_hash: bytes
 
 
 def read_key(header: bytes | None) -> str | None:
-    """Return the key that a request has, if it has one. Raises Problem 400 for what cannot be a key."""
+    """Return the key in the header field, or None without the field. Raises Problem 400 if it is not a valid key."""
     if header is None:
         return None
     if not _KEY.fullmatch(header):
@@ -37,6 +37,6 @@ def read_key(header: bytes | None) -> str | None:
 
 
 def request_hash(order: OrderCreated) -> bytes:
-    """Return the SHA-256 of what a client asked for; money has the digits of its currency by now, lines are merged."""
+    """Return the SHA-256 of an order whose money has the digits of its currency and whose lines are merged."""
     lines = sorted((item.sku, item.qty, item.price) for item in order.items)
     return hashlib.sha256(_encode((order.user_id, order.amount, order.currency, lines))).digest()

@@ -1,6 +1,6 @@
-"""Order ids: UUIDs of version 7, so that new rows stand together at the end of every index.
+"""Order ids: UUIDs of version 7, so that new rows are next to each other at the end of every index.
 
-The time in an id is that of the gateway's clock, which may be wrong. Nothing but the place in an index depends on it.
+The time in an id comes from the gateway's clock, which may be wrong. Only the position in an index depends on it.
 """
 
 import os
@@ -13,7 +13,7 @@ _RANDOM_BITS = (1 << 76) - 1 ^ 0b11 << 62
 
 
 def new_order_id(unix_seconds: float) -> str:
-    """Return a new id in canonical form; ids of different milliseconds sort by time."""
+    """Return a new id in canonical form. Ids of different milliseconds sort by time."""
     milliseconds = min(max(0, int(unix_seconds * 1000)), _MILLISECONDS_MAX)
     random_bits = int.from_bytes(os.urandom(10), "big") & _RANDOM_BITS
     digits = f"{milliseconds << 80 | _VERSION_AND_VARIANT | random_bits:032x}"
@@ -21,5 +21,5 @@ def new_order_id(unix_seconds: float) -> str:
 
 
 def canonical(text: str) -> str | None:
-    """Return an order id as it is stored, in lower case; None if `text` is no UUID and so no order's id."""
+    """Return the order id in lower case, as it is stored. Return None if `text` is not a UUID."""
     return text.lower() if _UUID.fullmatch(text) else None

@@ -1,7 +1,7 @@
-"""From the bytes of a body to an order: typed decoding, and the rules that types cannot say.
+"""Parses the body of a new order: typed decoding, and the rules that types cannot express.
 
-The happy path decodes once. Only a body that fails, or that has more in it than an order needs, is explained member by
-member (`violations`), so that a client learns of everything wrong at once.
+A valid body is decoded once. If decoding fails, or if the body has additional members, `violations` checks it member
+by member, so that the client gets all violations at once.
 """
 
 from decimal import Decimal
@@ -41,7 +41,7 @@ _decode_as_written = msgspec.json.Decoder(_RequestAsWritten).decode
 
 
 class InvalidOrderError(Exception):
-    """The body is not an order; `errors` says everything that is wrong with it."""
+    """The body is not a valid order. `errors` lists all violations."""
 
     def __init__(self, errors: list[Violation]) -> None:
         super().__init__(f"{len(errors)} violations")
@@ -49,7 +49,7 @@ class InvalidOrderError(Exception):
 
 
 def read_order(body: bytes, order_id: str) -> OrderCreated:
-    """Read a new order, with money in the digits of its currency and the lines of one SKU merged.
+    """Parse a new order. Money gets the digits of its currency, and lines with the same SKU are merged.
 
     Raises InvalidOrderError.
     """
@@ -59,7 +59,7 @@ def read_order(body: bytes, order_id: str) -> OrderCreated:
         order = _accept(request, order_id)
     except (ValueError, RecursionError) as error:
         raise InvalidOrderError(violations(body) or [Violation("", str(error))]) from error
-    # Every member is required, so with as many colons as members there can be no other member, and no second one.
+    # All members are required. If the body has as many colons as members, it has no other and no repeated member.
     only_members = body.count(b":") == _COLONS_OF_ORDER + _COLONS_OF_ITEM * len(request.items)
     if (not only_members or b"\\u0000" in body) and (found := violations(body)):
         raise InvalidOrderError(found)
@@ -67,16 +67,16 @@ def read_order(body: bytes, order_id: str) -> OrderCreated:
 
 
 def _decoded(body: bytes) -> OrderRequest:
-    """Decode a body; the decoder takes no integer that is written as 1.0, so such a one is read a second time."""
+    """Decode a body. If the typed decoder rejects it, decode it again and read quantities such as 1.0 as integers."""
     try:
         return _decode(body)
     except msgspec.ValidationError:
-        written = _decode_as_written(body)
+        request = _decode_as_written(body)
         return OrderRequest(
-            written.user_id,
-            [OrderItem(item.sku, quantity(bytes(item.qty).decode()), item.price) for item in written.items],
-            written.amount,
-            written.currency,
+            request.user_id,
+            [OrderItem(item.sku, quantity(bytes(item.qty).decode()), item.price) for item in request.items],
+            request.amount,
+            request.currency,
         )
 
 
@@ -88,9 +88,9 @@ def _accept(request: OrderRequest, order_id: str) -> OrderCreated:
     for item in request.items:
         price = in_currency(_money(item.price), currency)
         qty = item.qty
-        if (same := lines.get(item.sku)) is not None:
-            qty += same.qty
-            if same.price != price or qty > QTY_MAX:
+        if (earlier := lines.get(item.sku)) is not None:
+            qty += earlier.qty
+            if earlier.price != price or qty > QTY_MAX:
                 raise ValueError("lines of one SKU that cannot be merged")
         lines[item.sku] = Item(sku=item.sku, qty=qty, price=price)
     return OrderCreated(

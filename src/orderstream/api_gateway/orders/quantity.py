@@ -1,4 +1,4 @@
-"""Quantities: whole numbers, however JSON writes them. 1, 1.0 and 10e-1 are the same integer (JSON Schema, 6.1.1)."""
+"""Quantities: whole numbers in any JSON notation. 1, 1.0 and 10e-1 are the same integer (JSON Schema, 6.1.1)."""
 
 import re
 from decimal import Decimal
@@ -11,11 +11,11 @@ _NOT_IN_RANGE = f"must be from {QTY_MIN} to {QTY_MAX}"
 
 
 class QuantityError(ValueError):
-    """The text is no quantity; the message says why, in words for the client."""
+    """The text is not a quantity. The message tells the client why."""
 
 
 def quantity(number: str) -> int:
-    """Read a JSON number exactly. Raises QuantityError for what is not whole, not in range, or too long."""
+    """Read a JSON number exactly. Raises QuantityError if it is not whole, not in range, or too long."""
     if len(number) > NUMBER_MAX_CHARACTERS:
         too_long = f"must have at most {NUMBER_MAX_CHARACTERS} characters"
         raise QuantityError(_NOT_IN_RANGE if _INTEGER.fullmatch(number) else too_long)

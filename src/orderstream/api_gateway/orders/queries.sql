@@ -1,15 +1,16 @@
--- The statements of the api-gateway. Each is one transaction by itself.
+-- The statements of the api-gateway. Each one is a transaction of its own.
 
 -- name: accept_orders
 -- Commits a group of orders, each with its items and its first event, and wakes the relay.
--- Parameters: `orders`, a JSON array; `channel`. One JSON text costs the gateway half of what arrays of the same values
--- cost it, and Postgres nothing more.
--- The time of an order is Postgres's own: created_at, updated_at, and occurredAt of the event, which is put between the
--- two parts of its JSON. No clock of a gateway decides how old an order is.
--- An order that is there already, because a group was repeated whose COMMIT was answered by silence, is left alone with
--- its items and its event: all three hang on the row having been inserted now. So does one whose idempotency key is
--- taken. A twin still under way is waited for; orders with keys come first and sorted by them, so that two groups never
--- wait for each other crosswise. Returns how many orders came in, which shows that this statement ran and no other, and the
+-- Parameters: `orders`, a JSON array, and `channel`. One JSON text takes the gateway half the time of arrays with the
+-- same values, and takes Postgres no more time.
+-- Postgres sets the time of an order: created_at, updated_at, and occurredAt of the event. The statement inserts
+-- occurredAt between the two parts of the event's JSON. The clock of a gateway never decides the age of an order.
+-- If a COMMIT got no answer, the gateway repeats the group. The statement then skips each order that exists, with its
+-- items and its event, because it inserts them only for rows of `accepted`. In the same way it skips an order whose
+-- idempotency key is taken. If another transaction is inserting the same key, the statement waits for it. Orders with
+-- keys come first, sorted by key, so that two groups never wait for each other in a deadlock.
+-- Returns one row: the number of orders in the parameter, which proves that this statement ran and no other, and the
 -- ids of the accepted orders that have keys.
 -- Index: orders_pkey, orders_idempotency_key. Locks: the new rows only.
 WITH incoming AS (
@@ -20,7 +21,7 @@ WITH incoming AS (
         idempotency_key text, request_hash bytea
     )
 ), time AS MATERIALIZED (
-    -- As the services write times in JSON: without a fraction of exactly 0.
+    -- The services write times in JSON in the same way: without a fraction that is 0.
     SELECT replace(to_char(now() AT TIME ZONE 'UTC', '"\""YYYY-MM-DD"T"HH24:MI:SS.US"Z\""'), '.000000Z', 'Z') AS quoted
 ), accepted AS (
     INSERT INTO orders (
@@ -50,14 +51,15 @@ SELECT
     CASE WHEN EXISTS (SELECT FROM accepted) THEN pg_notify(%(channel)s, '') END;
 
 -- name: orders_of_keys
--- Finds the orders of idempotency keys, and the digests of what was asked for. Parameter: `keys`.
--- It is a statement of its own: the one that lost to a concurrent twin cannot see the twin's row in its snapshot.
+-- Finds the orders of idempotency keys, with the digests of their requests. Parameter: `keys`.
+-- This is a separate statement, because a statement that lost to a concurrent insert of the same key cannot see the
+-- other row in its snapshot.
 -- Index: orders_idempotency_key. Locks: none.
 SELECT idempotency_key, id, request_hash FROM orders WHERE idempotency_key = ANY(%(keys)b::text[]);
 
 -- name: read_orders
--- Reads orders with their items, in the order of their SKUs. Parameters: `ids`; unknown ones have no row.
--- Index: orders_pkey, order_items_pkey. Locks: none. Money is read as text, so that its digits stay as they are.
+-- Reads orders with their items, sorted by SKU. Parameter: `ids`. An unknown id has no row.
+-- Index: orders_pkey, order_items_pkey. Locks: none. Money is read as text, so that it keeps its digits.
 SELECT
     o.id, o.user_id, o.amount::text, o.currency, o.status, o.failure_reason, o.version, o.created_at, o.updated_at,
     o.payment, o.payment_at, o.stock, o.stock_at, i.skus, i.qtys, i.prices
@@ -73,12 +75,13 @@ CROSS JOIN LATERAL (
 WHERE o.id = ANY(%(ids)b::text[]);
 
 -- name: settled_of
--- Finds out which of these orders have settled. Parameter: `ids`. Index: orders_pkey. Locks: none.
+-- Returns those of the orders that have settled. Parameter: `ids`. Index: orders_pkey. Locks: none.
 SELECT id FROM orders WHERE id = ANY(%(ids)b::text[]) AND status NOT IN ('PROCESSING', 'PAID');
 
 -- name: outbox_exceeds
--- Says whether the outbox holds more rows than `limit`; reads no more than one row beyond. It begins behind the id below
--- which the relays expect none: dead index entries may lie there by the million. Index: outbox_pkey, outbox_floor_pkey.
+-- Tells whether the outbox holds more rows than `limit`. Parameter: `limit`. Reads at most `limit` + 1 rows. Starts
+-- behind the id below which the relays expect no rows, because the index may have millions of dead entries there.
+-- Index: outbox_pkey, outbox_floor_pkey. Locks: none.
 SELECT EXISTS (
     SELECT FROM outbox
     WHERE id > coalesce((SELECT id FROM outbox_floor WHERE only_row), 0)
@@ -88,5 +91,5 @@ SELECT EXISTS (
 );
 
 -- name: check_ready
--- Says whether Postgres answers and is migrated; returns no row. No parameters, no lock.
+-- Succeeds if Postgres answers and is migrated. Returns no row. Parameters: none. Locks: none.
 SELECT FROM orders LIMIT 0;

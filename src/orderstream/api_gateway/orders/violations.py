@@ -1,4 +1,7 @@
-"""Everything that is wrong with a body, each with its JSON pointer. Slow and thorough: only for bodies that need it."""
+"""Finds all violations in a body, each with its JSON pointer. This is slow, so only bodies that need it come here.
+
+Decision 0035 says why these checks are written by hand.
+"""
 
 import functools
 import itertools
@@ -17,40 +20,40 @@ from orderstream.domain.money import MINOR_DIGITS, MoneyError, in_currency, pars
 
 VIOLATIONS_MAX = 5_000
 MARKS_MAX = 20_000
-"""Commas and opening brackets outside strings, which bound the values in a body. The largest order has 5,000."""
+"""Commas and opening brackets outside strings. They limit the values in a body. The largest order has 5,000 of them."""
 POINTER_MAX_CHARACTERS = 500
 POINTERS_MAX_CHARACTERS = 250_000
-"""Of all pointers together: what bounds the answer."""
+"""The total length of all pointers. It limits the size of the response."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MALFORMED = (b"\\ud", b"\\uD", b"NaN", b"Infinity")
-_NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
+_NOT_IN_JSON = ("NaN", "Infinity", "-Infinity")
 _MISSING = object()
 
 
 class _Number(str):
-    """A JSON number as it was written, however long it is."""
+    """A JSON number as it was written, of any length."""
 
     __slots__ = ()
 
 
 class _Object(dict[str, Any]):
-    """A JSON object, and those of its names that it has more than once."""
+    """A JSON object, with the names that occur more than once."""
 
     repeated: tuple[str, ...] = ()
 
 
 class _Line(Struct):
-    """What the lines of one SKU add up to so far."""
+    """The price and the total quantity of the lines with one SKU so far."""
 
     price: Decimal
     qty: int = 0
 
 
 def violations(body: bytes) -> list[Violation]:
-    """Return what is wrong with a body that should be an order: first its form, then its members in their order.
+    """Return the violations of a body that should be an order: first of JSON itself, then of the members, in order.
 
-    The loop serves no other request meanwhile, so a body with far more values than an order has is not looked into.
+    The event loop serves no other request meanwhile, so a body with far more values than an order is not parsed.
     """
     if _has_too_many_marks(body):
         return [Violation("", f"has more than {MARKS_MAX} commas and opening brackets outside its strings")]
@@ -71,16 +74,16 @@ def violations(body: bytes) -> list[Violation]:
         return [Violation("", "is nested too deeply")]
     if not isinstance(parsed, _Object):
         return [Violation("", "must be an object")]
-    # Without any of these in it, no value of a body is malformed, and its values need not be looked at one by one.
+    # If the body contains none of these marks, none of its values is malformed, and they need not be checked.
     malformed = _malformed(parsed) if repeating or any(mark in body for mark in _MALFORMED) else ()
     return _bounded(itertools.chain(malformed, _order(parsed)))
 
 
 def _has_too_many_marks(body: bytes) -> bool:
-    """Say whether a body has more values than are looked into. Reads each body a few times as a whole."""
+    """Return whether a body has too many values to be parsed. The cost is linear in the size of the body."""
     if _marks(body) <= MARKS_MAX:
         return False
-    if body.count(b'"') > 4 * MARKS_MAX:  # A value has a name at most, and each of both two quotes.
+    if body.count(b'"') > 4 * MARKS_MAX:  # A value and its name have at most two quotes each.
         return True
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     return _marks(b"".join(unescaped.split(b'"')[::2])) > MARKS_MAX
@@ -91,7 +94,7 @@ def _marks(body: bytes) -> int:
 
 
 def _bounded(found: Iterator[Violation]) -> list[Violation]:
-    """Return the first violations: as many as their bounds and those of their pointers allow."""
+    """Return the first violations, within the limits of their number and of their pointers."""
     violations: list[Violation] = []
     characters = 0
     for violation in itertools.islice(found, VIOLATIONS_MAX):
@@ -121,25 +124,25 @@ def _join(pointer: str, name: str | int) -> str:
 
 
 def _malformed(root: _Object) -> Iterator[Violation]:
-    """Find names that stand twice in one object and lone surrogates, at any depth, in members that are ignored too.
+    """Find repeated names, lone surrogates and invalid numbers at any depth, also in members that are ignored.
 
-    Only what violates or holds other values costs a pointer: a body may have many values.
+    Pointers are built only for violations and for containers, because a body may have many values.
     """
-    waiting: list[tuple[str, _Object | list[Any]]] = [("", root)]
-    while waiting:
-        pointer, holder = waiting.pop()
-        if isinstance(holder, _Object):
-            yield from _names(pointer, holder)
-        for place, value in holder.items() if isinstance(holder, _Object) else enumerate(holder):
+    containers: list[tuple[str, _Object | list[Any]]] = [("", root)]
+    while containers:
+        pointer, container = containers.pop()
+        if isinstance(container, _Object):
+            yield from _names(pointer, container)
+        for key, value in container.items() if isinstance(container, _Object) else enumerate(container):
             if isinstance(value, _Object | list):
-                waiting.append((_join(pointer, place)[:POINTER_MAX_CHARACTERS], value))
-            elif isinstance(value, str) and (wrong := _malformation(value)):
-                yield Violation(_join(pointer, place), wrong)
+                containers.append((_join(pointer, key)[:POINTER_MAX_CHARACTERS], value))
+            elif isinstance(value, str) and (detail := _malformation(value)):
+                yield Violation(_join(pointer, key), detail)
 
 
 def _names(pointer: str, members: _Object) -> Iterator[Violation]:
     for name in members.repeated:
-        yield Violation(_join(pointer, name), "stands more than once in its object")
+        yield Violation(_join(pointer, name), "occurs more than once in its object")
     for name in members:
         if _SURROGATE.search(name):
             yield Violation(_join(pointer, name), "has a name with a lone surrogate")
@@ -147,7 +150,7 @@ def _names(pointer: str, members: _Object) -> Iterator[Violation]:
 
 def _malformation(value: str) -> str | None:
     if isinstance(value, _Number):
-        return f"is {value}, which JSON does not have" if value in _NO_NUMBERS else None
+        return f"is {value}, which is not valid JSON" if value in _NOT_IN_JSON else None
     return "has a lone surrogate" if _SURROGATE.search(value) else None
 
 
@@ -175,13 +178,13 @@ def _items(items: Any, currency: str | None) -> Iterator[Violation]:
             yield Violation(pointer, "must be an object")
             continue
         sku, qty, price = (item.get(name, _MISSING) for name in ("sku", "qty", "price"))
-        wrong = [
+        found = [
             *_text(f"{pointer}/sku", sku, SKU_MAX_CHARACTERS),
             *_qty(f"{pointer}/qty", qty),
             *_money(f"{pointer}/price", price, currency),
         ]
-        yield from wrong
-        if not wrong:
+        yield from found
+        if not found:
             yield from _merge(pointer, lines.setdefault(sku, _Line(_amount(price))), _amount(price), quantity(qty))
 
 
