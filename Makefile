@@ -24,7 +24,7 @@ UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}
 export UV_CACHE_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot soak contracts lock clean
+.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot soak contracts diagrams lock clean
 
 help: ## list the targets
 	@$(PYTHON) -c 'import re, sys; [print("  %-14s %s" % line) for line in re.findall("(?m)^([a-z0-9-]+):.*?## (.*)", open(sys.argv[1]).read())]' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/
 
 contracts: $(READY) ## generate contracts/events/ from the types
 	@$(BIN)/python contracts/generate.py
+
+diagrams: $(READY) ## generate the diagrams of docs/architecture.md from the saga
+	@$(BIN)/python docs/generate.py
 
 lock: $(READY) ## pin the newest versions of all requirements, with hashes
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade pyproject.toml -o requirements/runtime.txt

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from orderstream.kafka.topics import CONSUMER_GROUPS
+from orderstream.domain.saga import CONSUMER_GROUPS
 from orderstream.local.processes.state import checkout
 from tests.e2e.stack import Stack, stack
 from tests.support.databases import Databases

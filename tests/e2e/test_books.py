@@ -13,7 +13,8 @@ import psycopg
 import pytest
 
 from orderstream.domain.events import TOPICS
-from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
+from orderstream.domain.saga import CONSUMER_GROUPS
+from orderstream.kafka.topics import dead_letter_topic
 from orderstream.payment_worker.provider import draw
 from tests.e2e.path import Services, services
 from tests.support.contracts import assert_event

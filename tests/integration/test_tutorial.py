@@ -62,7 +62,7 @@ _LISTED = """
 import sys
 from pathlib import Path
 from orderstream.cli import main
-from orderstream.kafka.topics import CONSUMER_GROUPS
+from orderstream.domain.saga import CONSUMER_GROUPS
 from orderstream.local.plan import plan
 from orderstream.local.processes.state import StateDir
 from orderstream.settings import Settings

@@ -1,4 +1,4 @@
-"""Who answers which event with what, as the design says it; the handlers are held to it."""
+"""The event graph of domain/saga.py as a walk: which events may follow an event. Tests hold the handlers against it."""
 
 from itertools import product
 from typing import get_args
@@ -14,37 +14,20 @@ from orderstream.domain.order import (
     apply,
     derive,
 )
+from orderstream.domain.saga import FACTS, REACTIONS
 
-# (service, event consumed) -> events that may answer it.
 ANSWERS: dict[tuple[str, str], set[str]] = {
-    ("payment-worker", "order.created"): {"payment.authorized", "payment.failed", "payment.voided"},
-    ("payment-worker", "order.aborted"): {"payment.failed", "payment.voided"},
-    ("inventory-worker", "payment.authorized"): {"inventory.reserved", "inventory.failed", "inventory.released"},
-    ("inventory-worker", "order.aborted"): {"inventory.released"},
-    ("order-service", "payment.authorized"): {"order.updated", "order.aborted"},
-    ("order-service", "payment.failed"): {"order.updated", "order.aborted"},
-    ("order-service", "payment.voided"): {"order.updated", "order.aborted"},
-    ("order-service", "inventory.reserved"): {"order.updated", "order.aborted"},
-    ("order-service", "inventory.failed"): {"order.updated", "order.aborted"},
-    ("order-service", "inventory.released"): {"order.updated", "order.aborted"},
+    (reaction.service, reaction.event): set(reaction.emits) for reaction in REACTIONS
 }
-
-FACT_OF: dict[str, Facts] = {
-    "payment.authorized": Facts(payment="authorized"),
-    "payment.failed": Facts(payment="failed"),
-    "payment.voided": Facts(payment="voided"),
-    "inventory.reserved": Facts(stock="reserved"),
-    "inventory.failed": Facts(stock="failed"),
-    "inventory.released": Facts(stock="released"),
-}
+"""(service, event consumed) -> events that may answer it."""
 
 Node = tuple[str, bool]
-"""An event, and whether its order has been aborted by the time that the event is met."""
+"""An event, and whether its order is aborted when a service consumes the event."""
 
 
 def _may_abort(event_type: str, aborted: bool) -> bool:
-    """Say whether order-service can answer the event with order.aborted, whatever is known of the order."""
-    update = FactUpdate(FACT_OF[event_type])
+    """Say whether order-service can answer the event with order.aborted, for any facts that the order may have."""
+    update = FactUpdate(FACTS[event_type])
     statuses: tuple[Status, ...] = ("FAILED", "CANCELLED")
     for payment, stock in product(get_args(PaymentFact), get_args(StockFact)):
         known = Facts(payment, stock)
@@ -56,7 +39,7 @@ def _may_abort(event_type: str, aborted: bool) -> bool:
 
 
 def successors(node: Node) -> set[Node]:
-    """Return what may follow an event: its answers, and, as an order may be aborted at any time, itself thereafter."""
+    """Return the nodes that may follow: the answers to the event, and the event itself after an abort of its order."""
     event_type, aborted = node
     answers: set[Node] = set() if aborted else {(event_type, True)}
     for (service, consumed), emitted in ANSWERS.items():

@@ -19,9 +19,10 @@ from orderstream.audit import check
 from orderstream.cli import main
 from orderstream.domain.events import PAYLOADS, TOPICS, topic_of
 from orderstream.domain.order import FailureReason, Status, derive
+from orderstream.domain.saga import CONSUMER_GROUPS
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.envelope import Reason
-from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
+from orderstream.kafka.topics import dead_letter_topic
 from orderstream.local.banner import curl_lines
 from orderstream.local.processes.state import checkout
 from orderstream.order_service.handler import OrderHandler

@@ -1,14 +1,33 @@
-"""The event graph has no cycle: nothing that happens to an order keeps on happening by itself."""
+"""The event graph of domain/saga.py is that of the code, and it has no cycle: no order causes events without end."""
 
 from typing import Any
 
 import pytest
+from docs.generate import PAGE, with_diagrams
 
+from orderstream.domain import payment, stock
 from orderstream.domain.events import PAYLOADS, topic_of
+from orderstream.domain.order import Facts
+from orderstream.domain.saga import (
+    CONSUMER_GROUPS,
+    FACTS,
+    ORIGINS,
+    PAYMENT_EVENTS,
+    STOCK_EVENTS,
+    answers_of,
+    consumed_by,
+    consumers_of,
+    emitters_of,
+)
 from orderstream.inventory_worker.handler import InventoryHandler
-from orderstream.order_service.handler import OrderHandler
+from orderstream.order_service.handler import REFUTED_BY, OrderHandler
+from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
+from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
+from orderstream.payment_worker.provider import SimulatedProvider
+from orderstream.payment_worker.provider_calls import ProviderCalls
 from tests.support.event_graph import ANSWERS, Node, successors
+from tests.unit.test_documents import emitters
 
 HANDLERS: list[Any] = [PaymentHandler, InventoryHandler, OrderHandler]
 
@@ -20,10 +39,68 @@ def test_a_handler_consumes_and_emits_what_the_graph_says(handler: Any) -> None:
     assert set(handler.emits) == set().union(*mine.values())
 
 
+def test_the_consumer_groups_are_the_handlers() -> None:
+    assert tuple(handler.group for handler in HANDLERS) == CONSUMER_GROUPS
+
+
+def test_a_service_builds_the_events_that_the_graph_says() -> None:
+    assert emitters() == {topic_of(event): set(emitters_of(event)) for event in PAYLOADS}
+
+
+def test_every_timer_of_the_graph_exists() -> None:
+    provider, provider_calls = SimulatedProvider(1, 0), ProviderCalls(1, 1)
+    payments = PaymentHandler(provider, provider_calls, Attempts(provider, provider_calls, Backoff(1, 1, 1), 1))
+    timers = {"payment-worker": payments.timers, "order-service": Watchdog(WatchdogSchedule()).timers}
+    named = {(origin.service, origin.cause) for origin in ORIGINS if origin.cause.startswith("timer ")}
+    assert named <= {(service, f"timer {timer.name}") for service, found in timers.items() for timer in found}
+
+
+def test_payment_worker_can_answer_with_exactly_these_events() -> None:
+    outcomes: list[payment.Outcome | payment.TooOld] = [
+        payment.Authorized(), payment.Declined(), payment.Pending(), payment.Unanswered(), payment.NotAsked(),
+        payment.TooOld(),
+    ]  # fmt: skip
+    created = {_payment_event(payment.on_created(None, outcome), None) for outcome in outcomes}
+    created |= {_payment_event(None, state) for state in payment.STATES}
+    aborted = {_payment_event(payment.on_aborted(state, None), state) for state in (None, *payment.STATES)}
+    assert created - {None} == ANSWERS["payment-worker", "order.created"]
+    assert aborted - {None} == ANSWERS["payment-worker", "order.aborted"]
+
+
+def _payment_event(change: payment.Transition | None, state: payment.PaymentState | None) -> str | None:
+    now = change.state if change else state
+    return PAYMENT_EVENTS.get(now) if now else None
+
+
+def test_inventory_worker_can_answer_with_exactly_these_events() -> None:
+    reserved = {stock.on_authorized({"A": units}, {"A": 1}).state for units in (0, 1)}
+    aborted = {change.state for state in stock.STATES if (change := stock.on_aborted(state, {}, None))}
+    aborted |= {stock.on_aborted(None, {}, None).state}
+    recorded = reserved | aborted
+    assert {STOCK_EVENTS[state] for state in recorded} == ANSWERS["inventory-worker", "payment.authorized"]
+    assert {STOCK_EVENTS[state] for state in aborted} == ANSWERS["inventory-worker", "order.aborted"]
+
+
+def test_order_service_knows_every_event_that_it_consumes() -> None:
+    assert set(consumed_by("order-service")) == set(REFUTED_BY) == set(FACTS)
+    assert set(answers_of("order-service")) == {"order.updated", "order.aborted"}
+
+
+def test_each_event_states_one_fact() -> None:
+    for event, facts in FACTS.items():
+        kind, _, fact = event.partition(".")
+        assert facts == (Facts(payment=fact) if kind == "payment" else Facts(stock=fact))  # type: ignore[arg-type]
+
+
 def test_every_event_is_in_the_graph() -> None:
-    emitted = set().union(*ANSWERS.values()) | {"order.created"}
-    assert emitted == set(PAYLOADS)
+    assert {event for event in PAYLOADS if emitters_of(event)} == set(PAYLOADS)
+    assert {event for event in PAYLOADS if not consumers_of(event)} == {"order.updated"}
     assert {consumed for _, consumed in ANSWERS} == set(PAYLOADS) - {"order.updated"}
+
+
+def test_the_diagrams_of_the_document_are_current() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_diagrams(page) == page, "the saga has changed: run `make diagrams`"
 
 
 def _walk(node: Node, path: tuple[Node, ...], done: set[Node]) -> None:

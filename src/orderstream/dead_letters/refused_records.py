@@ -14,10 +14,11 @@ from msgspec import Struct
 
 from orderstream.dead_letters.printable import in_one_line, printable
 from orderstream.domain.events import TOPICS
+from orderstream.domain.saga import CONSUMER_GROUPS
 from orderstream.kafka.errors import PublishError
 from orderstream.kafka.publication import Publication
 from orderstream.kafka.publisher import Publisher
-from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic
+from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings

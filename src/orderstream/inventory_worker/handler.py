@@ -12,6 +12,7 @@ from typing import assert_never
 import msgspec
 from msgspec import Struct
 
+from orderstream.domain import saga
 from orderstream.domain.events import (
     Event,
     InventoryFailed,
@@ -21,7 +22,6 @@ from orderstream.domain.events import (
     Payload,
     build,
     stock_lines,
-    topic_of,
 )
 from orderstream.domain.order import AnyReason
 from orderstream.domain.stock import Lines, Reservation, give_back, is_known, net, on_aborted, on_authorized
@@ -69,8 +69,8 @@ class InventoryHandler:
     """Decides stock for batches of payment.authorized and order.aborted."""
 
     group = "inventory-worker"
-    topics: tuple[str, ...] = (topic_of("payment.authorized"), topic_of("order.aborted"))
-    emits: tuple[str, ...] = ("inventory.reserved", "inventory.failed", "inventory.released")
+    topics = saga.topics_of(group)
+    emits = saga.answers_of(group)
     timers: Sequence[Timer] = ()
 
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:

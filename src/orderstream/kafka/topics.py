@@ -11,11 +11,11 @@ from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from orderstream.domain.events import TOPICS
+from orderstream.domain.saga import CONSUMER_GROUPS
 from orderstream.kafka.client import MAX_MESSAGE_BYTES, admin
 from orderstream.settings import Settings
 
 TIMEOUT_SECONDS = 10
-CONSUMER_GROUPS = ("payment-worker", "inventory-worker", "order-service")
 REPLICAS_FOR_TWO_IN_SYNC = 3
 """With fewer replicas than this, two in sync would stop all orders whenever one broker restarts."""
 

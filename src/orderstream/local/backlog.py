@@ -91,22 +91,20 @@ def _late(backlog: "Backlog", seconds: float) -> str | None:
 
 
 def _lag(settings: Settings) -> list[str]:
-    from orderstream.inventory_worker.handler import InventoryHandler  # noqa: PLC0415 - slow to load
+    from orderstream.domain import saga  # noqa: PLC0415 - slow to load
     from orderstream.kafka.client import consumer  # noqa: PLC0415
     from orderstream.kafka.group_offsets import group_offsets  # noqa: PLC0415
     from orderstream.kafka.topics import dead_letter_topic  # noqa: PLC0415
-    from orderstream.order_service.handler import OrderHandler  # noqa: PLC0415
-    from orderstream.payment_worker.handler import PaymentHandler  # noqa: PLC0415
 
     lines, deadline = [], time.monotonic() + ANSWER_SECONDS
-    for handler in (PaymentHandler, InventoryHandler, OrderHandler):
+    for group in saga.CONSUMER_GROUPS:
         prefix = settings.kafka_topic_prefix
-        letters = prefix + dead_letter_topic(handler.group)
-        topics = [letters, *(prefix + name for name in handler.topics)]
-        found = group_offsets(consumer(settings, handler.group), topics, deadline)
+        letters = prefix + dead_letter_topic(group)
+        topics = [letters, *(prefix + topic for topic in saga.topics_of(group))]
+        found = group_offsets(consumer(settings, group), topics, deadline)
         lag = sum(offsets.end - offsets.next for (topic, _), offsets in found.items() if topic != letters)
         dead = sum(offsets.end - offsets.first for (topic, _), offsets in found.items() if topic == letters)
-        lines.append(f"{handler.group:<20} {lag} records behind, {dead} dead letters")
+        lines.append(f"{group:<20} {lag} records behind, {dead} dead letters")
     return lines
 
 

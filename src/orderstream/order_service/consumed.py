@@ -13,6 +13,7 @@ from typing import Self
 from confluent_kafka import Consumer, KafkaException
 from msgspec import Struct
 
+from orderstream.domain import saga
 from orderstream.domain.events import topic_of
 from orderstream.kafka.client import consumer
 from orderstream.kafka.errors import KafkaRefusedError
@@ -31,18 +32,11 @@ POINTS_MAX = 64
 """Times that are remembered; beyond, every second one is forgotten, and those that follow are as far apart."""
 
 READERS: dict[str, tuple[str, ...]] = {
-    "payment-worker": ("order.created", "order.aborted"),
-    "inventory-worker": ("payment.authorized", "order.aborted"),
-    "order-service": (
-        "payment.authorized",
-        "payment.failed",
-        "payment.voided",
-        "inventory.reserved",
-        "inventory.failed",
-        "inventory.released",
-    ),
+    group: events
+    for group in saga.CONSUMER_GROUPS
+    if (events := tuple(event for event in saga.consumed_by(group) if event != "order.updated"))
 }
-"""Consumer group -> types of the events that it reads."""
+"""Consumer group -> types of the events that it consumes. No step of the saga waits for a reader of order.updated."""
 
 SQL = load("orderstream.order_service")
 log = logs.get()

@@ -11,7 +11,8 @@ from datetime import datetime
 from msgspec import Struct
 
 from orderstream.cache import CacheInvalidator
-from orderstream.domain.events import Event, Payload, order_aborted, order_updated, topic_of
+from orderstream.domain import saga
+from orderstream.domain.events import Event, Payload, order_aborted, order_updated
 from orderstream.domain.order import Facts, FactUpdate, Order, PaymentFact, StockFact, aborts, apply, fold, settled
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
@@ -93,15 +94,8 @@ class OrderHandler:
     """Merges batches of payment and inventory results."""
 
     group = "order-service"
-    topics: tuple[str, ...] = (
-        topic_of("payment.authorized"),
-        topic_of("payment.failed"),
-        topic_of("payment.voided"),
-        topic_of("inventory.reserved"),
-        topic_of("inventory.failed"),
-        topic_of("inventory.released"),
-    )
-    emits: tuple[str, ...] = ("order.updated", "order.aborted")
+    topics = saga.topics_of(group)
+    emits = saga.answers_of(group)
 
     def __init__(self, cache: CacheInvalidator, timers: Sequence[Timer]) -> None:
         self._cache = cache

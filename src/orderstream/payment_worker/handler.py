@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from orderstream.domain.events import Item, OrderAborted, build, topic_of
+from orderstream.domain import saga
+from orderstream.domain.events import Item, OrderAborted, build
 from orderstream.domain.order import AnyReason
 from orderstream.domain.payment import (
     STATES,
@@ -112,8 +113,8 @@ class PaymentHandler:
     """Decides payments for batches of order.created and order.aborted."""
 
     group = "payment-worker"
-    topics: tuple[str, ...] = (topic_of("order.created"), topic_of("order.aborted"))
-    emits: tuple[str, ...] = ("payment.authorized", "payment.failed", "payment.voided")
+    topics = saga.topics_of(group)
+    emits = saga.answers_of(group)
 
     def __init__(self, provider: PaymentProvider, provider_calls: ProviderCalls, attempts: Attempts) -> None:
         self._provider = provider

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from orderstream.domain.events import TOPICS
-from orderstream.kafka.topics import CONSUMER_GROUPS, dead_letter_topic, ensure_topics
+from orderstream.domain.saga import CONSUMER_GROUPS
+from orderstream.kafka.topics import dead_letter_topic, ensure_topics
 from orderstream.local.processes import ports
 from orderstream.settings import Settings
 from tests.support.brokers import broker, java

@@ -10,8 +10,9 @@ from structlog.testing import capture_logs
 from orderstream.cli import main
 from orderstream.dead_letters.reader import letter_at, newest
 from orderstream.domain.events import TOPICS, topic_of
+from orderstream.domain.saga import CONSUMER_GROUPS
 from orderstream.kafka.envelope import encode
-from orderstream.kafka.topics import CONSUMER_GROUPS, _wanted, dead_letter_topic, ensure_topics, topic_warnings
+from orderstream.kafka.topics import _wanted, dead_letter_topic, ensure_topics, topic_warnings
 from orderstream.local.up import prepare_topics
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.outbox import OutboxRow, append
