@@ -50,7 +50,7 @@ def invalidator(redis_url: str) -> Any:
     changing.close()
 
 
-def test_a_miss_is_a_lease_and_its_holder_fills(redis_url: str) -> None:
+def test_a_miss_gives_a_lease_and_its_holder_fills_the_key(redis_url: str) -> None:
     async def scenario(reader: AsyncCache) -> None:
         first, other = await reader.look_up(["a", "b"])
         assert isinstance(first, Lease)
@@ -68,7 +68,7 @@ def test_a_miss_is_a_lease_and_its_holder_fills(redis_url: str) -> None:
         assert 0 < int(client.ttl("order:b")) <= cache.LEASE_SECONDS
 
 
-def test_ttls_differ(redis_url: str) -> None:
+def test_expiry_times_are_spread(redis_url: str) -> None:
     async def scenario(reader: AsyncCache) -> None:
         ids = [str(number) for number in range(100)]
         leases = [one for one in await reader.look_up(ids) if isinstance(one, Lease)]
@@ -82,7 +82,7 @@ def test_ttls_differ(redis_url: str) -> None:
     assert max(ttls) <= 120
 
 
-def test_a_delete_makes_earlier_reads_worthless(redis_url: str, invalidator: CacheInvalidator) -> None:
+def test_after_a_delete_an_earlier_read_cannot_fill_the_key(redis_url: str, invalidator: CacheInvalidator) -> None:
     async def scenario(reader: AsyncCache) -> None:
         token = await lease(reader, "a")
         assert invalidator.delete(["a"])
@@ -92,7 +92,7 @@ def test_a_delete_makes_earlier_reads_worthless(redis_url: str, invalidator: Cac
     reading(redis_url, scenario)
 
 
-def test_a_lease_does_not_fill_where_a_later_one_stands(redis_url: str, invalidator: CacheInvalidator) -> None:
+def test_a_lease_cannot_fill_a_key_with_a_later_lease(redis_url: str, invalidator: CacheInvalidator) -> None:
     """A delete lies between the two: the first reader may have read before the change, the second has not."""
 
     async def scenario(reader: AsyncCache) -> None:
@@ -107,7 +107,7 @@ def test_a_lease_does_not_fill_where_a_later_one_stands(redis_url: str, invalida
     reading(redis_url, scenario)
 
 
-def test_a_delete_forgets_an_entry(redis_url: str, invalidator: CacheInvalidator) -> None:
+def test_a_delete_removes_an_entry(redis_url: str, invalidator: CacheInvalidator) -> None:
     async def scenario(reader: AsyncCache) -> None:
         await reader.fill([Fill("a", await lease(reader, "a"), BODY)])
         assert invalidator.delete(["a", "b"])
@@ -116,7 +116,7 @@ def test_a_delete_forgets_an_entry(redis_url: str, invalidator: CacheInvalidator
     reading(redis_url, scenario)
 
 
-def test_nobody_fills_while_an_order_is_barred(redis_url: str, invalidator: CacheInvalidator) -> None:
+def test_a_barred_order_cannot_be_filled(redis_url: str, invalidator: CacheInvalidator) -> None:
     async def scenario(reader: AsyncCache) -> None:
         token = await lease(reader, "a")
         assert invalidator.bar(["a"])
@@ -138,7 +138,7 @@ def test_a_bar_replaces_an_entry(redis_url: str, invalidator: CacheInvalidator) 
     reading(redis_url, scenario)
 
 
-def test_only_whoever_set_a_bar_lifts_it(redis_url: str, invalidator: CacheInvalidator) -> None:
+def test_only_the_process_that_set_a_bar_lifts_it(redis_url: str, invalidator: CacheInvalidator) -> None:
     """The end of one change comes after the beginning of the next: its delete must leave the next one's bar."""
 
     async def scenario(reader: AsyncCache) -> None:
@@ -154,14 +154,14 @@ def test_only_whoever_set_a_bar_lifts_it(redis_url: str, invalidator: CacheInval
     reading(redis_url, scenario)
 
 
-def test_a_bar_outlives_every_transaction(redis_url: str, invalidator: CacheInvalidator) -> None:
+def test_a_bar_lasts_longer_than_any_transaction(redis_url: str, invalidator: CacheInvalidator) -> None:
     assert BAR_SECONDS >= IDLE_IN_TRANSACTION_TIMEOUT_SECONDS + STATEMENT_TIMEOUT_SECONDS + LOCK_TIMEOUT_SECONDS
     invalidator.bar(["a"])
     with redis.Redis.from_url(redis_url) as client:
         assert BAR_SECONDS - 2 <= int(client.ttl("order:a")) <= BAR_SECONDS
 
 
-def test_thousands_of_orders_go_in_few_commands(redis_url: str, invalidator: CacheInvalidator) -> None:
+def test_thousands_of_orders_need_few_commands(redis_url: str, invalidator: CacheInvalidator) -> None:
     ids = [str(number) for number in range(2_500)]
     with redis.Redis.from_url(redis_url) as client:
         before = int(client.info("commandstats").get("cmdstat_eval", {}).get("calls", 0))
@@ -172,13 +172,13 @@ def test_thousands_of_orders_go_in_few_commands(redis_url: str, invalidator: Cac
         assert int(client.info("commandstats")["cmdstat_eval"]["calls"]) - before == 6
 
 
-def test_nothing_to_do_asks_nobody() -> None:
+def test_without_orders_no_command_is_sent() -> None:
     invalidator = CacheInvalidator("redis://127.0.0.1:1/0", BUDGET_SECONDS)
     assert invalidator.bar([])
     assert invalidator.delete([])
 
 
-def test_a_stopped_redis_costs_nothing_and_raises_nothing() -> None:
+def test_a_stopped_redis_causes_no_delay_and_no_error() -> None:
     async def scenario(reader: AsyncCache) -> None:
         assert await reader.look_up(["a", "b"]) == ["unreachable", "unreachable"]
         await reader.fill([Fill("a", "lease:x", BODY)])
@@ -192,7 +192,7 @@ def test_a_stopped_redis_costs_nothing_and_raises_nothing() -> None:
     assert time.monotonic() - started < 0.5
 
 
-def test_a_hung_redis_costs_no_more_than_the_budget(servers: Servers, redis_url: str) -> None:
+def test_a_hanging_redis_delays_a_call_by_the_budget_at_most(servers: Servers, redis_url: str) -> None:
     async def scenario(reader: AsyncCache) -> None:
         await lease(reader, "a")
         servers.valkey.pause()
@@ -229,7 +229,7 @@ def test_while_the_breaker_is_open_nothing_is_sent() -> None:
         reading(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", scenario)
 
 
-def test_what_could_not_be_deleted_is_deleted_later(servers: Servers, redis_url: str) -> None:
+def test_a_failed_delete_is_retried_by_the_next_delete(servers: Servers, redis_url: str) -> None:
     now = time.monotonic()
     invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
     invalidator.breaker = cache.Breaker(lambda: now)
@@ -251,7 +251,7 @@ def test_what_could_not_be_deleted_is_deleted_later(servers: Servers, redis_url:
     invalidator.close()
 
 
-def test_what_could_not_be_deleted_is_deleted_before_anything_is_looked_up(servers: Servers, redis_url: str) -> None:
+def test_a_failed_delete_is_retried_before_the_next_lookup(servers: Servers, redis_url: str) -> None:
     now = time.monotonic()
 
     async def scenario(reader: AsyncCache) -> None:
@@ -273,7 +273,7 @@ def test_what_could_not_be_deleted_is_deleted_before_anything_is_looked_up(serve
     reading(redis_url, scenario)
 
 
-def test_an_asyncio_bar_keeps_fills_out_until_its_own_delete(redis_url: str, invalidator: CacheInvalidator) -> None:
+def test_an_asyncio_bar_blocks_fills_until_its_own_delete(redis_url: str, invalidator: CacheInvalidator) -> None:
     async def scenario(reader: AsyncCache) -> None:
         other = AsyncCache(redis_url, BUDGET_SECONDS)
         token = await lease(reader, "a")
@@ -290,7 +290,7 @@ def test_an_asyncio_bar_keeps_fills_out_until_its_own_delete(redis_url: str, inv
     reading(redis_url, scenario)
 
 
-def test_an_asyncio_delete_that_failed_is_tried_again_by_the_clock(
+def test_a_failed_asyncio_delete_is_retried_by_a_timer(
     servers: Servers, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "BREAKER_SECONDS", 0.05)
@@ -310,7 +310,7 @@ def test_an_asyncio_delete_that_failed_is_tried_again_by_the_clock(
     reading(redis_url, scenario)
 
 
-def test_one_task_deletes_what_failed_in_each_outage(
+def test_one_task_per_outage_retries_the_failed_deletes(
     servers: Servers, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "BREAKER_SECONDS", 0.05)
@@ -334,7 +334,7 @@ def test_one_task_deletes_what_failed_in_each_outage(
     reading(redis_url, scenario)
 
 
-def test_no_deletion_is_forgotten_beyond_one_command(redis_url: str) -> None:
+def test_pending_deletes_beyond_one_command_are_sent_too(redis_url: str) -> None:
     async def scenario() -> None:
         reader = AsyncCache(redis_url, 5.0)
         ids = [str(number) for number in range(2 * cache.KEYS_MAX + 1)]
@@ -347,7 +347,7 @@ def test_no_deletion_is_forgotten_beyond_one_command(redis_url: str) -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_owed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_pending_deletes_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "PENDING_DELETES_MAX", 3)
     invalidator = CacheInvalidator("redis://127.0.0.1:1/0", BUDGET_SECONDS)
     for order_id in "abcde":
@@ -355,7 +355,7 @@ def test_what_is_owed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(invalidator._pending_deletes) == ["c", "d", "e"]
 
 
-def test_the_breaker_asks_again_after_a_while() -> None:
+def test_the_breaker_closes_after_a_while() -> None:
     now = 0.0
     breaker = cache.Breaker(lambda: now)
     assert not breaker.is_open

@@ -77,7 +77,9 @@ async def _filled(reader: AsyncCache) -> None:
 
 
 @pytest.mark.parametrize("how", REFUSALS)
-def test_what_cannot_be_deleted_is_not_served(redis_url: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_that_cannot_be_deleted_is_not_served(
+    redis_url: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "BREAKER_SECONDS", 0.05)
 
     async def scenario(changing: AsyncCache, other: AsyncCache) -> None:
@@ -97,7 +99,7 @@ def test_what_cannot_be_deleted_is_not_served(redis_url: str, how: str, monkeypa
 
 
 @pytest.mark.parametrize("how", REFUSALS)
-def test_no_order_is_asked_for_while_redis_refuses_and_it_is_said(
+def test_lookups_stop_while_redis_refuses_and_the_refusal_is_logged(
     redis_url: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(reader: AsyncCache, _other: AsyncCache) -> None:
@@ -112,7 +114,7 @@ def test_no_order_is_asked_for_while_redis_refuses_and_it_is_said(
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["refused"]
 
 
-def test_without_memory_a_change_is_still_barred_and_deleted(redis_url: str) -> None:
+def test_bars_and_deletes_work_when_redis_is_out_of_memory(redis_url: str) -> None:
     """Memory may come back before the change is deleted: another gateway would find the old entry then."""
 
     async def scenario(changing: AsyncCache, other: AsyncCache) -> None:
@@ -142,7 +144,7 @@ def _url_of(user: str, redis_url: str) -> str:
 @pytest.mark.parametrize(
     "rights", ["+get +eval", "+get +eval +set", "+get +eval +del", "+get +eval +set +del %R~order:*"]
 )
-def test_a_user_who_could_not_delete_is_served_nothing(redis_url: str, rights: str) -> None:
+def test_a_redis_user_without_the_right_to_delete_gets_no_entries(redis_url: str, rights: str) -> None:
     words = rights.split()
     patterns = [word for word in words if "~" in word] or ["~order:*"]
     with redis.Redis.from_url(redis_url) as client:
@@ -159,7 +161,7 @@ def test_a_user_who_could_not_delete_is_served_nothing(redis_url: str, rights: s
             client.acl_deluser("reader")
 
 
-def test_the_least_rights_that_the_documents_name_are_enough(redis_url: str) -> None:
+def test_the_documented_minimal_rights_are_enough(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         client.execute_command(
             "ACL", "SETUSER", "least", "reset", "on", ">a", "~order:*", "+eval", "+get", "+set", "+del"
@@ -180,7 +182,7 @@ def test_the_least_rights_that_the_documents_name_are_enough(redis_url: str) -> 
             client.acl_deluser("least")
 
 
-def test_a_disk_that_takes_no_snapshot_is_a_refusal(tmp_path: Path) -> None:
+def test_a_failed_snapshot_to_disk_counts_as_a_refusal(tmp_path: Path) -> None:
     async def scenario(reader: AsyncCache, other: AsyncCache) -> None:
         await _filled(other)
         client.config_set("save", "3600 1000000")
@@ -194,7 +196,7 @@ def test_a_disk_that_takes_no_snapshot_is_a_refusal(tmp_path: Path) -> None:
         _run(url, scenario)
 
 
-def test_a_cluster_is_never_served_from(tmp_path: Path) -> None:
+def test_no_entry_is_served_from_a_cluster(tmp_path: Path) -> None:
     """One order can be read there and two cannot be barred at once: their keys are in different slots."""
 
     async def scenario(reader: AsyncCache, other: AsyncCache) -> None:
@@ -223,7 +225,7 @@ def test_a_unix_socket_and_an_ipv6_address_work(tmp_path_factory: pytest.TempPat
         _run(place.format(socket=socket, port=urlsplit(url).port), scenario)
 
 
-def test_after_a_refusal_the_address_is_looked_up_again(redis_url: str) -> None:
+def test_after_a_refusal_the_host_name_is_resolved_again(redis_url: str) -> None:
     """The name may lead to another server by now, which was promoted."""
     invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
 
@@ -245,7 +247,7 @@ def test_after_a_refusal_the_address_is_looked_up_again(redis_url: str) -> None:
     invalidator.close()
 
 
-def test_a_deletion_does_not_pay_for_a_change_that_came_after_it_began() -> None:
+def test_a_delete_does_not_count_for_a_change_that_came_after_it_began() -> None:
     pending = PendingDeletes()
     pending.add(["a", "b"])
     under_way = pending.next_batch()
@@ -264,7 +266,7 @@ FOREIGN: dict[str, Callable[[Client, str], object]] = {
 
 
 @pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
-def test_a_key_of_another_type_is_passed_over_and_stops_no_other_order(
+def test_a_key_of_another_type_is_ignored_and_blocks_no_other_order(
     redis_url: str, make: Callable[[Client, str], object]
 ) -> None:
     invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)

@@ -41,7 +41,7 @@ def post(gateway: Gateway) -> Any:
     return gateway.client.post("/orders", content=README, headers=JSON)
 
 
-def test_while_the_outbox_is_full_no_order_is_taken(
+def test_no_new_order_is_accepted_while_the_outbox_is_full(
     start: Start, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gateway = start(OUTBOX_LIMIT="3")
@@ -71,7 +71,9 @@ class CountedSession(Session):
         return await super().check(statement, parameters, row_factory)
 
 
-def test_it_is_measured_now_and_then_and_believed_for_a_while(postgres_url: str, connection: Connection) -> None:
+def test_the_outbox_is_measured_once_a_second_and_the_result_counts_for_five(
+    postgres_url: str, connection: Connection
+) -> None:
     now = 100.0
 
     async def scenario() -> None:
@@ -107,7 +109,7 @@ def test_it_is_measured_now_and_then_and_believed_for_a_while(postgres_url: str,
     asyncio.run(scenario())
 
 
-def test_a_measurement_that_hangs_stops_nobody(postgres_url: str, connection: Connection) -> None:
+def test_a_hanging_measurement_blocks_no_order(postgres_url: str, connection: Connection) -> None:
     connection.execute("BEGIN")
     connection.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
 
@@ -123,7 +125,7 @@ def test_a_measurement_that_hangs_stops_nobody(postgres_url: str, connection: Co
     asyncio.run(scenario())
 
 
-def test_what_waits_for_a_commit_is_bounded_by_its_lines_too(
+def test_the_lines_of_the_orders_that_wait_for_a_commit_are_limited(
     postgres_url: str, redis_url: str, connection: Connection
 ) -> None:
     body = order(items=many(1_000))
@@ -139,7 +141,7 @@ def test_what_waits_for_a_commit_is_bounded_by_its_lines_too(
     assert statuses.count(201) == count - 5
 
 
-def test_what_is_arriving_is_bounded_in_bytes() -> None:
+def test_the_total_size_of_arriving_bodies_is_limited() -> None:
     async def scenario() -> None:
         bodies = BodyReader(limit_bytes=25)
         go = asyncio.Event()
@@ -166,7 +168,7 @@ def test_what_is_arriving_is_bounded_in_bytes() -> None:
     asyncio.run(scenario())
 
 
-def test_a_body_in_small_pieces_takes_no_more_memory_than_a_whole_one() -> None:
+def test_a_body_in_small_pieces_needs_no_more_memory_than_a_body_in_one_piece() -> None:
     """A list of pieces of two bytes takes twenty times their size."""
     size = 100_000
     sent = 0
@@ -189,7 +191,7 @@ def test_a_body_in_small_pieces_takes_no_more_memory_than_a_whole_one() -> None:
     asyncio.run(scenario())
 
 
-def test_connections_are_bounded(start: Start) -> None:
+def test_the_number_of_connections_is_limited(start: Start) -> None:
     gateway = start(GATEWAY_CONNECTION_LIMIT="3")
     with contextlib.ExitStack() as stack:
         lines = [stack.enter_context(gateway.connect()) for _ in range(2)]
@@ -212,7 +214,7 @@ def test_connections_are_bounded(start: Start) -> None:
         wait_until(is_served, 10, "there is room again")
 
 
-def test_connections_of_one_peer_are_bounded(start: Start) -> None:
+def test_the_number_of_connections_from_one_peer_is_limited(start: Start) -> None:
     gateway = start(GATEWAY_CONNECTIONS_PER_PEER="2")
     gateway.client.close()
     with contextlib.ExitStack() as stack:
@@ -232,13 +234,13 @@ def test_connections_of_one_peer_are_bounded(start: Start) -> None:
             assert answer(other).startswith(b"HTTP/1.1 200")
 
 
-def test_an_ipv6_network_is_one_peer() -> None:
+def test_all_addresses_of_an_ipv6_network_are_one_peer() -> None:
     assert peer_of(("2001:db8::1", 1, 0, 0)) == peer_of(("2001:db8::ffff:1", 1, 0, 0))
     assert peer_of(("2001:db8::1", 1, 0, 0)) != peer_of(("2001:db8:0:1::1", 1, 0, 0))
     assert peer_of(("::ffff:10.0.0.1", 1, 0, 0)) == peer_of(("10.0.0.1", 1)) != peer_of(("10.0.0.2", 1))
 
 
-def test_refused_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_refused_connections_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_state, "REFUSED_CONNECTIONS_MAX", 2)
 
     async def scenario() -> None:
@@ -274,7 +276,7 @@ def test_a_connection_queues_sixteen_requests() -> None:
 
 
 @pytest.mark.parametrize("how", ["the client is gone", "drain"])
-def test_requests_that_are_not_read_yet_are_no_longer_counted_when_they_are_dropped(how: str) -> None:
+def test_dropped_unread_requests_are_no_longer_counted(how: str) -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -298,7 +300,7 @@ def test_requests_that_are_not_read_yet_are_no_longer_counted_when_they_are_drop
     run(scenario)
 
 
-def test_pipelined_requests_cost_no_memory(start: Start, postgres_url: str) -> None:
+def test_pipelined_requests_do_not_fill_the_memory(start: Start, postgres_url: str) -> None:
     gateway = start()
     process = psutil.Process(gateway.process.pid)
     with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
@@ -318,7 +320,7 @@ def test_pipelined_requests_cost_no_memory(start: Start, postgres_url: str) -> N
     assert after.user + after.system - cpu.user - cpu.system < 1
 
 
-def test_a_body_that_waits_is_not_read() -> None:
+def test_a_body_behind_another_request_is_not_read_beyond_its_buffer() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -334,7 +336,7 @@ def test_a_body_that_waits_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("waits", [LIVE, b"GET / HTTP/1.1\r\nx: " + b"y" * 15_000], ids=["requests", "half a head"])
-def test_what_requests_hold_together_is_bounded(waits: bytes) -> None:
+def test_the_memory_of_all_requests_together_is_limited(waits: bytes) -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app, requests_bytes=20_000 if waits == LIVE else 30_000) as server:
@@ -364,7 +366,7 @@ def test_what_requests_hold_together_is_bounded(waits: bytes) -> None:
     [(LIVE[:-2] + b"x: %b\r\n\r\n", b"HTTP/1.1 200"), (b"GET / HTTP/1.1\r\nx: %b\r\n\r\n", b"HTTP/1.1 400")],
     ids=["answered", "refused"],
 )
-def test_a_connection_holds_no_head_that_has_its_answer(sent: bytes, received: bytes) -> None:
+def test_an_idle_connection_does_not_keep_the_last_head(sent: bytes, received: bytes) -> None:
     """Thousands of connections may rest, and none of what they hold then is counted."""
     size, count = 60_000, 20
 
@@ -387,7 +389,7 @@ def test_a_connection_holds_no_head_that_has_its_answer(sent: bytes, received: b
     run(scenario)
 
 
-def test_an_answer_that_is_not_taken_is_counted() -> None:
+def test_the_bytes_of_a_response_that_the_client_does_not_read_are_counted() -> None:
     async def scenario() -> None:
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
             await respond(send, 200, bytes(32 << 20))
@@ -402,20 +404,20 @@ def test_an_answer_that_is_not_taken_is_counted() -> None:
 
 
 @pytest.mark.parametrize("number", [99, 100])
-def test_a_hundred_fields_are_taken_and_no_more(shared: Gateway, number: int) -> None:
+def test_a_request_may_have_a_hundred_fields_and_no_more(shared: Gateway, number: int) -> None:
     with shared.connect() as line:
         line.sendall(LIVE[:-2] + b"x: y\r\n" * number + b"\r\n")
         assert answer(line).startswith(b"HTTP/1.1 200" if number == 99 else b"HTTP/1.1 431")
 
 
-def test_a_head_of_64_kib_is_taken_and_no_more(shared: Gateway) -> None:
+def test_a_head_may_have_64_kib_and_no_more(shared: Gateway) -> None:
     for more, status in ((0, b"200"), (1, b"431")):
         with shared.connect() as line:
             line.sendall(LIVE[:-2] + b"x: " + b"y" * (HEAD_MAX_BYTES - len(LIVE) - 5 + more) + b"\r\n\r\n")
             assert answer(line).startswith(b"HTTP/1.1 " + status)
 
 
-def test_a_long_target_is_refused(shared: Gateway) -> None:
+def test_a_target_beyond_8_kib_is_refused(shared: Gateway) -> None:
     for length, status in ((TARGET_MAX_BYTES, b"404"), (TARGET_MAX_BYTES + 1, b"414")):
         with shared.connect() as line:
             line.sendall(LIVE.replace(b"/livez", b"/" * length))
@@ -432,7 +434,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
-def test_a_flood_makes_way_for_others(flood: bytes) -> None:
+def test_a_connection_that_floods_the_server_gives_others_their_turn(flood: bytes) -> None:
     """The loop turns at least once for each 32 KiB: how much of it comes in one turn is what is bounded."""
 
     async def scenario() -> None:
@@ -486,7 +488,7 @@ def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario)
 
 
-def test_a_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_closes_a_refused_connection_that_the_client_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
 
     async def scenario() -> None:
@@ -499,7 +501,7 @@ def test_a_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch)
     run(scenario)
 
 
-def test_a_peer_whose_connections_have_ended_may_open_others() -> None:
+def test_a_peer_may_open_new_connections_after_its_old_ones_are_closed() -> None:
     async def scenario() -> None:
         app = HeldApp()
         app.go.set()
@@ -516,7 +518,7 @@ def test_a_peer_whose_connections_have_ended_may_open_others() -> None:
     run(scenario)
 
 
-def test_a_request_that_comes_while_an_answer_is_not_taken_is_not_worked_on() -> None:
+def test_a_request_is_not_started_while_the_client_does_not_read_the_response_before_it() -> None:
     async def scenario() -> None:
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
             await respond(send, 200, bytes(32 << 20))
@@ -532,7 +534,7 @@ def test_a_request_that_comes_while_an_answer_is_not_taken_is_not_worked_on() ->
     run(scenario)
 
 
-def test_a_client_that_takes_no_answer_to_its_only_request_is_let_go_in_time() -> None:
+def test_a_client_that_does_not_read_the_response_to_its_only_request_is_disconnected() -> None:
     async def scenario() -> None:
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
             await respond(send, 200, bytes(32 << 20))
@@ -561,7 +563,7 @@ def test_a_drain_does_not_wait_for_a_client_that_does_not_close(monkeypatch: pyt
     run(scenario)
 
 
-def test_a_connection_that_comes_during_a_drain_is_closed() -> None:
+def test_a_connection_opened_during_a_drain_is_closed() -> None:
     async def scenario() -> None:
         async with serving(HeldApp(), request_timeout_seconds=600) as server:
             server.state.draining = True
@@ -572,7 +574,9 @@ def test_a_connection_that_comes_during_a_drain_is_closed() -> None:
     run(scenario)
 
 
-def test_a_client_that_takes_its_last_answer_late_and_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_reads_its_last_response_late_and_does_not_close_is_disconnected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
 
     async def large(scope: Scope, receive: Receive, send: Send) -> None:
@@ -591,7 +595,7 @@ def test_a_client_that_takes_its_last_answer_late_and_does_not_close_is_closed(m
 
 
 @pytest.mark.parametrize("head", [b"}", b"POST /early HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"])
-def test_what_is_discarded_is_bounded(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+def test_the_number_of_discarded_bytes_is_limited(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
     monkeypatch.setattr(connection_module, "DISCARD_MAX_BYTES", 1 << 20)
 
     async def early(scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,7 +25,7 @@ def test_a_preflight_is_refused(shared: Gateway, path: str, allow: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
-def test_an_order_that_needs_no_preflight_is_refused(shared: Gateway, rows: Connection, kind: str) -> None:
+def test_a_browser_cannot_place_an_order_without_a_preflight(shared: Gateway, rows: Connection, kind: str) -> None:
     """These are the types that a page may send to another origin without asking first."""
     before = rows.execute("SELECT count(*) FROM orders").fetchone()
     reply = shared.client.post("/orders", content=README, headers={**ORIGIN, "content-type": kind})
@@ -33,7 +33,7 @@ def test_an_order_that_needs_no_preflight_is_refused(shared: Gateway, rows: Conn
     assert rows.execute("SELECT count(*) FROM orders").fetchone() == before
 
 
-def test_no_answer_may_be_read_by_another_origin(shared: Gateway) -> None:
+def test_no_response_can_be_read_by_a_page_of_another_origin(shared: Gateway) -> None:
     path = place(shared)
     replies = [
         shared.client.get(path, headers=ORIGIN),

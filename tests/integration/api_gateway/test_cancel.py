@@ -74,7 +74,9 @@ def row(rows: Connection, path: str) -> Order:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_an_order_is_cancelled_and_undone(shared: Gateway, rows: Connection, state: str) -> None:
+def test_a_cancelled_order_is_stored_with_its_update_and_its_abort(
+    shared: Gateway, rows: Connection, state: str
+) -> None:
     path = place(shared)
     payment, stock = STATES[state]
     move(rows, path, state.partition(",")[0], payment, stock)
@@ -123,13 +125,13 @@ def test_an_unknown_order_is_not_found(shared: Gateway, path: str) -> None:
     problem(reply, "not-found")
 
 
-def test_it_is_done_by_post_alone(shared: Gateway, rows: Connection) -> None:
+def test_cancel_supports_post_only(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     assert shared.client.get(f"{path}/cancel").status_code == 405
     assert shared.client.post(f"{path}/cancel", content=b"whatever", headers=JSON).status_code == 202
 
 
-def test_the_cache_forgets_a_cancelled_order(shared: Gateway, rows: Connection) -> None:
+def test_a_cancelled_order_is_deleted_from_the_cache(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     settle(rows, path)
     assert [shared.client.get(path).headers["x-cache"] for _ in range(2)] == ["MISS", "HIT"]
@@ -143,7 +145,7 @@ async def post(api: Any, path: str) -> Answer:
     return await call(api, "POST", f"{path}/cancel")
 
 
-def test_many_at_once_each_have_their_own_answer(start: Start, connection: Connection, redis_url: str) -> None:
+def test_cancels_in_one_batch_each_get_their_own_answer(start: Start, connection: Connection, redis_url: str) -> None:
     gateway = start()
     open_ones = [place(gateway) for _ in range(10)]
     failed = place(gateway)
@@ -163,7 +165,7 @@ def test_many_at_once_each_have_their_own_answer(start: Start, connection: Conne
     assert transactions.fetchone() in ((1,), (2,))
 
 
-def test_two_gateways_at_once_cancel_once(start: Start, connection: Connection) -> None:
+def test_an_order_cancelled_at_two_gateways_at_once_is_cancelled_once(start: Start, connection: Connection) -> None:
     gateways = [start(), start()]
     paths = [place(gateways[0]) for _ in range(10)]
     with ThreadPoolExecutor(16) as pool:
@@ -182,7 +184,7 @@ def test_two_gateways_at_once_cancel_once(start: Start, connection: Connection) 
     ],
     ids=["confirmed", "failed", "timed out", "paid"],
 )
-def test_the_row_lock_decides(
+def test_the_row_lock_decides_between_a_cancel_and_another_change(
     shared: Gateway, rows: Connection, to: tuple[str | None, ...], status: int, version: int
 ) -> None:
     path = place(shared)
@@ -201,7 +203,7 @@ def test_the_row_lock_decides(
     assert len(told(rows, path)) == (2 if status == 202 else 0)
 
 
-def test_a_paused_reader_does_not_put_the_confirmed_order_back(
+def test_a_paused_read_does_not_write_the_confirmed_order_into_the_cache(
     start: Start, connection: Connection, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = place(start())
@@ -235,7 +237,7 @@ def test_a_paused_reader_does_not_put_the_confirmed_order_back(
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
+def test_a_commit_whose_answer_was_lost_is_repeated_without_effect(
     start: Start, connection: Connection, redis_url: str, settled: bool
 ) -> None:
     gateway = start()
@@ -263,7 +265,9 @@ def assert_try_again(answer: Answer) -> None:
     assert b"urn:orderstream:problem:unavailable" in answer.body
 
 
-def test_without_postgres_it_says_try_again_in_time(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_postgres_the_answer_is_503_within_the_time_limit(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("orderstream.api_gateway.routes.BUDGET_SECONDS", 0.3)
 
     async def scenario() -> None:
@@ -273,7 +277,7 @@ def test_without_postgres_it_says_try_again_in_time(redis_url: str, monkeypatch:
     assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 2
 
 
-def test_a_row_that_stays_locked_is_not_waited_for(
+def test_a_row_that_stays_locked_ends_in_503(
     start: Start, connection: Connection, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = place(start())
@@ -289,7 +293,7 @@ def test_a_row_that_stays_locked_is_not_waited_for(
     assert row(connection, path).state.status == "PROCESSING"
 
 
-def test_no_old_state_is_read_after_redis_is_back(start: Start, servers: Servers, connection: Connection) -> None:
+def test_no_stale_order_is_read_after_redis_is_back(start: Start, servers: Servers, connection: Connection) -> None:
     gateway, other = start(), start()
     path = place(gateway)
     settle(connection, path)
@@ -311,7 +315,7 @@ def test_no_old_state_is_read_after_redis_is_back(start: Start, servers: Servers
 
 
 @pytest.mark.parametrize("how", REFUSALS)
-def test_no_old_state_is_read_while_redis_refuses_writes(
+def test_no_stale_order_is_read_while_redis_refuses_writes(
     start: Start, connection: Connection, redis_url: str, how: str
 ) -> None:
     gateways = [start(CACHE_BUDGET_SECONDS="1"), start(CACHE_BUDGET_SECONDS="1")]
@@ -326,7 +330,7 @@ def test_no_old_state_is_read_while_redis_refuses_writes(
         assert {read.headers["x-cache"] for read in reads} == {"BYPASS"}
 
 
-def test_what_redis_did_not_hear_of_it_hears_without_being_asked(
+def test_a_failed_delete_is_retried_without_a_further_request(
     start: Start, servers: Servers, connection: Connection, redis_url: str
 ) -> None:
     gateway = start()

@@ -45,7 +45,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[_PausingCache]:
 
 
 @pytest.mark.parametrize("held", ["an entry", "a lease"])
-def test_a_committed_cancel_is_seen_before_its_deletion(
+def test_a_committed_cancel_is_visible_before_the_cache_entry_is_deleted(
     connection: Connection, postgres_url: str, redis_url: str, caches: list[_PausingCache], held: str
 ) -> None:
     """The canceller may also end here: the deletion then never comes."""
@@ -74,7 +74,7 @@ def test_a_committed_cancel_is_seen_before_its_deletion(
     asyncio.run(scenario())
 
 
-def test_an_open_order_is_not_barred(
+def test_a_cancel_of_an_open_order_sets_no_bar(
     connection: Connection, postgres_url: str, redis_url: str, caches: list[_PausingCache]
 ) -> None:
     """No entry of it can exist. A bar would cost a round trip while its row is locked."""

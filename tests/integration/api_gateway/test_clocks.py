@@ -46,7 +46,7 @@ def event(connection: Connection) -> Any:
 
 
 @pytest.mark.parametrize("shift", WRONG_CLOCKS.values(), ids=WRONG_CLOCKS)
-def test_the_clock_of_a_gateway_dates_no_order(
+def test_the_clock_of_a_gateway_sets_no_time_of_an_order(
     postgres_url: str, connection: Connection, servers: Servers, shift: timedelta
 ) -> None:
     before = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
@@ -74,7 +74,7 @@ def test_the_clock_of_a_gateway_dates_no_order(
     assert not too_old
 
 
-def test_a_time_is_written_as_by_every_other_service(
+def test_times_are_written_as_the_other_services_write_them(
     postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A nudge is the same event, byte by byte; also in the microsecond that has no fraction."""
@@ -89,7 +89,7 @@ def test_a_time_is_written_as_by_every_other_service(
     assert again == first
 
 
-def test_an_order_is_never_changed_before_it_was_created(
+def test_no_change_is_dated_before_the_creation_of_the_order(
     postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     """The clock of the database stepped back by an hour, or another server took over whose clock is behind."""

@@ -47,7 +47,7 @@ UNKNOWN = "/orders/01890a5d-ac96-774b-bcce-b302099a8057"
     ],
     ids=str,
 )
-def test_a_read_with_a_condition(  # noqa: PLR0917 - a table of cases
+def test_a_conditional_read_returns_the_order_or_304_or_412(  # noqa: PLR0917 - a table of cases
     shared: Gateway, rows: Connection, method: str, settled: bool, headers: dict[str, str], status: int | None
 ) -> None:
     path = place(shared)
@@ -67,7 +67,7 @@ def test_a_read_with_a_condition(  # noqa: PLR0917 - a table of cases
         assert bool(reply.content) == (method == "GET" and status is None)
 
 
-def test_without_an_order_no_condition_is_looked_at(shared: Gateway, rows: Connection) -> None:
+def test_conditions_on_an_unknown_order_are_ignored(shared: Gateway, rows: Connection) -> None:
     """A condition is ignored where the answer without it is an error (RFC 9110, 13.2.1)."""
     for headers in ({"if-match": "*"}, {"if-none-match": "*"}):
         assert shared.client.get(UNKNOWN, headers=headers).status_code == 404
@@ -94,7 +94,9 @@ def test_without_an_order_no_condition_is_looked_at(shared: Gateway, rows: Conne
     ],
     ids=str,
 )
-def test_a_cancel_with_a_condition(shared: Gateway, rows: Connection, headers: dict[str, str], allowed: bool) -> None:
+def test_a_conditional_cancel_cancels_the_order_or_returns_412(
+    shared: Gateway, rows: Connection, headers: dict[str, str], allowed: bool
+) -> None:
     path = place(shared)
     move(rows, path, "PAID", "authorized", "none")
     before = row(rows, path)
@@ -108,7 +110,7 @@ def test_a_cancel_with_a_condition(shared: Gateway, rows: Connection, headers: d
         assert (row(rows, path), told(rows, path)) == (before, [])
 
 
-def test_of_many_who_cancel_one_version_only_one_kind_of_answer_is_given(shared: Gateway, rows: Connection) -> None:
+def test_concurrent_cancels_of_one_version_all_get_the_same_answer(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     tags = ['"1"', '"2"', None, '"9"'] * 4
 
@@ -126,7 +128,9 @@ def test_of_many_who_cancel_one_version_only_one_kind_of_answer_is_given(shared:
             assert reply.headers["etag"] == '"2"'
 
 
-def test_the_condition_is_looked_at_under_the_lock(shared: Gateway, rows: Connection, shared_url: str) -> None:
+def test_the_condition_of_a_cancel_is_checked_under_the_row_lock(
+    shared: Gateway, rows: Connection, shared_url: str
+) -> None:
     """An order changes between the request and its turn: the condition is on what the lock shows."""
     path = place(shared)
     with ThreadPoolExecutor(1) as pool, rows.transaction():
@@ -138,7 +142,7 @@ def test_the_condition_is_looked_at_under_the_lock(shared: Gateway, rows: Connec
     assert row(rows, path).state.status == "PAID"
 
 
-def test_a_cancel_whose_commit_got_no_answer_is_not_refused_for_its_own_change(
+def test_a_repeated_cancel_is_not_refused_because_of_its_own_first_commit(
     postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     order_id = UNKNOWN.removeprefix("/orders/")
@@ -167,7 +171,7 @@ def test_a_cancel_whose_commit_got_no_answer_is_not_refused_for_its_own_change(
     assert isinstance(refused, PreconditionFailedError)
 
 
-def test_an_order_cannot_be_placed_on_a_version_of_the_list(shared: Gateway, rows: Connection) -> None:
+def test_a_new_order_with_if_match_is_refused(shared: Gateway, rows: Connection) -> None:
     before = count(rows)
     for tag in ("*", '"1"'):
         reply = shared.client.post("/orders", content=README, headers={**JSON, "if-match": tag})
@@ -177,7 +181,7 @@ def test_an_order_cannot_be_placed_on_a_version_of_the_list(shared: Gateway, row
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js"])
-def test_only_a_star_matches_a_page_that_has_no_entity_tag(shared: Gateway, path: str) -> None:
+def test_only_a_star_matches_a_page_without_an_entity_tag(shared: Gateway, path: str) -> None:
     cases = [
         ({"if-match": '"1"'}, 412),
         ({"if-match": ""}, 412),
@@ -193,16 +197,16 @@ def test_only_a_star_matches_a_page_that_has_no_entity_tag(shared: Gateway, path
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", UNKNOWN, "/nowhere"])
-def test_no_cache_keeps_what_may_change(shared: Gateway, path: str) -> None:
+def test_responses_that_may_change_forbid_caching(shared: Gateway, path: str) -> None:
     assert shared.client.get(path).headers["cache-control"] == "no-store"
 
 
-def test_a_method_that_is_not_allowed_is_not_kept_either(shared: Gateway) -> None:
+def test_a_405_forbids_caching(shared: Gateway) -> None:
     reply = shared.client.delete("/orders")
     assert (reply.status_code, reply.headers["allow"], reply.headers["cache-control"]) == (405, "POST", "no-store")
 
 
-def test_what_is_accepted_is_not_negotiated(shared: Gateway) -> None:
+def test_the_accept_field_has_no_effect(shared: Gateway) -> None:
     """Accept is disregarded, as RFC 9110, 12.4.1 allows: there is one representation."""
     path = place(shared)
     for accept in ("text/html", "application/xml;q=1, */*;q=0", ""):

@@ -13,7 +13,7 @@ from tests.integration.api_gateway.conftest import Gateway
 _ADDRESS = re.compile(r"(https?:)?//[a-z0-9]", re.IGNORECASE)
 
 
-def test_the_page_asks_nobody_but_us(shared: Gateway) -> None:
+def test_the_docs_page_loads_everything_from_the_gateway(shared: Gateway) -> None:
     page = shared.client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in page.headers["content-security-policy"]
@@ -29,20 +29,20 @@ def test_the_page_asks_nobody_but_us(shared: Gateway) -> None:
     assert "validatorUrl: null" in start
 
 
-def test_styles_fetch_nothing_from_outside(shared: Gateway) -> None:
+def test_the_style_sheet_loads_nothing_from_other_hosts(shared: Gateway) -> None:
     styles = shared.client.get("/docs/swagger-ui.css").text
     assert not re.search(r"url\(\s*[\"']?(https?:)?//", styles)
     assert "@import" not in styles
 
 
-def test_the_document_is_served_without_an_outside_address(shared: Gateway) -> None:
+def test_the_openapi_document_has_no_address_of_another_host(shared: Gateway) -> None:
     response = shared.client.get("/openapi.json")
     assert response.headers["content-type"] == "application/json"
     assert response.json() == msgspec.to_builtins(document())
     assert not _ADDRESS.search(response.text)
 
 
-def test_every_reference_of_the_document_leads_somewhere() -> None:
+def test_every_reference_in_the_openapi_document_exists() -> None:
     text = msgspec.json.encode(document()).decode()
     schemas = document()["components"]["schemas"]
     references = set(re.findall(r'"\$ref":"#/components/schemas/([A-Za-z]+)"', text))
@@ -54,7 +54,7 @@ def schema(name: str) -> Any:
     return {"$ref": f"#/components/schemas/{name}", "components": document()["components"]}
 
 
-def test_the_example_is_an_order_and_the_answers_are_as_documented(shared: Gateway) -> None:
+def test_the_documented_example_is_accepted_and_the_responses_match_their_schemas(shared: Gateway) -> None:
     content = document()["paths"]["/orders"]["post"]["requestBody"]["content"]["application/json"]
     jsonschema.validate(content["example"], schema("OrderRequest"))
     accepted = shared.client.post("/orders", json=content["example"])
@@ -68,7 +68,7 @@ def test_the_example_is_an_order_and_the_answers_are_as_documented(shared: Gatew
         jsonschema.validate(refused.json(), schema("ProblemBody"))
 
 
-def test_every_operation_documents_what_it_answers() -> None:
+def test_every_operation_documents_its_statuses() -> None:
     answers = {
         operation["operationId"]: set(operation["responses"])
         for methods in document()["paths"].values()
@@ -80,6 +80,6 @@ def test_every_operation_documents_what_it_answers() -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
-def test_what_is_documented_is_there(shared: Gateway, path: str) -> None:
+def test_every_documented_operation_exists(shared: Gateway, path: str) -> None:
     assert path in document()["paths"]
     assert shared.client.get(path).status_code == 200

@@ -30,7 +30,7 @@ def settle(connection: Connection, path: str) -> None:
     )
 
 
-def test_an_open_order_is_under_way(shared: Gateway, redis_url: str) -> None:
+def test_an_open_order_is_answered_202(shared: Gateway, redis_url: str) -> None:
     path = place(shared)
     for _ in range(3):
         response = shared.client.get(path)
@@ -44,13 +44,13 @@ def test_an_open_order_is_under_way(shared: Gateway, redis_url: str) -> None:
         assert client.get(path.replace("/orders/", "order:")) is None
 
 
-def test_a_paid_order_is_under_way_too(shared: Gateway, rows: Connection) -> None:
+def test_a_paid_order_is_answered_202(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     rows.execute("UPDATE orders SET status = 'PAID', payment = 'authorized', version = 2")
     assert shared.client.get(path).status_code == 202
 
 
-def test_a_settled_order_is_cached_with_its_first_read(shared: Gateway, rows: Connection, redis_url: str) -> None:
+def test_the_first_read_of_a_settled_order_fills_the_cache(shared: Gateway, rows: Connection, redis_url: str) -> None:
     path = place(shared)
     assert shared.client.get(path).status_code == 202
     settle(rows, path)
@@ -66,7 +66,7 @@ def test_a_settled_order_is_cached_with_its_first_read(shared: Gateway, rows: Co
         assert 60 <= int(client.ttl(key)) <= 120
 
 
-def test_the_whole_order_is_shown_exactly(shared: Gateway, rows: Connection) -> None:
+def test_a_read_returns_every_member_of_the_order_exactly(shared: Gateway, rows: Connection) -> None:
     body = order(
         user='"Zoë"',
         items='[{"sku":"b","qty":2,"price":0.1},{"sku":"a","qty":1,"price":999999999999.99}]',
@@ -110,7 +110,7 @@ def test_money_is_never_written_with_an_exponent(shared: Gateway, body: bytes, t
     assert text in shared.client.get(place(shared, body)).content
 
 
-def test_a_failed_order_says_why(shared: Gateway, rows: Connection) -> None:
+def test_a_failed_order_has_its_reason(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     rows.execute(
         "UPDATE orders SET status = 'FAILED', failure_reason = 'OUT_OF_STOCK', stock = 'failed' WHERE id = %s",
@@ -121,13 +121,13 @@ def test_a_failed_order_says_why(shared: Gateway, rows: Connection) -> None:
     assert (response.json()["status"], response.json()["failureReason"]) == ("FAILED", "OUT_OF_STOCK")
 
 
-def test_an_id_in_capitals_is_the_same_order(shared: Gateway) -> None:
+def test_an_id_in_upper_case_is_the_same_order(shared: Gateway) -> None:
     path = place(shared)
     response = shared.client.get("/orders/" + path.removeprefix("/orders/").upper())
     assert response.json()["orderId"] == path.removeprefix("/orders/")
 
 
-def test_head_is_get_without_the_body(shared: Gateway, rows: Connection) -> None:
+def test_head_is_answered_like_get_without_the_body(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     settle(rows, path)
     whole, head = shared.client.get(path), shared.client.head(path)
@@ -147,7 +147,9 @@ def test_an_unknown_order_is_not_found(shared: Gateway, path: str) -> None:
 
 @pytest.mark.parametrize("wanted", ['"3"', 'W/"3"', '"1", "3"', '"1" , W/"3"', "*"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_what_the_client_has_is_not_sent_again(shared: Gateway, rows: Connection, wanted: str, cached: bool) -> None:
+def test_a_version_that_the_client_has_is_not_sent_again(
+    shared: Gateway, rows: Connection, wanted: str, cached: bool
+) -> None:
     path = place(shared)
     settle(rows, path)
     if cached:
@@ -160,25 +162,27 @@ def test_what_the_client_has_is_not_sent_again(shared: Gateway, rows: Connection
 
 
 @pytest.mark.parametrize("wanted", ['"2"', "3", '"33"', "", 'w/"3"'])
-def test_what_the_client_does_not_have_is_sent(shared: Gateway, rows: Connection, wanted: str) -> None:
+def test_a_version_that_the_client_does_not_have_is_sent(shared: Gateway, rows: Connection, wanted: str) -> None:
     path = place(shared)
     settle(rows, path)
     assert shared.client.get(path, headers={"if-none-match": wanted}).status_code == 200
 
 
-def test_an_open_order_that_did_not_change_is_not_sent_again_but_still_open(shared: Gateway) -> None:
+def test_an_unchanged_open_order_is_answered_304_with_retry_after(shared: Gateway) -> None:
     response = shared.client.get(place(shared), headers={"if-none-match": '"1"'})
     assert response.status_code == 304
     assert "retry-after" in response.headers
 
 
-def test_a_stored_amount_with_many_digits_is_shown_as_it_is(shared: Gateway, rows: Connection) -> None:
+def test_a_stored_amount_keeps_all_its_digits(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     rows.execute("UPDATE orders SET amount = %s WHERE id = %s", (Decimal("1E+20"), path.removeprefix("/orders/")))
     assert b'"amount":100000000000000000000,' in shared.client.get(path).content
 
 
-def test_whatever_redis_does_orders_are_taken_and_shown(start: Start, servers: Servers, connection: Connection) -> None:
+def test_orders_are_accepted_and_read_whatever_state_redis_is_in(
+    start: Start, servers: Servers, connection: Connection
+) -> None:
     gateway = start()
     settled = place(gateway)
     settle(connection, settled)

@@ -153,7 +153,7 @@ RULES = [
 
 @pytest.mark.parametrize("split", [False, True], ids=["", "in pieces"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.where} {rule.what}")
-def test_a_rule_is_kept(shared: Gateway, rule: Rule, split: bool) -> None:
+def test_a_rule_of_http_is_kept(shared: Gateway, rule: Rule, split: bool) -> None:
     with shared.connect() as line:
         if split:
             for at in range(0, len(rule.sent), 3):
@@ -240,27 +240,27 @@ def test_a_304_has_neither_body_nor_length(shared: Gateway, rows: Connection) ->
     assert rest.startswith(b"HTTP/1.1 200")
 
 
-def test_405_names_what_is_allowed(shared: Gateway) -> None:
+def test_405_names_the_allowed_methods(shared: Gateway) -> None:
     """RFC 9110, 10.2.1 and 15.5.6."""
     with shared.connect() as line:
         line.sendall(LIVE.replace(b"GET", b"DELETE"))
         assert _field(answer(line).partition(b"\r\n\r\n")[0], b"allow") == b"GET, HEAD"
 
 
-def test_the_date_is_now(shared: Gateway) -> None:
+def test_the_date_field_has_the_current_time(shared: Gateway) -> None:
     """RFC 9110, 6.6.1."""
     first = shared.client.get("/livez").headers["date"]
     assert parsedate_to_datetime(first) <= parsedate_to_datetime(shared.client.get("/livez").headers["date"])
 
 
-def test_fields_of_one_name_are_a_list(shared: Gateway) -> None:
+def test_several_fields_with_one_name_are_one_list(shared: Gateway) -> None:
     """RFC 9110, 5.3: two content types are none."""
     with shared.connect() as line:
         line.sendall(POST[:-2] + b"content-type: application/json\r\n\r\n" + README)
         assert statuses(answer(line)) == [b"415"]
 
 
-def test_what_follows_the_last_request_is_not_served(shared: Gateway, rows: Connection) -> None:
+def test_bytes_behind_the_last_request_are_not_served(shared: Gateway, rows: Connection) -> None:
     """RFC 9112, 9.6."""
     before = _orders(rows)
     with shared.connect() as line:
@@ -272,7 +272,7 @@ def test_what_follows_the_last_request_is_not_served(shared: Gateway, rows: Conn
     assert _orders(rows) == before
 
 
-def test_an_incomplete_request_is_not_worked_on(shared: Gateway, rows: Connection) -> None:
+def test_an_incomplete_request_is_not_processed(shared: Gateway, rows: Connection) -> None:
     """RFC 9112, 8."""
     before = _orders(rows)
     for sent in (POST + README[:-1], CHUNKED + ONE_CHUNK[:-2], CHUNKED + ONE_CHUNK[:-7]):

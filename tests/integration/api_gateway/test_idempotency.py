@@ -33,7 +33,7 @@ def post(gateway: Gateway, key: str, body: bytes = README) -> Any:
     return gateway.client.post("/orders", content=body, headers={**JSON, "idempotency-key": key})
 
 
-def test_the_same_order_again_is_the_same_reply(shared: Gateway, rows: Connection) -> None:
+def test_the_same_order_with_the_same_key_gets_the_same_response(shared: Gateway, rows: Connection) -> None:
     first = post(shared, "again")
     assert first.status_code == 201
     assert "idempotent-replayed" not in first.headers
@@ -46,7 +46,7 @@ def test_the_same_order_again_is_the_same_reply(shared: Gateway, rows: Connectio
     assert count(rows) == before
 
 
-def test_neither_the_order_of_the_lines_nor_their_pieces_make_another_order(shared: Gateway) -> None:
+def test_the_sequence_and_the_split_of_lines_do_not_make_a_different_order(shared: Gateway) -> None:
     first = post(shared, "lines", order(items=f"[{TWO_LINES}]"))
     assert post(shared, "lines", order(items=f"[{TURNED}]")).content == first.content
 
@@ -63,7 +63,7 @@ def test_neither_the_order_of_the_lines_nor_their_pieces_make_another_order(shar
     ],
     ids=["amount", "user", "currency", "quantity", "price", "SKU"],
 )
-def test_another_order_with_the_same_key_is_refused(shared: Gateway, rows: Connection, other: bytes) -> None:
+def test_a_different_order_with_the_same_key_is_refused(shared: Gateway, rows: Connection, other: bytes) -> None:
     assert post(shared, "taken").status_code == 201
     before = count(rows)
     reply = post(shared, "taken", other)
@@ -75,7 +75,7 @@ def test_another_order_with_the_same_key_is_refused(shared: Gateway, rows: Conne
 @pytest.mark.parametrize(
     "key", [b"", b"a b", b"x" * 256, b"caf\xc3\xa9", b"a\tb", b"\xff"], ids=lambda key: repr(key)[:12]
 )
-def test_what_cannot_be_a_key_is_refused(shared: Gateway, rows: Connection, key: bytes) -> None:
+def test_an_invalid_key_is_refused(shared: Gateway, rows: Connection, key: bytes) -> None:
     before = count(rows)
     headers: Any = {**JSON, "idempotency-key": key}
     reply = shared.client.post("/orders", content=README, headers=headers)
@@ -84,12 +84,12 @@ def test_what_cannot_be_a_key_is_refused(shared: Gateway, rows: Connection, key:
     assert count(rows) == before
 
 
-def test_two_keys_are_none(shared: Gateway) -> None:
+def test_two_keys_in_one_request_are_refused(shared: Gateway) -> None:
     headers = [*JSON.items(), ("idempotency-key", "one"), ("idempotency-key", "two")]
     problem(shared.client.post("/orders", content=README, headers=headers), "invalid-idempotency-key")
 
 
-def test_every_visible_character_may_be_in_a_key(shared: Gateway) -> None:
+def test_a_key_may_contain_every_visible_character(shared: Gateway) -> None:
     visible = "".join(map(chr, range(0x21, 0x7F)))
     for key in (visible, "x" * 255, "!"):
         first, second = post(shared, key), post(shared, key)
@@ -97,14 +97,14 @@ def test_every_visible_character_may_be_in_a_key(shared: Gateway) -> None:
         assert first.content == second.content
 
 
-def test_a_key_is_free_after_an_order_that_was_refused(shared: Gateway) -> None:
+def test_a_refused_order_does_not_use_up_its_key(shared: Gateway) -> None:
     assert post(shared, "free", b"{}").status_code == 400
     reply = post(shared, "free")
     assert reply.status_code == 201
     assert "idempotent-replayed" not in reply.headers
 
 
-def test_one_key_in_two_gateways_at_once_is_one_order(start: Start, connection: Connection) -> None:
+def test_the_same_key_at_two_gateways_at_once_gives_one_order(start: Start, connection: Connection) -> None:
     gateways = [start(), start()]
     keys = [f"key-{number}" for number in range(10)]
     with ThreadPoolExecutor(16) as pool:
@@ -125,7 +125,7 @@ def keyed(number: int, key: str, digest: bytes = b"same", **changes: Any) -> New
     return NewOrder(plain.created, plain.trace_context, IdempotencyKey(key, digest))
 
 
-def test_one_key_twice_in_one_group(postgres_url: str, connection: Connection) -> None:
+def test_the_same_key_twice_in_one_group_gives_one_order(postgres_url: str, connection: Connection) -> None:
     group = [new(1), keyed(2, "b"), keyed(3, "a"), keyed(4, "b"), keyed(5, "b", b"other"), new(6)]
 
     async def scenario() -> None:
@@ -142,7 +142,7 @@ def test_one_key_twice_in_one_group(postgres_url: str, connection: Connection) -
     assert stored(connection) == (ids(winners), ids(winners), 8)
 
 
-def test_a_group_repeated_after_a_lost_answer_is_no_replay_of_itself(postgres_url: str, connection: Connection) -> None:
+def test_a_group_repeated_after_a_lost_answer_is_not_a_replay(postgres_url: str, connection: Connection) -> None:
     orders = [keyed(1, "a"), new(2), keyed(3, "c"), keyed(4, "a")]
 
     async def scenario() -> None:
@@ -162,7 +162,9 @@ def test_a_group_repeated_after_a_lost_answer_is_no_replay_of_itself(postgres_ur
 
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
-def test_a_twin_under_way_is_waited_for(postgres_url: str, connection: Connection, end: str) -> None:
+def test_an_order_waits_for_a_concurrent_order_with_the_same_key(
+    postgres_url: str, connection: Connection, end: str
+) -> None:
     twin, own = keyed(1, "a"), keyed(2, "a")
 
     async def scenario() -> list[BaseException | Stored]:
@@ -184,9 +186,7 @@ def test_a_twin_under_way_is_waited_for(postgres_url: str, connection: Connectio
     assert asyncio.run(scenario()) == [expected]
 
 
-def test_groups_with_the_same_keys_do_not_wait_for_each_other_crosswise(
-    postgres_url: str, connection: Connection
-) -> None:
+def test_groups_with_the_same_keys_do_not_deadlock(postgres_url: str, connection: Connection) -> None:
     keys = [f"{number:03d}" for number in range(200)]
 
     async def scenario() -> None:
@@ -211,7 +211,7 @@ def order_of(answer: BaseException | Stored) -> str:
     return answer.order_id
 
 
-def test_a_bad_order_does_not_keep_its_key_nor_its_neighbours(postgres_url: str, connection: Connection) -> None:
+def test_a_bad_order_blocks_neither_its_key_nor_the_other_orders(postgres_url: str, connection: Connection) -> None:
     nothing = (Item(sku="A", qty=0, price=Decimal(1)),)
     group: Sequence[NewOrder] = [keyed(1, "a", items=nothing), keyed(2, "a"), keyed(3, "b"), keyed(4, "a")]
 

@@ -65,7 +65,7 @@ async def _assert_keys_are_looked_up(api: Router, first: Answer, refusal: str) -
         assert "retry-after" in refused.headers
 
 
-def test_a_known_key_is_answered_while_the_outbox_is_full(
+def test_a_used_key_gets_its_order_while_the_outbox_is_full(
     postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     async def scenario() -> None:
@@ -80,7 +80,7 @@ def test_a_known_key_is_answered_while_the_outbox_is_full(
 
 
 @pytest.mark.parametrize("bound", ["orders", "lines"])
-def test_a_known_key_is_answered_while_the_queue_is_full(
+def test_a_used_key_gets_its_order_while_the_queue_is_full(
     postgres_url: str, connection: Connection, servers: Servers, bound: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 2
@@ -111,7 +111,7 @@ async def _any_done(tasks: list[asyncio.Task[Answer]]) -> bool:
     return any(task.done() for task in tasks)
 
 
-def test_what_was_asked_in_vain_for_too_long_may_be_stored(
+def test_an_order_whose_store_timed_out_may_still_be_stored(
     postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer does not say that nothing was stored: here it is, after the answer."""

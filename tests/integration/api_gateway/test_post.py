@@ -59,7 +59,7 @@ def test_an_order_is_stored_with_its_items_and_its_event(shared: Gateway, rows: 
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
-def test_a_bad_body_leaves_nothing_behind(shared: Gateway, rows: Connection, bad: Bad) -> None:
+def test_a_bad_body_stores_nothing(shared: Gateway, rows: Connection, bad: Bad) -> None:
     before = count(rows)
     response = shared.client.post("/orders", content=bad.body, headers=JSON)
     assert response.status_code == 400
@@ -83,7 +83,7 @@ def problem(response: Any, name: str) -> None:
     "content_type",
     ["application/json; charset=utf-8", "Application/JSON;charset=UTF-8", 'application/json; charset="utf-8"'],
 )
-def test_json_may_be_declared_with_its_charset(shared: Gateway, content_type: str) -> None:
+def test_json_may_be_declared_with_a_utf_8_charset(shared: Gateway, content_type: str) -> None:
     response = shared.client.post("/orders", content=README, headers={"content-type": content_type})
     assert response.status_code == 201
 
@@ -101,7 +101,7 @@ def test_json_may_be_declared_with_its_charset(shared: Gateway, content_type: st
         {"content-type": "application/json", "content-encoding": "gzip"},
     ],
 )
-def test_anything_else_is_not_taken_for_json(shared: Gateway, rows: Connection, headers: dict[str, str]) -> None:
+def test_other_media_types_are_refused(shared: Gateway, rows: Connection, headers: dict[str, str]) -> None:
     before = count(rows)
     response = shared.client.post("/orders", content=README, headers=headers)
     assert response.status_code == 415
@@ -127,7 +127,7 @@ def test_a_body_of_two_mebibytes_is_too_large(shared: Gateway, rows: Connection,
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "chunked"])
-def test_a_body_of_exactly_one_mebibyte_is_not(shared: Gateway, chunked: bool) -> None:
+def test_a_body_of_exactly_one_mebibyte_is_not_too_large(shared: Gateway, chunked: bool) -> None:
     body = order(more=',"note":""')
     body = body[:-2] + b"x" * ((1 << 20) - len(body)) + body[-2:]
     assert len(body) == 1 << 20
@@ -156,7 +156,9 @@ def test_a_body_of_exactly_one_mebibyte_is_not(shared: Gateway, chunked: bool) -
         ("POST", "/docs", 405, "method-not-allowed"),
     ],
 )
-def test_what_is_not_there_is_a_problem_too(shared: Gateway, method: str, path: str, status: int, name: str) -> None:
+def test_an_unknown_path_or_method_is_answered_with_a_problem(
+    shared: Gateway, method: str, path: str, status: int, name: str
+) -> None:
     response = shared.client.request(method, path)
     assert response.status_code == status
     problem(response, name)
@@ -184,7 +186,7 @@ def test_a_malformed_trace_is_replaced(shared: Gateway, traceparent: str) -> Non
     assert shared.client.post("/orders", content=README, headers=headers).status_code == 201  # type: ignore[arg-type]
 
 
-def test_it_is_alive_ready_and_measured(shared: Gateway) -> None:
+def test_the_health_and_metrics_pages_answer(shared: Gateway) -> None:
     assert shared.client.get("/livez").status_code == 200
     assert shared.client.get("/readyz").status_code == 200
     shared.client.post("/orders", content=README, headers=JSON)
@@ -194,14 +196,14 @@ def test_it_is_alive_ready_and_measured(shared: Gateway) -> None:
     assert "orderstream_queued_orders 0.0" in figures
 
 
-def test_it_logs_no_line_for_a_request(shared: Gateway) -> None:
+def test_a_request_writes_no_log_line(shared: Gateway) -> None:
     before = shared.log
     for body in (README, b"{}"):
         shared.client.post("/orders", content=body, headers=JSON)
     assert shared.log == before
 
 
-def test_without_kafka_and_redis_it_is_ready_and_takes_orders(start: Start) -> None:
+def test_without_kafka_and_redis_the_gateway_is_ready_and_accepts_orders(start: Start) -> None:
     gateway = start(REDIS_URL="redis://127.0.0.1:1/0", KAFKA_BROKERS="127.0.0.1:1")
     assert gateway.client.get("/readyz").status_code == 200
     order_id = gateway.client.post("/orders", content=README, headers=JSON).json()["orderId"]
@@ -209,7 +211,7 @@ def test_without_kafka_and_redis_it_is_ready_and_takes_orders(start: Start) -> N
     assert (response.status_code, response.headers["x-cache"]) == (202, "BYPASS")
 
 
-def test_without_postgres_it_lives_but_is_not_ready(start: Start) -> None:
+def test_without_postgres_the_gateway_is_alive_but_not_ready(start: Start) -> None:
     gateway = start(POSTGRES_URL="postgresql://nobody@127.0.0.1:1/orders")
     assert gateway.client.get("/livez").status_code == 200
     response = gateway.client.get("/readyz")

@@ -106,7 +106,7 @@ async def change_met_before_its_commit(cache: CacheInvalidator, write: Write, re
         change_met_before_its_commit,
     ],
 )
-def test_a_paused_reader_does_not_put_an_old_state_back(
+def test_a_paused_read_does_not_write_a_stale_order_into_the_cache(
     postgres_url: str, redis_url: str, orders: Write, change: Change
 ) -> None:
     orders(ORDER_ID, 3)
@@ -139,7 +139,7 @@ def test_a_paused_reader_does_not_put_an_old_state_back(
     asyncio.run(scenario())
 
 
-def test_while_an_order_is_barred_it_is_read_past_the_cache(postgres_url: str, redis_url: str, orders: Write) -> None:
+def test_a_barred_order_is_read_from_postgres(postgres_url: str, redis_url: str, orders: Write) -> None:
     orders(ORDER_ID, 3)
 
     async def scenario() -> None:
@@ -157,9 +157,7 @@ def test_while_an_order_is_barred_it_is_read_past_the_cache(postgres_url: str, r
     asyncio.run(scenario())
 
 
-def test_concurrent_misses_share_a_query_but_none_begun_before(
-    postgres_url: str, redis_url: str, orders: Write
-) -> None:
+def test_concurrent_misses_share_a_query_that_has_not_begun(postgres_url: str, redis_url: str, orders: Write) -> None:
     orders(ORDER_ID, 3)
     orders(OTHER_ID, 1)
 
@@ -180,7 +178,9 @@ def test_concurrent_misses_share_a_query_but_none_begun_before(
     asyncio.run(scenario())
 
 
-def test_a_client_that_goes_leaves_the_lease_to_the_next(postgres_url: str, redis_url: str, orders: Write) -> None:
+def test_if_a_client_disconnects_the_next_reader_gets_the_lease(
+    postgres_url: str, redis_url: str, orders: Write
+) -> None:
     orders(ORDER_ID, 3)
 
     async def scenario() -> None:
@@ -197,7 +197,7 @@ def test_a_client_that_goes_leaves_the_lease_to_the_next(postgres_url: str, redi
     asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
-def test_what_is_none_of_ours_in_the_cache_is_read_past(postgres_url: str, redis_url: str, orders: Write) -> None:
+def test_a_foreign_value_in_the_cache_is_ignored(postgres_url: str, redis_url: str, orders: Write) -> None:
     orders(ORDER_ID, 3)
     with redis.Redis.from_url(redis_url) as client:
         client.set(f"order:{ORDER_ID}", b"\xffjunk")
@@ -211,7 +211,7 @@ def test_what_is_none_of_ours_in_the_cache_is_read_past(postgres_url: str, redis
     asyncio.run(scenario())
 
 
-def test_an_unknown_order_is_none_and_is_not_cached(postgres_url: str, redis_url: str, orders: Write) -> None:
+def test_an_unknown_order_is_not_cached(postgres_url: str, redis_url: str, orders: Write) -> None:
     async def scenario() -> None:
         async with reading(postgres_url, redis_url) as (reader, _):
             assert await reader.read(ORDER_ID) == (None, "MISS")
@@ -222,7 +222,7 @@ def test_an_unknown_order_is_none_and_is_not_cached(postgres_url: str, redis_url
     asyncio.run(scenario())
 
 
-def test_a_lease_that_is_not_used_is_given_back(postgres_url: str, redis_url: str) -> None:
+def test_an_unused_lease_is_given_back(postgres_url: str, redis_url: str) -> None:
     async def scenario() -> None:
         async with reading(postgres_url, redis_url) as (reader, _):
             await reader.read(ORDER_ID)
@@ -244,7 +244,7 @@ def test_the_number_of_waiting_items_is_limited(postgres_url: str, redis_url: st
     asyncio.run(scenario())
 
 
-def test_many_large_orders_make_way_for_other_requests(
+def test_decoding_many_large_orders_gives_other_requests_their_turn(
     postgres_url: str, redis_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How many lines are decoded in one turn of the loop is what is bounded."""

@@ -53,7 +53,7 @@ def statuses(received: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one segment", "two segments"])
 @pytest.mark.parametrize(("later", "status"), LATER.values(), ids=LATER)
-def test_a_refusal_waits_for_the_answers_before_it(later: bytes, status: bytes, apart: bool) -> None:
+def test_a_refusal_is_sent_after_the_responses_to_earlier_requests(later: bytes, status: bytes, apart: bool) -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -82,7 +82,7 @@ def test_a_refusal_waits_for_the_answers_before_it(later: bytes, status: bytes, 
     "half", [b"G", SECOND, SECOND + b"content-length: 9\r\n\r\nx"], ids=["a letter", "head", "body"]
 )
 @pytest.mark.parametrize("how", ["time", "drain"])
-def test_a_half_request_is_refused_after_the_answers_before_it(half: bytes, how: str) -> None:
+def test_an_incomplete_request_is_refused_after_the_responses_to_earlier_requests(half: bytes, how: str) -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app, request_timeout_seconds=0.2 if how == "time" else 20) as server:
@@ -101,7 +101,7 @@ def test_a_half_request_is_refused_after_the_answers_before_it(half: bytes, how:
     run(scenario)
 
 
-def test_a_later_request_has_its_own_time() -> None:
+def test_each_request_has_its_own_time_limit() -> None:
     async def scenario() -> None:
         app = HeldApp()
         app.go.set()
@@ -115,7 +115,7 @@ def test_a_later_request_has_its_own_time() -> None:
     run(scenario)
 
 
-def test_while_a_request_is_worked_on_its_connection_has_no_deadline() -> None:
+def test_no_deadline_runs_while_the_application_works() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -130,7 +130,7 @@ def test_while_a_request_is_worked_on_its_connection_has_no_deadline() -> None:
     run(scenario)
 
 
-def test_a_body_for_which_there_is_no_room_is_refused_after_the_answers_before_it() -> None:
+def test_a_body_without_room_is_refused_after_the_responses_to_earlier_requests() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app, requests_bytes=20_000) as server:
@@ -145,7 +145,7 @@ def test_a_body_for_which_there_is_no_room_is_refused_after_the_answers_before_i
     run(scenario)
 
 
-def test_a_request_whose_client_is_gone_has_no_body() -> None:
+def test_a_request_whose_client_has_disconnected_ends_without_its_body() -> None:
     async def scenario() -> None:
         go = asyncio.Event()
         received: list[str] = []
@@ -169,7 +169,7 @@ def test_a_request_whose_client_is_gone_has_no_body() -> None:
     run(scenario)
 
 
-def test_a_defect_in_reading_takes_no_answer_from_earlier_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_parsing_does_not_affect_earlier_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_given: object) -> None:
         raise ValueError("a defect")
 
@@ -188,7 +188,7 @@ def test_a_defect_in_reading_takes_no_answer_from_earlier_requests(monkeypatch: 
     run(scenario)
 
 
-def test_a_client_that_waits_for_100_behind_another_request_has_its_whole_time_afterwards() -> None:
+def test_a_client_that_waits_for_100_behind_another_request_has_its_full_time_limit_afterwards() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -218,7 +218,7 @@ def test_a_refusal_is_counted(shared: Gateway) -> None:
     assert refusals() == before + 1
 
 
-def test_a_drain_answers_all_that_has_arrived() -> None:
+def test_a_drain_answers_all_requests_that_have_arrived() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -257,7 +257,7 @@ def test_the_end_of_a_drain_answers_503_once() -> None:
 
 
 @pytest.mark.parametrize("rest", [b"xyz\r\n", b"1;" + b"x" * 70_000], ids=["400", "431"])
-def test_an_answer_of_the_application_is_not_replaced(rest: bytes) -> None:
+def test_a_response_of_the_application_is_not_replaced_by_a_refusal(rest: bytes) -> None:
     """Such as that of a cancel, whose body is of no interest: the order is cancelled, however the body goes on."""
 
     async def scenario() -> None:
@@ -278,7 +278,7 @@ def test_an_answer_of_the_application_is_not_replaced(rest: bytes) -> None:
     run(scenario)
 
 
-def test_an_application_that_fails_is_a_500() -> None:
+def test_an_application_that_fails_is_answered_500() -> None:
     async def scenario() -> None:
         async def fail(scope: Scope, receive: Receive, send: Send) -> None:
             return
@@ -291,7 +291,7 @@ def test_an_application_that_fails_is_a_500() -> None:
     run(scenario)
 
 
-def test_a_client_that_sends_no_more_has_its_answers() -> None:
+def test_a_client_that_has_closed_its_side_still_gets_its_responses() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -307,7 +307,7 @@ def test_a_client_that_sends_no_more_has_its_answers() -> None:
     run(scenario)
 
 
-def test_a_client_that_is_gone_ends_what_waits_for_it() -> None:
+def test_a_disconnect_ends_the_request_that_waits() -> None:
     async def scenario() -> None:
         ended: list[str] = []
 
@@ -355,7 +355,7 @@ EARLY = {
 
 @pytest.mark.parametrize("framing", [b"content-length: 64\r\n", b"transfer-encoding: chunked\r\n"], ids=["CL", "TE"])
 @pytest.mark.parametrize(("status", "head"), EARLY.items(), ids=EARLY)
-def test_an_early_answer_to_a_client_that_waits_for_100_is_the_last(
+def test_an_early_response_to_a_client_that_waits_for_100_closes_the_connection(
     shared: Gateway, status: str, head: bytes, framing: bytes
 ) -> None:
     if status == "413":
@@ -370,7 +370,7 @@ def test_an_early_answer_to_a_client_that_waits_for_100_is_the_last(
         assert to_the_end(line) == b""
 
 
-def test_100_is_said_only_once_and_only_to_who_waits(shared: Gateway) -> None:
+def test_100_is_sent_once_and_only_to_a_client_that_waits_for_it(shared: Gateway) -> None:
     head = POST.replace(b"host: x", b"host: x\r\nexpect: 100-Continue")
     with shared.connect() as line:
         line.sendall(head + README)
@@ -380,7 +380,7 @@ def test_100_is_said_only_once_and_only_to_who_waits(shared: Gateway) -> None:
         assert statuses(to_the_end(line)) == [b"201"]
 
 
-def test_another_expectation_fails(shared: Gateway) -> None:
+def test_an_unknown_expectation_is_refused(shared: Gateway) -> None:
     with shared.connect() as line:
         line.sendall(POST.replace(b"host: x", b"host: x\r\nexpect: 100-continue, luck"))
         assert statuses(to_the_end(line)) == [b"417"]
@@ -401,7 +401,9 @@ UNREAD = {
 
 
 @pytest.mark.parametrize(("status", "head"), UNREAD.items(), ids=UNREAD)
-def test_an_answer_can_be_read_by_a_client_that_sends_first(shared: Gateway, status: str, head: bytes) -> None:
+def test_a_client_that_sends_everything_before_it_reads_gets_the_response(
+    shared: Gateway, status: str, head: bytes
+) -> None:
     for _ in range(10):
         with shared.connect() as line:
             line.sendall(head)
@@ -413,7 +415,7 @@ def test_an_answer_can_be_read_by_a_client_that_sends_first(shared: Gateway, sta
             assert b"connection: close" in received
 
 
-def test_a_refused_connection_can_read_why(start: Start) -> None:
+def test_the_client_of_a_refused_connection_can_read_the_reason(start: Start) -> None:
     gateway = start(GATEWAY_CONNECTION_LIMIT="1")
     gateway.client.close()
     with gateway.connect() as first:
@@ -432,7 +434,7 @@ def _is_open(gateway: Gateway, line: socket.socket) -> bool:
     return one_answer(line).startswith(b"HTTP/1.1 200")
 
 
-def test_a_timeout_can_be_read_by_a_client_that_goes_on_sending() -> None:
+def test_a_client_that_continues_to_send_can_read_the_timeout() -> None:
     async def scenario() -> None:
         async with serving(HeldApp(), request_timeout_seconds=0.1) as server:
             sock = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", server.port), 20)
@@ -484,13 +486,13 @@ def test_a_request_that_offers_an_upgrade_keeps_its_body(
             received += line.recv(65_536)
 
 
-def test_what_follows_connect_is_not_served(shared: Gateway) -> None:
+def test_bytes_behind_connect_are_not_served(shared: Gateway) -> None:
     with shared.connect() as line:
         line.sendall(b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc" + LIVE)
         assert statuses(to_the_end(line)) == [b"501"]
 
 
-def test_a_large_last_answer_arrives_as_a_whole() -> None:
+def test_a_large_last_response_arrives_complete() -> None:
     size = 16 << 20
 
     async def scenario() -> None:
@@ -507,7 +509,7 @@ def test_a_large_last_answer_arrives_as_a_whole() -> None:
     run(scenario)
 
 
-def test_many_threads_read_their_refusals(shared: Gateway) -> None:
+def test_many_concurrent_clients_read_their_refusals(shared: Gateway) -> None:
     found: list[bytes] = []
 
     def ask() -> None:

@@ -93,7 +93,7 @@ def dripping(line: socket.socket, data: bytes) -> Iterator[None]:
     ],
     ids=["a letter", "half a head", "a head", "half a body", "half a chunk"],
 )
-def test_a_half_sent_request_ends_in_time(hasty: Gateway, sent: bytes) -> None:
+def test_an_incomplete_request_times_out(hasty: Gateway, sent: bytes) -> None:
     with hasty.connect() as line:
         line.sendall(sent)
         started = time.monotonic()
@@ -107,7 +107,7 @@ def test_a_half_sent_request_ends_in_time(hasty: Gateway, sent: bytes) -> None:
 @pytest.mark.parametrize(
     "data", [POST, POST + README, b"\r\n" * 200], ids=["a dripped head", "a dripped body", "dripped line feeds"]
 )
-def test_a_dripped_request_ends_in_time(hasty: Gateway, data: bytes) -> None:
+def test_a_request_that_arrives_byte_by_byte_times_out(hasty: Gateway, data: bytes) -> None:
     with hasty.connect() as line:
         at_once = len(POST) if data.startswith(POST + README[:1]) else 0
         line.sendall(data[:at_once])
@@ -117,7 +117,7 @@ def test_a_dripped_request_ends_in_time(hasty: Gateway, data: bytes) -> None:
         assert time.monotonic() - started < TIMEOUT_SECONDS + 1
 
 
-def test_a_client_that_takes_no_answer_is_let_go_in_time(hasty: Gateway) -> None:
+def test_a_client_that_does_not_read_its_response_is_disconnected(hasty: Gateway) -> None:
     with socket.socket() as line:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         line.settimeout(20)
@@ -134,12 +134,12 @@ def _holds(gateway: Gateway, port: int) -> bool:
     return any(one.raddr[1:] == (port,) for one in connections)
 
 
-def test_a_silent_connection_ends_in_time(hasty: Gateway) -> None:
+def test_a_silent_connection_is_closed(hasty: Gateway) -> None:
     with hasty.connect() as line:
         assert TIMEOUT_SECONDS * 0.9 < elapsed(lambda: to_the_end(line)) < TIMEOUT_SECONDS + 1
 
 
-def test_a_second_request_has_its_own_time_and_no_more(hasty: Gateway) -> None:
+def test_a_second_request_has_its_own_time_limit(hasty: Gateway) -> None:
     with hasty.connect() as line:
         line.sendall(LIVE)
         assert answer(line).startswith(b"HTTP/1.1 200")
@@ -156,7 +156,7 @@ def test_an_idle_connection_is_kept_for_longer_than_a_request_may_take(hasty: Ga
         assert answer(line).startswith(b"HTTP/1.1 200")
 
 
-def test_an_early_answer_leaves_the_connection_in_order(hasty: Gateway) -> None:
+def test_after_an_early_response_the_connection_stays_usable(hasty: Gateway) -> None:
     large = b"x" * ((1 << 20) + 1)
     head = POST.replace(b"content-length: %d" % len(README), b"content-length: %d" % len(large))
     with hasty.connect() as line:
@@ -169,7 +169,7 @@ def test_an_early_answer_leaves_the_connection_in_order(hasty: Gateway) -> None:
         assert elapsed(lambda: to_the_end(line)) < TIMEOUT_SECONDS + 1
 
 
-def test_requests_may_be_sent_without_waiting_for_answers(shared: Gateway) -> None:
+def test_requests_may_be_pipelined(shared: Gateway) -> None:
     with shared.connect() as line:
         line.sendall(LIVE * 3)
         received = b""
@@ -178,7 +178,7 @@ def test_requests_may_be_sent_without_waiting_for_answers(shared: Gateway) -> No
         assert received.count(b"HTTP/1.1 200") == 3
 
 
-def test_it_says_continue_when_it_is_asked_to(shared: Gateway) -> None:
+def test_100_continue_is_sent_on_request(shared: Gateway) -> None:
     with shared.connect() as line:
         line.sendall(POST.replace(b"host: x", b"host: x\r\nexpect: 100-continue"))
         assert line.recv(65536).startswith(b"HTTP/1.1 100 Continue")
@@ -198,7 +198,7 @@ def test_it_says_continue_when_it_is_asked_to(shared: Gateway) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-def test_what_is_not_http_is_refused(shared: Gateway, junk: bytes) -> None:
+def test_bytes_that_are_not_http_are_refused(shared: Gateway, junk: bytes) -> None:
     with shared.connect() as line:
         line.sendall(junk)
         received = to_the_end(line)
@@ -231,13 +231,13 @@ def test_endless_trailers_are_refused(shared: Gateway, piece: bytes) -> None:
     assert shared.client.get("/livez").status_code == 200
 
 
-def test_trailers_are_no_headers(shared: Gateway) -> None:
+def test_trailer_fields_are_not_header_fields(shared: Gateway) -> None:
     with shared.connect() as line:
         line.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\nidempotency-key: %b\r\n\r\n" % (len(README), README, b"k" * 300))
         assert answer(line).startswith(b"HTTP/1.1 201")
 
 
-def test_a_body_may_come_in_any_number_of_pieces(shared: Gateway) -> None:
+def test_a_body_may_arrive_in_any_number_of_pieces(shared: Gateway) -> None:
     pieces = b"".join(b"1;%b\r\n%c\r\n" % (b"e" * 1_000, byte) for byte in README)
     with shared.connect() as line:
         line.sendall(CHUNKED + pieces + b"0\r\n\r\n")
@@ -252,7 +252,7 @@ def test_replicas_share_the_port(start: Start) -> None:
     assert second.client.get("/livez").status_code == 200
 
 
-def test_what_is_under_way_is_finished_on_sigterm(start: Start, postgres_url: str, connection: Connection) -> None:
+def test_requests_in_progress_are_finished_on_sigterm(start: Start, postgres_url: str, connection: Connection) -> None:
     gateway = start()
     answers: list[httpx.Response] = []
 
@@ -285,7 +285,7 @@ def _number(connection: Connection, query: str) -> int:
     return int(row[0])
 
 
-def test_it_ends_in_time_whatever_waits(start: Start, postgres_url: str, connection: Connection) -> None:
+def test_the_gateway_stops_in_time_while_requests_wait(start: Start, postgres_url: str, connection: Connection) -> None:
     gateway = start(DRAIN_TIMEOUT_SECONDS="2")
     with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
@@ -297,7 +297,7 @@ def test_it_ends_in_time_whatever_waits(start: Start, postgres_url: str, connect
     assert gateway.process.returncode == 0
 
 
-def test_it_ends_in_time_when_postgres_hangs(
+def test_the_gateway_stops_in_time_while_postgres_hangs(
     start: Start, postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     gateway = start(DRAIN_TIMEOUT_SECONDS="1")
@@ -316,7 +316,7 @@ def test_it_ends_in_time_when_postgres_hangs(
     assert '"drain_timeout"' in gateway.log
 
 
-def test_it_says_when_it_cannot_listen(start: Start) -> None:
+def test_a_gateway_that_cannot_listen_logs_the_reason(start: Start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -324,7 +324,7 @@ def test_it_says_when_it_cannot_listen(start: Start) -> None:
             start(port)
 
 
-def test_each_of_two_gateways_on_one_port_has_its_own_pages(start: Start) -> None:
+def test_two_gateways_on_one_port_have_separate_process_pages(start: Start) -> None:
     """On the shared port any of the two answers, so that a counter would jump back."""
     pages = [free_port(), free_port()]
     first = start(METRICS_PORT=str(pages[0]))
@@ -347,7 +347,7 @@ def test_each_of_two_gateways_on_one_port_has_its_own_pages(start: Start) -> Non
     assert second.stop() == 0
 
 
-def test_the_page_of_a_stopped_database_says_not_ready_and_alive(start: Start) -> None:
+def test_while_the_database_is_stopped_the_process_pages_say_alive_and_not_ready(start: Start) -> None:
     page = free_port()
     start(METRICS_PORT=str(page), POSTGRES_URL="postgresql://app@127.0.0.1:9/orders")
     assert httpx.get(f"http://127.0.0.1:{page}/livez", trust_env=False).status_code == 200

@@ -53,7 +53,7 @@ async def pid(session: Session) -> int:
     return int(server_pid)
 
 
-def test_every_host_has_its_share_of_the_time(postgres_url: str, silent_port: int) -> None:
+def test_every_host_gets_a_share_of_the_time_budget(postgres_url: str, silent_port: int) -> None:
     async def scenario(session: Session) -> None:
         assert await pid(session)
 
@@ -61,7 +61,9 @@ def test_every_host_has_its_share_of_the_time(postgres_url: str, silent_port: in
     run(behind(postgres_url, free_port(), silent_port), scenario)
 
 
-def test_every_address_of_a_name_has_its_share(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_address_of_a_name_gets_a_share_of_the_time_budget(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One name, two addresses, and the first says nothing."""
     given = conninfo_to_dict(postgres_url)
     port = int(str(given["port"]))
@@ -80,7 +82,7 @@ def test_every_address_of_a_name_has_its_share(postgres_url: str, monkeypatch: p
         run(make_conninfo(postgres_url, host="db.example"), scenario)
 
 
-def test_a_host_without_writes_is_passed_by(postgres_url: str, connection: Connection) -> None:
+def test_a_read_only_host_is_skipped(postgres_url: str, connection: Connection) -> None:
     """While no host takes writes there is no session; later there is."""
 
     async def scenario(session: Session) -> None:
@@ -92,7 +94,7 @@ def test_a_host_without_writes_is_passed_by(postgres_url: str, connection: Conne
     run(postgres_url, scenario)
 
 
-def test_an_old_session_without_writes_is_closed(postgres_url: str) -> None:
+def test_a_connection_that_became_read_only_is_closed(postgres_url: str) -> None:
     async def write(session: Session) -> None:
         async with session.transaction() as tx:
             await tx.execute("SET TRANSACTION READ ONLY")
@@ -108,7 +110,7 @@ def test_an_old_session_without_writes_is_closed(postgres_url: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["ZZ123", "XX000", "26000", "42P05", "08P01", "0A000", "25P02"])
-def test_an_error_of_the_session_is_no_refusal(postgres_url: str, state: str) -> None:
+def test_an_error_of_the_session_does_not_count_as_a_refusal(postgres_url: str, state: str) -> None:
     async def scenario(session: Session) -> None:
         before = await pid(session)
         with pytest.raises(TryAgainError):
@@ -118,7 +120,7 @@ def test_an_error_of_the_session_is_no_refusal(postgres_url: str, state: str) ->
     run(postgres_url, scenario)
 
 
-def test_a_check_goes_on_when_its_resting_connection_was_closed(postgres_url: str, connection: Connection) -> None:
+def test_a_check_succeeds_although_its_idle_connection_was_closed(postgres_url: str, connection: Connection) -> None:
     async def scenario(session: Session) -> None:
         for _ in range(3):
             before = await pid(session)
@@ -128,7 +130,7 @@ def test_a_check_goes_on_when_its_resting_connection_was_closed(postgres_url: st
     run(postgres_url, scenario)
 
 
-def test_a_check_goes_on_when_its_resting_connection_hangs(postgres_url: str) -> None:
+def test_a_check_succeeds_although_its_idle_connection_hangs(postgres_url: str) -> None:
     async def scenario(session: Session) -> None:
         before = await pid(session)
         os.kill(before, signal.SIGSTOP)
@@ -140,7 +142,9 @@ def test_a_check_goes_on_when_its_resting_connection_hangs(postgres_url: str) ->
     run(postgres_url, scenario)
 
 
-def test_readiness_and_the_outbox_s_bound_do_not_flap(start: Start, postgres_url: str, connection: Connection) -> None:
+def test_readiness_and_the_outbox_limit_survive_closed_connections(
+    start: Start, postgres_url: str, connection: Connection
+) -> None:
     gateway = start()
     wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "it is ready")
     for _ in range(5):
@@ -152,14 +156,14 @@ def test_readiness_and_the_outbox_s_bound_do_not_flap(start: Start, postgres_url
     assert "outbox_not_measured" not in gateway.log
 
 
-def test_a_gateway_behind_a_silent_host_is_ready_and_measures(
-    start: Start, postgres_url: str, silent_port: int
-) -> None:
+def test_a_gateway_whose_first_host_is_silent_becomes_ready(start: Start, postgres_url: str, silent_port: int) -> None:
     gateway = start(POSTGRES_URL=behind(postgres_url, silent_port))
     wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "it is ready")
 
 
-def test_a_gateway_on_a_server_without_writes_is_not_ready_until_there_are(start: Start, postgres_url: str) -> None:
+def test_a_gateway_on_a_read_only_server_is_ready_when_the_server_accepts_writes(
+    start: Start, postgres_url: str
+) -> None:
     with read_only(postgres_url):
         gateway = start()
         assert gateway.client.get("/readyz").status_code == 503

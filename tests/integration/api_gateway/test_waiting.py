@@ -70,7 +70,7 @@ def test_a_read_waits_until_its_order_settles(shared: Gateway, rows: Connection,
     assert waiting_reads(shared) == 0
 
 
-def test_a_read_waits_for_no_longer_than_it_would(shared: Gateway) -> None:
+def test_a_read_waits_at_most_the_preferred_time(shared: Gateway) -> None:
     path = place(shared)
     started = time.monotonic()
     reply = read(shared, path, "wait=1")
@@ -80,7 +80,7 @@ def test_a_read_waits_for_no_longer_than_it_would(shared: Gateway) -> None:
     assert "retry-after" in reply.headers
 
 
-def test_what_the_client_has_is_compared_after_the_wait(shared: Gateway, rows: Connection) -> None:
+def test_if_none_match_is_compared_after_the_wait(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     thread, replies = begin(shared, path, "wait=20", **{"if-none-match": '"1"'})
     settle(rows, path)
@@ -90,7 +90,7 @@ def test_what_the_client_has_is_compared_after_the_wait(shared: Gateway, rows: C
     assert (reply.status_code, reply.headers["preference-applied"]) == (304, "wait=20")
 
 
-def test_a_settled_or_unknown_order_is_not_waited_for(shared: Gateway, rows: Connection) -> None:
+def test_a_read_does_not_wait_for_a_settled_or_unknown_order(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     settle(rows, path)
     for _ in range(2):
@@ -100,13 +100,13 @@ def test_a_settled_or_unknown_order_is_not_waited_for(shared: Gateway, rows: Con
 
 
 @pytest.mark.parametrize("prefer", ["", "respond-async", "wait", "wait=", "wait=0", "wait=-1", "wait=x", "wait-x=5"])
-def test_a_preference_that_cannot_be_followed_is_ignored(shared: Gateway, prefer: str) -> None:
+def test_an_invalid_wait_preference_is_ignored(shared: Gateway, prefer: str) -> None:
     reply = read(shared, place(shared), prefer)
     assert reply.status_code == 202
     assert "preference-applied" not in reply.headers
 
 
-def test_it_needs_no_redis(start: Start, connection: Connection) -> None:
+def test_waiting_needs_no_redis(start: Start, connection: Connection) -> None:
     gateway = start(REDIS_URL="redis://127.0.0.1:1/0")
     path = place(gateway)
     thread, replies = begin(gateway, path, "wait=20")
@@ -115,7 +115,7 @@ def test_it_needs_no_redis(start: Start, connection: Connection) -> None:
     assert (replies[0].status_code, replies[0].headers["x-cache"]) == (200, "BYPASS")
 
 
-def test_a_client_that_goes_frees_its_place(shared: Gateway) -> None:
+def test_a_client_that_disconnects_no_longer_counts_as_waiting(shared: Gateway) -> None:
     path = place(shared)
     with shared.connect() as line:
         line.sendall(b"GET %b HTTP/1.1\r\nhost: x\r\nprefer: wait=30\r\n\r\n" % path.encode())
@@ -123,7 +123,7 @@ def test_a_client_that_goes_frees_its_place(shared: Gateway) -> None:
     wait_until(lambda: waiting_reads(shared) == 0, 10, "its place is free")
 
 
-def test_a_stopping_gateway_answers_all_who_wait_at_once(start: Start) -> None:
+def test_a_stopping_gateway_answers_all_waiting_reads_at_once(start: Start) -> None:
     gateway = start()
     thread, replies = begin(gateway, place(gateway), "wait=30")
     gateway.process.send_signal(signal.SIGTERM)
@@ -157,7 +157,7 @@ def never() -> asyncio.Future[bool]:
     return asyncio.get_running_loop().create_future()
 
 
-def test_one_query_asks_for_all_and_none_when_nobody_waits(
+def test_one_query_serves_all_waiting_reads_and_no_query_runs_without_them(
     postgres_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "POLL_AFTER_FAILURE_SECONDS", 0.01)
@@ -187,7 +187,7 @@ def test_one_query_asks_for_all_and_none_when_nobody_waits(
     asyncio.run(scenario())
 
 
-def test_no_more_wait_than_may(postgres_url: str, connection: Connection) -> None:
+def test_the_number_of_waiting_reads_is_limited(postgres_url: str, connection: Connection) -> None:
     insert(connection, ORDER_ID)
 
     async def scenario() -> None:

@@ -73,7 +73,7 @@ async def ask(writer: Writer, orders: Sequence[NewOrder]) -> list[BaseException 
     return await asyncio.gather(*(writer.store(order) for order in orders), return_exceptions=True)
 
 
-def test_what_gathers_is_one_transaction(postgres_url: str, connection: Connection) -> None:
+def test_orders_that_collect_are_one_transaction(postgres_url: str, connection: Connection) -> None:
     orders = [new(number) for number in range(20)]
 
     async def scenario() -> None:
@@ -93,7 +93,7 @@ def test_what_gathers_is_one_transaction(postgres_url: str, connection: Connecti
     assert transactions == (2,)
 
 
-def test_large_orders_are_not_all_in_one_group(postgres_url: str, connection: Connection) -> None:
+def test_the_lines_of_one_group_are_limited(postgres_url: str, connection: Connection) -> None:
     lines = tuple(Item(sku=str(number), qty=1, price=Decimal(1)) for number in range(1_000))
     orders = [new(number, items=lines) for number in range(5)]
 
@@ -134,7 +134,7 @@ def test_a_bad_order_fails_alone(postgres_url: str, connection: Connection, bad:
 
 
 @pytest.mark.parametrize("losses", [1, 2])
-def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
+def test_a_commit_whose_answer_was_lost_is_repeated_without_effect(
     postgres_url: str, connection: Connection, losses: int
 ) -> None:
     orders = [new(number) for number in range(5)]
@@ -160,7 +160,7 @@ def test_a_lost_answer_is_asked_for_again_and_changes_nothing(
     assert traced == [("00-" + "1" * 32 + "-" + "2" * 16 + "-01",)]
 
 
-def test_a_group_still_under_way_elsewhere_is_waited_for(postgres_url: str, connection: Connection) -> None:
+def test_a_repeated_group_waits_for_its_first_transaction(postgres_url: str, connection: Connection) -> None:
     """The first attempt's connection is gone, its transaction is not: the second must not take its rows for its own."""
 
     async def scenario() -> None:
@@ -194,7 +194,7 @@ def assert_try_again(answer: Answer) -> None:
     assert b"urn:orderstream:problem:unavailable" in answer.body
 
 
-def test_a_full_queue_says_try_again(postgres_url: str, redis_url: str, connection: Connection) -> None:
+def test_a_full_queue_is_answered_503(postgres_url: str, redis_url: str, connection: Connection) -> None:
     answers = asyncio.run(post(postgres_url, redis_url, waiting_limit=3, count=10))
     assert [answer.status for answer in answers].count(201) == 3
     for answer in answers:
@@ -203,14 +203,16 @@ def test_a_full_queue_says_try_again(postgres_url: str, redis_url: str, connecti
     assert len(stored(connection)[0]) == 3
 
 
-def test_without_postgres_it_says_try_again_in_time(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_postgres_the_answer_is_503_within_the_time_limit(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(routes, "BUDGET_SECONDS", 0.3)
     url = "postgresql://nobody@127.0.0.1:1/orders"
     seconds = elapsed(lambda: assert_try_again(asyncio.run(post(url, redis_url))[0]))
     assert 0.3 <= seconds < 1.5
 
 
-def test_a_postgres_that_does_not_answer_is_not_waited_for(
+def test_a_postgres_that_does_not_answer_ends_in_503(
     postgres_url: str, redis_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routes, "BUDGET_SECONDS", 0.3)
@@ -221,7 +223,7 @@ def test_a_postgres_that_does_not_answer_is_not_waited_for(
     assert 0.3 <= seconds < 2
 
 
-def test_an_order_is_taken_when_postgres_comes_back_in_time(
+def test_an_order_is_accepted_if_postgres_is_back_in_time(
     postgres_url: str, redis_url: str, connection: Connection
 ) -> None:
     async def scenario() -> None:
@@ -234,7 +236,7 @@ def test_an_order_is_taken_when_postgres_comes_back_in_time(
     assert len(stored(connection)[0]) == 2
 
 
-def test_the_waiting_limit_counts_what_waits(postgres_url: str) -> None:
+def test_the_waiting_limit_does_not_count_the_group_in_progress(postgres_url: str) -> None:
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=1) as writer:
             session.go.clear()

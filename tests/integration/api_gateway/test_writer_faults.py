@@ -60,7 +60,7 @@ ANOTHER_STATEMENT = {
 
 
 @pytest.mark.parametrize("statements", SPOILT.values(), ids=SPOILT)
-def test_an_error_of_the_session_costs_a_connection_and_no_order(
+def test_an_error_of_the_session_replaces_the_connection_and_loses_no_order(
     postgres_url: str, connection: Connection, statements: list[str]
 ) -> None:
     orders = [new(1), keyed(2, "a"), new(3)]
@@ -80,7 +80,7 @@ def test_an_error_of_the_session_costs_a_connection_and_no_order(
 
 @pytest.mark.parametrize("select", ANOTHER_STATEMENT.values(), ids=ANOTHER_STATEMENT)
 @pytest.mark.parametrize("count", [1, 3])
-def test_an_order_is_not_refused_nor_accepted_because_another_statement_ran(
+def test_an_order_is_neither_refused_nor_accepted_because_another_statement_ran(
     postgres_url: str, connection: Connection, select: str, count: int
 ) -> None:
     orders = [new(number) for number in range(count)]
@@ -114,7 +114,7 @@ def raise_on(connection: Connection, user: str, sqlstate: str) -> None:
 @pytest.mark.parametrize(
     "sqlstate", ["P0001", "XX000", "XX001", "0A000", "22P05", "22003", "23503", "23505", "23P01", "38000", "39000"]
 )
-def test_an_order_that_meets_an_error_of_the_server_neither_is_refused_nor_keeps_others_waiting(
+def test_an_order_that_causes_a_server_error_is_not_refused_and_does_not_block_others(
     postgres_url: str, connection: Connection, sqlstate: str
 ) -> None:
     raise_on(connection, "unlucky", sqlstate)
@@ -136,7 +136,7 @@ def test_an_order_that_meets_an_error_of_the_server_neither_is_refused_nor_keeps
 
 
 @pytest.mark.parametrize("sqlstate", ["22001", "22026", "23502", "23514", "54000"])
-def test_an_order_is_refused_for_a_value_that_postgres_does_not_store(
+def test_an_order_is_refused_for_a_value_that_postgres_cannot_store(
     postgres_url: str, connection: Connection, sqlstate: str
 ) -> None:
     raise_on(connection, "bad", sqlstate)
@@ -151,7 +151,7 @@ def test_an_order_is_refused_for_a_value_that_postgres_does_not_store(
     asyncio.run(scenario())
 
 
-def test_a_server_that_refuses_everything_is_asked_a_bounded_number_of_times(
+def test_the_attempts_at_a_server_that_refuses_everything_are_limited(
     postgres_url: str, connection: Connection
 ) -> None:
     raise_on(connection, "u-1", "XX000")
@@ -169,7 +169,7 @@ def test_a_server_that_refuses_everything_is_asked_a_bounded_number_of_times(
     asyncio.run(scenario())
 
 
-def test_the_client_is_told_to_try_again_and_not_that_its_order_is_wrong(
+def test_a_server_error_is_answered_503_and_not_400(
     postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routes, "BUDGET_SECONDS", 0.5)
@@ -184,7 +184,9 @@ def test_the_client_is_told_to_try_again_and_not_that_its_order_is_wrong(
 
 
 @pytest.mark.parametrize("request_of", ["order", "read", "cancel"])
-def test_26000_every_session_gets_a_new_connection_too(postgres_url: str, servers: Servers, request_of: str) -> None:
+def test_every_session_replaces_a_connection_without_its_prepared_statements(
+    postgres_url: str, servers: Servers, request_of: str
+) -> None:
     """Every session of the gateway has lost its prepared statements, as behind a pooler."""
     sessions: list[Session] = []
     begin = Session.__init__

@@ -140,7 +140,7 @@ NUMBERS = st.integers(-2, 1_000_002).map(str) | st.from_regex(
 @example("1.0", "1e0")
 @example("10e-1", "999999999999.99")
 @example("1.5", "1000000000000")
-def test_a_body_is_taken_if_and_only_if_the_published_schema_says_so(qty: str, price: str) -> None:
+def test_a_body_is_accepted_if_and_only_if_the_published_schema_accepts_it(qty: str, price: str) -> None:
     """But for the digits after the point, whose number a schema cannot tie to a currency."""
     body = order(qty=qty, price=price)
     valid = ORDER_SCHEMA.is_valid(json.loads(body, parse_float=_exact))
@@ -157,14 +157,14 @@ def _exact(text: str) -> int | Decimal:
 
 
 @given(NEARLY_AN_ORDER)
-def test_what_is_taken_is_valid_by_the_published_schema(value: dict[str, Any]) -> None:
+def test_an_accepted_body_is_valid_by_the_published_schema(value: dict[str, Any]) -> None:
     body = json.dumps(value).encode()
     if post(body)[0] == 201:
         ORDER_SCHEMA.validate(json.loads(body))
 
 
 @given(NEARLY_AN_ORDER)
-def test_both_ways_of_reading_agree(value: dict[str, Any]) -> None:
+def test_the_decoder_and_the_violations_agree(value: dict[str, Any]) -> None:
     body = json.dumps(value).encode()
     try:
         read_order(body, ORDER_ID)

@@ -100,7 +100,7 @@ def yardstick() -> float:
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_no_body_holds_the_loop(yardstick: float, body: Callable[[float], bytes]) -> None:
+def test_no_body_blocks_the_event_loop(yardstick: float, body: Callable[[float], bytes]) -> None:
     largest = body(1)
     assert len(largest) <= BODY_MAX_BYTES
     assert cost(lambda: answer(largest)) <= YARDSTICKS_MAX * yardstick
@@ -124,7 +124,7 @@ MOST_MARKS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("members", MOST_MARKS.values(), ids=MOST_MARKS)
-def test_no_body_that_is_looked_into_holds_the_loop(yardstick: float, members: str) -> None:
+def test_no_body_that_is_parsed_blocks_the_event_loop(yardstick: float, members: str) -> None:
     body = order(more="," + members)
     assert len(body) <= BODY_MAX_BYTES
     sizes: list[int] = []
@@ -144,7 +144,7 @@ LINEAR = [
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_a_body_of_twice_the_size_costs_twice_as_much(name: str) -> None:
+def test_the_cost_of_a_body_is_linear_in_its_size(name: str) -> None:
     half, whole = BODIES[name](0.5), BODIES[name](1)
     assert cost(lambda: answer(whole)) <= GROWTH_MAX * cost(lambda: answer(half)) + 0.001
 
@@ -166,13 +166,13 @@ UNITS = [
 
 @pytest.mark.parametrize("unit", UNITS, ids=repr)
 @pytest.mark.parametrize("read", FIELDS.values(), ids=FIELDS)
-def test_a_field_of_twice_the_length_costs_twice_as_much(read: Callable[[bytes], object], unit: bytes) -> None:
+def test_the_cost_of_a_field_is_linear_in_its_length(read: Callable[[bytes], object], unit: bytes) -> None:
     half, whole = (unit * (size // len(unit)) for size in (FIELD_BYTES // 2, FIELD_BYTES))
     assert cost(lambda: read(whole)) <= GROWTH_MAX * cost(lambda: read(half)) + 0.001
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=repr)
 @pytest.mark.parametrize("read", FIELDS.values(), ids=FIELDS)
-def test_no_field_holds_the_loop(yardstick: float, read: Callable[[bytes], object], unit: bytes) -> None:
+def test_no_field_blocks_the_event_loop(yardstick: float, read: Callable[[bytes], object], unit: bytes) -> None:
     field = unit * (FIELD_BYTES // len(unit))
     assert cost(lambda: read(field)) <= YARDSTICKS_MAX * yardstick

@@ -46,7 +46,7 @@ def ask(handler: Any, method: str = "GET", **headers: str) -> Answer:
     return asyncio.run(call(Endpoint("/x", Tracer(None, 0), {"GET": handler}), method, "/x", headers=headers))
 
 
-def test_a_reply_has_its_length_and_its_trace() -> None:
+def test_a_response_has_its_length_and_its_trace() -> None:
     answer = ask(greet, traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01")
     assert (answer.status, answer.body) == (200, b"hello")
     assert answer.headers["content-length"] == "5"
@@ -66,7 +66,7 @@ def test_a_long_tracestate_is_dropped(length: int, kept: bool) -> None:
     assert seen == [state if kept else None]
 
 
-def test_fields_of_one_name_are_joined_in_their_order() -> None:
+def test_fields_with_one_name_are_joined_in_their_order() -> None:
     seen: list[RequestHeaders] = []
 
     async def note(request: Request) -> Response:
@@ -97,7 +97,7 @@ def test_head_is_handled_as_get() -> None:
     ("handler", "method", "status"),
     [(break_down, "GET", 500), (be_cancelled, "GET", 503), (refuse, "GET", 503), (greet, "PUT", 405)],
 )
-def test_what_goes_wrong_is_a_problem_with_the_same_trace(handler: Any, method: str, status: int) -> None:
+def test_an_error_is_answered_with_a_problem_of_the_same_trace(handler: Any, method: str, status: int) -> None:
     answer = ask(handler, method)
     body = msgspec.json.decode(answer.body)
     assert answer.status == body["status"] == status
@@ -106,11 +106,11 @@ def test_what_goes_wrong_is_a_problem_with_the_same_trace(handler: Any, method: 
     assert ("retry-after" in answer.headers) == (status == 503)
 
 
-def test_a_bug_does_not_show_its_inside() -> None:
+def test_the_response_to_a_bug_has_no_details() -> None:
     assert b"a bug" not in ask(break_down).body
 
 
-def test_a_client_that_is_gone_is_not_answered() -> None:
+def test_a_client_that_has_disconnected_gets_no_response() -> None:
     async def scenario() -> None:
         async def receive() -> Message:
             return {"type": "http.disconnect"}

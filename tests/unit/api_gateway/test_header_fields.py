@@ -31,7 +31,7 @@ from orderstream.api_gateway.http.request_body import _declares_more_than, _is_e
         b"application/json; odd",
     ],
 )
-def test_json_in_utf_8(field: bytes) -> None:
+def test_json_in_utf_8_is_accepted(field: bytes) -> None:
     assert _is_json(field)
 
 
@@ -68,11 +68,11 @@ def test_json_in_utf_8(field: bytes) -> None:
         b"\xff/json",
     ],
 )
-def test_anything_else(field: bytes) -> None:
+def test_other_content_types_are_not_accepted(field: bytes) -> None:
     assert not _is_json(field)
 
 
-def test_no_more_parts_are_read_than_may_be() -> None:
+def test_the_number_of_parts_of_a_field_is_limited() -> None:
     assert _is_json(b"application/json" + b";a" * PARTS_MAX)
     assert not _is_json(b"application/json" + b";a" * (PARTS_MAX + 1))
     assert len(list(preferences(b"a, " * (PARTS_MAX + 1)))) == PARTS_MAX
@@ -87,16 +87,16 @@ def test_parameters_keep_their_order_and_case() -> None:
 
 
 @pytest.mark.parametrize("field", [None, b"", b"identity", b"Identity", b" identity , IDENTITY", b",identity,"])
-def test_identity_is_no_encoding(field: bytes | None) -> None:
+def test_identity_does_not_count_as_an_encoding(field: bytes | None) -> None:
     assert not _is_encoded(field)
 
 
 @pytest.mark.parametrize("field", [b"gzip", b"identity, gzip", b"gzip, identity", b"br", b"identityx", b'"identity"'])
-def test_an_encoding_is_one(field: bytes) -> None:
+def test_other_codings_count_as_an_encoding(field: bytes) -> None:
     assert _is_encoded(field)
 
 
-def test_a_length_that_is_no_number_is_left_to_what_arrives() -> None:
+def test_a_content_length_that_is_not_a_number_is_ignored() -> None:
     for field in (b"", b"5, 5", b"-1", b"+1", b"1_000", b"\xb2", b"0", b"10"):
         assert not _declares_more_than(field, 10)
     for field in (b"11", b"9" * 5_000, b"0" * 5_000):
@@ -123,7 +123,7 @@ def test_a_length_that_is_no_number_is_left_to_what_arrives() -> None:
         (b'wait="", foo', [("wait", ""), ("foo", "")]),
     ],
 )
-def test_preferences(field: bytes, found: list[tuple[str, str]]) -> None:
+def test_preferences_are_read_in_their_order(field: bytes, found: list[tuple[str, str]]) -> None:
     assert list(preferences(field)) == found
 
 
@@ -149,7 +149,7 @@ def test_preferences(field: bytes, found: list[tuple[str, str]]) -> None:
         (b"", []),
     ],
 )
-def test_entity_tags(field: bytes, found: list[bytes]) -> None:
+def test_entity_tags_are_read_up_to_the_first_malformed_one(field: bytes, found: list[bytes]) -> None:
     assert entity_tags(field) == found
 
 

@@ -26,13 +26,13 @@ def test_ids_are_unique_and_sort_by_time() -> None:
 
 
 @pytest.mark.parametrize("unix_seconds", [-1e12, -1, 0, 2**48 / 1000, 1e15])
-def test_a_clock_beyond_what_an_id_can_say_still_gives_ids(unix_seconds: float) -> None:
+def test_a_clock_beyond_the_range_of_an_id_still_gives_valid_ids(unix_seconds: float) -> None:
     order_id = new_order_id(unix_seconds)
     assert canonical(order_id) == order_id
     assert UUID(order_id).version == 7
 
 
-def test_an_id_in_capitals_is_the_same_order() -> None:
+def test_an_id_in_upper_case_is_the_same_order() -> None:
     assert canonical(ORDER_ID.upper()) == ORDER_ID
     assert canonical(ORDER_ID) == ORDER_ID
 
@@ -51,5 +51,5 @@ def test_an_id_in_capitals_is_the_same_order() -> None:
         ORDER_ID.replace("0", "\u0660"),
     ],
 )
-def test_what_is_no_uuid_is_no_id(text: str) -> None:
+def test_a_text_that_is_not_a_uuid_is_not_an_order_id(text: str) -> None:
     assert canonical(text) is None

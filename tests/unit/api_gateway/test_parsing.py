@@ -25,43 +25,43 @@ def test_an_order_is_read_exactly(good: Good) -> None:
 
 
 @pytest.mark.parametrize("good", GOOD.values(), ids=GOOD.keys())
-def test_the_slow_way_finds_nothing_wrong_with_an_order(good: Good) -> None:
+def test_a_valid_order_has_no_violations(good: Good) -> None:
     assert violations(good.body.removeprefix(BYTE_ORDER_MARK)) == []
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
-def test_every_violation_is_named_by_its_pointer(bad: Bad) -> None:
+def test_every_violation_is_reported_with_its_pointer(bad: Bad) -> None:
     with pytest.raises(InvalidOrderError) as caught:
         read_order(bad.body, ORDER_ID)
     assert {error.pointer for error in caught.value.errors} == bad.pointers
     assert all(error.detail for error in caught.value.errors)
 
 
-def test_what_only_the_fast_decoder_minds_is_still_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_only_the_decoder_rejects_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orderstream.api_gateway.orders.parsing.violations", lambda _body: [])
     with pytest.raises(InvalidOrderError) as caught:
         read_order(b"[", ORDER_ID)
     assert [error.pointer for error in caught.value.errors] == [""]
 
 
-def test_an_order_without_extras_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_order_without_additional_members_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orderstream.api_gateway.orders.parsing.violations", lambda _body: pytest.fail("walked"))
     assert read_order(README, ORDER_ID).user_id == "u-1"
 
 
-def test_a_thousand_wrong_items_are_all_named() -> None:
+def test_the_violations_of_a_thousand_wrong_items_are_all_reported() -> None:
     items = "[" + ",".join(["{}"] * 1000) + "]"
     assert len(violations(order(items=items))) == 3000
 
 
-def test_pointers_and_their_number_are_bounded() -> None:
+def test_the_length_and_number_of_pointers_are_limited() -> None:
     names = ",".join(f'"{number}":"\\ud800"' for number in range(20_000))
     found = violations(order(more=f',"{"x" * 10_000}":{{{names}}}'))
     assert len(found) <= 5_000
     assert max(len(one.pointer) for one in found) <= 500
 
 
-def test_what_is_ignored_costs_no_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pointers_are_built_for_ignored_values(monkeypatch: pytest.MonkeyPatch) -> None:
     joined = []
     join = module._join
 
@@ -77,7 +77,7 @@ def test_what_is_ignored_costs_no_pointers(monkeypatch: pytest.MonkeyPatch) -> N
     assert joined == ["items", "x", 0]
 
 
-def test_a_body_with_far_more_values_than_an_order_has_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_with_far_more_values_than_an_order_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
     for value in ("0", "[]", "{}", "[[]]"):
         values = ",".join([value] * (MARKS_MAX + 1))
@@ -88,7 +88,7 @@ def test_a_body_with_far_more_values_than_an_order_has_is_not_looked_into(monkey
         ]
 
 
-def test_the_largest_order_has_fewer_values_than_are_looked_into() -> None:
+def test_the_largest_order_has_fewer_values_than_the_limit() -> None:
     def name(number: int) -> str:
         return f"{number:04}:" + "," * 59
 

@@ -38,5 +38,5 @@ from orderstream.api_gateway.orders.waiters import preferred_wait
         (b'"wait=2"', 0),
     ],
 )
-def test_the_first_wait_counts(header: bytes | None, seconds: int) -> None:
+def test_only_the_first_wait_preference_counts(header: bytes | None, seconds: int) -> None:
     assert preferred_wait(header) == seconds
