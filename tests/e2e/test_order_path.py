@@ -1,4 +1,4 @@
-"""One order, as its customer sees it: the README's own lines, and what is in the stores afterwards."""
+"""One order as its customer sees it: the lines of the README, and the rows, cache entries and metrics afterwards."""
 
 import json
 import subprocess
@@ -18,24 +18,25 @@ from orderstream.domain.events import topic_of
 from orderstream.local.processes.state import checkout
 from orderstream.settings import SERVICES, Settings
 from orderstream.telemetry.metrics import CATALOGUE
-from tests.e2e.path import Services, readme_block, services
+from tests.e2e.services import Services, readme_block, services
 from tests.load.soak.poison import CONSUMERS
 from tests.support.databases import Databases
 from tests.support.figures import Labels
 from tests.support.servers import Servers
+from tests.support.shell import paste
 from tests.support.waiting import wait_until
 
 ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}], "amount": 129.0, "currency": "USD"}
 
-# The project's first description, word for word but for the port.
-SEED_CREATE = r"""
+# The walk-through of the first version. Only the port differs, so that existing scripts keep working.
+FIRST_CREATE = r"""
 curl -s -X POST http://localhost:3000/orders \
   -H 'content-type: application/json' \
   -d '{"userId":"u-1","items":[{"sku":"SKU-1","qty":1,"price":129.0}],
        "amount":129.0,"currency":"USD"}'
 """
-SEED_READ = "curl -s http://localhost:3000/orders/<orderId>"
-SEED_STOCK = """
+FIRST_READ = "curl -s http://localhost:3000/orders/<orderId>"
+FIRST_STOCK = """
 CREATE TABLE IF NOT EXISTS inventory (
   sku TEXT PRIMARY KEY,
   available INT NOT NULL DEFAULT 0,
@@ -56,19 +57,15 @@ def running(
         yield started
 
 
-def _bash(lines: str) -> str:
-    return subprocess.run(["bash", "-c", lines], capture_output=True, text=True, timeout=30, check=True).stdout
-
-
 def _rows(running: Services, query: str, *parameters: object) -> list[tuple[Any, ...]]:
     with psycopg.connect(running.postgres_url) as connection:
         return connection.execute(query.encode(), parameters).fetchall()
 
 
-def test_the_readme_s_lines_place_an_order_and_read_it_back(running: Services) -> None:
+def test_the_lines_of_the_readme_place_an_order_and_read_it_back(running: Services) -> None:
     lines = readme_block("Place an order")
     assert "http://127.0.0.1:3000" in lines
-    first, last = _bash(lines.replace("http://127.0.0.1:3000", running.base_url)).splitlines()
+    first, last = paste(lines.replace("http://127.0.0.1:3000", running.base_url)).splitlines()
     order_id = json.loads(first)["orderId"]
     order = json.loads(last)
     assert order["orderId"] == order_id
@@ -78,12 +75,12 @@ def test_the_readme_s_lines_place_an_order_and_read_it_back(running: Services) -
     assert (settled["payment"]["state"], settled["stock"]["state"]) == ("authorized", "reserved")
 
 
-def test_the_readme_s_lines_without_curl_place_an_order_and_show_it_confirmed(running: Services) -> None:
+def test_the_lines_of_the_readme_without_curl_place_an_order_and_show_it_confirmed(running: Services) -> None:
     lines = readme_block("Place an order", 1)
     assert ".venv/bin/python -c" in lines
     assert "http://127.0.0.1:3000" in lines
     here = lines.replace("http://127.0.0.1:3000", running.base_url).replace(".venv/bin/python", sys.executable)
-    order = json.loads(_bash(here))
+    order = json.loads(paste(here))
     assert (order["status"], order["payment"]["state"], order["stock"]["state"]) == (
         "CONFIRMED",
         "authorized",
@@ -91,15 +88,15 @@ def test_the_readme_s_lines_without_curl_place_an_order_and_show_it_confirmed(ru
     )
 
 
-def test_the_first_description_s_walk_through(running: Services) -> None:
+def test_the_walk_through_of_the_first_version_still_works(running: Services) -> None:
     here = running.base_url
     with psycopg.connect(running.postgres_url) as connection:
-        connection.execute(SEED_STOCK.encode())
+        connection.execute(FIRST_STOCK.encode())
     ((available, reserved),) = _rows(running, "SELECT available, reserved FROM inventory WHERE sku = 'SKU-1'")
     assert available == 100
-    order_id = json.loads(_bash(SEED_CREATE.replace("http://localhost:3000", here)))["orderId"]
+    order_id = json.loads(paste(FIRST_CREATE.replace("http://localhost:3000", here)))["orderId"]
     running.settled(order_id)
-    order = json.loads(_bash(SEED_READ.replace("http://localhost:3000", here).replace("<orderId>", order_id)))
+    order = json.loads(paste(FIRST_READ.replace("http://localhost:3000", here).replace("<orderId>", order_id)))
     assert (order["orderId"], order["status"]) == (order_id, "CONFIRMED")
     assert _rows(running, "SELECT available, reserved FROM inventory WHERE sku = 'SKU-1'") == [(99, reserved + 1)]
     assert _rows(running, "SELECT user_id, amount, currency, status FROM orders WHERE id = %s", order_id) == [
@@ -121,7 +118,9 @@ def _place(running: Services, **changes: object) -> str:
 def test_a_settled_order_is_cached_by_its_first_read(running: Services, servers: Servers) -> None:
     order_id = _place(running)
     wait_until(
-        lambda: _rows(running, "SELECT FROM orders WHERE id = %s AND status = 'CONFIRMED'", order_id), 20, "it settles"
+        lambda: _rows(running, "SELECT FROM orders WHERE id = %s AND status = 'CONFIRMED'", order_id),
+        20,
+        "the order settles",
     )
     with redis.Redis.from_url(servers.redis_url) as client:
         key = f"order:{order_id}"
@@ -163,14 +162,14 @@ def test_without_stock_an_order_fails_and_its_payment_is_voided(
             order_id,
         ),
         20,
-        "the order knows that it is compensated",
+        "the order is compensated",
     )
     assert _rows(running, "SELECT state, lines FROM reservations WHERE order_id = %s", order_id) == [("RELEASED", {})]
     assert _rows(running, "SELECT * FROM inventory ORDER BY sku") == before
 
 
-# What one good order has a service take and tell.
-TOLD = {
+# The events that each service consumes and publishes for one confirmed order.
+EVENTS_OF_AN_ORDER = {
     "outbox-relay": ((), ("order.created",)),
     "payment-worker": (("order.created",), ("payment.authorized",)),
     "inventory-worker": (("payment.authorized",), ("inventory.reserved",)),
@@ -189,12 +188,16 @@ def _figures(running: Services) -> dict[Sample, float]:
 
 def _await(running: Services, sample: Sample, holds: Callable[[float], bool]) -> None:
     service, name, labels = sample
-    wait_until(lambda: holds(running.figures(service).get((name, labels), nan)), 20, f"a better value of {sample}")
+    wait_until(lambda: holds(running.figures(service).get((name, labels), nan)), 20, f"the expected value of {sample}")
 
 
-def _grown_by_an_order() -> Iterator[Sample]:
-    for service, (taken, told) in TOLD.items():
-        for name, events in (("records_consumed", taken), ("records_decided", taken), ("events_produced", told)):
+def _counters_of_an_order() -> Iterator[Sample]:
+    for service, (consumed, published) in EVENTS_OF_AN_ORDER.items():
+        for name, events in (
+            ("records_consumed", consumed),
+            ("records_decided", consumed),
+            ("events_produced", published),
+        ):
             for event in events:
                 yield _sample(service, f"{name}_total", service=service, topic=topic_of(event))
     for service in CONSUMERS:
@@ -204,19 +207,19 @@ def _grown_by_an_order() -> Iterator[Sample]:
         yield _sample("api-gateway", "cache_reads_total", outcome=outcome)
 
 
-def test_every_service_shows_what_it_did_for_an_order(running: Services) -> None:
+def test_the_metrics_of_every_service_count_an_order(running: Services) -> None:
     before = _figures(running)
     order_id = _place(running)
     assert running.settled(order_id)["status"] == "CONFIRMED"
     wait_until(lambda: running.read(order_id).headers["X-Cache"] == "HIT", 10, "the order is cached")
-    for sample in _grown_by_an_order():
+    for sample in _counters_of_an_order():
         _await(running, sample, before.get(sample, 0.0).__lt__)
     now = _figures(running)
     for service, topics in CONSUMERS.items():
         for name in topics:
             for count in ("records_dead_lettered_total", "records_retried_total"):
-                one = _sample(service, count, service=service, topic=name)
-                assert now[one] == before[one]
+                sample = _sample(service, count, service=service, topic=name)
+                assert now[sample] == before[sample]
 
 
 def _zero_at_rest() -> Iterator[Sample]:
@@ -229,11 +232,11 @@ def _zero_at_rest() -> Iterator[Sample]:
             yield _sample(service, "lag_records", service=service, topic=name, partition=str(partition))
 
 
-def test_at_rest_every_metric_is_there_nothing_lags_and_nothing_is_owed(running: Services) -> None:
+def test_at_rest_every_metric_exists_and_no_work_is_left(running: Services) -> None:
     for sample in _zero_at_rest():
         _await(running, sample, lambda value: value == 0)
     shown = {name.removesuffix("_bucket") for _, name, _ in _figures(running)}
-    assert {one.name for one in CATALOGUE} <= shown
+    assert {metric.name for metric in CATALOGUE} <= shown
 
 
 def test_the_stock_commands(running: Services) -> None:
@@ -243,7 +246,7 @@ def test_the_stock_commands(running: Services) -> None:
 
 
 K6_THRESHOLDS_CROSSED = 99
-"""Exit code of k6 when a limit of the script was not kept."""
+"""Exit code of k6 if a threshold of the script was crossed."""
 
 
 def _k6(running: Services, order_path: str, summary: Path) -> int:

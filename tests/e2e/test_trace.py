@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from orderstream.settings import SERVICES
-from tests.e2e.stack import Stack, stack
 from tests.support import collector
 from tests.support.collector import Collector, ReceivedSpan, roots
+from tests.support.system import System, system
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(400)
@@ -25,34 +25,34 @@ def answering() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory, answering: Collector) -> Iterator[Stack]:
-    with stack(tmp_path_factory.mktemp("trace")) as made:
-        made.up(OTEL_EXPORTER_OTLP_ENDPOINT=answering.endpoint).serves()
-        yield made
+def serving(tmp_path_factory: pytest.TempPathFactory, answering: Collector) -> Iterator[System]:
+    with system(tmp_path_factory.mktemp("trace")) as created:
+        created.up(OTEL_EXPORTER_OTLP_ENDPOINT=answering.endpoint).serves()
+        yield created
 
 
-def place(made: Stack, sku: str, headers: dict[str, str] | None = None) -> httpx.Response:
+def place(serving: System, sku: str, headers: dict[str, str] | None = None) -> httpx.Response:
     """Place an order, wait until it is settled, and return the answer to the POST."""
     order = {"userId": "u-1", "items": [{"sku": sku, "qty": 1, "price": 1}], "amount": 1, "currency": "USD"}
-    answer = httpx.post(f"{made.base_url}/orders", json=order, headers=headers, timeout=10)
+    answer = httpx.post(f"{serving.base_url}/orders", json=order, headers=headers, timeout=10)
     assert answer.status_code == 201, answer.text
-    address = f"{made.base_url}/orders/{answer.json()['orderId']}"
-    wait_until(lambda: httpx.get(address, timeout=10).status_code == 200, 30, "the order did not settle")
+    address = f"{serving.base_url}/orders/{answer.json()['orderId']}"
+    wait_until(lambda: httpx.get(address, timeout=10).status_code == 200, 30, "the order settles")
     return answer
 
 
 def arrived(answering: Collector, trace_id: str, names: set[str]) -> list[ReceivedSpan]:
-    """Wait until the trace holds spans of these names, and every parent of its spans; the earliest first."""
+    """Wait until the trace has spans of these names and all their parents. Return its spans, the earliest first."""
 
     def complete(_: Sequence[ReceivedSpan]) -> bool:
         trace = answering.trace(trace_id)
         return names | {"POST /orders"} <= {span.name for span in trace} and len(roots(trace)) == 1
 
-    answering.wait_for(complete, 15, f"one tree with {sorted(names)}")
+    answering.wait_for(complete, 15, f"the trace is one tree with {sorted(names)}")
     return answering.trace(trace_id)
 
 
-def test_a_confirmed_order_is_one_tree_over_all_services(serving: Stack, answering: Collector) -> None:
+def test_the_trace_of_a_confirmed_order_is_one_tree_over_all_services(serving: System, answering: Collector) -> None:
     headers = {"traceparent": f"00-{TRACE}-{CLIENT}-01", "tracestate": "vendor=1"}
     answer = place(serving, "SKU-1", headers)
     trace = arrived(answering, TRACE, {"process inventory.reserved.v1", "send order.updated.v1"})
@@ -81,13 +81,13 @@ def test_a_confirmed_order_is_one_tree_over_all_services(serving: Stack, answeri
             if span.name == "inventory-worker batch" and any(linked == TRACE for linked, _ in span.links)
         ]
 
-    answering.wait_for(lambda spans: bool(batches(spans)), 15, "the batch of the reservation")
+    answering.wait_for(lambda spans: bool(batches(spans)), 15, "the span of the batch that reserved the stock")
     (batch,) = batches(answering.spans)
     assert batch.trace_id != TRACE
     assert by_id[batch.links[0][1]].name == "process payment.authorized.v1"
 
 
-def test_a_failed_orders_compensation_belongs_to_its_trace(serving: Stack, answering: Collector) -> None:
+def test_the_compensation_of_a_failed_order_is_in_its_trace(serving: System, answering: Collector) -> None:
     answer = place(serving, "NO-SUCH-SKU")
     trace_id = answer.headers["traceresponse"].split("-")[1]
     trace = arrived(
@@ -99,13 +99,13 @@ def test_a_failed_orders_compensation_belongs_to_its_trace(serving: Stack, answe
     assert {span.attributes["order.id"] for span in trace} == {answer.json()["orderId"]}
 
 
-def test_a_collector_that_hangs_costs_an_order_nothing(serving: Stack, answering: Collector) -> None:
+def test_a_collector_that_hangs_delays_no_order_and_no_stop(serving: System, answering: Collector) -> None:
     up = serving.running
     assert up is not None
     answering.behaviour = "hangs"
     before = len(answering.requests)
     place(serving, "SKU-1")
-    wait_until(lambda: len(answering.requests) > before, 10, "no request hangs")
+    wait_until(lambda: len(answering.requests) > before, 10, "a request to the collector hangs")
     place(serving, "SKU-1")
     up.interrupt()
     assert up.ends() == 0

@@ -1,4 +1,4 @@
-"""The benchmark's books notice every way in which an order or a unit of stock can go missing."""
+"""The checks of the benchmark detect every way in which an order or a unit of stock can be lost."""
 
 from orderstream.postgres.connect import Connection
 from tests.load.bench import books
@@ -21,41 +21,41 @@ def stocked(connection: Connection, available: int, reserved: int) -> None:
     connection.execute("INSERT INTO inventory VALUES (%s, %s, %s)", (SKU, available, reserved))
 
 
-def told(accepted: int, unanswered: int = 0) -> Load:
+def answers(accepted: int, unanswered: int = 0) -> Load:
     return Load(accepted=accepted, refused=0, unanswered=unanswered, place={}, settle={}, cpu_seconds=0)
 
 
-def test_books_that_balance(connection: Connection) -> None:
+def test_orders_and_stock_that_agree_pass(connection: Connection) -> None:
     placed(connection, "o-1")
     placed(connection, "o-2", qty=2)
     stocked(connection, 7, 3)
-    assert books.orders(connection, USER, told(2)) == []
-    assert books.orders(connection, USER, told(1, unanswered=1)) == []
+    assert books.orders(connection, USER, answers(2)) == []
+    assert books.orders(connection, USER, answers(1, unanswered=1)) == []
     assert books.stock(connection, SKU, 10) == []
 
 
-def test_an_accepted_order_that_is_not_there(connection: Connection) -> None:
+def test_a_missing_order_is_reported(connection: Connection) -> None:
     placed(connection, "o-1")
-    (problem,) = books.orders(connection, USER, told(2))
-    assert problem == "bench-test: 2 orders were accepted (0 unanswered), 1 are there"
+    (problem,) = books.orders(connection, USER, answers(2))
+    assert problem == "bench-test: 2 orders were accepted (0 unanswered), 1 exist"
 
 
-def test_an_order_that_nobody_was_told_of(connection: Connection) -> None:
+def test_an_order_without_an_answer_is_reported(connection: Connection) -> None:
     placed(connection, "o-1")
     placed(connection, "o-2")
-    assert len(books.orders(connection, USER, told(1))) == 1
+    assert len(books.orders(connection, USER, answers(1))) == 1
 
 
-def test_an_accepted_order_that_is_not_confirmed(connection: Connection) -> None:
+def test_an_order_that_is_not_confirmed_is_reported(connection: Connection) -> None:
     placed(connection, "o-1", "PROCESSING")
-    (problem,) = books.orders(connection, USER, told(1))
-    assert problem == "bench-test: 1 orders are there, 0 are CONFIRMED"
+    (problem,) = books.orders(connection, USER, answers(1))
+    assert problem == "bench-test: 1 orders exist, 0 are CONFIRMED"
 
 
-def test_units_that_are_lost_or_reserved_for_nobody(connection: Connection) -> None:
+def test_lost_units_and_units_reserved_without_an_order_are_reported(connection: Connection) -> None:
     placed(connection, "o-1")
     stocked(connection, 7, 2)
     assert books.stock(connection, SKU, 10) == [
-        "BENCH-1: 10 units were stocked, 7 + 2 are there",
+        "BENCH-1: 10 units were stocked, 7 + 2 exist",
         "BENCH-1: 2 units are reserved, the confirmed orders hold 1",
     ]

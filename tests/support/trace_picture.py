@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from orderstream.local.processes.state import checkout
-from tests.load.bench import system
+from tests.load.system import BENCH_DIR, exclusive_system
 from tests.support import collector
 from tests.support.collector import Collector, ReceivedSpan, roots
 
@@ -209,7 +209,7 @@ def main() -> None:
     """Record the trace of an order that a fresh system completes, and draw it."""
     with (
         collector.running() as spans,
-        system.running(OTEL_EXPORTER_OTLP_ENDPOINT=spans.endpoint) as running,
+        exclusive_system(BENCH_DIR, OTEL_EXPORTER_OTLP_ENDPOINT=spans.endpoint) as running,
         httpx.Client(base_url=running.urls["BASE_URL"], timeout=WAIT_SECONDS) as client,
     ):
         traces = [_place(client, spans) for _ in range(ORDERS)][WARM_UP_ORDERS:]

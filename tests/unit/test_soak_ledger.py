@@ -22,15 +22,15 @@ def test_a_settled_status_may_only_change_by_a_cancel(statuses: list[str], cance
     seen = ledger.accepted("order")
     seen.cancel_tried = cancel_tried
     for version, status in enumerate(statuses):
-        ledger.tell(seen, version, status)
+        ledger.record_status(seen, version, status)
     assert len(ledger.changed_after_settling()) == wrong
 
 
 def test_a_version_has_one_status() -> None:
     ledger = Ledger()
     seen = ledger.accepted("order")
-    ledger.tell(seen, 1, "PAID")
-    ledger.tell(seen, 1, "FAILED")
+    ledger.record_status(seen, 1, "PAID")
+    ledger.record_status(seen, 1, "FAILED")
     assert ledger.problems == ["order: version 1 is PAID and FAILED"]
 
 

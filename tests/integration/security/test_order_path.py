@@ -5,8 +5,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.stack import stack
 from tests.integration.security.conftest import Certificates, kafka_options, postgres_url, redis_url_of
+from tests.support.system import system
 from tests.support.waiting import wait_until
 
 ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}], "amount": 129.0, "currency": "USD"}
@@ -22,7 +22,7 @@ def test_an_order_is_confirmed_and_cached(
         "KAFKA_OPTIONS": json.dumps(kafka_options(certificates.trusted)),
         "CACHE_BUDGET_SECONDS": "2",
     }
-    with stack(tmp_path) as made:
+    with system(tmp_path) as made:
         made.up(**given).serves()
         posted = httpx.post(f"{made.base_url}/orders", json=ORDER, timeout=10)
         assert posted.status_code == 201, posted.text

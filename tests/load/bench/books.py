@@ -1,4 +1,4 @@
-"""Whether nothing was lost: every 201 is a CONFIRMED order, and every unit of stock is where the orders say it is."""
+"""Checks that nothing was lost: every 201 is a CONFIRMED order, and the stock agrees with the orders."""
 
 import psycopg
 
@@ -17,31 +17,29 @@ FROM inventory AS stock WHERE sku = %s
 
 
 def orders(connection: psycopg.Connection, user: str, load: Load) -> list[str]:
-    """Compare the orders of `user` with what the client was told; returns one line for everything that is wrong.
+    """Compare the orders of `user` with the answers that the client got. Return a line for each problem.
 
-    A request without an answer may or may not have become an order: nobody was promised anything.
+    A request without an answer may or may not have created an order. Both are correct.
     """
     row = connection.execute(_ORDERS, (user,)).fetchone()
     assert row is not None
     rows, confirmed = row
     problems = []
     if not load.accepted <= rows <= load.accepted + load.unanswered:
-        problems.append(
-            f"{user}: {load.accepted} orders were accepted ({load.unanswered} unanswered), {rows} are there"
-        )
+        problems.append(f"{user}: {load.accepted} orders were accepted ({load.unanswered} unanswered), {rows} exist")
     if confirmed != rows:
-        problems.append(f"{user}: {rows} orders are there, {confirmed} are CONFIRMED")
+        problems.append(f"{user}: {rows} orders exist, {confirmed} are CONFIRMED")
     return problems
 
 
 def stock(connection: psycopg.Connection, sku: str, stocked: int) -> list[str]:
-    """Compare the stock of `sku` with the confirmed orders; returns one line for everything that is wrong."""
+    """Compare the stock of `sku` with the confirmed orders. Return a line for each problem."""
     row = connection.execute(_STOCK, (sku,)).fetchone()
     assert row is not None
     available, reserved, sold = row
     problems = []
     if available + reserved != stocked:
-        problems.append(f"{sku}: {stocked} units were stocked, {available} + {reserved} are there")
+        problems.append(f"{sku}: {stocked} units were stocked, {available} + {reserved} exist")
     if reserved != sold:
         problems.append(f"{sku}: {reserved} units are reserved, the confirmed orders hold {sold}")
     return problems

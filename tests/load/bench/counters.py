@@ -1,4 +1,4 @@
-"""What the system used: CPU of each of its processes, memory of the services, WAL and transactions of Postgres."""
+"""Measures what the system used: CPU of each process, memory of the services, WAL and transactions of Postgres."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint,
 
 
 class Usage(Struct, frozen=True):
-    """Totals since the start of the system; two of them make a difference.
+    """Totals since the start of the system. Subtract an earlier one with `since`.
 
-    `cpu_seconds` is by process of the system, `machine_seconds` what all processes of the machine used.
+    `cpu_seconds` has the CPU of each process of the system, `machine_seconds` the CPU of all processes of the machine.
     """
 
     cpu_seconds: Mapping[str, float]
@@ -28,7 +28,7 @@ class Usage(Struct, frozen=True):
     transactions: int
 
     def since(self, before: "Usage") -> "Usage":
-        """Return what was used between `before` and this."""
+        """Return the difference to the earlier totals `before`."""
         return Usage(
             {name: used - before.cpu_seconds.get(name, 0.0) for name, used in self.cpu_seconds.items()},
             self.machine_seconds - before.machine_seconds,
@@ -38,7 +38,7 @@ class Usage(Struct, frozen=True):
 
 
 def usage(children: Sequence[ChildRecord], connection: psycopg.Connection) -> Usage:
-    """Read the totals now."""
+    """Return the totals until now."""
     row = connection.execute(_USED).fetchone()
     assert row is not None
     machine = psutil.cpu_times()
@@ -47,19 +47,19 @@ def usage(children: Sequence[ChildRecord], connection: psycopg.Connection) -> Us
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU of a process, its children, and those of its children that have ended."""
+    """Return the CPU of a process and its descendants, including children that have ended."""
     total = 0.0
     process = psutil.Process(pid)
-    for one in (process, *process.children(recursive=True)):
+    for member in (process, *process.children(recursive=True)):
         try:
-            total += sum(one.cpu_times()[:4])
+            total += sum(member.cpu_times()[:4])
         except psutil.NoSuchProcess:
             continue
     return total
 
 
 def services_memory_mib(children: Sequence[ChildRecord]) -> float | None:
-    """Memory of the five services together: their own pages, and their share of the common ones. None off Linux."""
+    """Return the memory (PSS) of all processes of the five services together. None: not available on this system."""
     total = 0
     for child in children:
         if not child.name.startswith(SERVICES):

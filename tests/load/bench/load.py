@@ -1,4 +1,4 @@
-"""Runs k6 with `load.js` and reads what it counted."""
+"""Runs k6 with `load.js` and reads its counters."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ Phase = Literal["paced", "saturated"]
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What one run of k6 saw. Times are in milliseconds, `cpu_seconds` is what k6 itself used."""
+    """The counters of one run of k6. Times are in milliseconds. `cpu_seconds` is the CPU that k6 itself used."""
 
     accepted: int
     refused: int
@@ -27,7 +27,7 @@ class Load(msgspec.Struct, frozen=True):
 
 
 def run(phase: Phase, base_url: str, seconds: int, **variables: str) -> Load:
-    """Load the system at `base_url`. Raises subprocess.SubprocessError when k6 does not end well."""
+    """Load the system at `base_url`. Raises subprocess.SubprocessError if k6 fails."""
     given = {"PHASE": phase, "BASE_URL": base_url, "DURATION": f"{seconds}s", **variables}
     with tempfile.TemporaryDirectory() as folder:
         summary = Path(folder) / "summary.json"
@@ -39,7 +39,7 @@ def run(phase: Phase, base_url: str, seconds: int, **variables: str) -> Load:
             check=True,
             timeout=LIMIT_SECONDS,
             stdout=subprocess.DEVNULL,
-            env=os.environ | {"GOGC": "400"},  # k6 collects garbage less often: its CPU is missed elsewhere
+            env=os.environ | {"GOGC": "400"},  # less garbage collection in k6 leaves more CPU to the system
         )
         return _read(summary.read_bytes(), _children_cpu_seconds() - before)
 

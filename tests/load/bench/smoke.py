@@ -1,8 +1,8 @@
-"""`make bench-smoke`: how fast orders settle, what one costs, and whether the books balance after it.
+"""`make bench-smoke`: measures how fast orders settle and what an order costs, and checks that no order was lost.
 
-It starts a system of its own and warms it up, as Kafka's Java compiles for the better part of a minute. Then a fixed
-number of clients place as many orders as they can, and after that 40 orders a second come. It prints one table; figures
-are only reported, books that do not balance end it with exit code 1.
+It starts its own system and warms it up, because Kafka's Java compiles for most of a minute. Then a fixed number of
+clients place as many orders as they can. After that, 40 orders arrive per second. It prints one table. The figures are
+only reported. If orders or stock do not agree with what the clients saw, the exit code is 1.
 """
 
 import sys
@@ -12,10 +12,12 @@ from collections.abc import Sequence
 import psycopg
 from msgspec import Struct
 
+from orderstream.audit.under_way import under_way
 from tests.load.bench import books, counters, load
 from tests.load.bench.counters import Usage
 from tests.load.bench.load import Load
-from tests.load.bench.system import AlreadyRunningError, System, running
+from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system
+from tests.support.system import System
 
 SKU = "BENCH-1"
 STOCKED = 10_000_000
@@ -26,8 +28,8 @@ PACED_SECONDS = 15
 SATURATED_SECONDS = 20
 CLIENTS = 64
 SETTLE_LIMIT_SECONDS = 120
+COUNTED_MAX = 1_000
 
-_OPEN = "SELECT count(*) FROM orders WHERE status IN ('PROCESSING', 'PAID')"
 SETTLE_TIMES = """
 SELECT percentile_cont(ARRAY[0.5, 0.95, 0.99])
        WITHIN GROUP (ORDER BY extract(epoch FROM updated_at - created_at)::float8 * 1000)
@@ -39,7 +41,7 @@ _SETTLED = (
 
 
 class Paced(Struct, frozen=True):
-    """The figures of the paced phase: percentiles 50, 95 and 99 of the settle time in milliseconds."""
+    """The figures of the paced phase. `settle_ms` has the percentiles 50, 95 and 99 of the settle time."""
 
     load: Load
     settle_ms: Sequence[float]
@@ -47,7 +49,7 @@ class Paced(Struct, frozen=True):
 
 
 class Saturated(Struct, frozen=True):
-    """The figures of the saturated phase; `settled` orders took `seconds` from the first POST to the last settled."""
+    """The figures of the saturated phase. `seconds` passed from the first POST until all `settled` orders settled."""
 
     load: Load
     settled: int
@@ -58,7 +60,10 @@ class Saturated(Struct, frozen=True):
 
 def main() -> int:
     """Run both phases and return the exit code."""
-    with running() as system, psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection:
+    with (
+        exclusive_system(BENCH_DIR) as system,
+        psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection,
+    ):
         system.command("stock", "set", SKU, str(STOCKED))
         print(f"Warming up for {WARM_UP_SECONDS} s", file=sys.stderr)
         warmed = place_orders("saturated", system, "bench-warm-up", WARM_UP_SECONDS, VUS=str(WARM_UP_CLIENTS))
@@ -76,39 +81,44 @@ def main() -> int:
     return 1 if problems else 0
 
 
+def connected(system: System) -> psycopg.Connection:
+    """Connect to the database of the system, in autocommit mode."""
+    return psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True)
+
+
 def place_orders(phase: load.Phase, system: System, user: str, seconds: int, **variables: str) -> Load:
-    """Have k6 place orders of SKU for `user`, and return what it saw."""
+    """Place orders of SKU for `user` with k6, and return what it counted."""
     return load.run(phase, system.urls["BASE_URL"], seconds, USER=user, SKU=SKU, **variables)
 
 
 def _paced(system: System, connection: psycopg.Connection) -> Paced:
-    before = counters.usage(system.children(), connection)
-    seen = place_orders("paced", system, "bench-paced", PACED_SECONDS, RATE=str(PACED_RATE))
-    used = counters.usage(system.children(), connection).since(before)
+    before = counters.usage(list(system.children.values()), connection)
+    load_of_k6 = place_orders("paced", system, "bench-paced", PACED_SECONDS, RATE=str(PACED_RATE))
+    used = counters.usage(list(system.children.values()), connection).since(before)
     row = connection.execute(SETTLE_TIMES, ("bench-paced",)).fetchone()
-    return Paced(seen, row[0] if row and row[0] else (float("nan"),) * 3, used)
+    return Paced(load_of_k6, row[0] if row and row[0] else (float("nan"),) * 3, used)
 
 
 def _saturated(system: System, connection: psycopg.Connection) -> Saturated:
-    before = counters.usage(system.children(), connection)
-    seen = place_orders("saturated", system, "bench-saturated", SATURATED_SECONDS, VUS=str(CLIENTS))
-    memory = counters.services_memory_mib(system.children())
+    before = counters.usage(list(system.children.values()), connection)
+    load_of_k6 = place_orders("saturated", system, "bench-saturated", SATURATED_SECONDS, VUS=str(CLIENTS))
+    memory = counters.services_memory_mib(list(system.children.values()))
     await_settled(connection)
-    used = counters.usage(system.children(), connection).since(before)
+    used = counters.usage(list(system.children.values()), connection).since(before)
     row = connection.execute(_SETTLED, ("bench-saturated",)).fetchone()
     assert row is not None
-    return Saturated(seen, row[0], row[1] or 0.0, used, memory)
+    return Saturated(load_of_k6, row[0], row[1] or 0.0, used, memory)
 
 
 def await_settled(connection: psycopg.Connection) -> list[str]:
-    """Wait until no order is open; says how many still are when the limit is over."""
+    """Wait until no order is open. Return a line with the number of open orders if some are left after the limit."""
     deadline = time.monotonic() + SETTLE_LIMIT_SECONDS
     while True:
-        row = connection.execute(_OPEN).fetchone()
-        if row is None or row[0] == 0:
+        open_orders = under_way(connection, COUNTED_MAX).open.number
+        if open_orders == 0:
             return []
         if time.monotonic() > deadline:
-            return [f"{row[0]} orders are still open after {SETTLE_LIMIT_SECONDS} s"]
+            return [f"{open_orders} orders are still open after {SETTLE_LIMIT_SECONDS} s"]
         time.sleep(0.1)
 
 
@@ -138,13 +148,13 @@ def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
         *((f"CPU per order, {name}", f"{cpu / orders * 1e6:.0f} us") for name, cpu in sorted(used.cpu_seconds.items())),
         ("CPU per order, k6", f"{seen.cpu_seconds / orders * 1e6:.0f} us"),
         (f"CPU used by anything else (at {PACED_RATE}/s / saturated)", f"{_others(paced)} / {_others(saturated)}"),
-        ("books", "; ".join(problems) or f"balanced: {saturated.settled} orders, every 201 CONFIRMED, stock matches"),
+        ("check", "; ".join(problems) or f"passed: {saturated.settled} orders, every 201 CONFIRMED, stock agrees"),
     ]
     return "\n".join(["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
 def _others(phase: Paced | Saturated) -> str:
-    """What neither the system nor k6 used, in percent of all that was used: above a few, the figures are too low."""
+    """Return the share of the CPU that other programs used. If it is over a few percent, the figures are too low."""
     ours = sum(phase.used.cpu_seconds.values()) + phase.load.cpu_seconds
     return f"{max(0.0, 1 - ours / phase.used.machine_seconds):.0%}"
 
@@ -154,7 +164,7 @@ def _percentiles(trend: dict[str, float]) -> list[float]:
 
 
 def in_words(milliseconds: Sequence[float]) -> str:
-    """Return times as text."""
+    """Return times in milliseconds as text."""
     return " / ".join(f"{value:.1f}" for value in milliseconds) + " ms"
 
 

@@ -1,9 +1,8 @@
-"""`make bench-snapshot`: how fast orders settle while a held snapshot keeps millions of dead rows from being removed.
+"""`make bench-snapshot`: measures how fast orders settle while a held snapshot keeps millions of dead rows.
 
-It starts a system of its own and offers RATE orders a second. Then one session holds a snapshot, as pg_dump does, and
-the state is made that 15 minutes of full load leave meanwhile: DEAD_ROWS dead rows in the outbox, and as many dead
-entries of settled orders in the watchdog's index. The same load comes again. The figures are only reported; orders that
-do not settle end it with exit code 1.
+It starts its own system and places RATE orders per second. Then a session holds a snapshot, as pg_dump does, and
+DEAD_ROWS dead rows are created in the outbox and in the watchdog's index of orders. Full load would leave as many in 15
+minutes. The same load follows again. The figures are only reported. If orders do not settle, the exit code is 1.
 """
 
 import sys
@@ -12,18 +11,26 @@ from contextlib import contextmanager
 
 import psycopg
 
-from tests.load.bench.smoke import SETTLE_TIMES, SKU, STOCKED, await_settled, in_words, place_orders
-from tests.load.bench.system import AlreadyRunningError, System, running
+from tests.load.bench.smoke import (
+    SETTLE_TIMES,
+    SKU,
+    STOCKED,
+    await_settled,
+    in_words,
+    place_orders,
+)
+from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system
+from tests.support.system import System
 
 RATE = 100
 WARM_UP_SECONDS = 45
 PASSING_SECONDS = 15
-"""The relay and the watchdog pass the dead rows, which were made all at once, before the second measurement."""
+"""Before the second measurement, the relay and the watchdog get time to skip the dead rows."""
 MEASURED_SECONDS = 30
 DEAD_ROWS = 2_500_000
 ROWS_AT_ONCE = 250_000
 
-# Each batch is inserted and ended in one transaction: the services never see a live row of it.
+# Each batch is inserted and deleted (or settled) in one transaction, so that the services see no live row of it.
 _DEAD_IN_OUTBOX = (
     """
     INSERT INTO outbox (topic, order_id, event_id, value)
@@ -47,8 +54,11 @@ _DEAD_IN_ORDERS = (
 
 
 def main() -> int:
-    """Measure without and with the dead rows and return the exit code."""
-    with running() as system, psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection:
+    """Measure without and with the dead rows, and return the exit code."""
+    with (
+        exclusive_system(BENCH_DIR) as system,
+        psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection,
+    ):
         system.command("stock", "set", SKU, str(STOCKED))
         _say(f"Warming up for {WARM_UP_SECONDS} s")
         _place(system, "bench-warm-up", WARM_UP_SECONDS)
@@ -72,7 +82,7 @@ def _place(system: System, user: str, seconds: int) -> None:
 
 
 def _measure(system: System, connection: psycopg.Connection, user: str) -> tuple[Sequence[float], list[str]]:
-    """Return percentiles 50, 95 and 99 of the settle time in milliseconds, and what is wrong."""
+    """Return the percentiles 50, 95 and 99 of the settle time in milliseconds, and the problems."""
     _place(system, user, MEASURED_SECONDS)
     problems = await_settled(connection)
     row = connection.execute(SETTLE_TIMES, (user,)).fetchone()
@@ -81,7 +91,7 @@ def _measure(system: System, connection: psycopg.Connection, user: str) -> tuple
 
 @contextmanager
 def _snapshot(postgres_url: str) -> Iterator[None]:
-    """Hold a snapshot for the length of the block."""
+    """Hold a snapshot until the block ends."""
     with psycopg.connect(postgres_url, autocommit=True) as holder:
         holder.execute("SET idle_in_transaction_session_timeout = 0")
         holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")

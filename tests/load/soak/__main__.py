@@ -1,6 +1,7 @@
-"""`make soak MINUTES=5`: every kind of order amid every fault, then quiet, and the books must balance (P1 to P11).
+"""`make soak MINUTES=5`: every kind of order during every fault. After all orders are settled, every check must pass.
 
-Prints one table and ends with 1 if anything is wrong. RATE orders/s are offered; SEED repeats the draws of a run.
+The checks cover P1 to P11. The soak prints one table, and its exit code is 1 if a check fails. RATE is the number of
+orders per second. With the same SEED, a run repeats its random choices.
 """
 
 import argparse
@@ -18,12 +19,13 @@ import psycopg
 
 from orderstream.local.processes.state import checkout
 from tests.load.bench import counters
-from tests.load.bench.system import AlreadyRunningError, System, running
 from tests.load.soak import books, faults
 from tests.load.soak.client import Client
 from tests.load.soak.ledger import Ledger
 from tests.load.soak.load import STOCKED, Load
 from tests.load.soak.poison import Poisoner
+from tests.load.system import AlreadyRunningError, exclusive_system
+from tests.support.system import System
 
 SETTINGS = {
     "REPLICAS_API_GATEWAY": "2",
@@ -38,9 +40,9 @@ SETTINGS = {
 QUIET_LIMIT_SECONDS = 180
 FIRST_FAULT_SECONDS = 8
 POISON_SECONDS = 0.7
-WEIGH_SECONDS = 2.0
+MEMORY_SECONDS = 2.0
 GROWTH_MAX = 1.5
-"""What the services may weigh in the last third of a run, in terms of what they did in the first."""
+"""The largest memory of the services in the last third of a run, as a multiple of that in the first third."""
 
 Faults = Mapping[str, Callable[[faults.Target], None]]
 
@@ -56,21 +58,20 @@ class Soak:
         urls = system.urls
         self._postgres_url = urls["POSTGRES_URL"]
         self._base = urlsplit(urls["BASE_URL"])
-        settings = system.settings
-        self._target = faults.Target(system, settings)
+        self._target = faults.Target(system)
         chance = random.Random(seed)
         self._ledger = Ledger()
         self._client = Client(self._base.hostname or "", self._base.port or 80)
         self._load = Load(self._client, self._ledger, rate, chance)
-        self._poisoner = Poisoner(settings, chance)
-        self._weights: list[float] = []
+        self._poisoner = Poisoner(system.settings, chance)
+        self._memory_mib: list[float] = []
 
     def run(self) -> tuple[dict[str, str], books.Checks]:
-        """Load and harm the system, wait for quiet, and return the figures and the checks."""
+        """Load and disturb the system, wait until all orders are settled, and return the figures and the checks."""
         for sku, quantity in STOCKED.items():
             self._system.command("stock", "set", sku, str(quantity))
         began = time.monotonic()
-        asyncio.run(self._trouble())
+        asyncio.run(self._load_and_disturb())
         loaded = time.monotonic() - began
         self._poisoner.finish()
         with psycopg.connect(self._postgres_url, autocommit=True) as connection:
@@ -78,11 +79,11 @@ class Soak:
             quiet_seconds, left = books.await_quiet(connection, QUIET_LIMIT_SECONDS)
             checks = books.check(connection, self._target, self._ledger, self._poisoner.put)
             statuses = connection.execute("SELECT status, count(*) FROM orders GROUP BY 1 ORDER BY 1").fetchall()
-        weights = self._medians()
-        grown = weights[-1] > GROWTH_MAX * weights[0]
+        memory_mib = self._medians()
+        grown = memory_mib[-1] > GROWTH_MAX * memory_mib[0]
         checks = {
             "all is settled": [left] if left else [],
-            "memory stays flat": [f"{weights[-1]:.0f} MiB after {weights[0]:.0f} MiB"] if grown else [],
+            "memory stays flat": [f"{memory_mib[-1]:.0f} MiB after {memory_mib[0]:.0f} MiB"] if grown else [],
             **checks,
         }
         figures = {
@@ -92,42 +93,46 @@ class Soak:
             "in Postgres": ", ".join(f"{count} {status}" for status, count in statuses),
             "quiet after": f"{quiet_seconds:.1f} s" + (f", not reached: {left}" if left else ""),
             "poison put in": str(len(self._poisoner.put)),
-            "memory of the services (PSS), thirds of the run": " / ".join(f"{one:.0f}" for one in weights) + " MiB",
+            "memory of the services (PSS), thirds of the run": " / ".join(
+                f"{median_mib:.0f}" for median_mib in memory_mib
+            )
+            + " MiB",
             "answers": ", ".join(f"{count} {what}" for what, count in sorted(self._ledger.answers.items())),
         }
         return figures, checks
 
     def _medians(self) -> list[float]:
-        """What the services weighed in each third of the run, in MiB."""
-        size = len(self._weights) // 3
-        return [median(self._weights[start : start + size]) for start in (0, size, 2 * size)] if size else [0.0]
+        """Return the median memory of the services in each third of the run, in MiB."""
+        size = len(self._memory_mib) // 3
+        return [median(self._memory_mib[start : start + size]) for start in (0, size, 2 * size)] if size else [0.0]
 
-    async def _trouble(self) -> None:
-        harming = asyncio.create_task(self._harm())
-        meanwhile = [asyncio.create_task(self._poison()), asyncio.create_task(self._weigh())]
+    async def _load_and_disturb(self) -> None:
+        disturbing = asyncio.create_task(self._disturb())
+        meanwhile = [asyncio.create_task(self._poison()), asyncio.create_task(self._measure_memory())]
         await self._load.run(self._seconds)
-        await harming
+        await disturbing
         for task in meanwhile:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._client.close()
 
-    async def _weigh(self) -> None:
-        """Note what the services weigh, from time to time."""
+    async def _measure_memory(self) -> None:
+        """Record the memory of the services every MEMORY_SECONDS."""
         while True:
-            weight = await asyncio.to_thread(counters.services_memory_mib, self._system.children())
-            self._weights += [weight] if weight else []
-            await asyncio.sleep(WEIGH_SECONDS)
+            children = list(self._system.children.values())
+            memory_mib = await asyncio.to_thread(counters.services_memory_mib, children)
+            self._memory_mib += [memory_mib] if memory_mib else []
+            await asyncio.sleep(MEMORY_SECONDS)
 
-    async def _harm(self) -> None:
-        """Do every fault, evenly over the time."""
+    async def _disturb(self) -> None:
+        """Cause every fault, evenly over the time."""
         pause = (self._seconds - FIRST_FAULT_SECONDS) / len(self._plan)
         began = time.monotonic()
-        for number, (name, harm) in enumerate(self._plan.items()):
+        for number, (name, cause) in enumerate(self._plan.items()):
             await asyncio.sleep(max(0.0, began + FIRST_FAULT_SECONDS + number * pause - time.monotonic()))
             say(f"{time.monotonic() - began:4.0f} s  {name}  ({len(self._ledger.orders)} orders so far)")
-            await asyncio.to_thread(harm, self._target)
+            await asyncio.to_thread(cause, self._target)
 
     async def _poison(self) -> None:
         while True:
@@ -136,28 +141,28 @@ class Soak:
 
 
 def soak(
-    root: Path, seconds: float, rate: int, seed: int, plan: Faults = faults.ALL
+    state_dir: Path, seconds: float, rate: int, seed: int, plan: Faults = faults.ALL
 ) -> tuple[dict[str, str], books.Checks]:
-    """Run a soak on a system of its own under `root`. Raises AlreadyRunningError."""
-    with running(root, **SETTINGS) as system:
+    """Run a soak on its own system, whose state directory is `state_dir`. Raises AlreadyRunningError."""
+    with exclusive_system(state_dir, **SETTINGS) as system:
         say(f"{rate} orders/s for {seconds:.0f} s with {len(plan)} faults, seed {seed}")
         return Soak(system, seconds, rate, seed, plan).run()
 
 
 def say(text: str) -> None:
-    """Tell whoever watches."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Read the arguments, run, print the table, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
+    """Read the arguments, run the soak, print the table, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.load.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--rate", type=int, default=300)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args()
-    root = checkout() / ".orderstream" / "soak"
-    figures, checks = soak(root, given.minutes * 60, given.rate, given.seed)
+    state_dir = checkout() / ".orderstream" / "soak"
+    figures, checks = soak(state_dir, given.minutes * 60, given.rate, given.seed)
     print(books.table(figures, checks))
     return 1 if any(checks.values()) else 0
 

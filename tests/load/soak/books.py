@@ -1,4 +1,4 @@
-"""Whether a soak left anything wrong: each check holds ledger, Postgres and Kafka against a promise."""
+"""The checks after a soak: each compares the answers to the clients, Postgres and Kafka with a promise."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -22,14 +22,17 @@ SHOWN = 5
 LETTERS_MAX = 1_000_000
 READ_SECONDS = 60.0
 UNSURE_SECONDS = 30.0
-"""A record put in so soon after its topic was lost may be passed over: nobody can tell the new topic from the old."""
+"""A consumer may skip a record that was written so soon after its topic was lost: the new topic looks the same."""
 
 Checks = Mapping[str, list[str]]
-"""What was checked, and a line for everything that breaks it."""
+"""The name of each check, and a line for each violation."""
 
 
 def await_quiet(connection: psycopg.Connection, limit_seconds: float) -> tuple[float, str]:
-    """Wait until all is settled, compensated and published; returns how long it took, and what is left if anything."""
+    """Wait until every order is settled and compensated and every event published.
+
+    Return the seconds that this took, and a text that describes the remaining work, or an empty text.
+    """
     began = time.monotonic()
     while True:
         left = under_way(connection)
@@ -44,18 +47,18 @@ def await_quiet(connection: psycopg.Connection, limit_seconds: float) -> tuple[f
 
 
 def check(connection: psycopg.Connection, target: Target, ledger: Ledger, poison: list[Poison]) -> Checks:
-    """Run every check; an empty list means that it holds."""
-    found: dict[str, list[str]] = {"what clients were told": ledger.problems}
+    """Run every check. An empty list means that it passed."""
+    found: dict[str, list[str]] = {"the answers to the clients": ledger.problems}
     for promise, violations in audit(target.postgres_url, grace_seconds=0).items():
-        found[f"audit {promise}"] = [f"{one.subject}: {one.detail}" for one in violations]
+        found[f"audit {promise}"] = [f"{violation.subject}: {violation.detail}" for violation in violations]
     rows = {row[0]: row[1:] for row in connection.execute("SELECT id, status, version, idempotency_key FROM orders")}
-    found["every 201 is an order, and settled"] = [
-        f"{one}: {rows[one][0] if one in rows else 'is not there'}"
-        for one in ledger.orders
-        if one not in rows or rows[one][0] not in SETTLED
+    found["every 201 is a settled order"] = [
+        f"{order_id}: {rows[order_id][0] if order_id in rows else 'does not exist'}"
+        for order_id in ledger.orders
+        if order_id not in rows or rows[order_id][0] not in SETTLED
     ]
-    unknown = [one for one, (_, _, key) in rows.items() if one not in ledger.orders and key is None]
-    found["no order that nobody asked for"] = (
+    unknown = [order_id for order_id, (_, _, key) in rows.items() if order_id not in ledger.orders and key is None]
+    found["no order without a request"] = (
         [f"{len(unknown)} orders, but {ledger.unanswered_posts} POSTs without an answer"]
         if len(unknown) > ledger.unanswered_posts
         else []
@@ -63,15 +66,15 @@ def check(connection: psycopg.Connection, target: Target, ledger: Ledger, poison
     found["one order for one key"] = [f"{key}: {sorted(ids)}" for key, ids in ledger.keys.items() if len(ids) > 1]
     for order_id, event in _updates(target.settings):
         if order_id in ledger.orders:
-            ledger.tell(ledger.orders[order_id], event.version, event.status)
+            ledger.record_status(ledger.orders[order_id], event.version, event.status)
     for order_id, seen in ledger.orders.items():
         if order_id in rows:
-            ledger.tell(seen, rows[order_id][1], rows[order_id][0])
-    found["settled stays, but for a cancel"] = ledger.changed_after_settling()
-    found["no read older than one before it"] = [
-        one.what
-        for one in ledger.older
-        if not any(one.began < end and one.ended > begin for begin, end in target.redis_away)
+            ledger.record_status(seen, rows[order_id][1], rows[order_id][0])
+    found["a settled order changes only by a cancel"] = ledger.changed_after_settling()
+    found["no read is older than an earlier read"] = [
+        older.what
+        for older in ledger.older
+        if not any(older.began < end and older.ended > begin for begin, end in target.redis_away)
     ]
     found["stocked = available + reserved"] = _stock(connection)
     found |= _dead_letters(target, poison)
@@ -83,12 +86,12 @@ def _stock(connection: psycopg.Connection) -> list[str]:
     for sku, stocked in STOCKED.items():
         row = connection.execute("SELECT available, reserved FROM inventory WHERE sku = %s", (sku,)).fetchone()
         if row is None or sum(row) != stocked:
-            found.append(f"{sku}: {stocked} units were stocked, {row} are there")
+            found.append(f"{sku}: {stocked} units were stocked, {row} exist")
     return found
 
 
 def _dead_letters(target: Target, poison: list[Poison]) -> dict[str, list[str]]:
-    """Hold the dead letters against the poison: nothing else may be there, and none of it may be missing."""
+    """Compare the dead letters with the poison: all poison must be there, and nothing else."""
     unexplained, arrived = [], set()
     for group in CONSUMERS:
         for letter in newest(target.settings, group, LETTERS_MAX):
@@ -98,16 +101,16 @@ def _dead_letters(target: Target, poison: list[Poison]) -> dict[str, list[str]]:
             arrived.add((group, name))
     sure = target.topics_lost + UNSURE_SECONDS if target.topics_lost else 0.0
     missing = [
-        f"{one.name} in {one.topic} is not in the dead letters of {group}"
-        for one in poison
+        f"{record.name} in {record.topic} is not in the dead letters of {group}"
+        for record in poison
         for group, topics in CONSUMERS.items()
-        if one.acknowledged > sure and one.topic in topics and (group, one.name) not in arrived
+        if record.acknowledged > sure and record.topic in topics and (group, record.name) not in arrived
     ]
-    return {"no dead letter but poison": unexplained, "all poison in the dead letters": missing}
+    return {"every dead letter is poison": unexplained, "all poison is in the dead letters": missing}
 
 
 def _updates(settings: Settings) -> Iterator[tuple[str, OrderUpdated]]:
-    """Yield every order.updated that Kafka still has."""
+    """Yield every order.updated event that Kafka still has, with its order id."""
     for message in _records(settings, topic_of("order.updated")):
         record = Record.of(message)
         try:
@@ -135,19 +138,19 @@ def _records(settings: Settings, name: str) -> Iterator[Message]:
                     if (message.offset() or 0) >= ends.get(message.partition() or 0, 1 << 62):
                         del ends[message.partition() or 0]
         if ends:
-            raise TimeoutError(f"{name} could not be read to its end in {READ_SECONDS:.0f} s")
+            raise TimeoutError(f"{name} could not be read to its end within {READ_SECONDS:.0f} s")
     finally:
         reader.close()
 
 
 def table(figures: Mapping[str, str], checks: Checks) -> str:
-    """Return figures and checks for a person to read, with the first few lines of what is wrong."""
+    """Return a table of the figures and the checks, with the first violations of each check."""
     lines = ["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures.items())]
     lines += ["", "| check | result |", "|---|---|"]
-    lines += [f"| {name} | {f'{len(wrong)} WRONG' if wrong else 'holds'} |" for name, wrong in checks.items()]
+    lines += [f"| {name} | {f'{len(wrong)} WRONG' if wrong else 'passed'} |" for name, wrong in checks.items()]
     for name, wrong in checks.items():
         if wrong:
-            lines += ["", f"{name}:", *(f"  {one}" for one in wrong[:SHOWN])]
+            lines += ["", f"{name}:", *(f"  {line}" for line in wrong[:SHOWN])]
             if len(wrong) > SHOWN:
                 lines.append(f"  and {len(wrong) - SHOWN} more")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The least HTTP/1.1 client that keeps its connections: hundreds of requests a second must not cost a core."""
+"""A minimal HTTP/1.1 client that keeps its connections. Hundreds of requests per second must not use a whole core."""
 
 import asyncio
 from collections.abc import Mapping
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 import msgspec
 
 LIMIT_SECONDS = 45.0
-"""Longer than a read may wait, and than any of the gateway's budgets."""
+"""Longer than a read may wait, and longer than every time limit of the gateway."""
 HEAD_LIMIT_BYTES = 65_536
 
 
 class UnansweredError(Exception):
-    """The connection ended, or time did, before the answer was there: nobody knows what became of the request."""
+    """The connection or the time ended before the answer arrived. The effect of the request is unknown."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came back; header names are in lower case."""
+    """The answer. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -26,7 +26,7 @@ _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Client:
-    """Connections to one server, as many as there are requests under way."""
+    """The connections to one server: one for each open request."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -36,9 +36,9 @@ class Client:
     async def send(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, stray: bytes = b""
     ) -> Answer:
-        """Send a request and return the answer. Raises UnansweredError; nothing is sent again.
+        """Send a request once and return the answer. Raises UnansweredError.
 
-        `stray` follows the request in the same segment. The connection is not used again then.
+        The bytes `stray` follow the request in the same segment. The connection is then closed.
         """
         lines = [f"{method} {path} HTTP/1.1", f"host: {self._host}:{self._port}", f"content-length: {len(body)}"]
         if body:
@@ -77,7 +77,7 @@ class Client:
         return await asyncio.open_connection(self._host, self._port, limit=HEAD_LIMIT_BYTES)
 
     def close(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close the idle connections."""
         for _, writer in self._idle:
             writer.close()
         self._idle.clear()

@@ -1,74 +1,49 @@
-"""What a soak does to the system: each fault is one function; a supervisor starts again what dies of it."""
+"""The faults of a soak, in their order. Each fault is one function."""
 
 import contextlib
 import os
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
-import psutil
 import psycopg
 import redis
-from confluent_kafka import KafkaException
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 
-from orderstream.domain.events import TOPICS, topic_of
+from orderstream.domain.events import topic_of
 from orderstream.kafka.client import MAX_MESSAGE_BYTES, admin
-from orderstream.local.processes.pids import signal_tree, start_time
-from orderstream.local.servers import server_home
-from orderstream.settings import SERVICES, Settings
-from tests.load.bench.system import System
+from orderstream.settings import SERVICES
+from tests.support import faults
+from tests.support.faults import signal_if_alive
+from tests.support.system import System
 
 SESSION_SECONDS = 12
-"""Longer than a consumer may be silent before its group goes on without it."""
+"""Longer than the session time-out of a consumer group."""
 HANG_SECONDS = 5
 BACKEND_HANG_SECONDS = 20
 SNAPSHOT_SECONDS = 15
 SMALL_RECORD_BYTES = 10_000
 LARGE_ORDER_ITEMS = 300
-BACK_SECONDS = 60
+LIMIT_SECONDS = 60
 WORKERS = tuple(name for name in SERVICES if name != "api-gateway")
 _WORKER_BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = ANY(%(names)s)"
 _POLL_SECONDS = 0.05
 
 
 class Target:
-    """The system, by the names of its processes; remembers what the books must know of what was done to it."""
+    """The system under test, and the losses that the checks must allow for."""
 
-    def __init__(self, system: System, settings: Settings) -> None:
-        self.settings = settings
-        self._system = system
-        self._pause = threading.Event()
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.settings = system.settings
         self.topics_lost = 0.0
-        """Monotonic time at which Kafka had last lost records that it had acknowledged."""
+        """Monotonic time of the last loss of records that Kafka had acknowledged."""
         self.redis_away: list[tuple[float, float]] = []
-        """Monotonic times between which Redis could not be asked by everyone."""
-
-    def pid(self, name: str) -> int:
-        """Return the pid of a process, as soon as it lives. Raises TimeoutError when it does not come back."""
-        deadline = time.monotonic() + BACK_SECONDS
-        while time.monotonic() < deadline:
-            for child in self._system.children():
-                if child.name == name and start_time(child.pid) == child.start_time:
-                    return child.pid
-            self._pause.wait(_POLL_SECONDS)
-        raise TimeoutError(f"{name} is not started again within {BACK_SECONDS} s")
-
-    def services(self) -> list[int]:
-        """Return the pids of all processes of the five services that live."""
-        children = self._system.children()
-        return [one.pid for one in children if one.name.startswith(SERVICES) and start_time(one.pid) == one.start_time]
-
-    def signal(self, name: str, number: signal.Signals) -> int:
-        """Signal a process and all that it has started; returns its pid."""
-        pid = self.pid(name)
-        signal_tree(pid, number)
-        return pid
+        """Monotonic times between which some processes could not use Redis."""
+        self._pause = threading.Event()
 
     def wait(self, seconds: float) -> None:
         """Let a fault last."""
@@ -76,139 +51,111 @@ class Target:
 
     @contextmanager
     def without_redis(self) -> Iterator[None]:
-        """Note that Redis is away during the block, and until everyone has noticed that it is back."""
+        """Record that Redis is away during the block, and until every process has noticed its return."""
         began = time.monotonic()
         yield
         self.redis_away.append((began, time.monotonic() + HANG_SECONDS))
 
     @property
     def postgres_url(self) -> str:
-        """Where Postgres is."""
-        return self._system.urls["POSTGRES_URL"]
-
-    @property
-    def redis_url(self) -> str:
-        """Where Valkey is."""
-        return self._system.urls["REDIS_URL"]
-
-    @property
-    def postgres_data(self) -> Path:
-        """The directory of Postgres' data."""
-        return server_home.of(self._system.state).postgres_data
+        """The URL of Postgres."""
+        return self.system.urls["POSTGRES_URL"]
 
     def await_postgres(self, question: str) -> None:
-        """Wait until Postgres answers a question with true. Raises TimeoutError."""
-        deadline = time.monotonic() + BACK_SECONDS
+        """Wait until Postgres answers a query with true. Raises TimeoutError."""
+        deadline = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.postgres_url) as connection:
                 if connection.execute(question.encode()).fetchone() == (True,):
                     return
             self._pause.wait(_POLL_SECONDS)
-        raise TimeoutError(f"Postgres does not answer {question!r} with true within {BACK_SECONDS} s")
+        raise TimeoutError(f"Postgres does not answer {question!r} with true within {LIMIT_SECONDS} s")
 
     def limit_records(self, topic_name: str, limit_bytes: int) -> None:
-        """Set the largest record that a topic takes, and wait until it is so. Raises KafkaException, TimeoutError."""
+        """Set the largest record that a topic accepts, and wait for the change. Raises KafkaException, TimeoutError."""
         entry = ConfigEntry("max.message.bytes", str(limit_bytes), incremental_operation=AlterConfigOpType.SET)
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic_name, incremental_configs=[entry])
         client = admin(self.settings, "soak")
         (changed,) = client.incremental_alter_configs([resource]).values()
-        changed.result(BACK_SECONDS)
-        deadline = time.monotonic() + BACK_SECONDS
+        changed.result(LIMIT_SECONDS)
+        deadline = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < deadline:
             (described,) = client.describe_configs([resource]).values()
-            if described.result(BACK_SECONDS)["max.message.bytes"].value == str(limit_bytes):
+            if described.result(LIMIT_SECONDS)["max.message.bytes"].value == str(limit_bytes):
                 return
             self._pause.wait(_POLL_SECONDS)
-        raise TimeoutError(f"{topic_name} does not take {limit_bytes} bytes within {BACK_SECONDS} s")
+        raise TimeoutError(f"{topic_name} does not accept {limit_bytes} bytes within {LIMIT_SECONDS} s")
 
     def place_large_order(self) -> None:
         """Place an order whose event is larger than SMALL_RECORD_BYTES. Raises TimeoutError if it is not accepted.
 
-        It has an idempotency key, so that it can be sent until it is answered.
+        It has an idempotency key, so that the request can be repeated until it is answered.
         """
         items = [{"sku": f"SOAK-LARGE-{number}", "qty": 1, "price": 1} for number in range(LARGE_ORDER_ITEMS)]
         order = {"userId": "soak", "items": items, "amount": 1, "currency": "USD"}
         headers = {"Idempotency-Key": f"large-{time.time_ns()}"}
-        deadline = time.monotonic() + BACK_SECONDS
+        deadline = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
-                answer = httpx.post(f"{self._system.urls['BASE_URL']}/orders", json=order, headers=headers)
+                answer = httpx.post(f"{self.system.base_url}/orders", json=order, headers=headers)
                 if answer.status_code == httpx.codes.CREATED:
                     return
             self._pause.wait(_POLL_SECONDS)
-        raise TimeoutError(f"the large order was not accepted within {BACK_SECONDS} s")
-
-    def redrive_refused(self) -> None:
-        """Publish the refused records again."""
-        self._system.command("refused", "redrive")
-
-    @property
-    def kafka_data(self) -> Path:
-        """The directory of Kafka's data."""
-        return server_home.of(self._system.state).folder("kafka") / "data"
+        raise TimeoutError(f"the large order was not accepted within {LIMIT_SECONDS} s")
 
 
 def kill(*names: str) -> Callable[[Target], None]:
-    """`kill -9`, all of them at once."""
-
-    def harm(target: Target) -> None:
-        for pid in [target.pid(name) for name in names]:
-            signal_tree(pid, signal.SIGKILL)
-
-    return harm
+    """Return a fault that kills these processes at the same time."""
+    return lambda target: faults.kill(target.system, *names)
 
 
 def hang(name: str, seconds: float) -> Callable[[Target], None]:
-    """SIGSTOP and, so much later, SIGCONT."""
+    """Return a fault that pauses a process for `seconds`."""
 
     def harm(target: Target) -> None:
-        pid = target.signal(name, signal.SIGSTOP)
-        target.wait(seconds)
-        if psutil.pid_exists(pid):
-            signal_tree(pid, signal.SIGCONT)
+        with faults.paused(target.system, name):
+            target.wait(seconds)
 
     return harm
 
 
 def stop_every_service(target: Target) -> None:
-    """SIGTERM to every process of the five services: each drains, and is started again."""
-    for pid in target.services():
-        os.kill(pid, signal.SIGTERM)
+    """Stop every process of the five services. Each finishes its work."""
+    faults.stop_services(target.system)
 
 
 def kill_every_service(target: Target) -> None:
-    """`kill -9` of every process of the five services at once."""
-    for pid in target.services():
-        signal_tree(pid, signal.SIGKILL)
+    """Kill every process of the five services at the same time."""
+    faults.kill_services(target.system)
 
 
 def restart_postgres(target: Target) -> None:
-    """Stop it in good order, which ends every connection; it is started again."""
-    os.kill(target.pid("postgres"), signal.SIGINT)
+    """Stop Postgres in good order. The supervisor restarts it."""
+    faults.restart_postgres(target.system)
 
 
 def fail_over_postgres(target: Target) -> None:
     """Restart Postgres as a standby, which serves reads and refuses writes, and promote it later."""
-    data = target.postgres_data
+    data = target.system.postgres_data
     (data / "standby.signal").touch()
-    os.kill(target.pid("postgres"), signal.SIGINT)
+    faults.restart_postgres(target.system)
     target.await_postgres("SELECT pg_is_in_recovery()")
     target.wait(HANG_SECONDS)
     (data / "promote").touch()
-    os.kill(target.pid("postgres"), signal.SIGUSR1)
+    os.kill(target.system.pid("postgres"), signal.SIGUSR1)
     target.await_postgres("SELECT NOT pg_is_in_recovery()")
 
 
 def hang_backends(target: Target) -> None:
-    """Stop the server's processes for the workers and relays, for longer than these wait for a statement."""
+    """Pause Postgres' processes for the workers and relays, for longer than a service waits for a statement."""
     with psycopg.connect(target.postgres_url, autocommit=True) as connection:
         rows = connection.execute(_WORKER_BACKENDS, {"names": list(WORKERS)}).fetchall()
     pids = [pid for (pid,) in rows]
     for pid in pids:
-        _signal_if_alive(pid, signal.SIGSTOP)
+        signal_if_alive(pid, signal.SIGSTOP)
     target.wait(BACKEND_HANG_SECONDS)
     for pid in pids:
-        _signal_if_alive(pid, signal.SIGCONT)
+        signal_if_alive(pid, signal.SIGCONT)
 
 
 def hold_snapshot(target: Target) -> None:
@@ -220,8 +167,8 @@ def hold_snapshot(target: Target) -> None:
 
 
 def refuse_writes_in_valkey(target: Target) -> None:
-    """Have Valkey refuse writes and serve reads, as it does when its memory is full."""
-    client = redis.Redis.from_url(target.redis_url)
+    """Make Valkey refuse writes and serve reads, as it does when its memory is full."""
+    client = redis.Redis.from_url(target.system.urls["REDIS_URL"])
     before = {name: str(client.config_get(name)[name]) for name in ("maxmemory", "maxmemory-policy")}
     client.config_set("maxmemory-policy", "noeviction")
     client.config_set("maxmemory", 1)
@@ -232,58 +179,38 @@ def refuse_writes_in_valkey(target: Target) -> None:
 
 
 def refuse_a_record(target: Target) -> None:
-    """Have Kafka refuse the event of a large order, allow it again later, and redrive what was refused."""
+    """Make Kafka refuse the event of a large order, allow it again later, and redrive the refused records."""
     target.limit_records(topic_of("order.created"), SMALL_RECORD_BYTES)
     target.place_large_order()
     target.wait(HANG_SECONDS)
     target.limit_records(topic_of("order.created"), MAX_MESSAGE_BYTES)
-    target.redrive_refused()
-
-
-def _signal_if_alive(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
+    target.system.command("refused", "redrive")
 
 
 def kill_valkey(target: Target) -> None:
-    """Everything cached is gone."""
+    """Kill Valkey: the whole cache is lost."""
+    before = target.system.pid("valkey")
     with target.without_redis():
-        killed = target.signal("valkey", signal.SIGKILL)
-        while target.pid("valkey") == killed:
+        faults.kill(target.system, "valkey")
+        while not target.system.is_back("valkey", before):
             target.wait(_POLL_SECONDS)
 
 
 def hang_valkey(target: Target) -> None:
-    """Everything cached stays, and nothing of it can be changed meanwhile."""
+    """Pause Valkey: the cache stays, and no service can change it meanwhile."""
     with target.without_redis():
         hang("valkey", HANG_SECONDS)(target)
 
 
-def empty(directory: Path) -> None:
-    """Remove all that is in it, at once for whoever looks: what was inside is moved away first."""
-    lost = directory.with_name(f"lost-{time.monotonic_ns()}")
-    lost.mkdir()
-    for one in directory.iterdir():
-        one.rename(lost / one.name)
-    shutil.rmtree(lost)
-
-
 def delete_topics(target: Target) -> None:
-    """Delete every topic of events under the feet of its readers and writers. Raises KafkaException."""
-    client = admin(target.settings, "soak")
-    for future in client.delete_topics(list(TOPICS), operation_timeout=20).values():
-        try:
-            future.result(20)
-        except KafkaException as error:
-            if "UNKNOWN_TOPIC" not in str(error):
-                raise
+    """Delete every topic of events. Raises KafkaException."""
+    faults.delete_topics(target.system)
     target.topics_lost = time.monotonic()
 
 
 def wipe_kafka(target: Target) -> None:
-    """Empty Kafka's data directory and kill it: topics, offsets, groups and its own identity are gone."""
-    empty(target.kafka_data)
-    target.signal("kafka", signal.SIGKILL)
+    """Delete all data of Kafka and kill it."""
+    faults.wipe_kafka(target.system)
     target.topics_lost = time.monotonic()
 
 
@@ -313,4 +240,4 @@ ALL: Mapping[str, Callable[[Target], None]] = {
     "kill -9 one of every service at once": kill(*SERVICES),
     "kill -9 every service at once": kill_every_service,
 }
-"""Every fault, in the order in which they come; what loses records comes early, so that much is left to be checked."""
+"""Every fault in its order. Faults that lose records come early, so that the checks cover many later orders."""

@@ -1,4 +1,4 @@
-"""What the clients of a soak were told: every accepted order, every reply to a key, every state that was ever seen."""
+"""Records the answers to the clients of a soak: accepted orders, replies to keys, and the status of each version."""
 
 import itertools
 import time
@@ -10,7 +10,7 @@ SETTLED = ("CONFIRMED", "FAILED", "CANCELLED")
 
 
 class Seen(Struct):
-    """An order as its client knows it: status by version, and the newest state that an answer has shown."""
+    """An order as its client knows it: the status of each version, and the newest version that an answer has shown."""
 
     order_id: str
     statuses: dict[int, str] = field(default_factory=dict)
@@ -19,7 +19,7 @@ class Seen(Struct):
 
 
 class OlderRead(Struct, frozen=True):
-    """An answer that showed an older state than one before it; both times are monotonic."""
+    """An answer that showed an older version than an earlier answer. Both times are monotonic."""
 
     began: float
     ended: float
@@ -27,7 +27,7 @@ class OlderRead(Struct, frozen=True):
 
 
 class Ledger:
-    """Filled by the load while it runs; `problems` holds what no later book-keeping could excuse."""
+    """The load fills it. `problems` has the answers that break a promise in any case."""
 
     def __init__(self) -> None:
         self.orders: dict[str, Seen] = {}
@@ -38,24 +38,24 @@ class Ledger:
         self.older: list[OlderRead] = []
 
     def accepted(self, order_id: str) -> Seen:
-        """Note a 201."""
+        """Record a 201."""
         return self.orders.setdefault(order_id, Seen(order_id))
 
     def state(self, seen: Seen, version: int, status: str, floor: int, began: float) -> None:
-        """Note a state that an answer showed; `floor` is the newest that was known when its request began."""
-        self.tell(seen, version, status)
+        """Record the version that an answer showed. `floor` is the newest version known when its request began."""
+        self.record_status(seen, version, status)
         if version < floor:
             what = f"{seen.order_id}: version {version} was read after version {floor}"
             self.older.append(OlderRead(began, time.monotonic(), what))
         seen.newest = max(seen.newest, version)
 
-    def tell(self, seen: Seen, version: int, status: str) -> None:
-        """Note a state wherever it was seen; two statuses of one version are a problem."""
+    def record_status(self, seen: Seen, version: int, status: str) -> None:
+        """Record the status of a version, from an answer or an event. Two statuses of one version are a problem."""
         if seen.statuses.setdefault(version, status) != status:
             self.problems.append(f"{seen.order_id}: version {version} is {seen.statuses[version]} and {status}")
 
     def changed_after_settling(self) -> list[str]:
-        """Return the orders whose settled status changed otherwise than by a cancel that was asked for (P6)."""
+        """Return the orders whose settled status changed, except by a requested cancel (P6)."""
         found = []
         for seen in self.orders.values():
             statuses = [status for _, status in sorted(seen.statuses.items())]

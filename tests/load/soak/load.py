@@ -1,6 +1,6 @@
-"""The clients of a soak: orders of every kind at a steady rate, read, cancelled, repeated and misused.
+"""The clients of a soak. At a steady rate, they place, read, cancel and repeat orders and send invalid requests.
 
-They hold every answer against what the API promises (P6, P8, P10) and keep in the ledger what was promised to them.
+They compare every answer with the promises of the API (P6, P8, P10) and record it in the ledger.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from tests.load.soak.ledger import SETTLED, Ledger, Seen
 SKU, SCARCE = "SOAK-1", "SOAK-SCARCE"
 STOCKED = {SKU: 50_000_000, SCARCE: 500}
 CLIENTS_MAX = 3_000
-"""Clients at once; an arrival beyond is not made, and counted: the machine cannot offer more."""
+"""Clients at the same time. A further client is withheld and counted: the machine cannot send more."""
 KEY_ATTEMPTS = 60
 RETRY_SECONDS = 0.5
 KINDS = {"good": 52, "stray": 3, "scarce": 6, "unknown": 5, "cancelled": 14, "keyed": 12, "hostile": 8}
 RETURNING_SHARE = 0.3
-"""Arrivals that read some earlier order beside what they came for."""
+"""The share of clients that also read an earlier order."""
 
 _HOSTILE: list[tuple[bytes, dict[str, str], int]] = [
     (b"{", {}, 400),
@@ -36,13 +36,13 @@ _HOSTILE: list[tuple[bytes, dict[str, str], int]] = [
     (b"{}", {"idempotency-key": "x" * 256}, 400),
 ]
 _MAYBE = (503, 429)
-"""Answers that any request may get in trouble."""
+"""Answers that every request may get during a fault."""
 _NOTHING_STORED = b"stored nothing"
-"""In the detail of a 503 to a POST that is sure of it. After any other 503 the order may be there."""
+"""In the detail of a 503 if no order was stored. After any other 503, the order may exist."""
 
 
 class Load:
-    """Runs clients until it is told to stop."""
+    """Runs the clients."""
 
     def __init__(self, client: Client, ledger: Ledger, rate: int, chance: random.Random) -> None:
         self._client = client
@@ -55,7 +55,7 @@ class Load:
         self.withheld = 0
 
     async def run(self, seconds: float) -> None:
-        """Send clients in at the rate for so long, then wait until the last of them has left."""
+        """Start clients at the rate for `seconds`, and then wait until the last one has finished."""
         began = time.monotonic()
         while (passed := time.monotonic() - began) < seconds:
             for _ in range(int(passed * self._rate) - self.offered - self.withheld):
@@ -101,7 +101,7 @@ class Load:
             await self._read(seen)
 
     async def _place(self, body: bytes, stray: bytes) -> Seen | None:
-        """Place an order. A stray byte behind it must not change the answer."""
+        """Place an order. Stray bytes after it must not change the answer."""
         try:
             answer = await self._client.send("POST", "/orders", body, stray=stray)
         except UnansweredError:
@@ -121,7 +121,7 @@ class Load:
         return seen
 
     async def _cancel(self, seen: Seen) -> None:
-        """Cancel at a moment of chance, once or more often; what was cancelled stays so."""
+        """Cancel the order after a random time, one to three times. A cancelled order must stay cancelled."""
         await asyncio.sleep(self._chance.choice((0.0, 0.0, 0.02, 0.1, 1.0, 5.0)) * self._chance.random())
         for _ in range(self._chance.randint(1, 3)):
             seen.cancel_tried = True
@@ -149,18 +149,18 @@ class Load:
         return status
 
     async def _repeat_with_key(self) -> None:
-        """Send one key until it is answered, several times at once, later again, and with another body."""
+        """Repeat an order with one key: until it is answered, several times at once, later, and with another body."""
         key, body = f"soak-{uuid.UUID(int=self._chance.getrandbits(128))}", _body(SKU)
         first = [self._keyed(key, body) for _ in range(self._chance.choice((1, 1, 2, 4)))]
-        replies = [one for one in await asyncio.gather(*first) if one is not None]
+        replies = [reply for reply in await asyncio.gather(*first) if reply is not None]
         if not replies:
             return
         await asyncio.sleep(self._chance.random() * 10)
         for _ in range(self._chance.randint(0, 2)):
             again = await self._keyed(key, body)
             replies += [again] if again is not None else []
-        if len({(one.body, one.headers.get("location")) for one in replies}) > 1:
-            self._ledger.problems.append(f"{key}: several replies: {[one.body for one in replies]}")
+        if len({(reply.body, reply.headers.get("location")) for reply in replies}) > 1:
+            self._ledger.problems.append(f"{key}: several replies: {[reply.body for reply in replies]}")
         if self._chance.random() < 0.3:
             other = await self._client.send("POST", "/orders", _body(SKU, qty=2), {"idempotency-key": key})
             self._note("POST with a used key", other, {422})

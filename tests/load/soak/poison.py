@@ -1,4 +1,4 @@
-"""Records that no worker can use, put into every topic, named so that their dead letters are known again (P9)."""
+"""Writes invalid records to every topic. Each has a name, by which its dead letter is recognized (P9)."""
 
 import contextlib
 import random
@@ -37,14 +37,14 @@ CONSUMERS = {handler.group: handler.topics for handler in (PaymentHandler, Inven
 _LINES = (StockLine(sku="SOAK-1", qty=1),)
 _ITEMS = (Item(sku="SOAK-1", qty=1, price=Decimal(1)),)
 _PAYLOADS: tuple[Callable[[str], Payload], ...] = (
-    lambda one: OrderCreated(order_id=one, user_id="poison", items=_ITEMS, amount=Decimal(1), currency="USD"),
-    lambda one: OrderAborted(order_id=one, status="CANCELLED"),
-    lambda one: PaymentAuthorized(order_id=one, items=_ITEMS, amount=Decimal(1), currency="USD"),
-    lambda one: PaymentFailed(order_id=one, reason="PAYMENT_DECLINED"),
-    lambda one: PaymentVoided(order_id=one),
-    lambda one: InventoryReserved(order_id=one, items=_LINES),
-    lambda one: InventoryFailed(order_id=one, reason="OUT_OF_STOCK", skus=("SOAK-1",)),
-    lambda one: InventoryReleased(order_id=one, items=_LINES),
+    lambda order_id: OrderCreated(order_id=order_id, user_id="poison", items=_ITEMS, amount=Decimal(1), currency="USD"),
+    lambda order_id: OrderAborted(order_id=order_id, status="CANCELLED"),
+    lambda order_id: PaymentAuthorized(order_id=order_id, items=_ITEMS, amount=Decimal(1), currency="USD"),
+    lambda order_id: PaymentFailed(order_id=order_id, reason="PAYMENT_DECLINED"),
+    lambda order_id: PaymentVoided(order_id=order_id),
+    lambda order_id: InventoryReserved(order_id=order_id, items=_LINES),
+    lambda order_id: InventoryFailed(order_id=order_id, reason="OUT_OF_STOCK", skus=("SOAK-1",)),
+    lambda order_id: InventoryReleased(order_id=order_id, items=_LINES),
 )
 _SPOILED: dict[str, dict[str, object]] = {
     "unknown_type": {"type": "order.eaten"},
@@ -56,7 +56,7 @@ _KINDS = ("not_json", "no_key", "unknown_type", "unknown_version", "wrong_payloa
 
 
 class Poison(Struct, frozen=True):
-    """One record that Kafka has acknowledged, at a monotonic time."""
+    """An invalid record. `acknowledged` is the monotonic time at which Kafka acknowledged it."""
 
     name: str
     topic: str
@@ -64,7 +64,7 @@ class Poison(Struct, frozen=True):
 
 
 class Poisoner:
-    """Puts poison in; what Kafka did not acknowledge is not expected anywhere."""
+    """Writes poison. A record that Kafka did not acknowledge is not expected in the dead letters."""
 
     def __init__(self, settings: Settings, chance: random.Random) -> None:
         ours = {"bootstrap.servers": settings.kafka_brokers, "message.timeout.ms": 20_000, "log_level": 0}
@@ -74,7 +74,7 @@ class Poisoner:
         self.put: list[Poison] = []
 
     def put_one(self) -> None:
-        """Send one record of some kind into some topic. Never waits."""
+        """Write one random record. Does not wait."""
         order_id = str(uuid.UUID(int=self._chance.getrandbits(128)))
         event = build(self._chance.choice(_PAYLOADS)(order_id), datetime.now(UTC))
         kind = self._chance.choice(_KINDS)
@@ -86,17 +86,17 @@ class Poisoner:
             if error is None:
                 self.put.append(Poison(name, where, time.monotonic()))
 
-        with contextlib.suppress(KafkaException):  # the topic is lost just now
+        with contextlib.suppress(KafkaException):  # the topic is being lost
             self._producer.produce(where, value, key, on_delivery=acknowledged, headers=[(HEADER, name)])
         self._producer.poll(0)
 
     def finish(self) -> None:
-        """Wait for what is under way, for as long as a record may take."""
+        """Wait until Kafka has acknowledged or refused every record."""
         self._producer.flush(20)
 
 
 def _spoiled(kind: str, order_id: str, event: dict[str, object]) -> tuple[str | None, bytes]:
-    """Return key and value of a record that is wrong in one way."""
+    """Return key and value of a record with one error."""
     match kind:
         case "not_json":
             return order_id, b"{" * 50

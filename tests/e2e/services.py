@@ -1,4 +1,4 @@
-"""The five services through the real executable, on the servers of the whole run and a database of their own."""
+"""The five services, started by the real executable, on the shared servers of the test run, with their own database."""
 
 import re
 from collections.abc import Iterator
@@ -10,32 +10,30 @@ import httpx
 
 from orderstream.domain.saga import CONSUMER_GROUPS
 from orderstream.local.processes.state import checkout
-from tests.e2e.stack import Stack, stack
 from tests.support.databases import Databases
 from tests.support.figures import Labels, figures
 from tests.support.servers import Servers
+from tests.support.system import System, system
 from tests.support.topics import begin_here
 from tests.support.waiting import wait_until
 
 
 class Services:
-    """A running stack, where it is, and what it says of an order."""
+    """The running services, their addresses, and the commands and requests of a client."""
 
-    def __init__(self, made: Stack, postgres_url: str, given: dict[str, str]) -> None:
-        self.base_url = made.base_url
+    def __init__(self, running: System, postgres_url: str, given: dict[str, str]) -> None:
+        self.base_url = running.base_url
         self.postgres_url = postgres_url
-        self._stack = made
+        self._system = running
         self._given = given
 
     def command(self, *arguments: str) -> str:
-        """Run `orderstream <arguments>` against these servers and return what it prints."""
-        answer = self._stack.run(*arguments, **self._given)
-        assert answer.returncode == 0, answer.stderr
-        return answer.stdout
+        """Run `orderstream <arguments>` against these servers. It must exit with 0. Return its output."""
+        return self._system.command(*arguments, **self._given)
 
     def figures(self, service: str) -> dict[tuple[str, Labels], float]:
-        """Ask a service for its figures, where `orderstream status` asks for its health."""
-        health_url = self._stack.children[service].health_url
+        """Return the metrics of a service."""
+        health_url = self._system.children[service].health_url
         assert health_url is not None
         return figures(httpx.get(health_url.replace("/readyz", "/metrics"), timeout=10).text)
 
@@ -51,25 +49,25 @@ class Services:
             assert answer.status_code in (200, 202), answer.text
             return dict(answer.json()) if answer.status_code == 200 else None
 
-        found = wait_until(order, limit_seconds, f"order {order_id} does not settle")
+        found = wait_until(order, limit_seconds, f"order {order_id} settles")
         assert found is not None
         return found
 
 
 @contextmanager
 def services(root: Path, servers: Servers, databases: Databases, **settings: str) -> Iterator[Services]:
-    """Run the services until the block ends; no deadlock may happen.
+    """Run the services until the block ends. No deadlock may happen in their database.
 
-    Run one at a time: their consumer groups are the real ones.
+    Only one such system may run at a time, because it uses the real consumer groups.
     """
     for group in CONSUMER_GROUPS:
         begin_here(servers.kafka_brokers, group)
     with databases.migrated() as postgres_url:
-        with stack(root) as made:
+        with system(root) as running:
             given = {**servers.environment, "POSTGRES_URL": postgres_url}
-            up = made.up(**given, **settings).serves()
+            up = running.up(**given, **settings).serves()
             with up.process.watched("orderstream up", lambda: up.said):
-                yield Services(made, postgres_url, given)
+                yield Services(running, postgres_url, given)
         assert databases.deadlocks(postgres_url) == 0, "a deadlock: locks were taken in different orders"
 
 
