@@ -1,7 +1,7 @@
-"""What every test may ask for: real PostgreSQL, Valkey and Kafka, started once a run, and a place of its own in each.
+"""Fixtures for all tests: real PostgreSQL, Valkey and Kafka, started once per run, with separate data for each test.
 
-A run has ports and state of its own, takes nothing from the environment, and leaves nothing behind unless it fails:
-then the logs of the servers stay under .orderstream/test-<n>.
+A run has its own ports and state, and reads no settings from the environment. It leaves nothing behind. If it fails,
+the logs of the servers stay under .orderstream/test-<n>.
 """
 
 import os
@@ -29,14 +29,14 @@ for _name in Settings.model_fields:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what is cheap first."""
+    """Run cheap tests first."""
     tests = Path(__file__).parent
     items.sort(key=lambda item: _COSTS.index(item.path.relative_to(tests).parts[0]))
 
 
 @pytest.fixture(scope="session")
 def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    """The real servers of this run. A test that stops or pauses one starts or resumes it before it ends."""
+    """The real servers of this run. A test that stops or pauses a server must start or resume it."""
     with ExitStack() as stack:
         running, folder = _start_servers(stack)
         yield running
@@ -45,27 +45,27 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
 
 
 def _start_servers(stack: ExitStack) -> tuple[Servers, Path]:
-    """Start the servers in the first state directory that no other run is using."""
+    """Start the servers in the first state directory that no other run uses."""
     for number in range(_RUNS_AT_ONCE):
         folder = checkout() / ".orderstream" / f"test-{number}"
         try:
             return stack.enter_context(start_servers(folder)), folder
         except BusyError:
             continue
-    raise RuntimeError(f"{_RUNS_AT_ONCE} runs of the tests are under way already")
+    raise RuntimeError(f"{_RUNS_AT_ONCE} test runs are already running")
 
 
 @pytest.fixture(scope="session")
 def databases(servers: Servers) -> Databases:
-    """Makes further databases, empty or migrated."""
+    """Creates further databases, empty or migrated."""
     return Databases(servers.postgres_url)
 
 
 @pytest.fixture
 def postgres_url(databases: Databases) -> Iterator[str]:
-    """A database of this test's own, migrated and without rows, in which no deadlock may happen.
+    """A migrated database without rows, for this test only. No deadlock may happen in it.
 
-    The services retry after a deadlock: a wrong order of locks would show in nothing else.
+    The services retry after a deadlock, so that nothing else would show a wrong order of locks.
     """
     with databases.migrated() as url:
         yield url
@@ -74,14 +74,14 @@ def postgres_url(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def connection(postgres_url: str) -> Iterator[Connection]:
-    """A connection to the test's database, in autocommit mode, made as a service makes it."""
+    """A connection to the database of the test, in autocommit mode, opened as a service opens it."""
     with connect(postgres_url, "test") as opened:
         yield opened
 
 
 @pytest.fixture
 def redis_url(servers: Servers) -> str:
-    """Valkey, emptied for this test."""
+    """The URL of Valkey, which is emptied for this test."""
     with redis.Redis.from_url(servers.redis_url) as client:
         client.flushall()
     return servers.redis_url
@@ -89,14 +89,14 @@ def redis_url(servers: Servers) -> str:
 
 @pytest.fixture(scope="session")
 def kafka_brokers(servers: Servers) -> str:
-    """Kafka with every topic. All tests share the topics; `tests.support.topics` gives a test its own view of them."""
+    """The address of Kafka, with every topic. All tests share the topics. See `tests.support.topics`."""
     ensure_topics(Settings.model_validate({"kafka_brokers": servers.kafka_brokers}))
     return servers.kafka_brokers
 
 
 @pytest.fixture
 def settings(postgres_url: str, redis_url: str, kafka_brokers: str) -> Settings:
-    """Settings that lead to this test's servers, all others being the defaults."""
+    """Settings with the addresses of this test's servers. All others have their defaults."""
     return Settings.model_validate(
         {"postgres_url": postgres_url, "redis_url": redis_url, "kafka_brokers": kafka_brokers}
     )

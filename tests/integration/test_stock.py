@@ -1,4 +1,4 @@
-"""The stock commands on PostgreSQL: how units come in and go out beside the worker's own moves (P3)."""
+"""The stock commands on PostgreSQL add and remove units while the worker reserves and releases them (P3)."""
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +18,7 @@ from orderstream.postgres.connect import Connection
 BEYOND_INT = 2**31
 
 
-def test_units_are_set_added_and_taken(connection: Connection, postgres_url: str) -> None:
+def test_units_are_set_added_and_removed(connection: Connection, postgres_url: str) -> None:
     set_available(postgres_url, "A", 5)
     connection.execute("UPDATE inventory SET reserved = 3 WHERE sku = 'A'")
     add_available(postgres_url, "A", 2)
@@ -28,7 +28,7 @@ def test_units_are_set_added_and_taken(connection: Connection, postgres_url: str
     assert listing(postgres_url) == [("A", 0, 3), ("B", 1, 0)]
 
 
-def test_no_more_is_taken_than_there_is(postgres_url: str) -> None:
+def test_no_more_units_are_removed_than_are_available(postgres_url: str) -> None:
     add_available(postgres_url, "A", 2)
     with pytest.raises(TooFewError, match="fewer than 3 units of A"):
         add_available(postgres_url, "A", -3)
@@ -44,7 +44,7 @@ def test_units_may_be_more_than_an_int(postgres_url: str) -> None:
     assert listing(postgres_url) == [("A", 2 * BEYOND_INT - 1, 0)]
 
 
-def test_no_more_is_available_and_reserved_together_than_may_be(connection: Connection, postgres_url: str) -> None:
+def test_available_and_reserved_units_together_are_limited(connection: Connection, postgres_url: str) -> None:
     set_available(postgres_url, "A", UNITS_MAX)
     with pytest.raises(TooManyError, match=f"A may have {UNITS_MAX} units"):
         add_available(postgres_url, "A", 1)
@@ -64,14 +64,14 @@ def test_no_more_is_available_and_reserved_together_than_may_be(connection: Conn
         (["add", "GONE", "-1"], "there is no stock of GONE"),
     ],
 )
-def test_a_command_says_in_one_line_why_it_changed_nothing(postgres_url: str, words: list[str], error: str) -> None:
+def test_a_command_prints_in_one_line_why_it_changed_nothing(postgres_url: str, words: list[str], error: str) -> None:
     set_available(postgres_url, "A", 5)
     result = CliRunner().invoke(main, ["stock", *words], env={"POSTGRES_URL": postgres_url})
     assert (result.exit_code, result.stderr) == (1, f"Error: {error}\n")
     assert listing(postgres_url) == [("A", 5, 0)]
 
 
-def test_the_list_has_room_for_the_most_units(postgres_url: str) -> None:
+def test_the_list_has_columns_for_the_largest_number(postgres_url: str) -> None:
     set_available(postgres_url, "A", UNITS_MAX)
     result = CliRunner().invoke(main, ["stock", "list"], env={"POSTGRES_URL": postgres_url})
     head, line = result.stdout.splitlines()

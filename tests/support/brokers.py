@@ -1,4 +1,4 @@
-"""Kafka brokers with settings of a test's own, beside the one that the whole run shares."""
+"""Further Kafka brokers with their own settings, for tests that cannot use the shared one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _START_SECONDS = 60.0
 
 
 def java(main_class: str, *arguments: str) -> list[str]:
-    """Return the command that runs a class of Kafka's jars, which the shared broker has fetched."""
+    """Return the command that runs a class of Kafka's jars. The start of the shared broker has fetched them."""
     classpath = ":".join(str(jar) for jar in jars.paths(shared_cache() / "jars"))
     options = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
     return [str(JAVA), *options, "-cp", classpath, main_class, *arguments]
@@ -25,7 +25,7 @@ def java(main_class: str, *arguments: str) -> list[str]:
 
 @contextmanager
 def broker(properties: Path, brokers: str, log: Path) -> Iterator[AdminClient]:
-    """Run the broker of formatted `properties` until the block ends; yield a client of its plain listener `brokers`."""
+    """Run a broker with these properties until the block ends. Yield a client of its plain listener `brokers`."""
     with log.open("wb") as output, Process(java("kafka.Kafka", str(properties)), stderr=output) as child:
         try:
             client = AdminClient({"bootstrap.servers": brokers, "log_level": 0})

@@ -1,4 +1,4 @@
-"""A collector that takes OTLP over HTTP as a real one does: it decodes the protobuf that arrived and keeps spans."""
+"""A collector for OTLP over HTTP. It decodes the protobuf of each request and keeps the spans."""
 
 import gzip
 import threading
@@ -19,7 +19,7 @@ Behaviour = Literal["answers", "refuses", "hangs", "drips"]
 
 
 class ReceivedSpan(Struct, frozen=True, kw_only=True):
-    """One span as it arrived; ids in hexadecimal, times in nanoseconds of Unix time, no parent is an empty string."""
+    """A received span. Ids are hexadecimal, times are Unix nanoseconds, and a missing parent is an empty string."""
 
     service: str
     name: str
@@ -36,7 +36,7 @@ class ReceivedSpan(Struct, frozen=True, kw_only=True):
 
 
 class Collector:
-    """What arrived so far. Its base URL goes into OTEL_EXPORTER_OTLP_ENDPOINT."""
+    """The requests and spans until now. `endpoint` is the value for OTEL_EXPORTER_OTLP_ENDPOINT."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour: Behaviour = behaviour
@@ -48,31 +48,31 @@ class Collector:
 
     @property
     def spans(self) -> list[ReceivedSpan]:
-        """Every span so far, in the order of arrival."""
+        """All spans until now, in the order of arrival."""
         with self._changed:
             return list(self._spans)
 
     def trace(self, trace_id: str) -> list[ReceivedSpan]:
-        """Every span of one trace so far, the earliest first."""
+        """Return the spans of one trace until now, the earliest first."""
         return sorted((span for span in self.spans if span.trace_id == trace_id), key=lambda span: span.started_ns)
 
     def wait_for(
         self, condition: Callable[[Sequence[ReceivedSpan]], bool], limit_seconds: float, why: str
     ) -> list[ReceivedSpan]:
-        """Return all spans once `condition` holds for them; fail with `why` when it does not within the limit."""
+        """Return all spans when `condition` is true for them. Fail with `why` if it is not within the limit."""
         with self._changed:
             if not self._changed.wait_for(lambda: condition(self._spans), limit_seconds):
                 seen = sorted((span.service, span.name) for span in self._spans)
-                raise AssertionError(f"waited {limit_seconds:g} s in vain: {why}; arrived: {seen}")
+                raise AssertionError(f"not within {limit_seconds:g} s: {why}; arrived: {seen}")
             return list(self._spans)
 
     def wait_for_request(self, limit_seconds: float) -> None:
-        """Wait until anything was sent here."""
+        """Wait for the first request."""
         with self._changed:
             assert self._changed.wait_for(lambda: bool(self.requests), limit_seconds), "no request arrived"
 
     def take(self, path: str, body: bytes) -> None:
-        """Note a request and keep its spans, unless the collector is one that fails."""
+        """Record a request, and keep its spans if this collector answers."""
         with self._changed:
             self.requests.append(path)
             if self.behaviour == "answers":
@@ -80,22 +80,22 @@ class Collector:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let requests that hang go."""
+        """End the requests that hang."""
         self._closing.set()
 
     def stalled(self, seconds: float | None = None) -> bool:
-        """Wait until the collector closes, or for `seconds`; says whether it has not closed."""
+        """Wait for `seconds`, or until the collector closes. Return whether it is still open."""
         return not self._closing.wait(seconds)
 
 
 def roots(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:
-    """Return the spans of a trace that have no parent within it; more than one means that there is an orphan."""
+    """Return the spans of a trace that have no parent in it. A complete trace has exactly one."""
     ids = {span.span_id for span in spans}
     return [span for span in spans if span.parent_id not in ids]
 
 
 def decode(body: bytes) -> Iterator[ReceivedSpan]:
-    """Read the spans of an OTLP request. Raises google.protobuf.message.DecodeError when it is not one."""
+    """Yield the spans of an OTLP request. Raises google.protobuf.message.DecodeError if it is invalid."""
     for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
         service = str(_attributes(resource.resource.attributes).get("service.name", ""))
         for scope in resource.scope_spans:
@@ -173,7 +173,7 @@ def running(behaviour: Behaviour = "answers") -> Iterator[Collector]:
             self.close_connection = True
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Keep the test's output clean."""
+            """Print nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Requests) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

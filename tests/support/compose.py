@@ -1,4 +1,4 @@
-"""docker-compose.yml as Compose reads it: anchors merged, variables put in."""
+"""Reads docker-compose.yml as Compose does: it merges anchors and replaces variables."""
 
 import re
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ JOBS = ("migrate", "topics")
 OURS = (*SERVICES, *JOBS)
 
 VARIABLE = re.compile(r"\$\{(\w+):-([^}$]*)\}")
-"""The one form in use: a name with what stands there without it."""
+"""The only form in use: a name and its default."""
 
 Model = dict[str, Any]
 
 
 def compose(environment: Mapping[str, str] | None = None) -> Model:
-    """Return the file's content with variables taken from `environment`."""
+    """Return the content of the file, with variables from `environment`."""
     model: Model = _filled(_content(), environment or {})
     return model
 
@@ -40,9 +40,9 @@ def _content() -> Any:
 def _filled(value: Any, environment: Mapping[str, str]) -> Any:
     match value:
         case dict():
-            return {name: _filled(one, environment) for name, one in value.items()}
+            return {name: _filled(item, environment) for name, item in value.items()}
         case list():
-            return [_filled(one, environment) for one in value]
+            return [_filled(item, environment) for item in value]
         case str():
             return VARIABLE.sub(lambda found: environment.get(found[1]) or found[2], value)
         case _:

@@ -1,4 +1,4 @@
-"""The published contracts, as a reader of the topics sees them: the files, not the types they were made from."""
+"""Checks records against the published contracts: the files, not the types from which they are generated."""
 
 import json
 from datetime import datetime, timedelta
@@ -32,12 +32,12 @@ def _validator(file: str) -> Draft202012Validator:
 
 
 def violations(file: str, instance: Any) -> list[str]:
-    """Return what in `instance` breaks the schema in `file`, a path below contracts/."""
+    """Return the violations of the schema in `file`, a path below contracts/."""
     return [f"{error.json_path}: {error.message}" for error in _validator(file).iter_errors(instance)]
 
 
 def assert_event(topic: str, key: bytes | None, value: bytes | None) -> dict[str, Any]:
-    """Return the body of a record of `topic`, which must be a valid event whose key is its order's id."""
+    """Check that a record of `topic` is a valid event with its order id as key, and return its body."""
     assert key is not None
     assert value is not None
     body: dict[str, Any] = json.loads(value)
@@ -47,7 +47,7 @@ def assert_event(topic: str, key: bytes | None, value: bytes | None) -> dict[str
 
 
 def assert_dead_letter_headers(headers: dict[str, bytes]) -> dict[str, str]:
-    """Return the headers that say what happened, which must keep their contract."""
+    """Check the headers of a dead letter that describe its error, and return them."""
     notes = {name: value.decode() for name, value in headers.items() if name.startswith("dlq-")}
     assert violations("dead-letter-headers.schema.json", notes) == []
     return notes

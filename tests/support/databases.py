@@ -1,4 +1,4 @@
-"""Databases for tests: each its own, copied from one that was migrated once a run."""
+"""Databases for tests: each is a copy of a database that is migrated once per run."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ _TEMPLATE = "template_orders"
 
 
 class Databases:
-    """Makes and drops databases on the server of `postgres_url`."""
+    """Creates and drops databases on the server of `postgres_url`."""
 
     def __init__(self, postgres_url: str) -> None:
         self._server = postgres_url.rpartition("/")[0]
         self._numbers = itertools.count(1)
-        # Hundreds of databases are made and dropped; none of them has to outlive the machine.
+        # Hundreds of databases are created and dropped. None has to survive a crash of the machine.
         self._run("ALTER SYSTEM SET fsync = off")
         self._run("SELECT pg_reload_conf()")
         self._run(f"CREATE DATABASE {_TEMPLATE}")
@@ -25,18 +25,18 @@ class Databases:
 
     @contextmanager
     def migrated(self) -> Iterator[str]:
-        """Yield the URL of a fresh database with the schema of this version and no rows."""
+        """Yield the URL of a new database with the schema of this version and no rows."""
         with self._database(_TEMPLATE) as url:
             yield url
 
     @contextmanager
     def empty(self) -> Iterator[str]:
-        """Yield the URL of a fresh database without any table."""
+        """Yield the URL of a new database without tables."""
         with self._database("template0") as url:
             yield url
 
     def deadlocks(self, url: str) -> int:
-        """End every connection to a database, so that all is counted, and return how many deadlocks it has seen."""
+        """Close all connections to a database, which completes its statistics, and return the number of deadlocks."""
         name = url.rpartition("/")[2]
         with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
             connection.execute(

@@ -1,4 +1,4 @@
-"""Two connections that meet: who waits for whom, made certain instead of hoped for."""
+"""Tests of two connections, of which one waits for a lock of the other. The wait is observed, not assumed."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,14 +16,14 @@ WHERE datname = current_database() AND wait_event_type = 'Lock' AND pid <> pg_ba
 
 
 def after_it_waits(observer: Connection, work: Callable[[], T], release: Callable[[], object]) -> T:
-    """Run `work` in a thread; once it waits for a lock or is over, `release` what it waits for. Return its result."""
+    """Run `work` in a thread. When it waits for a lock, or has finished, call `release`. Return its result."""
     with ThreadPoolExecutor(1) as pool:
         future: Future[T] = pool.submit(work)
         try:
             wait_until(
                 lambda: future.done() or observer.execute(_WAITING).fetchone() is not None,
                 10,
-                "the other waits for a lock, or is over",
+                "the other connection waits for a lock, or has finished",
             )
         finally:
             release()

@@ -1,6 +1,6 @@
-"""A real PgBouncer before a database, from Debian's package, unpacked into a cache and not installed.
+"""A real PgBouncer in front of a database. If it is not installed, Debian's package is unpacked into a cache.
 
-Where it cannot be had the test says so and is skipped, unless ORDERSTREAM_NEEDS_PGBOUNCER is set, as it is in CI.
+If neither works, the test is skipped with the reason. If ORDERSTREAM_NEEDS_PGBOUNCER is set, as in CI, the test fails.
 """
 
 import os
@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from orderstream.local.processes.state import checkout
 from tests.support.waiting import wait_until
 
-# The library that few machines have; the others come with Debian itself or with apt.
+# The libraries that a Debian system may lack. The others are part of Debian or of apt.
 _PACKAGES = ("pgbouncer", "libc-ares2", "libevent-2.1-7")
 _ALTERNATIVES = {"libc-ares2": "libcares2", "libevent-2.1-7": "libevent-2.1-7t64"}
 _DOWNLOAD_SECONDS = 120
@@ -37,7 +37,7 @@ default_pool_size = {pool_size}
 
 
 def _program() -> tuple[list[str], dict[str, str]]:
-    """Return the command and its environment. Raises OSError or CalledProcessError where it cannot be had."""
+    """Return the command and its environment. Raises OSError or CalledProcessError if PgBouncer is not available."""
     if found := shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
         return [found], {}
     cache = checkout() / ".orderstream" / "pgbouncer"
@@ -67,11 +67,11 @@ def _run(argv: list[str], folder: str) -> None:
 
 
 def program() -> tuple[list[str], dict[str, str]]:
-    """Return the command and its environment, or skip the test that asks; fail it where PgBouncer is required."""
+    """Return the command and its environment. Without PgBouncer, skip the test, or fail it if PgBouncer is required."""
     try:
         return _program()
     except (OSError, subprocess.SubprocessError) as error:
-        why = f"no PgBouncer: neither installed nor to be had by apt-get download ({error})"
+        why = f"PgBouncer is not installed, and apt-get download failed ({error})"
         if os.environ.get("ORDERSTREAM_NEEDS_PGBOUNCER"):
             pytest.fail(why)
         pytest.skip(why)
@@ -79,7 +79,7 @@ def program() -> tuple[list[str], dict[str, str]]:
 
 @contextmanager
 def pgbouncer(postgres_url: str, port: int, mode: str, pool_size: int = 20, more: str = "") -> Iterator[str]:
-    """Run PgBouncer before a database and yield the URL that leads through it."""
+    """Run PgBouncer in front of a database, and yield the URL that goes through it."""
     argv, env = program()
     server = conninfo_to_dict(postgres_url)
     # PgBouncer does not run as root; `nobody` must read its files.

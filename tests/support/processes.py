@@ -1,4 +1,4 @@
-"""A process of a test: each wait notices when it ends, unless the test has told it to end or waits for its end."""
+"""A process of a test. Each wait of the test fails when it ends unexpectedly."""
 
 import signal
 import subprocess
@@ -12,23 +12,23 @@ _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGQUIT)
 
 
 class Process(subprocess.Popen[Any]):
-    """A child whose end is a surprise until the test signals it or calls `ends`."""
+    """A child whose end is unexpected until the test sends an ending signal or calls `ends`."""
 
     may_end = False
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal; one that asks for the end makes the end no surprise. `terminate` and `kill` come by here."""
+        """Send a signal. After an ending signal, its end is expected. `terminate` and `kill` call this method."""
         self.may_end |= sig in _ENDS
         super().send_signal(sig)
 
     def ends(self, limit_seconds: float = 20) -> int:
-        """Wait for its end, which is no surprise then, and return the exit code."""
+        """Wait for its end, which is then expected, and return the exit code."""
         self.may_end = True
         return self.wait(limit_seconds)
 
     @contextmanager
     def watched(self, name: str, said: Callable[[], str] = str) -> Iterator[None]:
-        """Until the block ends, each wait fails when this process ends, and shows the last of what it has `said`."""
+        """Until the block ends, each wait fails if this process ends unexpectedly, and shows the end of its output."""
 
         def ending() -> str | None:
             code = None if self.may_end else self.poll()

@@ -1,4 +1,4 @@
-"""All SQL of the services, as the tests walk over it."""
+"""All SQL statements of the services, for tests that check each of them."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ _PARAMETER = re.compile(r"%\(([a-z_]+)\)[sbt]")
 
 
 class Query(Struct, frozen=True):
-    """A block of a .sql file: which room's, its name, and its text with %(name)s parameters."""
+    """A block of a .sql file: its package, its name, and its text with %(name)s parameters."""
 
     room: str
     name: str
@@ -21,7 +21,7 @@ class Query(Struct, frozen=True):
 
     @property
     def numbered(self) -> str:
-        """The text with $1, $2, … for its parameters, as PREPARE wants it."""
+        """The text with $1, $2, … as parameters, for PREPARE."""
         names: list[str] = []
 
         def number(match: re.Match[str]) -> str:

@@ -1,5 +1,7 @@
-"""The three real servers without the services, for tests: their own directory and ports, fresh data, any of them to be
-killed, paused and started again."""
+"""Real PostgreSQL, Valkey and Kafka for tests, without the services: with their own directory, ports and empty data.
+
+A test can stop, kill, pause and restart each of them.
+"""
 
 import contextlib
 import io
@@ -24,7 +26,7 @@ _PORTS = ("postgres", "valkey", "kafka", "kafka-controller")
 
 
 class Server:
-    """One server of the three, in the hands of a test. Every method returns when it has taken effect."""
+    """One server, controlled by a test. Every method returns when it has taken effect."""
 
     def __init__(self, service: Service, child: Child, context: InstallContext) -> None:
         self._service = service
@@ -39,31 +41,31 @@ class Server:
         return self._child.pid
 
     def start(self) -> None:
-        """Start it and wait until it serves, on the port and the data it had. Raises ChildError."""
+        """Start it with its port and its data, and wait until it is ready. Raises ChildError."""
         self._service.install(self._context)
         self._child.start(self._service.command())
         if not await_ready(self._service, self._child, self._context.cancelled):
             raise ChildError(f"{self.name} {how_it_ended(self._child.exit_code() or 0)}", self._child.last_lines())
 
     def step(self, report: Callable[[str], None]) -> None:
-        """`start`, as a step of the common start."""
+        """Start it as a step of the start of all servers."""
         report("starting")
         self.start()
 
     def stop(self) -> None:
-        """Stop it in its own good order."""
+        """Stop it with its stop signal, and wait."""
         self._child.stop()
 
     def kill(self) -> None:
-        """End it at once, as `kill -9` does, with every process it has started."""
+        """Kill it and all its descendants."""
         self._child.kill()
 
     def pause(self) -> None:
-        """Leave it alive and silent: connections stay open, nothing answers."""
+        """Stop it with SIGSTOP. Connections stay open, and nothing answers."""
         self._child.pause()
 
     def resume(self) -> None:
-        """Undo `pause`."""
+        """Continue it after `pause`."""
         self._child.resume()
 
 
@@ -71,12 +73,12 @@ class Servers:
     """The running servers and their addresses."""
 
     def __init__(self, state: StateDir, registry: ProcessRegistry, chosen: dict[str, int]) -> None:
-        context = InstallContext(state, registry, _say_nothing, threading.Event())
-        home, known = server_home.choose(state, _say_nothing), passwords.read_or_make(state)
+        context = InstallContext(state, registry, _ignore, threading.Event())
+        home, known = server_home.choose(state, _ignore), passwords.read_or_make(state)
         postgres_server = Postgres(chosen["postgres"], home, known)
         valkey_server = Valkey(chosen["valkey"], home, known.valkey)
         kafka_server = Kafka(chosen["kafka"], chosen["kafka-controller"], home, shared_cache())
-        # Tests make databases and change settings of the server.
+        # Tests create databases and change settings of the server.
         self.postgres_url = postgres_server.superuser_url
         self.redis_url = valkey_server.url
         self.kafka_brokers = kafka_server.brokers
@@ -86,7 +88,7 @@ class Servers:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that lead a service to these servers."""
+        """The environment variables of a service that uses these servers."""
         return {
             "POSTGRES_URL": self.postgres_url,
             "REDIS_URL": self.redis_url,
@@ -101,18 +103,18 @@ class Servers:
 
 @contextlib.contextmanager
 def servers(state_dir: Path) -> Iterator[Servers]:
-    """Start real PostgreSQL, Valkey and Kafka with empty data under `state_dir`, and end them and the data afterwards.
+    """Start PostgreSQL, Valkey and Kafka with empty data under `state_dir`. Afterwards, stop them and remove the data.
 
-    The logs stay in `state_dir`/logs. What an earlier, killed user of the same directory left running is ended first,
-    so give the same directory every time. Raises BusyError while another process uses the directory, ChildError when a
-    server does not start, FetchError when the jars are not there and cannot be fetched.
+    The logs stay in `state_dir`/logs. Processes that an earlier, killed run left behind in this directory are ended
+    first. Use the same directory each time. Raises BusyError if another process uses it, ChildError if a server does
+    not start, FetchError if the jars cannot be fetched.
     """
     state = StateDir(state_dir)
     with state.lock():
         record = state.read()
         if record.run is not None:
             end_leftovers(record.run.children)
-        _forget_data(state)
+        server_home.remove(state)
         chosen = ports.pick(_PORTS, record.ports)
         pid = os.getpid()
         registry = ProcessRegistry(state, StateRecord(chosen, Run(pid, start_time(pid) or "")))
@@ -125,12 +127,8 @@ def servers(state_dir: Path) -> Iterator[Servers]:
             for child in registry.children:
                 child.kill()
             registry.update(lambda record: setattr(record, "run", None))
-            _forget_data(state)
+            server_home.remove(state)
 
 
-def _say_nothing(text: str) -> None:
-    """Swallow the progress: a test has no one to tell."""
-
-
-def _forget_data(state: StateDir) -> None:
-    server_home.remove(state)
+def _ignore(text: str) -> None:
+    """Ignore the progress."""

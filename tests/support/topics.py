@@ -1,4 +1,4 @@
-"""A test's own view of the shared topics: what is written from now on, and groups that begin here."""
+"""Reads and writes the shared topics. A test sees only records that were written after its start."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ _NO_LEADER_YET = (
 
 
 class Letter(Struct, frozen=True):
-    """A record as it stands in a topic."""
+    """A record in a topic."""
 
     topic: str
     partition: int
@@ -39,7 +39,7 @@ class Letter(Struct, frozen=True):
     headers: dict[str, bytes]
 
     def event(self) -> Event[Payload]:
-        """Return the event in it, which must keep its contract."""
+        """Check the event in it against its contract, and return it."""
         assert_event(self.topic, self.key, self.value)
         return decode(self.topic, self.key, self.value)
 
@@ -57,7 +57,7 @@ def _client(brokers: str, group: str) -> Consumer:
 
 
 def _partitions(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:
-    """Return every partition of these topics; one that was just made may not be known for a moment."""
+    """Return every partition of these topics. A topic that was just created may be unknown for a moment."""
     admin, names = AdminClient({"bootstrap.servers": brokers, "log_level": 0}), list(topics)
 
     def ask() -> list[TopicPartition]:
@@ -70,7 +70,7 @@ def _partitions(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:
 
 
 def _ends(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:
-    """Return the end of each partition; one that was just made may have no leader for a moment."""
+    """Return the end of each partition. A partition that was just created may have no leader for a moment."""
     admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
     partitions = _partitions(brokers, topics)
     latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -79,8 +79,8 @@ def _ends(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:
         answers = admin.list_offsets(dict.fromkeys(partitions, latest), request_timeout=_TIMEOUT_SECONDS)
         try:
             return [
-                TopicPartition(one.topic, one.partition, answer.result(_TIMEOUT_SECONDS).offset)
-                for one, answer in answers.items()
+                TopicPartition(partition.topic, partition.partition, answer.result(_TIMEOUT_SECONDS).offset)
+                for partition, answer in answers.items()
             ]
         except KafkaException as error:
             if error.args[0].code() in _NO_LEADER_YET:
@@ -91,12 +91,12 @@ def _ends(brokers: str, topics: Iterable[str]) -> list[TopicPartition]:
 
 
 def end_offsets(brokers: str, topics: Iterable[str]) -> dict[tuple[str, int], int]:
-    """Return where each partition ends."""
-    return {(one.topic, one.partition): one.offset for one in _ends(brokers, topics)}
+    """Return the end offset of each partition."""
+    return {(end.topic, end.partition): end.offset for end in _ends(brokers, topics)}
 
 
 def begin_here(brokers: str, group: str, topics: Iterable[str] = TOPICS) -> None:
-    """Have `group`, which must be without members, begin with what is written from now on."""
+    """Commit the end offsets for `group`, so that it reads only later records. It must have no members."""
     consumer = _client(brokers, group)
     try:
         consumer.commit(offsets=_ends(brokers, topics), asynchronous=False)
@@ -105,17 +105,17 @@ def begin_here(brokers: str, group: str, topics: Iterable[str] = TOPICS) -> None
 
 
 def offsets_of(brokers: str, group: str, topics: Iterable[str]) -> dict[tuple[str, int], int]:
-    """Return what `group` has committed."""
+    """Return the offsets that `group` has committed."""
     consumer = _client(brokers, group)
     try:
         found = consumer.committed(_partitions(brokers, topics), timeout=_TIMEOUT_SECONDS)
-        return {(one.topic, one.partition): one.offset for one in found}
+        return {(partition.topic, partition.partition): partition.offset for partition in found}
     finally:
         consumer.close()
 
 
 def new_group(brokers: str, group: str) -> None:
-    """Make a consumer group that begins here, and the topic of its dead letters."""
+    """Create a consumer group that reads only later records, and the topic of its dead letters."""
     admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
     letters = NewTopic(dead_letter_topic(group), 1, 1, config={"max.message.bytes": "2097152"})
     for future in admin.create_topics([letters], operation_timeout=_TIMEOUT_SECONDS).values():
@@ -126,29 +126,29 @@ def new_group(brokers: str, group: str) -> None:
 def publish(
     brokers: str, records: Iterable[tuple[str, bytes | None, bytes | None]], headers: Mapping[str, bytes] | None = None
 ) -> list[tuple[str, int, int]]:
-    """Write raw records (topic, key, value) and return where each stands: topic, partition, offset."""
+    """Write raw records (topic, key, value), and return topic, partition and offset of each."""
     producer = Producer({"bootstrap.servers": brokers, "linger.ms": 0, "partitioner": "murmur2_random"})
-    places: dict[int, tuple[str, int, int]] = {}
+    positions: dict[int, tuple[str, int, int]] = {}
     numbered = list(enumerate(records))
 
     def note(number: int) -> Callable[..., None]:
         def report(error: object, message: object) -> None:
             assert error is None
-            places[number] = (message.topic(), message.partition(), message.offset())  # type: ignore[attr-defined]
+            positions[number] = (message.topic(), message.partition(), message.offset())  # type: ignore[attr-defined]
 
         return report
 
     for number, (name, key, value) in numbered:
         producer.produce(name, value, key, on_delivery=note(number), headers=dict(headers or {}))
     assert producer.flush(_TIMEOUT_SECONDS) == 0
-    return [places[number] for number, _ in numbered]
+    return [positions[number] for number, _ in numbered]
 
 
 def publish_events(
     brokers: str, events: Iterable[Event[Payload]], headers: Mapping[str, bytes] | None = None
 ) -> list[tuple[str, int, int]]:
     """Write events as the services do."""
-    records = [(topic_of(one.type), one.correlation_id.encode(), msgspec.json.encode(one)) for one in events]
+    records = [(topic_of(event.type), event.correlation_id.encode(), msgspec.json.encode(event)) for event in events]
     return publish(brokers, records, headers)
 
 
@@ -157,14 +157,14 @@ def _headers(message: Message) -> list[tuple[str, object]]:
 
 
 class Tap:
-    """Reads topics from the moment it is opened; keeps everything it has read in `letters`."""
+    """Reads the records that are written to topics after it is opened, and keeps them in `letters`."""
 
     def __init__(self, brokers: str, topics: Iterable[str]) -> None:
         self._brokers = brokers
         self._topics = tuple(topics)
         self._consumer = _client(brokers, "tap")
         self._next = end_offsets(brokers, self._topics)
-        self._consumer.assign([TopicPartition(*place, offset) for place, offset in self._next.items()])
+        self._consumer.assign([TopicPartition(*partition, offset) for partition, offset in self._next.items()])
         self.letters: list[Letter] = []
 
     def __enter__(self) -> Self:
@@ -174,7 +174,7 @@ class Tap:
         self._consumer.close()
 
     def read(self, seconds: float = 0.05) -> list[Letter]:
-        """Take what has arrived, waiting at most `seconds` for it, and return everything read so far."""
+        """Read the records that arrive within `seconds`, and return all records until now."""
         for message in self._consumer.consume(1_000, seconds):
             assert message.error() is None, message.error()
             name, partition, offset = message.topic(), message.partition(), message.offset()
@@ -187,7 +187,7 @@ class Tap:
         return self.letters
 
     def until(self, enough: Callable[[list[Letter]], object], limit_seconds: float, why: str) -> list[Letter]:
-        """Read until `enough(everything so far)`; fail with `why` after `limit_seconds`."""
+        """Read until `enough` is true for all records until now. Fail with `why` after `limit_seconds`."""
         try:
             wait_until(lambda: enough(self.read()), limit_seconds, why)
         except AssertionError as error:
@@ -196,12 +196,12 @@ class Tap:
         return self.letters
 
     def so_far(self) -> list[Letter]:
-        """Read up to where the topics end now."""
+        """Read to the current end of the topics."""
         ends = end_offsets(self._brokers, self._topics)
         return self.until(lambda _: self._next == ends, _TIMEOUT_SECONDS, "everything written so far")
 
     def count(self, number: int, limit_seconds: float = 20) -> list[Letter]:
-        """Read until there are `number` records; fail when there are more."""
+        """Read until there are `number` records. Fail if there are more."""
         letters = self.until(lambda seen: len(seen) >= number, limit_seconds, f"{number} records")
         assert len(letters) == number
         return letters
@@ -209,7 +209,7 @@ class Tap:
 
 @contextmanager
 def topic_settings(brokers: str, name: str, values: Mapping[str, str]) -> Iterator[None]:
-    """Have a topic with these settings for the length of the block."""
+    """Change settings of a topic until the block ends."""
     admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
 
     def alter(wanted: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
-"""How tests wait: for a condition, with a limit, never for a length of time that is hoped to be enough.
+"""Waits of tests: for a condition, with a time limit, never for a fixed time.
 
-A thread or process that a test depends on is watched meanwhile. If it ends, each wait fails at once and names it.
+A test can watch the threads and processes that it depends on. If one ends, each wait fails at once and names it.
 """
 
 import time
@@ -12,14 +12,14 @@ from msgspec import Struct
 
 T = TypeVar("T")
 Ending = BaseException | str
-"""How something ended: what it raised, or a text that says so."""
+"""How a watched thread or process ended: its exception, or a text."""
 
 _PAUSE_SECONDS = 0.01
 _TAIL_CHARACTERS = 4_000
 
 
 class StoppedError(Exception):
-    """Something that a test depends on has stopped; the message names it and says how it ended."""
+    """A thread or process that a test depends on has ended. The message names it and says how it ended."""
 
 
 class _Watched(Struct, frozen=True):
@@ -35,7 +35,7 @@ _watched: list[_Watched] = []
 def watched(name: str, ending: Callable[[], Ending | None], said: Callable[[], str] = str) -> Iterator[None]:
     """Until the block ends, each wait fails as soon as `ending` returns how `name` ended.
 
-    A wait that fails shows the last of what `name` has `said`.
+    A wait that fails shows the end of the output `said` of `name`.
     """
     entry = _Watched(name, ending, said)
     _watched.append(entry)
@@ -59,15 +59,15 @@ def _failure(message: str) -> AssertionError:
     error = AssertionError(message)
     for entry in _watched:
         if said := entry.said().strip():
-            error.add_note(f"The last of what {entry.name} said:\n{said[-_TAIL_CHARACTERS:]}")
+            error.add_note(f"The end of the output of {entry.name}:\n{said[-_TAIL_CHARACTERS:]}")
     return error
 
 
 def wait_until(condition: Callable[[], T], limit_seconds: float, why: str) -> T:
-    """Return the first true value of `condition`; fail with `why` and its last value when there is none in time.
+    """Return the first true value of `condition`. Without one in time, fail with `why` and the last value.
 
-    An exception of `condition` ends the wait: a condition that may fail for a while says so itself. So does the end of
-    what is watched, unless the condition holds after it.
+    `why` says what the test waits for. An exception of `condition` ends the wait. The end of a watched thread or
+    process also ends it, unless the condition is true afterwards.
     """
     deadline = time.monotonic() + limit_seconds
     while True:
@@ -78,5 +78,5 @@ def wait_until(condition: Callable[[], T], limit_seconds: float, why: str) -> T:
         if end is not None:
             raise _failure(f"waiting for: {why} (last seen: {value!r}), but {end}") from end
         if time.monotonic() > deadline:
-            raise _failure(f"waited {limit_seconds:g} s in vain: {why} (last seen: {value!r})")
+            raise _failure(f"not within {limit_seconds:g} s: {why} (last seen: {value!r})")
         time.sleep(_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""The handlers of the three workers, wired as their processes wire them."""
+"""The handlers of the three workers, created as their processes create them."""
 
 from importlib import import_module
 from types import ModuleType
@@ -12,12 +12,12 @@ WORKERS = ("payment-worker", "inventory-worker", "order-service")
 
 
 def app_of(service: str) -> ModuleType:
-    """Return the module that wires a worker."""
+    """Return the module that creates the handler of a worker."""
     return import_module(f"orderstream.{service.replace('-', '_')}.app")
 
 
 def wired_handler(monkeypatch: pytest.MonkeyPatch, service: str, settings: Settings) -> Any:
-    """Return the handler that the worker's own `run` hands to its loop, without running it."""
+    """Return the handler that the worker's `run` passes to its runner, without running it."""
     handlers: list[Any] = []
     app = app_of(service)
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The command line: help everywhere, and a wrong setting is named before anything happens."""
+"""The command line: every command has help, and wrong settings are named before anything happens."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from orderstream.settings import SERVICES
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every command with the words that lead to it."""
+    """Yield the words of every command."""
     yield path
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
@@ -29,7 +29,7 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 @pytest.mark.parametrize("path", list(commands(main)), ids=" ".join)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_everywhere(path: tuple[str, ...], flag: str) -> None:
+def test_every_command_has_help(path: tuple[str, ...], flag: str) -> None:
     result = CliRunner().invoke(main, [*path, flag])
     assert result.exit_code == 0
     assert "Usage:" in result.output
@@ -58,7 +58,7 @@ def test_options_that_librdkafka_refuses_are_bad_configuration(words: str) -> No
     assert len(done.stderr.splitlines()) == 2
 
 
-def test_a_command_that_fails_says_so_in_one_line_whatever_its_clients_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_fails_prints_one_line_although_its_clients_log_more(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object) -> None:
         structlog.get_logger().warning("kafka_unreachable")
         raise KafkaException(KafkaError(KafkaError._TRANSPORT))
@@ -84,20 +84,20 @@ def test_a_command_that_fails_says_so_in_one_line_whatever_its_clients_log(monke
         ["set", "SKU-1", "1e3"],
     ],
 )
-def test_stock_that_no_order_could_name_or_hold_is_refused(words: list[str]) -> None:
+def test_a_sku_or_a_number_that_no_order_can_have_is_refused(words: list[str]) -> None:
     result = CliRunner().invoke(main, ["stock", *words])
     assert result.exit_code == 2
     assert "Invalid value" in result.stderr
 
 
-def test_an_audit_that_could_not_ask_is_not_one_that_found_something() -> None:
+def test_an_audit_without_a_database_exits_with_2() -> None:
     result = CliRunner().invoke(main, ["audit"], env={"POSTGRES_URL": "postgresql://app@127.0.0.1:1/orders"})
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: ")
 
 
 @pytest.mark.parametrize("command", ["env", "status"])
-def test_without_a_running_stack_it_says_so(command: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_without_a_running_stack_a_command_says_so(command: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     result = CliRunner().invoke(main, [command], env={"ORDERSTREAM_STATE": str(tmp_path_factory.mktemp("state"))})
     assert result.exit_code == 1
     assert "nothing is running" in result.stderr

@@ -1,4 +1,4 @@
-"""A wait that fails names what stopped: a test that fails must not have to be read to be understood."""
+"""A failed wait names its condition, and the process or thread that ended."""
 
 import sys
 
@@ -10,12 +10,12 @@ from tests.support.waiting import StoppedError, wait_until, watched
 LONG_SECONDS = 60
 
 
-def test_a_wait_in_vain_says_for_what_and_what_it_saw_last() -> None:
-    with pytest.raises(AssertionError, match=r"waited 0.02 s in vain: it never comes \(last seen: \[\]\)"):
-        wait_until(list, 0.02, "it never comes")
+def test_a_wait_that_fails_names_its_condition_and_the_last_value() -> None:
+    with pytest.raises(AssertionError, match=r"not within 0.02 s: it comes \(last seen: \[\]\)"):
+        wait_until(list, 0.02, "it comes")
 
 
-def test_a_wait_fails_at_once_when_what_it_depends_on_has_failed() -> None:
+def test_a_wait_fails_at_once_when_a_watched_thread_has_failed() -> None:
     death = ValueError("the cause")
     with (
         watched("the worker", lambda: death, lambda: "its last line"),
@@ -24,10 +24,10 @@ def test_a_wait_fails_at_once_when_what_it_depends_on_has_failed() -> None:
         wait_until(lambda: False, LONG_SECONDS, "an answer")
     assert isinstance(caught.value.__cause__, StoppedError)
     assert caught.value.__cause__.__cause__ is death
-    assert caught.value.__notes__ == ["The last of what the worker said:\nits last line"]
+    assert caught.value.__notes__ == ["The end of the output of the worker:\nits last line"]
 
 
-def test_a_condition_that_holds_after_the_end_is_met() -> None:
+def test_a_condition_may_become_true_after_the_end() -> None:
     with watched("the worker", lambda: "done"):
         assert wait_until(lambda: 1, LONG_SECONDS, "its effect") == 1
 
@@ -39,9 +39,9 @@ def test_a_process_that_dies_is_reported_with_its_exit_code() -> None:
         assert child.ends() == 3
 
 
-def test_the_end_that_a_test_asks_for_is_no_surprise() -> None:
+def test_an_end_that_the_test_requests_does_not_fail_a_wait() -> None:
     with Process([sys.executable, "-c", "import time; time.sleep(600)"]) as child, child.watched("the service"):
         child.terminate()
         child.wait(LONG_SECONDS)
-        with pytest.raises(AssertionError, match="in vain"):
-            wait_until(lambda: False, 0.02, "what nobody does")
+        with pytest.raises(AssertionError, match="not within"):
+            wait_until(lambda: False, 0.02, "it never happens")

@@ -1,4 +1,4 @@
-"""The variables that docker-compose.yml gives to Kafka make a broker: its image's own program turns them into one."""
+"""The variables of docker-compose.yml configure a working broker. The program of Kafka's image reads them."""
 
 import os
 import subprocess
@@ -15,12 +15,12 @@ from tests.support.brokers import broker, java
 from tests.support.compose import services
 
 IMAGE_CLUSTER_ID = "5L6g3nShT-eMCtK--X86sw"
-"""What the image sets CLUSTER_ID to."""
+"""The CLUSTER_ID of the image."""
 
 
 @pytest.fixture
 def environment(kafka_brokers: str, tmp_path: Path) -> dict[str, str]:
-    """The variables, moved to free ports and a directory of this test; `kafka_brokers` has fetched the jars."""
+    """The variables, with free ports and a directory of this test. `kafka_brokers` has fetched the jars."""
     chosen = ports.pick(["broker", "controller"], {})
     moved = {
         "localhost:9093": f"127.0.0.1:{chosen['controller']}",
@@ -36,7 +36,7 @@ def environment(kafka_brokers: str, tmp_path: Path) -> dict[str, str]:
     return variables
 
 
-def test_the_variables_make_a_broker_that_takes_our_topics(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_variables_configure_a_broker_that_accepts_our_topics(environment: dict[str, str], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     folders = ["--default-configs-dir", str(empty), "--mounted-configs-dir", str(empty)]

@@ -1,4 +1,4 @@
-"""Stores of a test's own: a state directory, and the processes that the test starts in it end with it."""
+"""Servers for one test: they run in its own state directory and end with the test."""
 
 import os
 import threading
@@ -18,8 +18,8 @@ from orderstream.local.servers.passwords import Passwords, read_or_make
 from orderstream.local.servers.server_home import ServerHome
 
 
-class Stores:
-    """What starts a store as `orderstream up` does."""
+class LocalServers:
+    """Starts servers as `orderstream up` does."""
 
     def __init__(self, state: StateDir) -> None:
         self.state = state
@@ -29,7 +29,7 @@ class Stores:
         self.context = InstallContext(state, self.registry, lambda _: None, threading.Event())
 
     def start(self, service: Service) -> Child:
-        """Install it, start it and wait until it serves."""
+        """Install and start a server, and wait until it is ready."""
         service.install(self.context)
         child = Child(service.name, self.state.log(service.name), self.registry)
         child.start(service.command())
@@ -38,13 +38,13 @@ class Stores:
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    """The stores of a fresh state directory."""
+def local_servers(tmp_path: Path) -> Iterator[LocalServers]:
+    """The servers of a new state directory."""
     jars.install(shared_cache() / "jars", lambda _: None, threading.Event())
     state = StateDir(tmp_path / "state")
     state.open()
-    made = Stores(state)
-    yield made
-    for child in made.registry.children:
+    local_servers = LocalServers(state)
+    yield local_servers
+    for child in local_servers.registry.children:
         child.kill()
     server_home.remove(state)

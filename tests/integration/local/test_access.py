@@ -1,4 +1,4 @@
-"""The local Valkey and Kafka: no client without the password, on any listener, and the right one works."""
+"""The local Valkey and Kafka require the password on every listener."""
 
 import itertools
 import socket
@@ -19,28 +19,31 @@ from orderstream.local.processes.state import shared_cache
 from orderstream.local.servers.kafka import Kafka
 from orderstream.local.servers.valkey import Valkey
 from orderstream.settings import Settings
-from tests.integration.local.conftest import Stores
+from tests.integration.local.conftest import LocalServers
 
 FETCH, METADATA, DESCRIBE_QUORUM = 1, 3, 55
 
 
-def test_valkey_asks_for_its_password(stores: Stores) -> None:
-    valkey = Valkey(ports.pick(["valkey"], {})["valkey"], stores.home, stores.passwords.valkey)
-    child = stores.start(valkey)
+def test_valkey_requires_its_password(local_servers: LocalServers) -> None:
+    valkey = Valkey(ports.pick(["valkey"], {})["valkey"], local_servers.home, local_servers.passwords.valkey)
+    child = local_servers.start(valkey)
     with redis.Redis.from_url(valkey.url) as client:
         client.set("a", "b")
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "allkeys-lru"}
         assert client.config_get("save") == {"save": ""}
-    for url in (f"redis://{valkey.url.rpartition('@')[2]}", valkey.url.replace(stores.passwords.valkey, "guess")):
+    for url in (
+        f"redis://{valkey.url.rpartition('@')[2]}",
+        valkey.url.replace(local_servers.passwords.valkey, "guess"),
+    ):
         with redis.Redis.from_url(url) as client, pytest.raises(redis.exceptions.AuthenticationError):
             client.get("a")
-    assert stores.passwords.valkey not in Path(f"/proc/{child.pid}/cmdline").read_text()
+    assert local_servers.passwords.valkey not in Path(f"/proc/{child.pid}/cmdline").read_text()
 
 
-def test_kafka_takes_nothing_without_its_password(stores: Stores) -> None:
+def test_kafka_answers_nothing_without_its_password(local_servers: LocalServers) -> None:
     chosen = ports.pick(["broker", "controller"], {})
-    kafka = Kafka(chosen["broker"], chosen["controller"], stores.home, shared_cache(), stores.passwords)
-    stores.start(kafka)
+    kafka = Kafka(chosen["broker"], chosen["controller"], local_servers.home, shared_cache(), local_servers.passwords)
+    local_servers.start(kafka)
     settings = Settings.model_validate({"kafka_brokers": kafka.brokers, "kafka_options": kafka.options})
     ensure_topics(settings)
     Publisher(settings, "test").publish([Publication("order.created.v1", "key", b"value", [])])
@@ -57,14 +60,14 @@ def test_kafka_takes_nothing_without_its_password(stores: Stores) -> None:
 
 
 def note(errors: list[KafkaError | None], error: KafkaError | None, _message: object) -> None:
-    """Take a delivery report down."""
+    """Record a delivery report."""
     errors.append(error)
 
 
 def answer(port: int, api: int) -> bytes:
-    """What a listener answers to a request of a client that has given no password; it closes the connection.
+    """Return the answer of a listener to a client without a password: nothing, because it closes the connection.
 
-    The controller's listener too: a client that can write there can change the topics, or stop the broker.
+    The listener of the controller must close it too. A client that can write there can change topics or stop Kafka.
     """
     request = struct.pack(">hhihi", api, 0, 1, -1, 0)
     with socket.create_connection(("127.0.0.1", port), 5) as connection:

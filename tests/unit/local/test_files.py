@@ -1,4 +1,4 @@
-"""Private files: their modes do not depend on the umask, and what was open is closed to others."""
+"""Private files: their modes do not depend on the umask, and files that others could read are closed."""
 
 import os
 import stat
@@ -14,19 +14,19 @@ from orderstream.local.servers import passwords
 
 @pytest.fixture(params=[0o000, 0o027, 0o077], ids=["umask-000", "umask-027", "umask-077"])
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Every umask that a shell may have."""
+    """Several values of the umask."""
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
 
 
 def mode(path: Path) -> int:
-    """The rights on `path`."""
+    """Return the mode of `path`."""
     return stat.S_IMODE(path.lstat().st_mode)
 
 
 @pytest.mark.usefixtures("umask")
-def test_what_a_stack_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_state(tmp_path: Path) -> None:
     state = StateDir(tmp_path / "a" / "state")
     with state.lock():
         state.write(StateRecord({"kafka": 20_001}))
@@ -37,7 +37,7 @@ def test_what_a_stack_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert {mode(path) for path in state.root.rglob("*") if path.is_file()} == {0o600}
 
 
-def test_what_an_earlier_version_left_readable_is_closed_at_the_next_start(state: StateDir) -> None:
+def test_files_that_an_earlier_version_left_readable_are_closed_at_the_next_start(state: StateDir) -> None:
     state.root.chmod(0o755)
     state.logs.chmod(0o755)
     for path in (state.root / "stack.json", state.log("up"), state.root / "cache" / "jars" / "a.jar"):
@@ -49,7 +49,7 @@ def test_what_an_earlier_version_left_readable_is_closed_at_the_next_start(state
     assert [path for path in (state.root, *state.root.rglob("*")) if mode(path) & 0o077] == []
 
 
-def test_a_directory_that_holds_other_things_keeps_its_mode(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_keeps_its_mode(tmp_path: Path) -> None:
     (tmp_path / "of-the-user").mkdir()
     (tmp_path / "of-the-user").chmod(0o755)
     tmp_path.chmod(0o755)
@@ -72,7 +72,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("umask")
-def test_what_is_opened_can_be_read_and_run_by_all(tmp_path: Path) -> None:
+def test_opened_files_can_be_read_and_run_by_all(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     program, library = tmp_path / "bin" / "program", tmp_path / "bin" / "library"
     program.write_text("")
@@ -82,7 +82,7 @@ def test_what_is_opened_can_be_read_and_run_by_all(tmp_path: Path) -> None:
     assert [mode(path) for path in (tmp_path / "bin", program, library)] == [0o755, 0o755, 0o644]
 
 
-def test_passwords_stay_and_differ(state: StateDir) -> None:
+def test_passwords_are_kept_and_differ(state: StateDir) -> None:
     first = passwords.read_or_make(state)
     assert passwords.read_or_make(state) == first == passwords.read(state)
     known = [getattr(first, name) for name in first.__struct_fields__]
@@ -90,7 +90,7 @@ def test_passwords_stay_and_differ(state: StateDir) -> None:
     assert min(map(len, known)) >= 32
 
 
-def test_an_unreadable_file_of_passwords_is_made_again(state: StateDir) -> None:
+def test_an_unreadable_file_of_passwords_is_replaced(state: StateDir) -> None:
     (state.root / "secrets.json").write_text("{")
     assert passwords.read(state) is None
     assert passwords.read_or_make(state) == passwords.read(state)

@@ -1,4 +1,4 @@
-"""The jars: only what the lock names gets in place, and nothing is fetched twice."""
+"""Only jars with the sha256 of the lock are installed, and no jar is fetched twice."""
 
 import hashlib
 import threading
@@ -16,7 +16,7 @@ LOCK = [Jar("group", name, "1", "jar", hashlib.sha256(content).hexdigest()) for 
 
 
 class Source:
-    """Stands for jgo: hands out the contents, and counts."""
+    """Replaces jgo: returns the contents, and records the fetched names."""
 
     def __init__(self, contents: dict[str, bytes], gate: threading.Event | None = None) -> None:
         self.contents = contents
@@ -54,14 +54,14 @@ class Source:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, source: Source) -> Source:
-    """Let the module see the small lock and this source."""
+    """Make the module use the small lock and this source."""
     monkeypatch.setattr(jars, "locked", lambda: LOCK)
     monkeypatch.setattr(jars, "_context", source.context)
     return source
 
 
 def install(folder: Path, cancelled: threading.Event | None = None) -> list[Path]:
-    """Install without anyone to tell."""
+    """Install without reports."""
     return jars.install(folder, lambda _: None, cancelled or threading.Event())
 
 
@@ -81,7 +81,7 @@ def test_all_jars_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(source.fetched) == sorted(CONTENTS)
 
 
-def test_a_damaged_jar_is_fetched_again_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_damaged_jar_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = use(monkeypatch, Source(CONTENTS))
     paths = install(tmp_path)
     paths[1].write_bytes(b"second j")
@@ -91,7 +91,7 @@ def test_a_damaged_jar_is_fetched_again_and_no_other(tmp_path: Path, monkeypatch
     assert paths[1].read_bytes() == b"second jar"
 
 
-def test_what_is_not_what_the_lock_names_never_gets_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jar_with_another_sha256_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, Source({**CONTENTS, "two": b"something else"}))
     with pytest.raises(FetchError, match=r"group:two:1.*sha256"):
         install(tmp_path)

@@ -1,4 +1,4 @@
-"""The plan of a start: what was given is not started, and where everything is."""
+"""The plan of a start: servers with a given URL are not started, and every service gets the addresses."""
 
 import json
 from typing import Any
@@ -14,11 +14,11 @@ from orderstream.settings import SERVICES, Settings
 
 
 def given(**values: Any) -> Settings:
-    """The settings of an environment that has only these."""
+    """Return the settings of an environment that has only these variables."""
     return Settings(**values)
 
 
-LOCATIONS = ("POSTGRES_URL", "REDIS_URL", "KAFKA_BROKERS", "KAFKA_OPTIONS")
+ADDRESSES = ("POSTGRES_URL", "REDIS_URL", "KAFKA_BROKERS", "KAFKA_OPTIONS")
 KEPT = {"postgres": 20_101, "valkey": 20_102, "kafka": 20_103}
 
 
@@ -35,58 +35,59 @@ KEPT = {"postgres": 20_101, "valkey": 20_102, "kafka": 20_103}
         (given(redis_url="redis://cache.example:20102/0"), {"valkey"}),
     ],
 )
-def test_a_given_url_counts_unless_it_is_our_own(settings: Settings, found: set[str]) -> None:
+def test_a_given_url_counts_unless_it_has_our_own_port(settings: Settings, found: set[str]) -> None:
     assert plan.given(settings, KEPT) == found
 
 
-def test_parts_and_services_of_a_plain_start(state: StateDir) -> None:
-    made = plan.plan(given(), state, {})
-    assert [server.name for server in made.servers] == ["postgres", "valkey", "kafka"]
-    assert [service.name for service in made.services] == list(SERVICES)
-    assert made.urls["BASE_URL"] == "http://127.0.0.1:3000"
-    assert made.urls["KAFKA_BROKERS"] == f"127.0.0.1:{made.ports['kafka']}"
+def test_a_plain_start_has_three_servers_and_five_services(state: StateDir) -> None:
+    planned = plan.plan(given(), state, {})
+    assert [server.name for server in planned.servers] == ["postgres", "valkey", "kafka"]
+    assert [service.name for service in planned.services] == list(SERVICES)
+    assert planned.urls["BASE_URL"] == "http://127.0.0.1:3000"
+    assert planned.urls["KAFKA_BROKERS"] == f"127.0.0.1:{planned.ports['kafka']}"
 
 
-def test_a_given_part_is_used_and_not_started(state: StateDir) -> None:
-    made = plan.plan(given(postgres_url="postgresql://db.example/orders"), state, {})
-    assert [server.name for server in made.servers] == ["valkey", "kafka"]
-    assert made.urls["POSTGRES_URL"] == "postgresql://db.example/orders"
+def test_a_server_with_a_given_url_is_not_started(state: StateDir) -> None:
+    planned = plan.plan(given(postgres_url="postgresql://db.example/orders"), state, {})
+    assert [server.name for server in planned.servers] == ["valkey", "kafka"]
+    assert planned.urls["POSTGRES_URL"] == "postgresql://db.example/orders"
 
 
-def test_replicas_have_names_and_pages_of_their_own(state: StateDir) -> None:
-    made = plan.plan(given(replicas_payment_worker=3, replicas_order_service=0), state, {})
-    workers = [one for one in made.services if one.name.startswith("payment-worker")]
-    assert [one.name for one in workers] == ["payment-worker", "payment-worker-2", "payment-worker-3"]
-    assert len({one.health_url for one in workers if isinstance(one, OrderStreamService)}) == 3
-    assert not [one for one in made.services if one.name == "order-service"]
+def test_each_replica_has_its_own_name_and_health_page(state: StateDir) -> None:
+    planned = plan.plan(given(replicas_payment_worker=3, replicas_order_service=0), state, {})
+    workers = [service for service in planned.services if service.name.startswith("payment-worker")]
+    assert [worker.name for worker in workers] == ["payment-worker", "payment-worker-2", "payment-worker-3"]
+    assert len({worker.health_url for worker in workers if isinstance(worker, OrderStreamService)}) == 3
+    assert not [service for service in planned.services if service.name == "order-service"]
 
 
-def test_replicas_of_the_gateway_share_the_port_and_have_pages_of_their_own(state: StateDir) -> None:
-    made = plan.plan(given(replicas_api_gateway=2, port=3456), state, {})
-    gateways = [one for one in made.services if isinstance(one, OrderStreamService) and one.service == "api-gateway"]
-    assert [one.settings_env["PORT"] for one in gateways] == ["3456", "3456"]
-    ports = [one.settings_env["METRICS_PORT"] for one in gateways]
+def test_replicas_of_the_gateway_share_the_port_and_have_their_own_health_pages(state: StateDir) -> None:
+    planned = plan.plan(given(replicas_api_gateway=2, port=3456), state, {})
+    services = [service for service in planned.services if isinstance(service, OrderStreamService)]
+    gateways = [service for service in services if service.service == "api-gateway"]
+    assert [gateway.settings_env["PORT"] for gateway in gateways] == ["3456", "3456"]
+    ports = [gateway.settings_env["METRICS_PORT"] for gateway in gateways]
     assert len(set(ports)) == 2
-    assert [one.health_url for one in gateways] == [f"http://127.0.0.1:{port}/readyz" for port in ports]
+    assert [gateway.health_url for gateway in gateways] == [f"http://127.0.0.1:{port}/readyz" for port in ports]
 
 
-def test_a_service_is_told_where_everything_is(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_gets_all_addresses_in_its_environment(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAYMENT_SUCCESS_RATE", "0.5")
-    made = plan.plan(given(port=3456), state, {})
-    env = next(one for one in made.services if one.name == "payment-worker").command().env
-    assert {name: env[name] for name in (*LOCATIONS, "PORT", "LOG_FORMAT")} == {
-        **{name: url for name, url in made.urls.items() if name != "BASE_URL"},
+    planned = plan.plan(given(port=3456), state, {})
+    env = next(service for service in planned.services if service.name == "payment-worker").command().env
+    assert {name: env[name] for name in (*ADDRESSES, "PORT", "LOG_FORMAT")} == {
+        **{name: url for name, url in planned.urls.items() if name != "BASE_URL"},
         "PORT": "3456",
         "LOG_FORMAT": "json",
     }
-    assert env["METRICS_PORT"] == str(made.ports["payment-worker"])
+    assert env["METRICS_PORT"] == str(planned.ports["payment-worker"])
     assert env["PAYMENT_SUCCESS_RATE"] == "0.5"
 
 
-def test_the_password_of_our_own_kafka_goes_before_one_that_the_shell_has(state: StateDir) -> None:
+def test_the_password_of_our_own_kafka_replaces_that_of_the_shell(state: StateDir) -> None:
     shell = {"sasl.password": "of an earlier state", "client.rack": "a"}
-    made = plan.plan(given(kafka_options=shell), state, {}, passwords=Passwords(kafka="new"))
-    options = json.loads(made.urls["KAFKA_OPTIONS"])
+    planned = plan.plan(given(kafka_options=shell), state, {}, passwords=Passwords(kafka="new"))
+    options = json.loads(planned.urls["KAFKA_OPTIONS"])
     assert (options["sasl.password"], options["client.rack"]) == ("new", "a")
     elsewhere = plan.plan(given(kafka_options=shell, kafka_brokers="kafka.example:9092"), state, {})
     assert json.loads(elsewhere.urls["KAFKA_OPTIONS"]) == shell
@@ -94,8 +95,8 @@ def test_the_password_of_our_own_kafka_goes_before_one_that_the_shell_has(state:
 
 def test_no_argument_of_any_process_holds_a_password(state: StateDir) -> None:
     passwords = Passwords()
-    made = plan.plan(given(), state, {}, passwords=passwords)
-    arguments = " ".join(word for service in (*made.servers, *made.services) for word in service.command().argv)
+    planned = plan.plan(given(), state, {}, passwords=passwords)
+    arguments = " ".join(word for service in (*planned.servers, *planned.services) for word in service.command().argv)
     assert not [word for word in msgspec.structs.asdict(passwords).values() if word in arguments]
 
 
@@ -103,5 +104,5 @@ def test_no_argument_of_any_process_holds_a_password(state: StateDir) -> None:
     ("host", "base_url"),
     [("0.0.0.0", "http://127.0.0.1:3000"), ("::1", "http://[::1]:3000"), ("10.0.0.7", "http://10.0.0.7:3000")],
 )
-def test_the_base_url_is_one_that_can_be_called(state: StateDir, host: str, base_url: str) -> None:
+def test_the_base_url_is_an_address_that_clients_can_reach(state: StateDir, host: str, base_url: str) -> None:
     assert plan.plan(given(host=host), state, {}).urls["BASE_URL"] == base_url

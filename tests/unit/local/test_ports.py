@@ -1,4 +1,4 @@
-"""Ports: kept while they are free, replaced when they are not, and named holders."""
+"""Ports are kept while they are free and replaced when they are taken. The holder of a taken port is named."""
 
 import os
 import socket
@@ -25,12 +25,12 @@ def test_a_port_shared_by_so_reuseport_is_not_free_either() -> None:
         assert not ports.is_free(ports.LOOPBACK, server.getsockname()[1])
 
 
-def test_an_address_that_is_not_ours_is_another_error() -> None:
+def test_an_address_of_another_machine_is_an_error() -> None:
     with pytest.raises(OSError, match="assign"):
         ports.is_free("192.0.2.1", 3000)
 
 
-def test_every_name_gets_a_port_of_its_own() -> None:
+def test_every_name_gets_its_own_port() -> None:
     chosen = ports.pick(["a", "b", "c", "d"], {})
     assert len(set(chosen.values())) == 4
 
@@ -47,7 +47,7 @@ def test_a_taken_port_is_replaced_and_the_others_kept(taken: int) -> None:
     assert again["b"] not in {taken, first["a"]}
 
 
-def test_the_port_of_the_api_is_given_to_no_part() -> None:
+def test_the_port_of_the_api_is_not_picked() -> None:
     first = ports.pick(["a"], {})
     assert ports.pick(["a"], first, avoid=first.values()) != first
 

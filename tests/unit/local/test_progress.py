@@ -1,4 +1,4 @@
-"""What a person sees: plain lines without a terminal, one moving line on one, and no trouble when it has gone."""
+"""The progress is shown in plain lines, or on a terminal in one moving line. A closed terminal is no error."""
 
 import io
 
@@ -7,7 +7,7 @@ from tests.support.waiting import wait_until
 
 
 class Screen(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     encoding = "utf-8"
 
@@ -30,13 +30,13 @@ def test_on_a_terminal_one_line_moves() -> None:
     terminal = Terminal(screen)
     terminal.begin("kafka")
     terminal.note("kafka", "fetching 3 of 46 jars")
-    wait_until(lambda: "kafka: fetching 3 of 46 jars" in screen.getvalue(), 10, "nothing moved")
+    wait_until(lambda: "kafka: fetching 3 of 46 jars" in screen.getvalue(), 10, "the moving line is shown")
     terminal.clear()
     assert screen.getvalue().endswith("\r\x1b[2K")
 
 
-def test_a_terminal_that_has_gone_is_no_error() -> None:
+def test_a_closed_terminal_is_no_error() -> None:
     stream = io.StringIO()
     terminal = Terminal(stream)
     stream.close()
-    terminal.say("no one hears this")
+    terminal.say("not shown")

@@ -1,4 +1,4 @@
-"""Where root's stores are: the first folder that can hold and run them, and always the one that has the data."""
+"""The servers of root use the folder that has their data, otherwise the first folder that can hold and run them."""
 
 import os
 import shutil
@@ -13,33 +13,35 @@ from orderstream.local.processes.state import StateDir
 from orderstream.local.servers import server_home
 from orderstream.local.servers.server_home import ServerHomeError
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's stores are kept elsewhere")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only the servers of root are in another folder")
 
 
 @pytest.fixture
 def bases(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """Two folders in place of /var/tmp and its like, that every account may enter."""
-    root = Path("/tmp") / f"orderstream-places-{os.getpid()}"  # noqa: S108
-    made = [root / "first", root / "second"]
-    monkeypatch.setattr(server_home, "BASES", tuple(made))
+    """Two folders in place of /var/tmp and the others. Every account may enter them."""
+    root = Path("/tmp") / f"orderstream-homes-{os.getpid()}"  # noqa: S108
+    folders = [root / "first", root / "second"]
+    monkeypatch.setattr(server_home, "BASES", tuple(folders))
     monkeypatch.setattr(server_home, "FREE_BYTES_MIN", 1 << 20)
     root.mkdir(exist_ok=True)
     root.chmod(0o755)
-    for base in made:
+    for base in folders:
         base.mkdir(exist_ok=True)
         base.chmod(0o1777)
-    yield made
-    subprocess.run(["rm", "-rf", str(root)], check=True)
+    yield folders
+    shutil.rmtree(root)
 
 
-def test_an_ordinary_user_needs_no_other_place(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_of_an_ordinary_user_are_in_the_state_directory(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1_000)
     chosen = server_home.choose(state, pytest.fail)
     assert (chosen.postgres_data, chosen.programs, chosen.account) == (state.root / "postgres", None, None)
 
 
 @needs_root
-def test_the_first_place_that_works_is_taken_and_remembered(state: StateDir, bases: list[Path]) -> None:
+def test_the_first_folder_that_works_is_used_and_recorded(state: StateDir, bases: list[Path]) -> None:
     chosen = server_home.choose(state, pytest.fail)
     assert chosen.shared is not None
     assert chosen.shared.parent == bases[0]
@@ -49,11 +51,11 @@ def test_the_first_place_that_works_is_taken_and_remembered(state: StateDir, bas
 
 @needs_root
 @pytest.mark.parametrize("harm", ["missing", "a file", "closed", "open to all", "another user's", "full"])
-def test_a_place_that_cannot_be_used_is_named_and_the_next_one_taken(
+def test_a_folder_that_cannot_be_used_is_named_and_the_next_one_is_used(
     state: StateDir, bases: list[Path], harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = bases[0]
-    squatted = server_home._shared(first)
+    occupied = server_home._shared(first)
     if harm in {"missing", "a file"}:
         first.rmdir()
         if harm == "a file":
@@ -66,11 +68,11 @@ def test_a_place_that_cannot_be_used_is_named_and_the_next_one_taken(
             shutil, "disk_usage", lambda path: usage(path)._replace(free=0) if path == first else usage(path)
         )
     else:
-        squatted.mkdir()
+        occupied.mkdir()
         if harm == "open to all":
-            squatted.chmod(0o777)
+            occupied.chmod(0o777)
         else:
-            os.chown(squatted, 65_534, 65_534)
+            os.chown(occupied, 65_534, 65_534)
     said: list[str] = []
     chosen = server_home.choose(state, said.append)
     assert chosen.shared is not None
@@ -105,7 +107,7 @@ def test_a_real_mount_that_cannot_be_used_is_named(state: StateDir, bases: list[
         ["unshare", "-m", "sh", "-c", script, "sh", *arguments], capture_output=True, text=True, check=False
     )
     if "unshare failed" in done.stderr or "mount" in done.stderr:
-        pytest.skip(f"this machine lets no one mount: {done.stderr}")
+        pytest.skip(f"this machine allows no mounts: {done.stderr}")
     assert done.returncode == 0, done.stderr
     first, _, second = done.stdout.partition("\n")
     assert first.startswith(f"{bases[0]} cannot be used: ")
@@ -114,7 +116,7 @@ def test_a_real_mount_that_cannot_be_used_is_named(state: StateDir, bases: list[
 
 
 @needs_root
-def test_data_is_never_left_behind_for_an_empty_place(state: StateDir, bases: list[Path]) -> None:
+def test_a_folder_with_data_is_never_replaced_by_an_empty_one(state: StateDir, bases: list[Path]) -> None:
     chosen = server_home.choose(state, pytest.fail)
     chosen.make_own(chosen.postgres_data)
     bases[0].chmod(0o700)
@@ -126,14 +128,14 @@ def test_data_is_never_left_behind_for_an_empty_place(state: StateDir, bases: li
 
 
 @needs_root
-def test_data_that_an_earlier_version_put_elsewhere_is_found(state: StateDir, bases: list[Path]) -> None:
+def test_data_of_an_earlier_version_in_another_folder_is_found(state: StateDir, bases: list[Path]) -> None:
     earlier = server_home._shared(bases[1])
     (earlier / f"data-{state.key}").mkdir(parents=True)
     assert server_home.choose(state, pytest.fail).shared == earlier
 
 
 @needs_root
-def test_without_any_place_every_reason_is_given(state: StateDir, bases: list[Path]) -> None:
+def test_without_any_usable_folder_every_reason_is_given(state: StateDir, bases: list[Path]) -> None:
     for base in bases:
         base.chmod(0o700)
     with pytest.raises(ServerHomeError) as raised:
@@ -142,7 +144,7 @@ def test_without_any_place_every_reason_is_given(state: StateDir, bases: list[Pa
 
 
 @needs_root
-def test_another_process_of_nobody_reaches_nothing(state: StateDir, bases: list[Path]) -> None:
+def test_another_process_of_nobody_cannot_read_the_configuration(state: StateDir, bases: list[Path]) -> None:
     chosen = server_home.choose(state, pytest.fail)
     assert chosen.account is not None
     folder = chosen.make_folder("valkey")
@@ -163,7 +165,7 @@ def test_another_process_of_nobody_reaches_nothing(state: StateDir, bases: list[
     assert not reads(65_534)
 
 
-def test_programs_are_copied_whole_or_not_at_all(state: StateDir, tmp_path: Path) -> None:
+def test_programs_are_copied_completely_or_not_at_all(state: StateDir, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     chosen = server_home.ServerHome(state, shared, None)
@@ -172,7 +174,7 @@ def test_programs_are_copied_whole_or_not_at_all(state: StateDir, tmp_path: Path
         (target / "half").touch()
         raise OSError
 
-    with pytest.raises(OSError):  # noqa: PT011 - it is the one above
+    with pytest.raises(OSError):  # noqa: PT011 - the error of `fail`
         chosen.copy_program("java", fail)
     assert list((shared / "programs").iterdir()) == []
     copy = chosen.copy_program("java", lambda target: (target / "bin").touch())

@@ -1,4 +1,4 @@
-"""The steps of a start: side by side, each after what it needs, and never in the way of a stop."""
+"""The steps of a start run side by side, each after the steps it needs. A stop does not wait for them."""
 
 import io
 import threading
@@ -14,11 +14,11 @@ Report = Callable[[str], None]
 
 
 def quiet() -> Terminal:
-    """A terminal no one looks at."""
+    """Return a terminal that prints to nowhere."""
     return Terminal(io.StringIO())
 
 
-def test_a_step_waits_for_what_it_needs_and_for_nothing_else() -> None:
+def test_a_step_waits_only_for_the_steps_it_needs() -> None:
     done: list[str] = []
     both = threading.Barrier(2, timeout=10)
 
@@ -29,7 +29,7 @@ def test_a_step_waits_for_what_it_needs_and_for_nothing_else() -> None:
         return lambda _: done.append(name)
 
     steps = [
-        StartStep("last", ("first", "given elsewhere"), note("last")),
+        StartStep("last", ("first", "not a step"), note("last")),
         StartStep("first", (), note("first")),
         StartStep("left", (), meet),
         StartStep("right", (), meet),
@@ -38,7 +38,7 @@ def test_a_step_waits_for_what_it_needs_and_for_nothing_else() -> None:
     assert done == ["first", "last"]
 
 
-def test_the_first_failure_is_raised_and_what_needs_it_never_runs() -> None:
+def test_the_first_failure_is_raised_and_steps_that_need_it_do_not_run() -> None:
     ran = threading.Event()
 
     def fail(report: Report) -> None:

@@ -1,4 +1,4 @@
-"""The state directory: whole records, one holder."""
+"""The state directory: records are read completely, and one process holds the lock."""
 
 import fcntl
 from pathlib import Path
@@ -16,7 +16,7 @@ from orderstream.local.processes.state import (
 )
 
 
-def test_what_is_written_is_read(state: StateDir) -> None:
+def test_a_written_record_is_read_back(state: StateDir) -> None:
     child = ChildRecord("postgres", 12, "boot/34", 2, 2, "postgres.log")
     record = StateRecord({"postgres": 20_001}, Run(1, "boot/2", "up", {"BASE_URL": "http://127.0.0.1:3000"}, [child]))
     state.write(record)
@@ -38,30 +38,28 @@ def test_only_one_holder_at_a_time(state: StateDir) -> None:
     assert not state.locked()
 
 
-def test_those_who_ask_are_not_taken_for_a_holder(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_of_the_lock_is_not_a_holder(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
     (state.root / "lock").touch()
-    with (state.root / "lock").open() as asking:
-        fcntl.flock(asking, fcntl.LOCK_SH)
+    with (state.root / "lock").open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
         assert not state.locked()
         pauses: list[float] = []
 
-        def ask_no_more(seconds: float) -> None:
+        def release(seconds: float) -> None:
             pauses.append(seconds)
-            fcntl.flock(asking, fcntl.LOCK_UN)
+            fcntl.flock(reader, fcntl.LOCK_UN)
 
-        monkeypatch.setattr("orderstream.local.processes.state.time.sleep", ask_no_more)
+        monkeypatch.setattr("orderstream.local.processes.state.time.sleep", release)
         with state.lock():
             assert state.locked()
         assert len(pauses) == 1
 
 
-def test_whoever_never_ends_to_ask_is_not_waited_for_without_end(
-    state: StateDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_wait_for_a_reader_of_the_lock_is_limited(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orderstream.local.processes.state.time.sleep", lambda _: None)
     (state.root / "lock").touch()
-    with (state.root / "lock").open() as asking:
-        fcntl.flock(asking, fcntl.LOCK_SH)
+    with (state.root / "lock").open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
         with pytest.raises(BusyError), state.lock():
             pass
 
@@ -73,12 +71,12 @@ def test_a_run_without_a_holder_is_not_running(state: StateDir) -> None:
         assert state.running() is not None
 
 
-def test_asking_whether_it_runs_makes_no_directory(tmp_path: Path) -> None:
+def test_the_question_whether_it_runs_creates_no_directory(tmp_path: Path) -> None:
     assert StateDir(tmp_path / "none").running() is None
     assert not (tmp_path / "none").exists()
 
 
-def test_the_given_directory_wins(tmp_path: Path) -> None:
+def test_a_given_directory_is_used(tmp_path: Path) -> None:
     assert default_state_dir(str(tmp_path)).root == tmp_path
     assert default_state_dir(None).root.name == ".orderstream"
 

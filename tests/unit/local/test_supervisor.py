@@ -1,4 +1,4 @@
-"""The supervisor: what dies is restarted, what keeps dying ends the stack, and stopping has an order."""
+"""The supervisor restarts processes that die, ends the stack when one dies too often, and stops all in order."""
 
 import dataclasses
 import errno
@@ -28,29 +28,30 @@ from tests.support.waiting import wait_until
 from tests.unit.local.conftest import SLEEPER, python
 
 LOOK_SECONDS = 0.2
-"""The supervisor looks after its children so often."""
-SAYS_WHEN_ASKED_TO_STOP = (
-    "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), sys.exit()));" + SLEEPER
+"""The interval at which the supervisor looks after its children."""
+PRINTS_AT_STOP = (
+    "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: (print('stopped', flush=True), sys.exit()));"
+    + SLEEPER
 )
 
 
-class Hurried(threading.Event):
-    """Notes how long it was waited for, and makes short work of whatever is longer than a look."""
+class RecordedPauses(threading.Event):
+    """Records the waits that are longer than LOOK_SECONDS, and ends them at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pauses: list[float] = []
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait a moment."""
+        """Wait, or only record the wait."""
         if timeout is not None and timeout > LOOK_SECONDS:
             self.pauses.append(timeout)
             timeout = 0.0
         return super().wait(timeout)
 
 
-class Asked(Stop):
-    """Asked by the test, not by signals."""
+class StopByTest(Stop):
+    """A stop that the test requests, without signals."""
 
     requested: threading.Event
 
@@ -59,8 +60,8 @@ class Asked(Stop):
         self.forced = threading.Event()
 
 
-class Small:
-    """A service that is a line of Python, ready as soon as it says so."""
+class PythonService:
+    """A service that is a line of Python. It is ready when it has printed `ready`."""
 
     needs: tuple[str, ...] = ()
 
@@ -70,31 +71,31 @@ class Small:
         self.installed = 0
 
     def install(self, _workshop: InstallContext, /) -> None:
-        """Nothing, but for the count."""
+        """Count the calls."""
         self.installed += 1
 
     def command(self) -> Command:
-        """The line."""
+        """Return the command that runs the line."""
         return self._command
 
     def ready(self, child: Child) -> bool:
-        """It has said so since its last start."""
+        """Tell whether it has printed `ready` since its last start."""
         return "ready" in child.last_lines()
 
 
-class Bench:
-    """A supervisor with what it needs, and what it said."""
+class SupervisorBench:
+    """A supervisor, its registry, and its output."""
 
     def __init__(self, state: StateDir, registry: ProcessRegistry, restarts: int) -> None:
         self.said = io.StringIO()
-        self.stop = Asked()
+        self.stop = StopByTest()
         self.registry = registry
         self.supervisor = Supervisor(state, registry, Terminal(self.said), self.stop, restarts)
         self.outcome: list[Exception | None] = []
 
-    def up(self, *services: Small) -> None:
-        for one in services:
-            self.supervisor.bring_up(one, lambda _: None)
+    def up(self, *services: PythonService) -> None:
+        for service in services:
+            self.supervisor.bring_up(service, lambda _: None)
 
     def pid(self, name: str) -> int | None:
         return next((child.pid for child in self.registry.children if child.name == name), None)
@@ -112,22 +113,25 @@ class Bench:
         return thread
 
 
+WithoutPauses = tuple[SupervisorBench, RecordedPauses]
+
+
 @pytest.fixture
-def bench(state: StateDir, registry: ProcessRegistry) -> Iterator[Bench]:
-    """A bench on which a service may be restarted twice a minute."""
-    made = Bench(state, registry, restarts=2)
+def bench(state: StateDir, registry: ProcessRegistry) -> Iterator[SupervisorBench]:
+    """A bench on which a service may be restarted twice within a minute."""
+    made = SupervisorBench(state, registry, restarts=2)
     yield made
     made.stop.requested.set()
     made.supervisor.stop_all()
 
 
-def test_a_dead_child_is_restarted_and_its_last_lines_are_shown(bench: Bench) -> None:
-    bench.up(Small("worker"))
+def test_a_dead_process_is_restarted_and_its_last_lines_are_shown(bench: SupervisorBench) -> None:
+    bench.up(PythonService("worker"))
     watching = bench.watch()
     first = bench.pid("worker")
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: "worker is back" in bench.said.getvalue(), 10, "it was not restarted")
+    wait_until(lambda: "worker is back" in bench.said.getvalue(), 10, "the worker is restarted")
     assert bench.pid("worker") not in {first, None}
     assert "worker was ended by SIGKILL\n  | ready\nRestarting worker (1 of 2 a minute)" in bench.said.getvalue()
     bench.stop.requested.set()
@@ -135,79 +139,83 @@ def test_a_dead_child_is_restarted_and_its_last_lines_are_shown(bench: Bench) ->
     assert bench.outcome == [None]
 
 
-def test_a_child_that_dies_once_too_often_ends_the_watch(bench: Bench) -> None:
-    bench.up(Small("worker", "print('ready', flush=True); import time; time.sleep(0.2); raise SystemExit(7)"))
+def test_a_process_that_dies_too_often_ends_the_watch(bench: SupervisorBench) -> None:
+    bench.up(PythonService("worker", "print('ready', flush=True); import time; time.sleep(0.2); raise SystemExit(7)"))
     bench.watch().join(30)
     assert isinstance(bench.outcome[0], GaveUpError)
     assert "worker died 3 times within a minute" in str(bench.outcome[0])
 
 
-def test_a_child_that_never_starts_is_given_up(bench: Bench) -> None:
+def test_a_process_that_never_starts_ends_the_start(bench: SupervisorBench) -> None:
     with pytest.raises(GaveUpError, match=r"(?s)worker exited with 3\n  \| no such table.*died 3 times"):
-        bench.up(Small("worker", "print('no such table'); raise SystemExit(3)"))
+        bench.up(PythonService("worker", "print('no such table'); raise SystemExit(3)"))
 
 
-def test_a_child_that_dies_on_its_way_up_is_installed_again(bench: Bench) -> None:
-    worker = Small("worker", "raise SystemExit(3)")
+def test_a_process_that_dies_before_it_is_ready_is_installed_again(bench: SupervisorBench) -> None:
+    worker = PythonService("worker", "raise SystemExit(3)")
     with pytest.raises(GaveUpError):
         bench.up(worker)
     assert worker.installed == 3
 
 
 @pytest.fixture
-def hurried(state: StateDir, registry: ProcessRegistry) -> Iterator[tuple[Bench, Hurried]]:
-    """A bench on which nobody waits long, with the waits; a service may be restarted eight times a minute."""
-    made, waits = Bench(state, registry, restarts=8), Hurried()
+def without_pauses(state: StateDir, registry: ProcessRegistry) -> Iterator[WithoutPauses]:
+    """A bench without pauses, and the recorded pauses. A service may be restarted eight times within a minute."""
+    made, waits = SupervisorBench(state, registry, restarts=8), RecordedPauses()
     made.stop.requested = waits
     yield made, waits
     waits.set()
     made.supervisor.stop_all()
 
 
-def test_the_pause_grows_with_the_deaths_of_a_minute(hurried: tuple[Bench, Hurried]) -> None:
-    bench, waits = hurried
+def test_the_pause_before_a_restart_doubles_with_each_death_within_a_minute(
+    without_pauses: WithoutPauses,
+) -> None:
+    bench, waits = without_pauses
     with pytest.raises(GaveUpError, match="died 9 times"):
-        bench.up(Small("worker", "raise SystemExit(3)"))
+        bench.up(PythonService("worker", "raise SystemExit(3)"))
     assert waits.pauses == [0.3, 0.6, 1.2, 2.4, 4.8, 5.0, 5.0, 5.0]
 
 
-def test_what_served_is_restarted_at_once_the_first_time_only(hurried: tuple[Bench, Hurried]) -> None:
-    bench, waits = hurried
-    bench.up(Small("worker", "print('ready', flush=True); import time; time.sleep(0.2); raise SystemExit(7)"))
+def test_only_the_first_restart_of_a_ready_process_is_without_a_pause(
+    without_pauses: WithoutPauses,
+) -> None:
+    bench, waits = without_pauses
+    bench.up(PythonService("worker", "print('ready', flush=True); import time; time.sleep(0.2); raise SystemExit(7)"))
     bench.watch().join(60)
     assert isinstance(bench.outcome[0], GaveUpError)
     assert waits.pauses == [0.6, 1.2, 2.4, 4.8, 5.0, 5.0, 5.0]
 
 
 def dies_once(mark: Path) -> str:
-    """The line of a service that dies on its way up, and the next time does not."""
+    """Return the line of a service that dies at its first start only."""
     return f"import pathlib, sys; it = pathlib.Path({str(mark)!r}); it.exists() or sys.exit(it.touch() or 3); {SLEEPER}"
 
 
-def test_deaths_of_others_and_of_long_ago_do_not_count(
-    hurried: tuple[Bench, Hurried], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_deaths_of_other_processes_and_old_deaths_do_not_count(
+    without_pauses: WithoutPauses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, waits = hurried
+    bench, waits = without_pauses
     with pytest.raises(GaveUpError):
-        bench.up(Small("worker", "raise SystemExit(3)"))
+        bench.up(PythonService("worker", "raise SystemExit(3)"))
     waits.pauses.clear()
-    bench.up(Small("another", dies_once(tmp_path / "another")))
+    bench.up(PythonService("another", dies_once(tmp_path / "another")))
     monkeypatch.setattr(supervisor, "_RESTART_WINDOW_SECONDS", 0.0)
-    bench.up(Small("worker", dies_once(tmp_path / "worker")))
+    bench.up(PythonService("worker", dies_once(tmp_path / "worker")))
     assert waits.pauses == [0.3, 0.3]
 
 
-def test_nothing_is_restarted_while_stopping(bench: Bench) -> None:
+def test_nothing_is_restarted_while_stopping(bench: SupervisorBench) -> None:
     bench.stop.requested.set()
     with pytest.raises(StoppingError):
-        bench.up(Small("worker", "raise SystemExit(3)"))
+        bench.up(PythonService("worker", "raise SystemExit(3)"))
 
 
-def test_a_death_after_a_stop_was_asked_for_is_no_restart(bench: Bench) -> None:
-    """Ctrl-C may end a child before the watch hears of the stop."""
+def test_a_process_that_dies_after_a_stop_request_is_not_restarted(bench: SupervisorBench) -> None:
+    """Ctrl-C may end a child before the watch sees the stop request."""
 
     class Late(threading.Event):
-        """A stop is asked for just after the watch has looked."""
+        """A stop is requested just after the watch has looked."""
 
         def wait(self, timeout: float | None = None) -> bool:
             if timeout == LOOK_SECONDS and not self.is_set():
@@ -215,7 +223,7 @@ def test_a_death_after_a_stop_was_asked_for_is_no_restart(bench: Bench) -> None:
                 return False
             return super().wait(timeout)
 
-    bench.up(Small("worker"))
+    bench.up(PythonService("worker"))
     (child,) = bench.registry.children
     os.kill(child.pid, signal.SIGKILL)
     wait_until(lambda: not child.alive(), 10, "the child is dead")
@@ -225,9 +233,9 @@ def test_a_death_after_a_stop_was_asked_for_is_no_restart(bench: Bench) -> None:
     assert "Restarting" not in bench.said.getvalue()
 
 
-def test_a_stop_during_the_rest_before_a_restart_ends_the_restart(bench: Bench) -> None:
+def test_a_stop_during_the_pause_before_a_restart_ends_the_restart(bench: SupervisorBench) -> None:
     class Stopped(threading.Event):
-        """A stop is asked for when the first rest begins."""
+        """A stop is requested when the first pause begins."""
 
         def wait(self, timeout: float | None = None) -> bool:
             if timeout is not None and timeout > LOOK_SECONDS:
@@ -235,60 +243,66 @@ def test_a_stop_during_the_rest_before_a_restart_ends_the_restart(bench: Bench) 
             return super().wait(timeout)
 
     bench.stop.requested = Stopped()
-    worker = Small("worker", "raise SystemExit(3)")
+    worker = PythonService("worker", "raise SystemExit(3)")
     with pytest.raises(StoppingError):
         bench.up(worker)
     assert worker.installed == 1
 
 
-def test_the_record_of_a_dead_child_is_struck_out(bench: Bench, state: StateDir, tmp_path: Path) -> None:
-    bench.up(Small("worker", dies_once(tmp_path / "mark")))
+def test_the_record_of_a_dead_process_is_removed(bench: SupervisorBench, state: StateDir, tmp_path: Path) -> None:
+    bench.up(PythonService("worker", dies_once(tmp_path / "mark")))
     run = state.read().run
     assert run is not None
     assert [child.pid for child in run.children] == [bench.pid("worker")]
 
 
-def test_nothing_starts_after_all_was_stopped(bench: Bench) -> None:
+def test_nothing_starts_after_stop_all(bench: SupervisorBench) -> None:
     bench.supervisor.stop_all()
     with pytest.raises(StoppingError):
-        bench.up(Small("late"))
+        bench.up(PythonService("late"))
     assert bench.registry.children == []
 
 
-def test_a_learner_is_killed_before_anything_is_asked_to_stop(bench: Bench, state: StateDir) -> None:
-    bench.up(Small("learner", stop_order=KILL_FIRST))
-    learner = f"pathlib.Path('/proc/{bench.pid('learner')}').exists()"
-    looks = f"signal.signal(signal.SIGTERM, lambda *_: (print('learner', {learner}, flush=True), sys.exit()));"
-    bench.up(Small("gateway", f"import pathlib, signal, sys; {looks} {SLEEPER}", 0))
+def test_a_process_with_kill_first_is_killed_before_the_others_are_stopped(
+    bench: SupervisorBench, state: StateDir
+) -> None:
+    bench.up(PythonService("recorder", stop_order=KILL_FIRST))
+    recorder = f"pathlib.Path('/proc/{bench.pid('recorder')}').exists()"
+    looks = f"signal.signal(signal.SIGTERM, lambda *_: (print('recorder', {recorder}, flush=True), sys.exit()));"
+    bench.up(PythonService("gateway", f"import pathlib, signal, sys; {looks} {SLEEPER}", 0))
     bench.supervisor.stop_all()
-    assert "learner False" in state.log("gateway").read_text()
+    assert "recorder False" in state.log("gateway").read_text()
 
 
-def test_a_child_of_no_wave_is_killed_in_the_end(bench: Bench) -> None:
-    bench.up(Small("other", stop_order=99))
+def test_a_process_with_another_stop_order_is_killed_in_the_end(bench: SupervisorBench) -> None:
+    bench.up(PythonService("other", stop_order=99))
     bench.supervisor.stop_all()
     assert bench.registry.children == []
 
 
-def test_waves_are_stopped_one_after_the_other(bench: Bench, state: StateDir) -> None:
-    bench.up(Small("store", SAYS_WHEN_ASKED_TO_STOP, 2), Small("gateway", SAYS_WHEN_ASKED_TO_STOP, 0), Small("worker"))
+def test_processes_are_stopped_in_their_stop_order(bench: SupervisorBench, state: StateDir) -> None:
+    bench.up(
+        PythonService("store", PRINTS_AT_STOP, 2), PythonService("gateway", PRINTS_AT_STOP, 0), PythonService("worker")
+    )
     bench.supervisor.stop_all()
     lines = [line for line in bench.said.getvalue().splitlines() if line.startswith("Stopping")]
     assert [line.split(":")[0] for line in lines] == ["Stopping gateway", "Stopping worker", "Stopping store"]
-    assert "asked" in state.log("store").read_text()
+    assert "stopped" in state.log("store").read_text()
     assert bench.registry.children == []
 
 
-def test_a_forced_stop_kills_what_does_not_listen(bench: Bench) -> None:
+def test_a_forced_stop_kills_a_process_that_ignores_the_signal(bench: SupervisorBench) -> None:
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPER
-    bench.up(Small("worker", stubborn))
+    bench.up(PythonService("worker", stubborn))
     bench.stop.forced.set()
     bench.supervisor.stop_all()
     assert "Killing worker" in bench.said.getvalue()
     assert bench.registry.children == []
 
 
-def test_a_log_that_cannot_be_cut_ends_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_a_log_is_limited_does_not_end_the_watch(
+    bench: SupervisorBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = threading.Event()
 
     def fail(_log: Path) -> None:
@@ -297,7 +311,7 @@ def test_a_log_that_cannot_be_cut_ends_nothing(bench: Bench, monkeypatch: pytest
 
     monkeypatch.setattr(supervisor, "_LOG_CHECK_SECONDS", 0.0)
     monkeypatch.setattr(supervisor, "limit_size", fail)
-    bench.up(Small("worker"))
+    bench.up(PythonService("worker"))
     watching = bench.watch()
     assert tried.wait(10)
     bench.stop.requested.set()
@@ -305,10 +319,12 @@ def test_a_log_that_cannot_be_cut_ends_nothing(bench: Bench, monkeypatch: pytest
     assert bench.outcome == [None]
 
 
-def test_a_stopped_process_is_killed_and_started_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_stopped_by_a_signal_is_killed_and_restarted(
+    bench: SupervisorBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor, "LIVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(supervisor, "LIVE_LIMIT_SECONDS", 0.2)
-    bench.up(Small("store", stop_order=2), Small("worker"))
+    bench.up(PythonService("store", stop_order=2), PythonService("worker"))
     bench.watch()
     first, other = bench.pid("store"), bench.pid("worker")
     assert first is not None
@@ -321,8 +337,8 @@ def test_a_stopped_process_is_killed_and_started_again(bench: Bench, monkeypatch
 
 
 @pytest.mark.parametrize("answers", ["503", "nothing"])
-def test_a_service_whose_livez_fails_is_killed_and_started_again(
-    bench: Bench, answers: str, monkeypatch: pytest.MonkeyPatch
+def test_a_service_whose_livez_fails_is_killed_and_restarted(
+    bench: SupervisorBench, answers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "LIVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(supervisor, "LIVE_LIMIT_SECONDS", 0.2)
@@ -334,7 +350,7 @@ def test_a_service_whose_livez_fails_is_killed_and_started_again(
             port = pages.server_port
         else:
             port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-        worker = Small("worker")
+        worker = PythonService("worker")
         worker._command = dataclasses.replace(worker.command(), health_url=f"http://127.0.0.1:{port}/readyz")
         bench.up(worker)
         bench.watch()
@@ -343,7 +359,7 @@ def test_a_service_whose_livez_fails_is_killed_and_started_again(
     assert f"worker is not alive (/livez: {'stuck' if answers == '503' else 'no answer'} for" in said
 
 
-def test_a_short_silence_and_another_process_of_the_name_begin_again() -> None:
+def test_the_silence_is_measured_again_after_a_sign_of_life_and_for_a_new_process() -> None:
     now = [0.0]
     silence = supervisor.Silence(lambda: now[0])
     assert silence.longer_than("a", 1, "no answer", 30) == 0
@@ -357,7 +373,7 @@ def test_a_short_silence_and_another_process_of_the_name_begin_again() -> None:
     assert silence.longer_than("a", 2, "no answer", 30) == 0
 
 
-class _CountedLooks(threading.Event):
+class CountedLooks(threading.Event):
     """Counts how often the watch has looked after its children."""
 
     looks = 0
@@ -368,25 +384,25 @@ class _CountedLooks(threading.Event):
         return super().wait(timeout)
 
 
-def test_a_child_on_its_way_up_is_not_restarted_by_the_watch_too(bench: Bench) -> None:
+def test_the_watch_does_not_restart_a_process_that_is_starting(bench: SupervisorBench) -> None:
     asked, answer = threading.Event(), threading.Event()
 
-    class Held(Small):
+    class Held(PythonService):
         def ready(self, _child: Child) -> bool:
             asked.set()
             answer.wait(20)
             return False
 
     worker = Held("worker", "import time; time.sleep(0.3); raise SystemExit(3)")
-    bench.stop.requested = counted = _CountedLooks()
+    bench.stop.requested = counted = CountedLooks()
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(bench.up, worker)
         try:
-            wait_until(asked.is_set, 10, "it is asked whether it is ready")
+            wait_until(asked.is_set, 10, "the supervisor asks whether the worker is ready")
             (child,) = bench.registry.children
-            wait_until(lambda: not child.alive(), 10, "it dies on its way up")
+            wait_until(lambda: not child.alive(), 10, "the worker dies before it is ready")
             bench.watch()
-            wait_until(lambda: counted.looks >= 4, 10, "the watch has looked after it")
+            wait_until(lambda: counted.looks >= 4, 10, "the watch has looked several times")
             assert worker.installed == 1
         finally:
             answer.set()
@@ -394,11 +410,11 @@ def test_a_child_on_its_way_up_is_not_restarted_by_the_watch_too(bench: Bench) -
             starting.result(20)
 
 
-def test_a_restart_that_is_given_up_ends_the_watch(bench: Bench, tmp_path: Path) -> None:
-    """It served once; what dies on its way up again is counted by the thread that restarts it."""
+def test_a_restart_that_fails_too_often_ends_the_watch(bench: SupervisorBench, tmp_path: Path) -> None:
+    """The service was ready once. The thread that restarts it counts its later deaths."""
     mark = repr(str(tmp_path / "served"))
     bench.up(
-        Small(
+        PythonService(
             "worker",
             f"import os, sys, time; again = os.path.exists({mark}); open({mark}, 'w').close(); again and sys.exit(3);"
             " print('ready', flush=True); time.sleep(0.2); sys.exit(7)",
@@ -408,10 +424,10 @@ def test_a_restart_that_is_given_up_ends_the_watch(bench: Bench, tmp_path: Path)
     assert [type(error) for error in bench.outcome] == [GaveUpError]
 
 
-def test_a_child_that_does_not_stop_within_its_time_is_killed(bench: Bench) -> None:
-    deaf = Small("worker", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPER)
-    deaf._command = dataclasses.replace(deaf._command, stop_seconds=0.3)
-    bench.up(deaf)
+def test_a_process_that_does_not_stop_in_time_is_killed(bench: SupervisorBench) -> None:
+    stubborn_worker = PythonService("worker", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPER)
+    stubborn_worker._command = dataclasses.replace(stubborn_worker._command, stop_seconds=0.3)
+    bench.up(stubborn_worker)
     bench.stop.requested.set()
     bench.supervisor.stop_all()
     assert "worker did not stop in time: killing it" in bench.said.getvalue()

@@ -1,4 +1,4 @@
-"""`up` itself, without its parts: that it ends what it started, and what it says before it starts anything."""
+"""`up` without servers: it ends the processes that it started, and reports problems before it starts any."""
 
 import io
 import shutil
@@ -12,12 +12,12 @@ from orderstream.local.processes.registry import ProcessRegistry
 from orderstream.local.processes.state import StateDir, StateRecord
 from orderstream.local.up import _problem_with_path, _stopped_afterwards, up
 from orderstream.settings import Settings
-from tests.unit.local.test_supervisor import Asked, Bench, Small
+from tests.unit.local.test_supervisor import PythonService, StopByTest, SupervisorBench
 
 
-def test_children_end_when_the_state_directory_is_gone(state: StateDir, registry: ProcessRegistry) -> None:
-    bench = Bench(state, registry, restarts=0)
-    bench.up(Small("store", stop_order=2), Small("worker"))
+def test_processes_are_ended_although_the_state_directory_is_gone(state: StateDir, registry: ProcessRegistry) -> None:
+    bench = SupervisorBench(state, registry, restarts=0)
+    bench.up(PythonService("store", stop_order=2), PythonService("worker"))
     children = registry.children
     with _stopped_afterwards(bench.supervisor, registry, Terminal(bench.said)):
         shutil.rmtree(state.root)
@@ -27,15 +27,15 @@ def test_children_end_when_the_state_directory_is_gone(state: StateDir, registry
 
 
 @pytest.mark.parametrize("name", ["a,b", "a:b"])
-def test_a_path_that_kafka_would_take_for_two_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_path_that_kafka_would_split_is_refused(tmp_path: Path, name: str) -> None:
     state = StateDir(tmp_path / name)
     said = io.StringIO()
     settings = Settings.model_validate({"port": ports.pick(["api"], {})["api"]})
-    assert up(settings, state, Terminal(said), Asked()) == 1
+    assert up(settings, state, Terminal(said), StopByTest()) == 1
     assert f"Kafka cannot work in {state.root}: a comma or a colon ends a path in its configuration." in said.getvalue()
     assert not (state.root / "stack.json").exists()
 
 
-def test_any_path_will_do_for_a_kafka_elsewhere(tmp_path: Path) -> None:
+def test_with_a_given_kafka_any_path_is_accepted(tmp_path: Path) -> None:
     settings = Settings.model_validate({"kafka_brokers": "broker.example:9092"})
     assert _problem_with_path(settings, StateDir(tmp_path / "a,b"), StateRecord()) is None
