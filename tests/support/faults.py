@@ -20,6 +20,7 @@ from orderstream.local.processes.pids import signal_tree
 from tests.support.system import System, is_alive
 
 _DELETE_SECONDS = 20
+_RESULT_SECONDS = 60
 
 
 def kill(system: System, *names: str) -> None:
@@ -72,7 +73,7 @@ def delete_topics(system: System) -> None:
     client = admin(system.settings, "test")
     for future in client.delete_topics(list(TOPICS), operation_timeout=_DELETE_SECONDS).values():
         try:
-            future.result(_DELETE_SECONDS)
+            future.result(_RESULT_SECONDS)
         except KafkaException as error:
             if "UNKNOWN_TOPIC" not in str(error):
                 raise
