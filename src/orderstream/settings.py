@@ -1,6 +1,6 @@
-"""Every setting of OrderStream, read from the environment once; no other module reads it.
+"""All settings of OrderStream. Only this module reads them from the environment.
 
-A process builds one `Settings` at its start and passes it down. `load` reports every wrong variable at once.
+A process builds one `Settings` at its start and passes it on. `load` reports all wrong variables at once.
 """
 
 import json
@@ -19,19 +19,20 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 Replicas = Annotated[int, Field(ge=0, le=16)]
 
 DEAD_LETTER_RETENTIONS = 4
-"""A dead letter is kept for so many times as long as an event: somebody has to look at it."""
+"""A dead letter is kept this many times as long as an event, because an operator must look at it."""
 
 _POSTGRES_URL = "postgresql://app@127.0.0.1:5432/orders"
 _PORT_MAX = 65_535
 _BROKER = re.compile(r"(?:[^\s,:/@\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):([0-9]{1,5})")
-_REDIS_TAKEN = "db, username, password, client_name"
+_REDIS_SUPPORTED = "db, username, password, client_name"
 _REDIS_REFUSED = (
     *("decode_responses", "encoding", "encoding_errors", "protocol", "legacy_responses", "socket_read_size"),
     *("retry_on_timeout", "retry_on_error", "health_check_interval", "max_connections", "socket_keepalive"),
     *("ssl_include_verify_flags", "ssl_exclude_verify_flags"),
 )
-"""Options of redis-py that change what the cache answers, or how long it takes. Others are not named: they may be a
-part of a password."""
+"""Options of redis-py that change the results or the response time of the cache. Error messages name only these
+options, because any other name may be a part of a password.
+"""
 _REDIS_TLS = (
     *("ssl_keyfile", "ssl_certfile", "ssl_password", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_ciphers"),
     *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version"),
@@ -43,11 +44,11 @@ _REDIS_VALUES = {
     "ssl_check_hostname": re.compile("true|false|yes|no|1|0", re.IGNORECASE),
     "ssl_min_version": re.compile("77[0-2]"),
 }
-"""What these may be: redis-py would refuse another value only at its first use, or take it for something else."""
+"""Valid values of options. redis-py would refuse another value only at its first use, or misinterpret it."""
 _MAY_HOLD_PASSWORD = re.compile(r"[@=?%\s]|:(?!//|[0-9]{1,5}(?:[/,]|$)|$)")
-"""More than a scheme, hosts, ports and a path."""
+"""Matches a value that has more than a scheme, hosts, ports and a path."""
 _QUOTED = re.compile(r'".*"', re.DOTALL)
-"""What libpq repeats of a connection string in its complaint."""
+"""The parts of a connection string that libpq repeats in its error message."""
 
 
 _KAFKA_OURS = (
@@ -55,11 +56,11 @@ _KAFKA_OURS = (
     *("enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "isolation.level", "enable.partition.eof"),
     *("group.id", "group.instance.id", "allow.auto.create.topics"),
 )
-"""Options of librdkafka with which a record could be lost or left out. They are refused."""
+"""Options of librdkafka that could lose or skip records. They are refused."""
 
 
 def _options(value: Any) -> Any:
-    """Turn `a=1,b=2`, or a JSON object, into a dictionary; anything else is left for the validator to refuse."""
+    """Convert `a=1,b=2` or a JSON object to a dictionary. The validator refuses other values."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("{"):
@@ -71,14 +72,14 @@ def _options(value: Any) -> Any:
 
 
 def _kafka_options(options: dict[str, str]) -> dict[str, str]:
-    """Refuse the options that the promises rest on."""
+    """Refuse the options that the promises rely on."""
     if given := [name for name in _KAFKA_OURS if name in options]:
-        raise ValueError(f"{', '.join(given)} cannot be set: OrderStream's own value keeps orders from being lost")
+        raise ValueError(f"{', '.join(given)} cannot be set: OrderStream needs its own value so that no order is lost")
     return options
 
 
 def _postgres(value: str) -> str:
-    """Have libpq read it, but for the default: a process that never asks PostgreSQL need not load psycopg."""
+    """Check a connection string with libpq. The default is not checked, so that not every process loads psycopg."""
     if value == _POSTGRES_URL:
         return value
     from psycopg import ProgrammingError  # noqa: PLC0415 - see above
@@ -89,26 +90,26 @@ def _postgres(value: str) -> str:
     except ProgrammingError as error:
         why = _QUOTED.sub("…", str(error)).strip()
         raise ValueError(f"expected postgresql://user@host:port/name, or name=value pairs; libpq says: {why}") from None
-    if not all(_is_port(one.strip()) for one in given.split(",") if one):
+    if not all(_is_port(port.strip()) for port in given.split(",") if port):
         raise ValueError(f"its port is not a number from 1 to {_PORT_MAX}")
     return value
 
 
 def _redis(value: str) -> str:
-    """Refuse what redis-py would refuse, and what the cache does not work with.
+    """Refuse a URL that redis-py would refuse, or that the cache does not support.
 
-    Not by redis-py, whose memory only two of the services need.
+    redis-py itself is not used, because only two of the services need its memory.
     """
     if not value.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError(
-            "it must begin with redis://, rediss:// or unix://; it names one server, no cluster or sentinel"
+            "it must begin with redis://, rediss:// or unix://, and name one server, not a cluster or sentinel"
         )
     try:
         url = urlsplit(value)
         _ = url.port
     except ValueError:
         raise ValueError(
-            "its host and port cannot be read; it names one server, and in a password write what is no letter as %XX"
+            "its host and port cannot be read; name one server, and write special characters of a password as %XX"
         ) from None
     if url.scheme == "unix":
         if not url.path:
@@ -123,22 +124,24 @@ def _redis(value: str) -> str:
 
 
 def _redis_option(name: str, value: str, *, tls: bool) -> None:
-    """Refuse an option in the query that could change what the cache answers, or how long it takes."""
+    """Refuse an option in the query that could change the results or the response time of the cache."""
     if name in ("timeout", "socket_timeout", "socket_connect_timeout"):
-        raise ValueError(f"{name} is not taken; CACHE_BUDGET_SECONDS is the limit for every answer of Redis")
-    if name not in (*_REDIS_TAKEN.split(", "), *_REDIS_TLS):
+        raise ValueError(f"{name} is not supported; CACHE_BUDGET_SECONDS is the limit for every response of Redis")
+    if name not in (*_REDIS_SUPPORTED.split(", "), *_REDIS_TLS):
         named = name if name in _REDIS_REFUSED else "an option in it"
-        raise ValueError(f"{named} is not taken; taken are {_REDIS_TAKEN} and, with rediss://, the usual ssl_ options")
+        raise ValueError(
+            f"{named} is not supported; supported are {_REDIS_SUPPORTED} and, with rediss://, the usual ssl_ options"
+        )
     if name in _REDIS_TLS and not tls:
         raise ValueError(f"{name} needs rediss://")
     if (allowed := _REDIS_VALUES.get(name)) is not None and not allowed.fullmatch(value):
-        raise ValueError(f"{name} has a value that it cannot have")
+        raise ValueError(f"{name} has an invalid value")
 
 
 def _brokers(value: str) -> str:
-    brokers = [one.strip() for one in value.split(",")]
-    found = [_BROKER.fullmatch(one) for one in brokers]
-    if not all(one and _is_port(one[1]) for one in found):
+    brokers = [broker.strip() for broker in value.split(",")]
+    matches = [_BROKER.fullmatch(broker) for broker in brokers]
+    if not all(match and _is_port(match[1]) for match in matches):
         raise ValueError("expected host:port pairs separated by commas, an IPv6 address in brackets")
     return ",".join(brokers)
 
@@ -151,7 +154,7 @@ KafkaOptions = Annotated[dict[str, str], AfterValidator(_kafka_options)]
 
 
 class Settings(BaseSettings):
-    """One field per environment variable, whose name is the field's in capitals. Durations are in seconds."""
+    """One field for each environment variable. The variable has the field's name in capitals."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -273,7 +276,7 @@ class Settings(BaseSettings):
     @field_validator("order_retention_days")
     @classmethod
     def _outlives_its_events(cls, days: int, info: ValidationInfo) -> int:
-        """An event may become a dead letter as its topic forgets it, and be redriven as long as that one is kept."""
+        """Check that orders are kept longer than their events and dead letters, which can be redriven."""
         hours = info.data.get("kafka_retention_hours")
         if days and hours is not None and days * 24 <= (1 + DEAD_LETTER_RETENTIONS) * hours:
             least = (1 + DEAD_LETTER_RETENTIONS) * hours // 24 + 1
@@ -285,16 +288,16 @@ class Settings(BaseSettings):
 
     @property
     def dead_letter_retention_hours(self) -> int:
-        """How long a dead-letter topic keeps its records."""
+        """Hours for which a dead-letter topic keeps its records."""
         return DEAD_LETTER_RETENTIONS * self.kafka_retention_hours
 
     def replicas(self, service: str) -> int:
-        """Return how many processes of `service` (one of SERVICES) `up` starts."""
+        """Return the number of processes of `service` (one of SERVICES) that `up` starts."""
         return int(getattr(self, "replicas_" + service.replace("-", "_")))
 
 
 class SettingsError(Exception):
-    """One or more variables are wrong; `problems` has one line for each, in the form `NAME: what is wrong`."""
+    """One or more variables are wrong. `problems` has one line for each, in the form `NAME: problem`."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -302,16 +305,16 @@ class SettingsError(Exception):
 
 
 def load() -> Settings:
-    """Read the environment. Raises SettingsError naming every wrong variable."""
+    """Read the environment. Raises SettingsError with the names of all wrong variables."""
     try:
         return Settings.model_validate({})
     except ValidationError as error:
-        problems = [_problem(str(one["loc"][0]), one["msg"], one["input"]) for one in error.errors()]
+        problems = [_problem(str(wrong["loc"][0]), wrong["msg"], wrong["input"]) for wrong in error.errors()]
         raise SettingsError(problems) from None
 
 
 def _problem(field: str, message: str, value: object) -> str:
-    """One line; a value that may hold a password is not repeated."""
+    """Return one line. A value that may contain a password is not repeated."""
     hidden = field == "kafka_options" or _MAY_HOLD_PASSWORD.search(str(value))
-    shown = "not shown, as it may hold a password" if hidden else f"is {value!r}"
+    shown = "not shown, as it may contain a password" if hidden else f"is {value!r}"
     return f"{field.upper()}: {message.removeprefix('Value error, ')} ({shown})"

@@ -229,19 +229,19 @@ def test_redis_py_reads_what_is_taken() -> None:
 
 
 REDIS_REFUSED = {
-    "timeout=1": "timeout is not taken; CACHE_BUDGET_SECONDS",
-    "socket_timeout=0.5": "socket_timeout is not taken; CACHE_BUDGET_SECONDS",
-    "socket_connect_timeout=5": "socket_connect_timeout is not taken; CACHE_BUDGET_SECONDS",
-    "decode_responses=True": "decode_responses is not taken; taken are db, username, password, client_name",
-    "encoding=latin-1": "encoding is not taken",
-    "protocol=3": "protocol is not taken",
-    "retry_on_timeout=True": "retry_on_timeout is not taken",
-    "health_check_interval=1": "health_check_interval is not taken",
-    "max_connections=1": "max_connections is not taken",
-    "unknown=1": "an option in it is not taken",
+    "timeout=1": "timeout is not supported; CACHE_BUDGET_SECONDS",
+    "socket_timeout=0.5": "socket_timeout is not supported; CACHE_BUDGET_SECONDS",
+    "socket_connect_timeout=5": "socket_connect_timeout is not supported; CACHE_BUDGET_SECONDS",
+    "decode_responses=True": "decode_responses is not supported; supported are db, username, password, client_name",
+    "encoding=latin-1": "encoding is not supported",
+    "protocol=3": "protocol is not supported",
+    "retry_on_timeout=True": "retry_on_timeout is not supported",
+    "health_check_interval=1": "health_check_interval is not supported",
+    "max_connections=1": "max_connections is not supported",
+    "unknown=1": "an option in it is not supported",
     "ssl_cert_reqs=none": "ssl_cert_reqs needs rediss://",
-    "db=-1": "db has a value that it cannot have",
-    "client_name=two%20words": "client_name has a value that it cannot have",
+    "db=-1": "db has an invalid value",
+    "client_name=two%20words": "client_name has an invalid value",
 }
 
 

@@ -1,8 +1,8 @@
-"""Holds a database against the promises: the SQL of promises.sql, and what it finds.
+"""Audits a database: runs the statements of promises.sql, which find breaches of the promises.
 
-Each statement has a snapshot of its own, and most look at a piece of the orders: a snapshot that is held for long keeps
-PostgreSQL from removing dead rows, which slows down everyone. All that a statement says of one order is of one moment.
-Two promises may be judged by different moments, which matters to none of them.
+Each statement has a snapshot of its own, and most statements read only a piece of the orders. A long-lived snapshot
+would keep PostgreSQL from removing dead rows, which slows down all services. Each statement sees an order at one
+moment. Two promises may see the order at different moments, which does not affect their results.
 """
 
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ from orderstream.postgres.sql import load
 SQL = load("orderstream.audit", "promises.sql")
 SHOWN_PER_PROMISE = 100
 PIECE_ORDERS = 20_000
-"""Orders that one statement looks at."""
+"""Orders that one statement reads."""
 
 _PLAN = (
     "SELECT set_config(name, %s, false)"
     " FROM unnest(ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name"
 )
-"""Whether whole tables may be read, and joined. A piece would else read all of another table, to join it by a hash."""
+"""Allows or forbids plans that read whole tables. The statement for a piece must not read another whole table."""
 _LAST_OF_PIECE = "SELECT max(id) FROM (SELECT id FROM orders WHERE id > %s ORDER BY id LIMIT %s) AS piece"
 
 
-class Violation(Struct, frozen=True):
+class Breach(Struct, frozen=True):
     """One order, SKU or key that breaks a promise."""
 
     promise: str
@@ -34,11 +34,11 @@ class Violation(Struct, frozen=True):
     detail: str
 
 
-def audit(postgres_url: str, grace_seconds: float) -> dict[str, list[Violation]]:
-    """Return the violations of each promise, at most 100 of each.
+def audit(postgres_url: str, grace_seconds: float) -> dict[str, list[Breach]]:
+    """Return the breaches of each promise, at most 100 of each.
 
-    Orders that are accepted meanwhile are not looked at. Orders that changed within `grace_seconds` may still be on
-    their way, and are not held to where they should end.
+    Orders that are accepted during the audit are not checked. Orders that changed within `grace_seconds` may still be
+    in progress, and are not required to be finished.
     """
     found = {}
     with connect(postgres_url, "audit") as connection:
@@ -48,19 +48,19 @@ def audit(postgres_url: str, grace_seconds: float) -> dict[str, list[Violation]]
             is_by_piece = "%(upto)s" in statement
             connection.execute(_PLAN, ("off" if is_by_piece else "on",))
             parameters: dict[str, Any] = {"grace_seconds": grace_seconds} if "%(grace_seconds)s" in statement else {}
-            violations: list[Violation] = []
+            breaches: list[Breach] = []
             for after, upto in pieces if is_by_piece else [("", "")]:
                 piece = {"after": after, "upto": upto} if is_by_piece else {}
                 rows = connection.execute(statement, parameters | piece or None)
-                violations += (Violation(promise, str(subject), str(detail)) for subject, detail in rows)
-                if len(violations) >= SHOWN_PER_PROMISE:
+                breaches += (Breach(promise, str(subject), str(detail)) for subject, detail in rows)
+                if len(breaches) >= SHOWN_PER_PROMISE:
                     break
-            found[promise] = violations[:SHOWN_PER_PROMISE]
+            found[promise] = breaches[:SHOWN_PER_PROMISE]
     return found
 
 
 def _pieces(connection: Connection) -> Iterator[tuple[str, str]]:
-    """Yield the pieces of the orders that exist now: the id before the first, and the last id."""
+    """Yield pieces of the orders that exist now: the id before the first order, and the last id."""
     after = ""
     while True:
         row = connection.execute(_LAST_OF_PIECE, (after, PIECE_ORDERS)).fetchone()
@@ -70,10 +70,10 @@ def _pieces(connection: Connection) -> Iterator[tuple[str, str]]:
         after = row[0]
 
 
-def table(found: dict[str, list[Violation]]) -> str:
-    """Return what `audit` found for a person to read: a line a promise, and one a violation."""
+def table(found: dict[str, list[Breach]]) -> str:
+    """Return the result of `audit` as text: a line for each promise and a line for each breach."""
     lines = []
-    for promise, violations in found.items():
-        lines.append(f"{'ok  ' if not violations else 'FAIL'} {promise}")
-        lines += [f"       {one.subject}: {one.detail}" for one in violations]
+    for promise, breaches in found.items():
+        lines.append(f"{'ok  ' if not breaches else 'FAIL'} {promise}")
+        lines += [f"       {breach.subject}: {breach.detail}" for breach in breaches]
     return "\n".join(lines)

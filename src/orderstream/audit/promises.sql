@@ -1,7 +1,7 @@
--- The promises as SQL: each block finds what breaks one, as rows of (subject, detail); no row means that it holds.
--- They are meant for a system at rest: where a block takes `grace_seconds`, orders that changed within them are left out.
--- A block that takes `after` and `upto` looks at the orders with ids between them. Together the blocks read whole tables,
--- without a lock.
+-- The promises as SQL. Each block returns the breaches of one promise as rows of (subject, detail). No row means that
+-- the promise holds. The blocks are meant for a system without load. A block with the parameter `grace_seconds` ignores
+-- orders that changed within this time. A block with the parameters `after` and `upto` checks the orders with ids in
+-- this range. Together the blocks read whole tables, without a lock.
 
 -- name: p1_durable
 -- Every order was committed with its lines.
@@ -11,7 +11,7 @@ WHERE o.id > %(after)s AND o.id <= %(upto)s
   AND NOT EXISTS (SELECT FROM order_items i WHERE i.order_id = o.id);
 
 -- name: p2_charged_once
--- Exactly the amount accepted is charged for a confirmed order, and nothing for one that failed or was cancelled.
+-- A confirmed order is charged exactly the accepted amount. A failed or cancelled order is charged nothing.
 SELECT o.id AS subject,
        concat(o.status, ', accepted ', o.amount, ' ', o.currency, ', payment ', coalesce(p.state, 'missing'),
               ' of ', coalesce(p.amount::text, 'nothing')) AS detail
@@ -25,7 +25,7 @@ WHERE o.id > %(after)s AND o.id <= %(upto)s
    OR (o.payment IN ('failed', 'voided') AND p.state IN ('PENDING', 'AUTHORIZED')));
 
 -- name: p3_stock_conserved
--- What is reserved of a SKU is what the orders that hold stock hold of it, and nothing is below zero.
+-- The reserved units of each SKU are the units that reservations hold. No number of units is negative.
 SELECT sku AS subject,
        concat('reserved ', coalesce(i.reserved, 0), ', held by orders ', coalesce(h.held, 0), ', available ',
               i.available) AS detail
@@ -39,7 +39,7 @@ FULL JOIN (
 WHERE coalesce(i.reserved, 0) <> coalesce(h.held, 0) OR i.available < 0 OR i.reserved < 0;
 
 -- name: p3_all_lines_or_none
--- An order that holds stock holds exactly its lines.
+-- A reservation holds exactly the lines of its order, or none.
 SELECT r.order_id AS subject, concat(r.state, ' with lines ', r.lines, ', ordered ', i.lines) AS detail
 FROM reservations r
 LEFT JOIN LATERAL (
@@ -50,14 +50,14 @@ WHERE r.order_id > %(after)s AND r.order_id <= %(upto)s
    OR (r.state = 'FAILED' AND r.lines <> '{}'));
 
 -- name: p4_confirmed
--- An order is confirmed exactly if it was paid and reserved before anything ended it.
+-- An order is confirmed if and only if its payment was authorized and its stock reserved before it was aborted.
 SELECT o.id AS subject, concat(o.status, ' with payment ', o.payment, ' and stock ', o.stock) AS detail
 FROM orders o
 WHERE o.id > %(after)s AND o.id <= %(upto)s
   AND ((o.status = 'CONFIRMED') <> (o.payment = 'authorized' AND o.stock = 'reserved' AND o.aborted_at IS NULL));
 
 -- name: p5_settles
--- Every order settles and, unless it is confirmed, is compensated.
+-- Every order settles. If it is not confirmed, it is compensated.
 SELECT o.id AS subject,
        concat(o.status, ' since ', o.updated_at, ' with payment ', o.payment, ' and stock ', o.stock) AS detail
 FROM orders o
@@ -68,8 +68,8 @@ WHERE o.id > %(after)s AND o.id <= %(upto)s
        OR (o.aborted_at IS NOT NULL AND o.stock <> 'released'));
 
 -- name: p6_settled_stays
--- What the row says of its end agrees with how it came to it: derived from its facts, timed out, or cancelled; and with
--- what payment and inventory were told of it.
+-- The final status of an order matches its cause: its payment and stock, a timeout, or a cancel. It also matches the
+-- reasons that payment and inventory have recorded.
 SELECT o.id AS subject,
        concat(o.status, ' (', o.failure_reason, ') with payment ', o.payment, ' and stock ', o.stock,
               ', aborted at ', o.aborted_at, '; payment ', p.state, ' (', p.reason, '), stock ', r.state, ' (', r.reason,
@@ -89,8 +89,8 @@ WHERE o.id > %(after)s AND o.id <= %(upto)s
    OR (o.status = 'FAILED' AND o.aborted_at IS NULL AND p.reason IS DISTINCT FROM o.failure_reason));
 
 -- name: p7_facts_agree
--- What an order says of its payment and stock is what was decided about them, however often it was told; it may learn
--- of a decision late, but never know of one that was not made.
+-- The payment and the stock in an order match the recorded decisions. An order may learn of a decision late, but never
+-- of a decision that was not made.
 SELECT o.id AS subject,
        concat('payment ', o.payment, ', decided ', coalesce(p.state, 'nothing'), '; stock ', o.stock,
               ', decided ', coalesce(r.state, 'nothing')) AS detail
@@ -107,7 +107,7 @@ WHERE o.id > %(after)s AND o.id <= %(upto)s
    OR (o.stock = 'failed' AND r.state = 'RESERVED'));
 
 -- name: p10_one_order_a_key
--- No idempotency key gave two orders.
+-- No idempotency key has two orders.
 SELECT idempotency_key AS subject, concat(count(*), ' orders') AS detail
 FROM orders
 WHERE idempotency_key IS NOT NULL
@@ -115,7 +115,7 @@ GROUP BY idempotency_key
 HAVING count(*) > 1;
 
 -- name: outbox_drained
--- P5 again: no event waits to be published.
+-- P5: no event waits to be published.
 SELECT order_id AS subject, concat(topic, ' waits since ', created_at) AS detail
 FROM outbox
 WHERE created_at < now() - %(grace_seconds)s * interval '1 second';

@@ -1,4 +1,4 @@
-"""Reading dead letters back, for a person: what failed, where it came from, and why (P9). Moves no offset."""
+"""Reads dead letters for an operator: what failed, where it came from, and why (P9). Commits no offsets."""
 
 import time
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from orderstream.kafka.topics import dead_letter_topic
 from orderstream.settings import Settings
 
 TIMEOUT_SECONDS = 10.0
-"""Longest wait for one answer of Kafka."""
+"""Longest wait for one response of Kafka."""
 
 
 class StoredLetter(Struct, frozen=True):
-    """A dead letter where it lies. `notes` are the `dlq-*` headers: source, reason, error, attempts."""
+    """A dead letter in its topic. `notes` are the `dlq-*` headers: source, reason, error, attempts."""
 
     group: str
     partition: int
@@ -31,7 +31,7 @@ class StoredLetter(Struct, frozen=True):
 
     @property
     def line(self) -> str:
-        """Return the letter in one line: where it lies, when it came, why, from where, and its key."""
+        """Return the letter in one line: its position, its time, the reason, the source, and its key."""
         notes = self.notes
         source = f"{notes.get('topic')}/{notes.get('partition')}@{notes.get('offset')}"
         at = self.at.isoformat(timespec="milliseconds") if self.at else "-"
@@ -42,7 +42,7 @@ class StoredLetter(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """Return the whole letter; bytes that are not UTF-8 are shown as escapes."""
+        """Return the whole letter. Bytes that are not UTF-8 are shown as escapes."""
         fields = [self.line, ""]
         fields += [in_one_line(f"{name}: {value}") for name, value in (*self.notes.items(), *self.headers.items())]
         return "\n".join([*fields, "", printable((self.value or b"").decode("utf-8", "backslashreplace"))])
@@ -51,7 +51,7 @@ class StoredLetter(Struct, frozen=True):
 def newest(settings: Settings, group: str, limit: int) -> list[StoredLetter]:
     """Return the newest letters of a consumer group, at most `limit`, oldest first.
 
-    Raises KafkaException when Kafka does not answer.
+    Raises KafkaException if Kafka does not answer.
     """
     reader = consumer(settings, f"{group}.dlq-reader")
     try:
@@ -68,14 +68,14 @@ def newest(settings: Settings, group: str, limit: int) -> list[StoredLetter]:
 
 
 def letter_at(settings: Settings, group: str, partition: int, offset: int) -> StoredLetter | None:
-    """Return the letter at a place, None if there is none. Raises as `newest` does."""
+    """Return the letter at an offset, or None if there is none. Raises the same errors as `newest`."""
     reader = consumer(settings, f"{group}.dlq-reader")
     try:
-        place = TopicPartition(_topic(settings, group), partition)
-        low, high = reader.get_watermark_offsets(place, timeout=TIMEOUT_SECONDS)
+        topic = _topic(settings, group)
+        low, high = reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS)
         if not low <= offset < high:
             return None
-        return next(_read(reader, group, TopicPartition(place.topic, partition, offset), offset + 1), None)
+        return next(_read(reader, group, TopicPartition(topic, partition, offset), offset + 1), None)
     finally:
         reader.close()
 
@@ -85,7 +85,7 @@ def _topic(settings: Settings, group: str) -> str:
 
 
 def _read(reader: Consumer, group: str, start: TopicPartition, end: int) -> Iterator[StoredLetter]:
-    """Yield the letters of a partition from the offset of `start` to before `end`."""
+    """Yield the letters of a partition from the offset of `start` up to the offset `end`, without it."""
     if start.offset >= end:
         return
     reader.assign([start])
@@ -122,7 +122,7 @@ def _letter(group: str, message: Message) -> StoredLetter:
 
 
 def _time(milliseconds: int) -> datetime | None:
-    """Return the time of a record; None where its producer gave one that is no time."""
+    """Return the time of a record; None if its producer set an invalid time."""
     try:
         return datetime.fromtimestamp(milliseconds / 1_000, UTC) if milliseconds > 0 else None
     except (ValueError, OverflowError):

@@ -1,7 +1,7 @@
-"""Records that Kafka refuses for good, kept in PostgreSQL with the reason, so that they hold up no other record (P9).
+"""Keeps records that Kafka permanently refuses in PostgreSQL, with the reason, so that they block no other record (P9).
 
-Such a record is an event, from the relay or a worker, or a dead letter. `orderstream refused` lists and redrives them.
-Its order is looked after by the watchdog, as if the event had been lost: nudged, aborted again, or failed in the end.
+A refused record is an event of the relay or of a worker, or a dead letter. `orderstream refused` lists and redrives
+them. The watchdog treats the order like an order with a lost event: it nudges the order, aborts it again, or fails it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
 
 REDRIVE_ROWS = 100
-"""Records sent in one transaction of a redrive."""
+"""Records that a redrive sends in one transaction."""
 REASON_MAX_CHARACTERS = 1_000
 ID_SHOWN_CHARACTERS = 12
 
@@ -34,13 +34,13 @@ UNKNOWN_TOPIC = "UNKNOWN_TOPIC: Kafka has no topic of this name"
 SQL = load("orderstream.dead_letters")
 _OUR_TOPICS = {*TOPICS, *map(dead_letter_topic, CONSUMER_GROUPS)}
 _IDENTITY = ("event-id", "dlq-topic", "dlq-partition", "dlq-offset")
-"""Headers that are the same whenever the same event or dead letter is published."""
+"""Headers that do not change if the same event or dead letter is published again."""
 
 log = logs.get()
 
 
 class RefusedRecord(Struct, frozen=True):
-    """A record that Kafka refused: the row of `refused_records`. `times` counts how often it was refused."""
+    """A record that Kafka refused: a row of `refused_records`. `times` counts the refusals."""
 
     record_id: str
     publication: Publication
@@ -51,14 +51,14 @@ class RefusedRecord(Struct, frozen=True):
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> "RefusedRecord":
-        """Read a row."""
+        """Convert a row."""
         record_id, topic, key, value, headers, service, reason, times, refused_at = row
         pairs = [(name, content) for name, content in msgspec.msgpack.decode(headers)]
         return cls(record_id, Publication(topic, key, value, pairs), service, reason, times, refused_at)
 
     @property
     def line(self) -> str:
-        """Return the record in one line: id, time, service, topic, key, how often, and why."""
+        """Return the record in one line: id, time, service, topic, key, number of refusals, and reason."""
         key = _bytes(self.publication.key) or b""
         at = self.refused_at.isoformat(timespec="milliseconds")
         return in_one_line(
@@ -68,13 +68,13 @@ class RefusedRecord(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """Return the whole record; bytes that are not UTF-8 are shown as escapes."""
+        """Return the whole record. Bytes that are not UTF-8 are shown as escapes."""
         headers = [in_one_line(f"{name}: {_shown(value)}") for name, value in self.publication.headers]
         return "\n".join([self.line, "", *headers, "", printable(_shown(self.publication.value))])
 
 
 def keep(tx: Connection, service: str, refused: Iterable[tuple[Publication, str]]) -> None:
-    """Keep records that `service` could not publish, each with the reason. Raises psycopg.Error."""
+    """Store records that `service` could not publish, each with its reason. Raises psycopg.Error."""
     rows = {_record_id(record): (record, reason) for record, reason in refused}
     if not rows:
         return
@@ -103,13 +103,13 @@ def keep(tx: Connection, service: str, refused: Iterable[tuple[Publication, str]
 
 
 def count_from_zero(service: str, topics: Iterable[str]) -> None:
-    """Show the counts of `service` before anything is refused, so that the first refusal is an increase."""
+    """Create the counters of `service` at 0, so that the first refusal is an increase."""
     for topic in topics:
         metrics.REFUSED.labels(service, topic_label(topic))
 
 
 def measure(connection: Connection, kept_hours: int) -> int:
-    """Remove records that were refused more than `kept_hours` ago, and return how many there are."""
+    """Delete records that were refused more than `kept_hours` ago, and return the number of the others."""
     connection.execute(SQL["forget_refused"], {"hours": kept_hours})
     row = connection.execute(SQL["count_refused"]).fetchone()
     number: int = row[0] if row else 0
@@ -124,16 +124,16 @@ def newest(postgres_url: str, limit: int) -> list[RefusedRecord]:
 
 
 def find(postgres_url: str, id_prefix: str) -> RefusedRecord | None:
-    """Return the one record whose id begins so; None if there is none or more than one. Raises psycopg.Error."""
+    """Return the record whose id begins with `id_prefix`; None if no or more than one id does. Raises psycopg.Error."""
     with connect(postgres_url, "refused") as connection:
         rows = connection.execute(SQL["refused_record"], {"prefix": id_prefix}).fetchall()
     return RefusedRecord.of(rows[0]) if len(rows) == 1 else None
 
 
 def redrive(settings: Settings) -> tuple[int, int]:
-    """Publish every kept record again; return how many Kafka acknowledged, and how many it refused once more.
+    """Publish all kept records again. Return how many Kafka acknowledged, and how many it refused again.
 
-    Raises PublishError when Kafka does not answer, and psycopg.Error; what was acknowledged before is removed.
+    Raises PublishError if Kafka does not answer, and psycopg.Error. Records that were acknowledged before are deleted.
     """
     publisher = Publisher(settings, "redrive")
     sent = refused = 0
@@ -158,7 +158,7 @@ def redrive(settings: Settings) -> tuple[int, int]:
 
 
 class Delivery(Struct, frozen=True):
-    """What Kafka did not acknowledge of some records, by their index; `error` if a retry may help."""
+    """The records that Kafka did not acknowledge, by their index. `error` is set if a retry may help."""
 
     refused: dict[int, str]
     unacknowledged: frozenset[int]
@@ -166,9 +166,9 @@ class Delivery(Struct, frozen=True):
 
 
 def deliver(publisher: Publisher, records: Sequence[Publication]) -> Delivery:
-    """Publish the records, and return what became of them. A topic that is not ours is refused if Kafka lacks it.
+    """Publish the records and return the result. A record for a foreign topic that does not exist is refused.
 
-    Raises PublishError when nothing is known of any record.
+    Raises PublishError if the state of all records is unknown.
     """
     foreign = {record.topic for record in records} - _OUR_TOPICS
     absent = publisher.absent(foreign) if foreign else set()
@@ -185,7 +185,7 @@ def deliver(publisher: Publisher, records: Sequence[Publication]) -> Delivery:
 
 
 def topic_label(topic: str) -> str:
-    """Return the topic as the label of a metric: one that is not ours could be anything."""
+    """Return the label of a topic for metrics. All foreign topics share one label, since their number is unbounded."""
     return topic if topic in _OUR_TOPICS else "other"
 
 

@@ -1,4 +1,4 @@
-"""Between bytes in Kafka and events of the domain. What cannot be read becomes an `Undecodable` with a reason (P9)."""
+"""Converts between records of Kafka and events of the domain. A record that cannot be decoded has a reason (P9)."""
 
 from typing import Literal
 
@@ -21,12 +21,12 @@ Reason = Literal[
     "NOT_DECIDED",
     "FAILED",
 ]
-"""Why a record is a dead letter: the decoder's reasons, then the handlers'."""
+"""Why a record is a dead letter. The first seven are reasons of the decoder, the others are reasons of the worker."""
 
 Headers = list[tuple[str, bytes | None]]
 
 _YEARS = range(1970, 9_999)
-"""Years of `occurredAt`: beyond these, another offset from UTC makes a time that Postgres keeps and nobody can read."""
+"""Valid years of `occurredAt`. Near other limits, an offset from UTC gives a time that Python cannot read back."""
 
 _encode = msgspec.json.Encoder().encode
 _decoders = {
@@ -36,7 +36,7 @@ _decoders = {
 
 
 class Undecodable(Exception):  # noqa: N818 - the field says what a record is
-    """A record that no retry can make readable."""
+    """A record that cannot be decoded. A retry does not help."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -45,7 +45,7 @@ class Undecodable(Exception):  # noqa: N818 - the field says what a record is
 
 
 class Record(Struct, frozen=True):
-    """A record as it was polled, before anyone has tried to read it."""
+    """A record as it was polled, before it is decoded."""
 
     topic: str
     partition: int
@@ -56,7 +56,7 @@ class Record(Struct, frozen=True):
 
     @classmethod
     def of(cls, message: Message, topic_prefix: str = "") -> "Record":
-        """Copy what is needed out of a message without error(). The topic is named without `topic_prefix`."""
+        """Convert a message without error(). The topic is named without `topic_prefix`."""
         return cls(
             (message.topic() or "").removeprefix(topic_prefix),
             message.partition() or 0,
@@ -78,7 +78,7 @@ class Record(Struct, frozen=True):
 
 
 def headers_of(message: Message) -> Headers:
-    """Return the headers of a message; none if one has a name that is not UTF-8, which the client cannot read."""
+    """Return the headers of a message. Return none if a name is not UTF-8, because the client then cannot read any."""
     try:
         return message.headers() or []  # type: ignore[return-value]
     except (SystemError, UnicodeDecodeError):
@@ -93,23 +93,23 @@ class Received(Struct, frozen=True):
 
     @property
     def order_id(self) -> str:
-        """The order that the event is about."""
+        """The id of the event's order."""
         return self.event.correlation_id
 
 
 def encode(event: Event[Payload]) -> bytes:
-    """Write an event as the value of a record."""
+    """Encode an event as the value of a record."""
     return _encode(event)
 
 
 def decode(topic_name: str, key: bytes | None, value: bytes | None) -> Event[Payload]:
-    """Read the event of a record. Raises Undecodable, and nothing else, whatever the bytes are."""
+    """Decode the event of a record. For any bytes, raises only Undecodable."""
     if not key:
         raise Undecodable("NO_KEY", "the record has no key")
     if not value:
         raise Undecodable("NO_VALUE", "the record has no value")
     if topic_name not in _decoders:
-        raise Undecodable("UNKNOWN_TYPE", f"nothing is known of topic {topic_name}")
+        raise Undecodable("UNKNOWN_TYPE", f"topic {topic_name} is unknown")
     expected, decoder = _decoders[topic_name]
     try:
         event: Event[Payload] = decoder.decode(value)
@@ -120,12 +120,12 @@ def decode(topic_name: str, key: bytes | None, value: bytes | None) -> Event[Pay
     if event.occurred_at.year not in _YEARS:
         raise Undecodable("BAD_PAYLOAD", f"occurredAt is in the year {event.occurred_at.year}")
     if event.correlation_id.encode("utf-8", "surrogatepass") != key or event.payload.order_id != event.correlation_id:
-        raise Undecodable("KEY_MISMATCH", "key, correlationId and orderId are not the same")
+        raise Undecodable("KEY_MISMATCH", "key, correlationId and orderId differ")
     return event
 
 
 def event_headers(event_type: str, event_id: str, context: TraceContext) -> list[tuple[str, str | bytes | None]]:
-    """Return the headers of an event's record."""
+    """Return the headers of the record of an event."""
     traceparent, tracestate = context
     headers: list[tuple[str, str | bytes | None]] = [("event-type", event_type), ("event-id", event_id)]
     if traceparent:
@@ -136,7 +136,7 @@ def event_headers(event_type: str, event_id: str, context: TraceContext) -> list
 
 
 def _explain(value: bytes, expected: str, error: Exception) -> Undecodable:
-    """Find out which of the reasons it was; only records that failed come here."""
+    """Return why a record could not be decoded. Called only after a failure."""
     try:
         body = msgspec.json.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ArithmeticError) as unreadable:

@@ -1,4 +1,4 @@
-"""The topics: created explicitly, with their settings, by every process that finds one missing."""
+"""Creates missing topics with their settings, and warns about harmful settings of existing topics."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -17,18 +17,18 @@ from orderstream.settings import Settings
 
 TIMEOUT_SECONDS = 10
 REPLICAS_FOR_TWO_IN_SYNC = 3
-"""With fewer replicas than this, two in sync would stop all orders whenever one broker restarts."""
+"""With fewer replicas, min.insync.replicas=2 would stop all orders while one broker restarts."""
 
 
 def dead_letter_topic(group: str) -> str:
-    """Return the topic that holds the dead letters of a consumer group, without KAFKA_TOPIC_PREFIX."""
+    """Return the name of the dead-letter topic of a consumer group, without KAFKA_TOPIC_PREFIX."""
     return f"{group}.dlq.v1"
 
 
 def ensure_topics(settings: Settings) -> list[str]:
-    """Create the topics that are missing and return their names in Kafka. Existing ones are left as they are.
+    """Create the missing topics and return their names in Kafka. Existing topics are not changed.
 
-    Raises KafkaException when Kafka does not answer in time, KafkaRefusedError when it does not take us.
+    Raises KafkaException if Kafka does not answer in time, and KafkaRefusedError if it refuses this client.
     """
     client = admin(settings, "topics")
     present = _present(client)
@@ -48,9 +48,9 @@ def ensure_topics(settings: Settings) -> list[str]:
 
 
 def topic_warnings(settings: Settings) -> list[str]:
-    """Return a line for each setting of an existing topic that OrderStream does not work well with, with the fix.
+    """Return a line for each harmful setting of an existing topic, with the command that fixes it.
 
-    Raises as `ensure_topics` does.
+    Raises the same errors as `ensure_topics`.
     """
     client = admin(settings, "topics")
     present = _present(client)
@@ -82,7 +82,7 @@ _Check = Callable[[Any, str, int], bool]
 _CHECKS: Mapping[str, tuple[_Check, str]] = {
     "cleanup.policy": (
         lambda value, _wanted, _replicas: "compact" in value,
-        "drops events of orders, and refuses dead letters without a key",
+        "deletes events of orders, and refuses dead letters without a key",
     ),
     "max.message.bytes": (
         lambda value, wanted, _replicas: int(value) < int(wanted),
@@ -90,11 +90,11 @@ _CHECKS: Mapping[str, tuple[_Check, str]] = {
     ),
     "retention.ms": (
         lambda value, wanted, _replicas: 0 <= int(value) < int(wanted),
-        "forgets records sooner than KAFKA_RETENTION_HOURS says",
+        "deletes records earlier than KAFKA_RETENTION_HOURS allows",
     ),
     "retention.bytes": (
         lambda value, _wanted, _replicas: int(value) >= 0,
-        "may drop records that a service has yet to read",
+        "may delete records that a service has not read yet",
     ),
     "min.insync.replicas": (
         lambda value, _wanted, replicas: (
@@ -102,14 +102,14 @@ _CHECKS: Mapping[str, tuple[_Check, str]] = {
             or (replicas >= REPLICAS_FOR_TWO_IN_SYNC and int(value) < 2)
             or int(value) == replicas > 1
         ),
-        "either refuses all records when a broker is down, or acknowledges records that one broker alone holds",
+        "either refuses all records while a broker is down, or acknowledges records that only one broker has",
     ),
     "message.timestamp.type": (
         lambda value, _wanted, _replicas: value != "LogAppendTime",
-        "refuses records of a service whose clock is wrong, and keeps others too long",
+        "refuses records of a service with a wrong clock, or keeps them too long",
     ),
 }
-"""Setting -> whether its value (value, wanted, replicas) is bad, and what it does then."""
+"""By setting: whether its value is bad, given (value, wanted, replicas), and the effect of a bad value."""
 
 
 def _present(client: AdminClient) -> dict[str, Any]:
@@ -120,11 +120,11 @@ def _present(client: AdminClient) -> dict[str, Any]:
         raise
 
 
-def _result(future: "Future[Any]", late: str) -> Any:
+def _result(future: "Future[Any]", timeout_message: str) -> Any:
     try:
         return future.result(2 * TIMEOUT_SECONDS)
     except TimeoutError as error:
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, late)) from error
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, timeout_message)) from error
 
 
 def _wanted(settings: Settings) -> list[NewTopic]:

@@ -1,7 +1,7 @@
-"""How every process connects to Postgres: to a server that takes writes, with limits, and with settings that hold.
+"""Connects every process to Postgres: to a server that accepts writes, with time limits and with fixed settings.
 
-What the connection string says about the transport wins. What our SQL relies on is set after connecting, so that
-neither the string, the role nor the database can change it: see `session_settings`.
+The connection string overrides our defaults for the transport. The settings that our SQL relies on are set after
+connecting, so that the connection string, the role and the database cannot change them: see `session_settings`.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ AsyncConnection = psycopg.AsyncConnection[TupleRow]
 AsyncCursor = psycopg.AsyncCursor[TupleRow]
 
 CONNECT_TIMEOUT_SECONDS = 3
-"""For each address of each host, unless the connection string says otherwise."""
+"""Time limit for each address of each host, unless the connection string sets another one."""
 PROBE_SECONDS = 0.3
-"""For each answer of a pooler that is asked for its mode."""
+"""Time limit for each response while the mode of a pooler is detected."""
 
 _TRANSPORT = {
     "keepalives_idle": "5",
@@ -41,9 +41,9 @@ class _Probe(LimitedConnection):
 
 
 def parameters(url: str, name: str) -> dict[str, Any]:
-    """Return the connection parameters of process `name`: what `url` says before our defaults, but for `_OURS`."""
+    """Return the connection parameters of process `name`. `url` overrides all our defaults except `_OURS`."""
     given = conninfo_to_dict(url)
-    # libpq's own variables are heard too, PGCONNECT_TIMEOUT among them.
+    # libpq's own environment variables also apply, such as PGCONNECT_TIMEOUT.
     timeout = get_param(given, "connect_timeout") or str(CONNECT_TIMEOUT_SECONDS)
     return {"fallback_application_name": name, **_TRANSPORT, **given, "connect_timeout": timeout, **_OURS}
 
@@ -51,8 +51,8 @@ def parameters(url: str, name: str) -> dict[str, Any]:
 def connect(url: str, name: str, kind: type[Connection] = psycopg.Connection) -> Connection:
     """Open a connection in autocommit mode. Each address of each host has CONNECT_TIMEOUT_SECONDS to answer.
 
-    Raises psycopg.OperationalError when no server that takes writes can be reached, UnsuitableServerError when one is
-    reached that must not be used.
+    Raises psycopg.OperationalError if no server that accepts writes can be reached, and UnsuitableServerError if the
+    server must not be used.
     """
     opened = kind.connect(**parameters(url, name), autocommit=True, prepare_threshold=0)
     try:
@@ -68,9 +68,9 @@ def connect(url: str, name: str, kind: type[Connection] = psycopg.Connection) ->
 
 
 async def connect_async(url: str, name: str, budget_seconds: float = CONNECT_TIMEOUT_SECONDS) -> AsyncConnection:
-    """Open an asyncio connection in autocommit mode within the budget, of which each host has its share.
+    """Open an asyncio connection in autocommit mode within the budget. The hosts share the budget.
 
-    Raises as `connect` does, and TimeoutError.
+    Raises the same errors as `connect`, and TimeoutError.
     """
     async with asyncio.timeout(budget_seconds):
         opened = await _first_that_answers(parameters(url, name), budget_seconds)
@@ -88,7 +88,7 @@ async def connect_async(url: str, name: str, budget_seconds: float = CONNECT_TIM
 
 
 async def _first_that_answers(given: dict[str, Any], budget_seconds: float) -> AsyncConnection:
-    """Try every address of every host. An address has its share of the time that is left: one may be silent."""
+    """Try every address of every host. Each address has a share of the remaining time, since one may not respond."""
     hosts = split_attempts(given)
     if given.get("load_balance_hosts") == "random":
         random.shuffle(hosts)
@@ -118,17 +118,17 @@ async def _open(conninfo: str) -> AsyncConnection:
 
 
 def _worse(before: Exception | None, error: Exception) -> Exception:
-    """Return which of two failures says more: that of a server that answered."""
+    """Return the more informative of two failures. The failure of a server that responded goes before a timeout."""
     return before if before is not None and isinstance(error, TimeoutError) else error
 
 
 def _check_pooler(url: str, name: str) -> None:
-    """Refuse a pooler that does not keep sessions; see there."""
+    """Raise UnsuitableServerError if a pooler in between does not keep sessions."""
     pooler.check(lambda: _Probe.connect(**parameters(url, name) | {"connect_timeout": "2"}, prepare_threshold=None))
 
 
 async def _check_pooler_async(url: str, name: str) -> None:
-    """Do as `_check_pooler` without holding the loop up. A pooler that does not say in time may be a full one."""
+    """Run `_check_pooler` in a thread. A pooler that does not respond in time may be full, and is accepted."""
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             await asyncio.to_thread(_check_pooler, url, name)

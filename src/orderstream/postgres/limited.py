@@ -1,6 +1,7 @@
-"""A blocking connection that does not wait without end: for a backend that hangs, or a network that drops packets.
+"""A blocking connection with a time limit for each response of the server.
 
-A server's statement_timeout does not help there: the server is what does not answer.
+It protects against a server that hangs and against a network that drops packets. A statement_timeout of the server does
+not help then.
 """
 
 from typing import TypeVar
@@ -12,18 +13,18 @@ from psycopg.rows import TupleRow
 T = TypeVar("T")
 
 ANSWER_LIMIT_SECONDS = 15.0
-"""Longer than any statement may take in the server, so that the server's own limits come first."""
+"""Longer than the server's own limits for a statement, so that those apply first."""
 
 
 class LimitedConnection(psycopg.Connection[TupleRow]):
-    """A connection that closes itself when an answer takes longer than `answer_limit_seconds`."""
+    """A connection that closes itself if a response takes longer than `answer_limit_seconds`."""
 
     answer_limit_seconds = ANSWER_LIMIT_SECONDS
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait as psycopg does, but not without end. Raises psycopg.OperationalError at the limit.
+        """Wait for a response, at most `answer_limit_seconds`. Raises psycopg.OperationalError at the limit.
 
-        Who gives a timeout, as a wait for notices does, has that one.
+        A timeout of the caller replaces the limit, as in a wait for notifications.
         """
         if timeout is not None:
             return super().wait(gen, interval, timeout)

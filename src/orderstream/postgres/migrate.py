@@ -1,8 +1,8 @@
-"""Brings a database to the schema of this version: plain SQL files, in order, each once, under an advisory lock.
+"""Migrates a database to the schema of this version: runs SQL files in order, each once, under an advisory lock.
 
-A file runs within a transaction, unless its first line is `-- no transaction`. Then its statements run one by one, so
-that an index can be built while orders are written. After a failure such a file is repeated from its first statement:
-each of its statements must be harmless when it is repeated.
+A file runs in a transaction, unless its first line is `-- no transaction`. In that case its statements run one by one,
+so that an index can be built while orders are written. After a failure, such a file is repeated from its first
+statement. Therefore each of its statements must be harmless if it is repeated.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ import psycopg
 from orderstream.postgres.connect import Connection, connect
 
 LOCK_TIMEOUT_SECONDS = 5
-"""Whoever asks for a table's lock after us waits behind us: so long at most is every POST held up by a wait of ours."""
+"""Longest wait for the lock of a table. Every POST that needs the table waits behind the migration."""
 LOCK_PAUSE_SECONDS = 0.2
-"""Between two tries for the lock of migrations."""
+"""Pause between two attempts to take the lock of migrations."""
 LOCK_KEY = 0x0DE25742
 NO_TRANSACTION = "-- no transaction"
 """First line of a migration whose statements run outside a transaction."""
@@ -34,23 +34,23 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 
 
 class MigrationError(Exception):
-    """The database and the files disagree, and going on could lose data; or a table was in use for too long."""
+    """The database and the migration files do not match, so that data could be lost; or a table was locked too long."""
 
 
 def migrations() -> list[tuple[str, str]]:
-    """Return name and text of every migration file, in order of number."""
+    """Return the name and the text of every migration file, in the order of their numbers."""
     folder = resources.files("orderstream.postgres.migrations")
     names = sorted(entry.name for entry in folder.iterdir() if _FILE.fullmatch(entry.name))
     return [(name, folder.joinpath(name).read_text(encoding="utf-8")) for name in names]
 
 
 def migrate(postgres_url: str) -> list[str]:
-    """Apply what is missing, and return the names applied.
+    """Apply the missing migrations, and return their names.
 
-    Concurrent callers wait for each other, without a limit; a table that is in use is waited for LOCK_TIMEOUT_SECONDS.
-    Raises MigrationError when that was not enough, an applied file has changed since, or the database was migrated by a
-    newer version; psycopg.Error when the database refuses. Each run of files that need a transaction is applied in one;
-    when it fails, nothing of it is changed. What stands before it stays applied.
+    Concurrent callers wait for each other, without a limit. A migration waits LOCK_TIMEOUT_SECONDS for a locked table.
+    Raises MigrationError if the table is still locked then, if an applied file has changed, or if a newer version has
+    migrated the database. Raises psycopg.Error if the database refuses a statement. Consecutive files that need a
+    transaction are applied in one transaction. If it fails, it changes nothing. Earlier files stay applied.
     """
     with _connect(postgres_url) as guard, _connect(postgres_url) as connection:
         _wait_for_other_migrations(guard)
@@ -66,7 +66,7 @@ def migrate(postgres_url: str) -> list[str]:
 
 
 def _connect(postgres_url: str) -> Connection:
-    """Connect outside autocommit mode. A file may hold several statements, which cannot be prepared as one."""
+    """Connect without autocommit. A file may hold several statements, which cannot be prepared as one."""
     connection = connect(postgres_url, "migrate")
     connection.prepare_threshold = None
     connection.autocommit = False
@@ -74,11 +74,11 @@ def _connect(postgres_url: str) -> Connection:
 
 
 def _wait_for_other_migrations(guard: Connection) -> None:
-    """Take the lock of migrations within a transaction of `guard`, which the caller leaves open until it is done.
+    """Take the lock of migrations in a transaction of `guard`, which the caller leaves open until the end.
 
-    The lock is tried for again and again. A statement that waits for it would hold a snapshot, and a migration that
-    builds an index concurrently waits until every older snapshot has ended. A statement with parameters would hold one
-    too: its portal stays open.
+    This function polls the lock. A statement that waits for the lock would hold a snapshot, and a migration that builds
+    an index concurrently waits until every older snapshot has ended. A statement with parameters would also hold a
+    snapshot, because its portal stays open.
     """
     while True:
         guard.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
@@ -99,7 +99,7 @@ def _missing(connection: Connection, files: list[tuple[str, str]]) -> list[tuple
 
 
 def _apply_together(connection: Connection, missing: list[tuple[str, str]]) -> list[str]:
-    """Apply the files before the first that must run outside a transaction, in one transaction; return their names."""
+    """Apply the files before the first one without a transaction, in one transaction, and return their names."""
     together = list(itertools.takewhile(lambda file: not file[1].startswith(NO_TRANSACTION), missing))
     with connection.transaction():
         connection.execute(_JOURNAL)
@@ -117,7 +117,7 @@ def _apply_together(connection: Connection, missing: list[tuple[str, str]]) -> l
 
 
 def _apply_outside(connection: Connection, file: tuple[str, str]) -> list[str]:
-    """Apply a file whose statements run outside a transaction; return its name, or nothing if it is not such a file."""
+    """Apply a file whose statements run outside a transaction. Return its name, or nothing for another file."""
     name, text = file
     if not text.startswith(NO_TRANSACTION):
         return []
@@ -135,13 +135,13 @@ def _note(connection: Connection, name: str, text: str) -> None:
 
 
 def statements(text: str) -> list[str]:
-    """Return the statements of a file that runs outside a transaction: each ends with `;` at the end of a line."""
+    """Split the statements of a file that runs outside a transaction. Each ends with `;` at the end of a line."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
     return [statement.strip() for statement in re.split(r";[ \t]*(?:\n|$)", lines) if statement.strip()]
 
 
 def _drop_if_invalid(connection: Connection, index: str) -> None:
-    """Drop what a build that failed halfway has left: it is never used, and IF NOT EXISTS would keep it."""
+    """Drop the invalid index of a failed build. Postgres never uses it, and IF NOT EXISTS would keep it."""
     query = "SELECT FROM pg_index WHERE indexrelid = to_regclass(%s) AND NOT indisvalid"
     if connection.execute(query, (index,)).fetchone() is not None:
         connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}".encode())

@@ -1,6 +1,7 @@
-"""Refuses a pooler that gives a session another server connection for each transaction, such as PgBouncer's.
+"""Refuses a pooler that gives a session another server connection for each transaction, such as PgBouncer.
 
-Settings, prepared statements, LISTEN and the wait for a lock belong to a session. A pooler in session mode keeps it.
+Settings, prepared statements, LISTEN and advisory locks belong to a session. A pooler in session mode keeps the
+session.
 """
 
 from collections.abc import Callable
@@ -11,10 +12,10 @@ from psycopg.rows import TupleRow
 from orderstream.postgres.faults import UnsuitableServerError
 
 ROUNDS = 5
-"""In a busy pool another client may take the connection that the probe looks for."""
+"""Rounds of the check. In a busy pool, another client may take the connection that the check waits for."""
 _REFUSAL = (
-    "a pooler in transaction or statement mode stands before Postgres, and OrderStream needs its sessions:"
-    " set pool_mode = session for it, or give POSTGRES_URL the address of Postgres itself"
+    "a pooler in transaction or statement mode is in front of Postgres, and OrderStream needs sessions:"
+    " set its pool_mode = session, or set POSTGRES_URL to the address of Postgres itself"
 )
 _STATEMENT_MODE = "statement pooling mode"
 
@@ -22,13 +23,13 @@ _STATEMENT_MODE = "statement pooling mode"
 def check(connect: Callable[[], psycopg.Connection[TupleRow]]) -> None:
     """Raise UnsuitableServerError unless sessions stay on their server connection.
 
-    `connect` opens a connection through the pooler. If it does not answer, nothing is known and nothing raised: a pool
-    in session mode may have no connection left.
+    `connect` opens a connection through the pooler. If the pooler does not respond, nothing is raised, because a pool
+    in session mode may have no free connection.
     """
     try:
-        with connect() as resting, connect() as working:
-            resting.autocommit = True
-            if _share(resting, working):
+        with connect() as idle, connect() as busy:
+            idle.autocommit = True
+            if _share(idle, busy):
                 raise UnsuitableServerError(_REFUSAL)
     except UnsuitableServerError:
         raise
@@ -37,13 +38,13 @@ def check(connect: Callable[[], psycopg.Connection[TupleRow]]) -> None:
             raise UnsuitableServerError(_REFUSAL) from error
 
 
-def _share(resting: psycopg.Connection[TupleRow], working: psycopg.Connection[TupleRow]) -> bool:
-    """Say whether a session at rest loses its server connection to a transaction of another, or to anyone else."""
-    pid = _pid(resting)
+def _share(idle: psycopg.Connection[TupleRow], busy: psycopg.Connection[TupleRow]) -> bool:
+    """Say whether an idle session loses its server connection to a transaction of another session."""
+    pid = _pid(idle)
     for _ in range(ROUNDS):
-        if _pid(working) == pid or _pid(resting) != pid:
+        if _pid(busy) == pid or _pid(idle) != pid:
             return True
-        working.rollback()
+        busy.rollback()
     return False
 
 

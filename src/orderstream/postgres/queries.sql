@@ -1,7 +1,7 @@
--- Statements that every service shares.
+-- Statements that several services use.
 
 -- name: append_to_outbox
--- Adds events, in the order given. Parameters: arrays of equal length. Takes no lock beyond the new rows.
+-- Appends events to the outbox, in the given order. Parameters: arrays of equal length. Locks only the new rows.
 INSERT INTO outbox (topic, order_id, event_id, value, traceparent, tracestate)
 SELECT * FROM unnest(
     %(topics)s::text[], %(order_ids)s::text[], %(event_ids)s::uuid[], %(values)s::text[],
@@ -9,9 +9,9 @@ SELECT * FROM unnest(
 );
 
 -- name: wake_relay
--- Tells a listening relay, at commit, that there are rows; once per transaction however many there are.
+-- Notifies a listening relay at commit that there are rows. Postgres sends one notification for each transaction.
 NOTIFY orderstream_outbox;
 
 -- name: limit_statements
--- Limits how long each statement of this transaction may take. Parameter: the limit as text.
+-- Sets the statement_timeout of this transaction. Parameter: the limit as text.
 SELECT set_config('statement_timeout', %(limit)s, TRUE);

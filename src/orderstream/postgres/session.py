@@ -1,7 +1,7 @@
-"""The one session of a worker or relay with Postgres: opened when needed, closed when it fails, then replaced.
+"""The Postgres session of a worker or relay. It connects when needed, and reconnects after an error.
 
-No state of a session outlives its cause: a server that has become read-only, a lost prepared statement, a plan of
-another schema. What was set up on it, such as LISTEN, is set up on the next one.
+After an error the session is replaced, so that no broken state persists, such as a server that has become read-only, a
+lost prepared statement, or a plan for another schema. `begin` sets up each new session, for example with LISTEN.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,11 +13,11 @@ from orderstream.postgres.limited import LimitedConnection
 
 
 def _nothing(_connection: Connection) -> None:
-    """Set nothing up."""
+    """Do nothing."""
 
 
 class Session:
-    """Lends one connection at a time, to one thread. `begin` sets up each connection that it opens."""
+    """Lends one connection at a time, to one thread. Calls `begin` with each new connection."""
 
     def __init__(self, postgres_url: str, name: str, begin: Callable[[Connection], None] = _nothing) -> None:
         self._url = postgres_url
@@ -29,25 +29,25 @@ class Session:
 
     @property
     def ready(self) -> bool:
-        """Whether the last attempt to connect reached a server that takes writes. Any thread may ask.
+        """Whether the last attempt to connect reached a server that accepts writes. Any thread may read this.
 
-        A connection that was closed says nothing about the server: the next attempt does.
+        A closed connection does not change it. Only the next attempt to connect does.
         """
         return self._reached
 
     @contextmanager
     def use(self) -> Iterator[Connection]:
-        """Lend the connection; opens one if there is none. After any error that is not about data it is closed.
+        """Lend the connection, and open it if needed. Close it after any error of Postgres that is not about data.
 
-        Raises what connecting and the block raise. A fatal error of a session that had worked before is raised as
-        StaleSessionError, which is transient: the next session shows whether it stays.
+        Raises the errors of connecting and of the block. A fatal error of a session that had worked before is raised as
+        StaleSessionError, which is transient, because a new session shows whether the error persists.
         """
         connection = self.open()
         try:
             yield connection
         except Exception as error:
-            session_may_go_on = fault_of(error) is None or is_about_data(error)
-            if session_may_go_on and not connection.closed:
+            is_usable = fault_of(error) is None or is_about_data(error)
+            if is_usable and not connection.closed:
                 raise
             proven = self._proven
             self.close()
@@ -57,7 +57,7 @@ class Session:
         self._proven = True
 
     def open(self) -> Connection:
-        """Return the connection, opened and set up if there is none. Raises as `connect` does."""
+        """Return the connection. Opens it and sets it up if needed. Raises the same errors as `connect`."""
         if self._connection is None or self._connection.closed:
             self.close()
             try:

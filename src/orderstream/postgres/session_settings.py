@@ -1,7 +1,7 @@
-"""The session settings that our SQL relies on: set after connecting, so that no other source overrides them.
+"""The session settings that our SQL relies on. They are set after connecting, so that no other source overrides them.
 
-The connection string (`options`), the role and the database may each carry settings. One that changes what we read or
-write, how durable a commit is, or how long we wait would break a promise without an error.
+The connection string (`options`), the role and the database may each have settings. A setting that changes what we read
+or write, the durability of a commit, or a time limit would break a promise without an error.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from orderstream.postgres.faults import UnsuitableServerError
 STATEMENT_TIMEOUT_SECONDS = 10
 LOCK_TIMEOUT_SECONDS = 5
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 45
-"""Longer than the relay waits for Kafka's acknowledgements while it holds its rows."""
+"""Longer than the relay waits for Kafka's acknowledgements while it has its rows locked."""
 
 PINNED: Final = {
-    # How long a statement, a lock and a silent client are waited for. Only idle sessions are ours to keep.
+    # Time limits of a statement, of a lock and of an idle transaction. Idle sessions have no limit.
     "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
     "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s",
     "transaction_timeout": "0",
     "idle_session_timeout": "0",
-    # What a text means that goes in or comes out.
+    # The meaning of text in parameters and results.
     "TimeZone": "UTC",
     "DateStyle": "ISO, MDY",
     "IntervalStyle": "postgres",
@@ -30,12 +30,12 @@ PINNED: Final = {
     "standard_conforming_strings": "on",
     "array_nulls": "on",
     "transform_null_equals": "off",
-    # What a transaction is.
+    # The properties of a transaction.
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "row_security": "on",
     "exit_on_error": "off",
-    # Plans by index. A plan prepared while a table is empty would else scan it until autovacuum comes by.
+    # Plans use indexes. Otherwise a plan that was prepared for an empty table would scan it until autovacuum has run.
     "enable_seqscan": "off",
     "enable_indexscan": "on",
     "enable_indexonlyscan": "on",
@@ -44,7 +44,7 @@ PINNED: Final = {
     "plan_cache_mode": "auto",
     "jit": "off",
 }
-"""By name. A setting that the server's version does not have is left out."""
+"""Values by name. A setting that the server's version does not have is skipped."""
 
 _QUERY: LiteralString = """
 SELECT
@@ -72,16 +72,16 @@ SELECT
 
 
 def statement(pid: int) -> tuple[LiteralString, dict[str, object]]:
-    """Return the query that sets everything, and its parameters; it sets nothing in a backend other than `pid`.
+    """Return the query that sets all settings, and its parameters. In a backend other than `pid`, it sets nothing.
 
-    Its row is what `check` takes. The schema is the one that holds our tables by the session's search_path, else
-    `public`. A synchronous_commit stronger than `on` stays.
+    `check` takes its row. The search_path becomes the schema that holds our tables: the first one in the session's
+    search_path, otherwise `public`. The query keeps a synchronous_commit that is stronger than `on`.
     """
     return _QUERY, {"names": list(PINNED), "values": list(PINNED.values()), "pid": pid}
 
 
 def check(row: Sequence[Any] | None) -> int:
-    """Return the backend's pid of a row of `statement`. Raises UnsuitableServerError when orders cannot be stored."""
+    """Return the backend's pid from a row of `statement`. Raises UnsuitableServerError if orders cannot be stored."""
     assert row is not None
     pid, encoding, replication_role, _ = row
     if encoding != "UTF8":
@@ -90,6 +90,6 @@ def check(row: Sequence[Any] | None) -> int:
         )
     if replication_role != "origin":
         raise UnsuitableServerError(
-            f"session_replication_role is {replication_role}, which turns foreign keys off: it must be origin"
+            f"session_replication_role is {replication_role}, which disables foreign keys: it must be origin"
         )
     return int(pid)

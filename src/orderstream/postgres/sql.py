@@ -1,4 +1,4 @@
-"""Named SQL: each room keeps its statements in a `queries.sql`, in blocks that begin with `-- name: <name>`."""
+"""Loads named SQL. Each package has its statements in .sql files, in blocks that begin with `-- name: <name>`."""
 
 import re
 from importlib import resources
@@ -7,9 +7,9 @@ _NAME = re.compile(r"^-- name: *([a-z0-9_]+) *$", re.MULTILINE)
 
 
 def load(package: str, file: str = "queries.sql") -> dict[str, str]:
-    """Read the blocks of `file` in `package`: name -> statement, comments stripped.
+    """Return the statements of `file` in `package` by their names, without comments.
 
-    Raises ValueError when two blocks share a name, or text stands before the first one.
+    Raises ValueError if two blocks have the same name, or if a statement stands before the first block.
     """
     text = resources.files(package).joinpath(file).read_text(encoding="utf-8")
     preamble, *rest = _NAME.split(text)

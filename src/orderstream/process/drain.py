@@ -1,4 +1,4 @@
-"""The hard end of a process: whatever hangs, it is over in time."""
+"""Ends a process that does not finish its drain in time."""
 
 import os
 import threading
@@ -9,7 +9,7 @@ EXIT_FAILED = 1
 
 
 def limit_drain(seconds: float) -> None:
-    """End this process with code 1 unless it has ended by itself in so many seconds, which loses nothing."""
+    """End this process with code 1 if it has not ended after `seconds`. No order is lost."""
 
     def give_up() -> None:
         logs.get().error("drain_timeout", seconds=seconds)

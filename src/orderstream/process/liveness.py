@@ -1,6 +1,6 @@
-"""Ends a process whose loop has stopped to come round: a supervisor that restarts what exits needs nothing more.
+"""Ends a process whose loop is stuck, so that its supervisor restarts it.
 
-Compose restarts a container that exits, and not one that is unhealthy. So the process itself watches its loop.
+Compose restarts a container that exits, but not a container that is unhealthy. Therefore the process watches itself.
 """
 
 import contextlib
@@ -16,12 +16,15 @@ from orderstream.telemetry import logs
 
 WATCH_SECONDS = 5.0
 BACKSTOP_SECONDS = 10.0
-"""How much later a timer in C ends the process, if a call that holds Python's lock stops this thread too."""
+"""A timer in C ends the process this much later, if a call that holds Python's lock also blocks the watching thread."""
 
 
 def exit_when_stuck(beat: Callable[[], float], limit_seconds: float) -> None:
-    """Watch from a thread that `beat` (a monotonic time) is never older than the limit; else log `stuck`, write where
-    every thread is to stderr, and end the process with code 1. That loses nothing: what is under way is repeated."""
+    """End the process with code 1 when `beat` (a monotonic time) is older than the limit. A thread of its own watches
+    it.
+
+    Before that, log `stuck` and write the stack of every thread to stderr. No order is lost: its work is repeated.
+    """
     threading.Thread(target=_watch, args=(beat, limit_seconds), name="liveness", daemon=True).start()
 
 
@@ -30,7 +33,7 @@ def _watch(beat: Callable[[], float], limit_seconds: float) -> None:
         silent_seconds = time.monotonic() - beat()
         if silent_seconds >= limit_seconds:
             logs.get().critical("stuck", seconds=round(silent_seconds, 1))
-            # Without a stderr there is nowhere to write to.
+            # A process without a stderr writes nothing.
             with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
                 faulthandler.dump_traceback(sys.stderr)
             os._exit(EXIT_FAILED)

@@ -1,7 +1,7 @@
-"""The pages of one process, /livez, /readyz and /metrics, served from a thread of their own on METRICS_PORT.
+"""Serves the pages /livez, /readyz and /metrics of one process on METRICS_PORT, in a thread of its own.
 
-Each process has its own. Replicas of the gateway share the port of the API: a counter would jump back whenever another
-replica answers.
+Each process has a port of its own. Replicas of the gateway share the port of the API. On a shared port, a counter would
+jump back when another replica answers.
 """
 
 import socket
@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from orderstream.telemetry import metrics
 
 Problem = Callable[[], str | None]
-"""Says in a line what is wrong, or returns None."""
+"""Returns a line that describes the problem, or None."""
 
 
 def serve_pages(host: str, port: int, live: Problem, ready: Problem) -> ThreadingHTTPServer:
-    """Serve the pages; 503 with the problem where there is one. Raises OSError when the port is taken."""
+    """Serve the pages. If there is a problem, they answer 503 with it. Raises OSError if the port is in use."""
 
     class Pages(BaseHTTPRequestHandler):
         timeout = 5

@@ -1,4 +1,4 @@
-"""How a service runs as a process: signals, a bounded drain, the pages for health and metrics, and the exit code."""
+"""Runs a service as a process: signals, a bounded drain, the pages for health and metrics, and the exit code."""
 
 import signal
 import time
@@ -23,26 +23,26 @@ from orderstream.telemetry.tracing import Tracer
 
 EXIT_STOPPED = 0
 BEAT_LIMIT_SECONDS = 180.0
-"""A loop that has not come round for so long is stuck; its longest wait, a batch's retries, is shorter."""
+"""A loop without a new round for this time is stuck. Its longest wait, the retries of a batch, is shorter."""
 
 log = logs.get()
 
 
 class ServiceFailedError(Exception):
-    """A service stops by its own decision, and a restart by itself does not help. The process exits with code 1."""
+    """A service stops itself because of an error that a restart alone does not fix. The process exits with code 1."""
 
 
 class Loop(Protocol):
-    """The work of a service: `run` returns when its stop signal is set."""
+    """The loop of a service. `run` returns after the stop signal is set."""
 
     beat: float
-    """Monotonic time at which the loop last came round."""
+    """Monotonic time at which the last round of the loop began."""
     readiness: Readiness
     """The activities that do not succeed."""
 
     @property
     def ready(self) -> bool:
-        """Whether it has reached all that it needs."""
+        """Whether the loop has reached the servers that it needs."""
         ...
 
     def run(self) -> None:
@@ -53,8 +53,8 @@ class Loop(Protocol):
 def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopSignal], Loop]) -> int:
     """Run a service in the foreground until SIGTERM or SIGINT, and return its exit code.
 
-    From the signal on, or from a failure, it has `drain_timeout_seconds`; beyond that the process ends with code 1,
-    which loses nothing.
+    After the signal or a failure, the service has `drain_timeout_seconds` to end. After that time, the process ends
+    with code 1. No order is lost.
     """
     logs.configure(service, settings)
     stop = StopSignal()
@@ -81,7 +81,7 @@ def run_process(service: str, settings: Settings, build: Callable[[Tracer, StopS
         log.exception("stopped_by_failure")
         return EXIT_FAILED
     finally:
-        # Python waits for the threads of its pools, and one of them may hang in a call to the provider.
+        # Python waits for the threads of its pools. One of them may hang in a call to the provider.
         limit_drain(settings.drain_timeout_seconds)
         tracer.shutdown()
     log.info("stopped")

@@ -1,8 +1,8 @@
-"""Measures what waits for a consumer, and notices one that is stalled: records wait, and it takes none (P5).
+"""Measures the lag of one consumer and detects that it is stalled: records wait, and it receives none (P5).
 
-The client library may keep the identity of a topic that was deleted and made again. From then on it fetches nothing of
-that topic and reports nothing. A new consumer fetches again. A consumer is not stalled while it takes records of other
-partitions that wait: what it has fetched of them comes first, however long that takes.
+After a topic was deleted and created again, librdkafka may keep the identity of the deleted topic. It then fetches
+nothing from the topic and reports no error. A new consumer fetches again. A consumer is not stalled while it receives
+waiting records of other partitions, because it returns the records that it has fetched of them first.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,96 +10,97 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from confluent_kafka import Consumer, TopicPartition
 from msgspec import Struct
 
-ASK_SECONDS = 1.0
-DEAF_SECONDS = 15.0
-"""Records that wait for so long, while the loop polls, are not on their way."""
+from orderstream.kafka.partitions import LOG_END, LOG_START, TopicAndPartition, key_of, offsets_of
+
+ANSWER_SECONDS = 1.0
+"""Time limit of each request to Kafka."""
+STALLED_SECONDS = 15.0
+"""A partition is stalled if its records have waited this long while the loop polled."""
 
 PASSED_OVER_RECORDS = 100_000
-"""When other partitions have given this number of records, one that waits is not among the 8 MiB fetched ahead."""
-
-_END, _FIRST = -1, -2
-
-Place = tuple[str, int]
-"""Topic and partition."""
+"""After this number of records of other partitions, the 8 MiB fetched ahead hold no record of a waiting partition."""
 
 
-class _Still(Struct, frozen=True):
-    """A partition in which records wait: its position, since when it is there, and what was taken of all by then."""
+class _Waiting(Struct, frozen=True):
+    """A partition with waiting records: its position, since when, and the records received in total until then."""
 
     position: int
     since: float
-    taken: int
+    received: int
 
 
-class Progress:
-    """What one consumer has left to take, and since when it has not moved."""
+class ConsumerHealth:
+    """The lag of one consumer, and the partitions in which it makes no progress."""
 
     def __init__(self, clock: Callable[[], float], topics: Sequence[str]) -> None:
         self._clock = clock
         self._topics = topics
-        self._still: dict[Place, _Still] = {}
-        """Where records wait."""
-        self._taken = 0
-        """Records taken of all partitions."""
-        self._positions: dict[Place, int] = {}
+        self._waiting: dict[TopicAndPartition, _Waiting] = {}
+        self._received = 0
+        """Records received of all partitions."""
+        self._positions: dict[TopicAndPartition, int] = {}
         self._moved_at = float("-inf")
-        """When records of a partition with a backlog were taken last."""
-        self._may_be_left_out = False
+        """Time at which the consumer last received records of a partition with a backlog."""
+        self._topics_were_lost = False
         self._idle_since: float | None = None
 
-    def waiting(self, consumer: Consumer) -> dict[Place, int]:
-        """Return how many records wait in each assigned partition.
+    def lag(self, consumer: Consumer) -> dict[TopicAndPartition, int]:
+        """Return the number of waiting records in each assigned partition.
 
-        A consumer that the group gave no partition returns nothing, but looks after all of them: others may have them,
-        or nobody, when the group was formed while its topics were gone. Raises KafkaException when Kafka does not
-        answer: nothing is known then.
+        A consumer without partitions returns nothing, but watches all partitions: other consumers may have them, or no
+        consumer may have them if the group was formed while its topics were missing. Raises KafkaException if Kafka
+        does not answer.
         """
         assigned = consumer.assignment()
         watched = assigned or self._partitions(consumer)
         self._note_idle(idle=not assigned and bool(watched))
         if not watched:
-            self._still.clear()
+            self._waiting.clear()
             return {}
-        ends, firsts = _ask(consumer, watched, _END), _ask(consumer, watched, _FIRST)
-        positions = _offsets(consumer.position(watched))
-        if untouched := [one for one in watched if positions[_place(one)] < 0]:
-            positions |= _offsets(consumer.committed(untouched, timeout=ASK_SECONDS))
+        ends, firsts = _ask(consumer, watched, LOG_END), _ask(consumer, watched, LOG_START)
+        positions = offsets_of(consumer.position(watched))
+        if untouched := [partition for partition in watched if positions[key_of(partition)] < 0]:
+            positions |= offsets_of(consumer.committed(untouched, timeout=ANSWER_SECONDS))
         starts = {}
-        for place, end in ends.items():
-            first, position = firsts.get(place, 0), positions[place]
-            starts[place] = position if first <= position <= end else first
-        waiting = {place: end - starts[place] for place, end in ends.items()}
-        self._note(starts, waiting)
-        return waiting if assigned else {}
+        for partition, end in ends.items():
+            first, position = firsts.get(partition, 0), positions[partition]
+            starts[partition] = position if first <= position <= end else first
+        lag = {partition: end - starts[partition] for partition, end in ends.items()}
+        self._note(starts, lag)
+        return lag if assigned else {}
 
-    def _note(self, starts: dict[Place, int], waiting: dict[Place, int]) -> None:
-        """Note where each partition is, and since when those stand still in which records wait."""
-        now, still = self._clock(), {}
-        moved = {place for place, start in starts.items() if start > self._positions.get(place, start)}
-        self._taken += sum(starts[place] - self._positions[place] for place in moved)
-        if any(waiting[place] or place in self._still for place in moved):
+    def _note(self, starts: dict[TopicAndPartition, int], lag: dict[TopicAndPartition, int]) -> None:
+        """Note the position of each partition, and since when each partition with waiting records has not moved."""
+        now, waiting = self._clock(), {}
+        moved = {partition for partition, start in starts.items() if start > self._positions.get(partition, start)}
+        self._received += sum(starts[partition] - self._positions[partition] for partition in moved)
+        if any(lag[partition] or partition in self._waiting for partition in moved):
             self._moved_at = now
-        for place, records in waiting.items():
+        for partition, records in lag.items():
             if records:
-                before = self._still.get(place)
-                is_still = before is not None and before.position == starts[place]
-                still[place] = before if before and is_still else _Still(starts[place], now, self._taken)
-        self._positions, self._still = starts, still
+                before = self._waiting.get(partition)
+                if before is None or before.position != starts[partition]:
+                    before = _Waiting(starts[partition], now, self._received)
+                waiting[partition] = before
+        self._positions, self._waiting = starts, waiting
 
     def _partitions(self, consumer: Consumer) -> list[TopicPartition]:
-        known = consumer.list_topics(timeout=ASK_SECONDS).topics
+        known = consumer.list_topics(timeout=ANSWER_SECONDS).topics
         return [
-            TopicPartition(name, number) for name in self._topics if name in known for number in known[name].partitions
+            TopicPartition(topic, number)
+            for topic in self._topics
+            if topic in known
+            for number in known[topic].partitions
         ]
 
-    def deaf(self) -> list[Place]:
-        """Return the partitions whose records have been waiting too long, though nothing was taken before them."""
+    def stalled(self) -> list[TopicAndPartition]:
+        """Return the partitions whose records have waited too long, although no records before them were received."""
         now = self._clock()
         return sorted(
-            place
-            for place, still in self._still.items()
-            if now - still.since > DEAF_SECONDS
-            and (now - self._moved_at > DEAF_SECONDS or self._taken - still.taken > PASSED_OVER_RECORDS)
+            partition
+            for partition, waiting in self._waiting.items()
+            if now - waiting.since > STALLED_SECONDS
+            and (now - self._moved_at > STALLED_SECONDS or self._received - waiting.received > PASSED_OVER_RECORDS)
         )
 
     def _note_idle(self, *, idle: bool) -> None:
@@ -109,51 +110,48 @@ class Progress:
             self._idle_since = self._clock()
 
     def topics_lost(self) -> None:
-        """Note that topics are gone: a group that forms meanwhile may leave out who is in it, and not look again."""
-        self._may_be_left_out = True
+        """Note that topics are missing. A group that is formed meanwhile may never assign partitions."""
+        self._topics_were_lost = True
 
-    def left_out(self) -> bool:
-        """Say whether the group, formed while its topics were gone, has had no partition for this consumer since.
+    def unassigned(self) -> bool:
+        """Say whether this consumer has had no partition for too long since its topics were missing.
 
-        It may be an idle replica that never has one; so it is said once for each loss.
+        An idle replica never has a partition. Therefore the consumer is replaced only once for each loss of topics.
         """
         return (
-            self._may_be_left_out and self._idle_since is not None and self._clock() - self._idle_since > DEAF_SECONDS
+            self._topics_were_lost
+            and self._idle_since is not None
+            and self._clock() - self._idle_since > STALLED_SECONDS
         )
 
-    def begin_anew(self) -> None:
-        """Forget what was waiting: there is a new consumer, or polling was interrupted."""
-        self._still.clear()
+    def reset(self) -> None:
+        """Forget all waiting records. Call this when polling was interrupted."""
+        self._waiting.clear()
         self._positions = {}
         self._idle_since = None
 
 
-def ahead_of_group(
-    consumer: Consumer, waiting: Mapping[Place, int], given_back: Collection[Place]
+def positions_ahead_of_group(
+    consumer: Consumer, lag: Mapping[TopicAndPartition, int], rewound: Collection[TopicAndPartition]
 ) -> list[TopicPartition]:
-    """Return where the consumer is in partitions in which no record waits, if the group's offset is lower.
+    """Return the consumer's position in each partition without lag, if it is ahead of the group's committed offset.
 
-    A transaction of anyone else leaves a marker behind its records. The consumer steps over it and returns nothing, and
-    the group would seem to be one record behind without end. Where records were given back to Kafka and have not come
-    again, the consumer may be behind them. Raises KafkaException without an answer.
+    A transaction of another producer leaves a marker behind its records. The consumer skips the marker and returns no
+    record for it. Without a commit, the group would seem to be one record behind forever. Partitions in `rewound` are
+    left out, because their position may be ahead of records that are not processed. Raises KafkaException if Kafka does
+    not answer.
     """
-    idle = [TopicPartition(*place) for place, records in waiting.items() if not records and place not in given_back]
+    idle = [
+        TopicPartition(*partition) for partition, records in lag.items() if not records and partition not in rewound
+    ]
     if not idle:
         return []
-    committed = _offsets(consumer.committed(idle, timeout=ASK_SECONDS))
-    return [position for position in consumer.position(idle) if position.offset > max(committed[_place(position)], 0)]
+    committed = offsets_of(consumer.committed(idle, timeout=ANSWER_SECONDS))
+    return [position for position in consumer.position(idle) if position.offset > max(committed[key_of(position)], 0)]
 
 
-def _ask(consumer: Consumer, assigned: list[TopicPartition], which: int) -> dict[Place, int]:
-    """Return the first or the next offset of each partition that Kafka can tell it of."""
-    wanted = [TopicPartition(one.topic, one.partition, which) for one in assigned]
-    answers = consumer.offsets_for_times(wanted, timeout=ASK_SECONDS)
-    return {_place(one): one.offset for one in answers if one.error is None and one.offset >= 0}
-
-
-def _offsets(places: list[TopicPartition]) -> dict[Place, int]:
-    return {_place(one): one.offset for one in places}
-
-
-def _place(one: TopicPartition) -> Place:
-    return one.topic, one.partition
+def _ask(consumer: Consumer, partitions: list[TopicPartition], which: int) -> dict[TopicAndPartition, int]:
+    """Return the LOG_START or LOG_END offset of each partition for which Kafka returns one."""
+    wanted = [TopicPartition(partition.topic, partition.partition, which) for partition in partitions]
+    answers = consumer.offsets_for_times(wanted, timeout=ANSWER_SECONDS)
+    return offsets_of(answer for answer in answers if answer.error is None and answer.offset >= 0)

@@ -1,4 +1,4 @@
-"""What a worker service writes: a handler, which decides batches of events, and timers, which act on the clock."""
+"""The interface of a worker service: a handler, which decides batches of events, and timers."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -11,18 +11,18 @@ from orderstream.postgres.connect import Connection
 
 
 class RepeatBatchError(Exception):
-    """Somebody else decided an order of the batch at the same time: decide again, and find what was decided."""
+    """Another process decided an order of the batch at the same time. A retry of the batch finds that decision."""
 
 
 class Outgoing(Struct, frozen=True):
-    """An event to publish, and the record that caused it, whose trace it continues."""
+    """An event to publish, and the record that caused it. The event continues the record's trace."""
 
     event: Event[Payload]
     cause: Received
 
 
 class Rejected(Struct, frozen=True):
-    """A record that the handler read but cannot act on; it becomes a dead letter."""
+    """A record that the handler rejects. It becomes a dead letter."""
 
     received: Received
     reason: Reason
@@ -42,9 +42,9 @@ class Decision(Struct, frozen=True):
 
 
 class Timer(Struct, frozen=True):
-    """Work that the clock calls for. `run` takes a bounded share of it, in transactions of its own.
+    """Periodic work. `run` does a bounded share of the due work, in transactions of its own.
 
-    It returns whether more of it is due, in which case it runs again before the interval is over.
+    It returns whether more work is due. If so, it runs again before the interval has passed.
     """
 
     name: str
@@ -56,24 +56,24 @@ P = TypeVar("P")
 
 
 class Handler(Protocol[P]):
-    """One worker service. Everything it does must come out the same when it is done twice."""
+    """One worker service. It must give the same result if a batch is processed twice."""
 
     group: str
-    """Consumer group, which is the service's name."""
+    """The consumer group, which is also the name of the service."""
     topics: tuple[str, ...]
-    """What it consumes."""
+    """The topics that it consumes."""
     emits: tuple[str, ...]
-    """Types of the events that it may emit, as an answer or by a timer."""
+    """Types of the events that it may emit, as the result of a record or by a timer."""
 
     @property
     def timers(self) -> Sequence[Timer]:
-        """Work that the clock calls for."""
+        """The periodic work of the service."""
         ...
 
     def prepare(self, connection: Connection, batch: Sequence[Received], /) -> P:
-        """Do what may take time and must not hold a transaction, such as asking a provider; bounded, repeatable."""
+        """Do slow work outside the transaction, such as calls to a provider. It must be bounded and repeatable."""
         ...
 
     def decide(self, tx: Connection, batch: Sequence[Received], prepared: P, /) -> Decision:
-        """Decide the batch, or a part of it, within the transaction `tx`. Never calls out."""
+        """Decide the batch, or a part of it, in the transaction `tx`. Calls no other system."""
         ...

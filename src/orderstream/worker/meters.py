@@ -1,4 +1,4 @@
-"""The metrics of one worker, bound to its name once, so that a batch costs a few additions."""
+"""The metrics of one worker, bound to its labels once, so that a batch costs only a few additions."""
 
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from orderstream.telemetry import metrics
 
 
 class WorkerMeters:
-    """What a worker counts. Iterables of topics have one element a record."""
+    """The counters of a worker. An iterable of topics has one element for each record."""
 
     def __init__(self, service: str, topics: Iterable[str]) -> None:
         self._service = service
@@ -21,11 +21,11 @@ class WorkerMeters:
                 metric.labels(service, topic)
 
     def consumed(self, topics: Iterable[str]) -> None:
-        """Count records taken from Kafka."""
+        """Count records received from Kafka."""
         self._count(metrics.CONSUMED, topics)
 
     def decided(self, topics: Iterable[str]) -> None:
-        """Count records whose decision is committed and published."""
+        """Count records whose decision is committed and whose events are published."""
         self._count(metrics.DECIDED, topics)
 
     def produced(self, topics: Iterable[str]) -> None:
@@ -33,20 +33,20 @@ class WorkerMeters:
         self._count(metrics.PRODUCED, topics)
 
     def dead_lettered(self, topics: Iterable[str]) -> None:
-        """Count records that were given up."""
+        """Count records that became dead letters."""
         self._count(metrics.DEAD_LETTERED, topics)
 
     def retried(self, topics: Iterable[str]) -> None:
-        """Count records whose batch is tried again."""
+        """Count records whose batch is retried."""
         self._count(metrics.RETRIED, topics)
 
     def batch(self, records: int, seconds: float) -> None:
-        """Note a finished batch."""
+        """Count a finished batch."""
         self._batch_records.observe(records)
         self._batch_seconds.observe(seconds)
 
     def lag(self, waiting: Mapping[tuple[str, int], int]) -> None:
-        """Note how many records of each (topic, partition) are still to be taken; of others no more is said."""
+        """Set the lag of each (topic, partition). Removes the gauges of all other partitions."""
         for topic, partition in self._lagging - waiting.keys():
             metrics.LAG.remove(self._service, topic, str(partition))
         self._lagging = set(waiting)

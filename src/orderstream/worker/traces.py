@@ -1,6 +1,7 @@
-"""The spans of one batch: a consumer span a record, a producer span an event, and one for the batch, linked to them.
+"""Makes the spans of one batch: one for each record, one for each event, and one for the batch with links to the
+others.
 
-Records whose trace is not sampled get no span; their trace context is passed on as it came.
+If the trace of a record is not sampled, it gets no span, and its trace context is passed on unchanged.
 """
 
 import time
@@ -14,7 +15,7 @@ from orderstream.worker.handler import Outgoing
 
 
 class BatchTrace:
-    """Opened when a batch begins; `end` must be called once."""
+    """The spans of one batch, from its begin to `end`, which must be called once."""
 
     def __init__(self, tracer: Tracer, group: str, batch: Sequence[Received]) -> None:
         self._tracer = tracer
@@ -37,7 +38,7 @@ class BatchTrace:
                 self._consumer_spans[record.topic, record.partition, record.offset] = span
 
     def publication(self, outgoing: Outgoing, value: bytes) -> Publication:
-        """Return the record for an event, which carries the trace of the record that caused it."""
+        """Return the record for an event. It carries the trace of the record that caused the event."""
         event = outgoing.event
         record = outgoing.cause.record
         context = record.trace_context()
@@ -51,13 +52,13 @@ class BatchTrace:
         return Publication(topic, event.correlation_id, value, event_headers(event.type, event.id, context))
 
     def published(self, error: str | None = None) -> None:
-        """End the producer spans: Kafka has their events, or `error` says why not all of them."""
+        """End the producer spans. `error` is set if Kafka did not acknowledge all events."""
         for span in self._producer_spans:
             span.end(error)
         self._producer_spans.clear()
 
     def end(self, error: Exception | None) -> None:
-        """End the consumer spans, and record the batch."""
+        """End the consumer spans and record the span of the batch."""
         reason = None if error is None else str(error)
         for span in self._consumer_spans.values():
             span.end(reason)

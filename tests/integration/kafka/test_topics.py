@@ -18,7 +18,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.settings import Settings
 from orderstream.telemetry import metrics
-from orderstream.worker import runner
+from orderstream.worker import subscription
 from tests.integration.decisions.orders import created
 from tests.integration.outbox_relay.running import running as relay_running
 from tests.integration.worker.conftest import authorized
@@ -120,7 +120,7 @@ def test_with_a_prefix_the_relay_publishes_to_its_own_topics(
 def test_with_a_prefix_a_worker_reads_answers_and_keeps_letters_in_its_own_topics(
     prefixed: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr(subscription, "MEASURE_SECONDS", 0.1)
     connection.execute(SCHEMA.encode())
     brokers, prefix, group = prefixed.kafka_brokers, prefixed.kafka_topic_prefix, "order-service"
     begin_here(brokers, prefix + group, [prefix + IN])

@@ -18,7 +18,7 @@ from tests.integration.api_gateway.conftest import free_port
 from tests.support.pgbouncer import pgbouncer
 
 _LIMIT_SECONDS = 60.0
-_SAYS = "a pooler in transaction or statement mode stands before Postgres"
+_SAYS = "a pooler in transaction or statement mode is in front of Postgres"
 _FOR_ALL = "ignore_startup_parameters = extra_float_digits,options"
 
 

@@ -13,7 +13,7 @@ from orderstream.kafka.errors import PublishError
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
-from orderstream.worker import runner
+from orderstream.worker import runner, subscription
 from orderstream.worker.handler import Timer
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
@@ -66,7 +66,7 @@ def test_a_commit_that_fails_for_a_moment_is_tried_again(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits = Commits([KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError._TIMED_OUT])
-    monkeypatch.setattr(runner, "consumer", commits.of)
+    monkeypatch.setattr(subscription, "consumer", commits.of)
     with running(Recorder(group), settings):
         publish_events(settings.kafka_brokers, authorized(1))
         _wait_caught_up(settings, group)
@@ -74,13 +74,13 @@ def test_a_commit_that_fails_for_a_moment_is_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("code", "attempts"), [(KafkaError.ILLEGAL_GENERATION, 1), (KafkaError._TIMED_OUT, runner.COMMIT_ATTEMPTS)]
+    ("code", "attempts"), [(KafkaError.ILLEGAL_GENERATION, 1), (KafkaError._TIMED_OUT, subscription.COMMIT_ATTEMPTS)]
 )
 def test_a_commit_that_cannot_succeed_is_given_up_and_its_records_come_again_or_with_the_next(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch, code: int, attempts: int
 ) -> None:
     commits = Commits([code] * attempts)
-    monkeypatch.setattr(runner, "consumer", commits.of)
+    monkeypatch.setattr(subscription, "consumer", commits.of)
     before = offsets_of(settings.kafka_brokers, group, [IN])
     with Tap(settings.kafka_brokers, [OUT]) as tap, running(Recorder(group), settings):
         (event,) = authorized(1)
@@ -189,14 +189,14 @@ def ensured(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
         calls.append(settings)
         return []
 
-    monkeypatch.setattr(runner, "ensure_topics", ensure)
+    monkeypatch.setattr(subscription, "ensure_topics", ensure)
     return calls
 
 
 @pytest.mark.parametrize(
     "report",
     [
-        lambda loop: loop._client_error(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)),
+        lambda loop: loop._subscription._client_error(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)),
         lambda loop: loop._recover(PublishError(KafkaError(KafkaError._UNKNOWN_TOPIC), 1)),
         lambda loop: loop._recover(PublishError(KafkaError(KafkaError._MSG_TIMED_OUT), 1)),
     ],
@@ -215,14 +215,14 @@ def test_a_consumer_whose_topics_are_gone_may_be_left_out(
     settings: Settings, group: str, ensured: list[Settings]
 ) -> None:
     with running(Recorder(group), settings) as loop:
-        assert not loop.runner._progress._may_be_left_out
-        loop.runner._client_error(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
-        assert loop.runner._progress._may_be_left_out
+        assert not loop.runner._subscription._health._topics_were_lost
+        loop.runner._subscription._client_error(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+        assert loop.runner._subscription._health._topics_were_lost
 
 
 def test_a_client_that_has_failed_for_good_ends_the_loop(settings: Settings, group: str) -> None:
     with running(Recorder(group), settings) as loop, pytest.raises(KafkaException):
-        loop.runner._client_error(KafkaError(KafkaError._FATAL, "fenced", fatal=True))
+        loop.runner._subscription._client_error(KafkaError(KafkaError._FATAL, "fenced", fatal=True))
 
 
 def test_a_failure_after_the_commit_repeats_the_recorded_decision(

@@ -17,7 +17,7 @@ from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
-from orderstream.worker import runner
+from orderstream.worker import batch, runner
 from orderstream.worker.failure_limit import MIN_FAILURES
 from orderstream.worker.handler import Decision, Outgoing
 from tests.integration.worker.conftest import authorized
@@ -136,7 +136,7 @@ def test_a_dead_letter_that_was_never_sent_is_sent_later(
 ) -> None:
     monkeypatch.setattr(runner, "Publisher", _Sending)
     monkeypatch.setattr(_Sending, "topic", dead_letter_topic(group))
-    monkeypatch.setattr(_Sending, "failures", runner.LETTER_FAILURES_MAX - 1)
+    monkeypatch.setattr(_Sending, "failures", batch.LETTER_FAILURES_MAX - 1)
     publish(settings.kafka_brokers, POISON)
     with Tap(settings.kafka_brokers, [dead_letter_topic(group)]) as tap, running(Recorder(group), settings):
         _wait_caught_up(settings, group)

@@ -19,8 +19,7 @@ from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.process import readiness
 from orderstream.settings import Settings
-from orderstream.worker import consumer_health as progress
-from orderstream.worker import runner
+from orderstream.worker import consumer_health, runner, subscription
 from orderstream.worker.failure_limit import MIN_FAILURES, TooManyFailuresError
 from orderstream.worker.handler import Decision, Rejected, Timer
 from tests.integration.worker.conftest import authorized
@@ -385,7 +384,7 @@ def test_a_refused_commit_drops_the_batch(
                 raise error
             return getattr(self._consumer, name)
 
-    monkeypatch.setattr(runner, "consumer", lambda settings, group: Refused(client.consumer(settings, group)))
+    monkeypatch.setattr(subscription, "consumer", lambda settings, group: Refused(client.consumer(settings, group)))
     with _tap(settings, group) as tap, running(Recorder(group), settings):
         publish_events(settings.kafka_brokers, authorized(1))
         tap.count(1)
@@ -463,13 +462,13 @@ def test_a_timer_that_is_never_done_makes_way_for_the_next_batch(settings: Setti
 def test_a_consumer_that_takes_nothing_is_replaced(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "DEAF_SECONDS", 0.5)
-    monkeypatch.setattr(runner, "MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr(consumer_health, "STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(subscription, "MEASURE_SECONDS", 0.1)
     deafened: list[Consumer] = []
 
     def deafen(_connection: Connection) -> bool:
         if not deafened:
-            deafened.append(loop.runner._consumer)
+            deafened.append(loop.runner._subscription._consumer)
             deafened[0].pause(deafened[0].assignment())
         return False
 
@@ -480,11 +479,11 @@ def test_a_consumer_that_takes_nothing_is_replaced(
         wait_until(lambda: deafened, 5, "the consumer is deaf")
         publish_events(settings.kafka_brokers, authorized(1))
         tap.count(1)
-        replaced = loop.runner._consumer
+        replaced = loop.runner._subscription._consumer
         assert replaced is not deafened[0]
         publish_events(settings.kafka_brokers, authorized(20))
         _wait_caught_up(settings, group)
-        assert loop.runner._consumer is replaced
+        assert loop.runner._subscription._consumer is replaced
 
 
 def test_a_worker_whose_batch_and_timers_fail_says_so_until_they_succeed(

@@ -10,8 +10,8 @@ from confluent_kafka import Producer, TopicPartition
 from orderstream.kafka.envelope import Received, encode
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
-from orderstream.worker import runner
-from orderstream.worker.runner import Runner
+from orderstream.worker import runner, subscription
+from orderstream.worker.subscription import Subscription
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, Recorder
 from tests.integration.worker.running import running
@@ -51,7 +51,7 @@ def test_an_open_transaction_holds_up_no_order(settings: Settings, connection: C
 def test_the_marker_of_a_transaction_is_passed(
     settings: Settings, connection: Connection, group: str, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(runner, "MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr(subscription, "MEASURE_SECONDS", 0.1)
     with running(Recorder(group), settings):
         with _transaction(settings, group, 20) as producer:
             getattr(producer, end)(_SECONDS)
@@ -64,13 +64,20 @@ def test_the_marker_of_a_transaction_is_passed(
         wait_until(lambda: _decided(connection) == 40, 20, "every order is decided")
 
 
-def test_no_offset_moves_past_records_that_could_not_be_given_back(
+def _wait_measured(own: Subscription) -> None:
+    before = own._measured
+    wait_until(lambda: own._measured > before, 20, "the lag is measured again")
+
+
+def test_no_offset_moves_past_records_that_could_not_be_rewound(
     settings: Settings, connection: Connection, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where Kafka refuses the seek, the consumer's position is behind records that are not decided."""
-    monkeypatch.setattr(runner, "MEASURE_SECONDS", 0.0)
+    """If Kafka refuses the seek, the consumer's position is ahead of records that are not decided."""
+    monkeypatch.setattr(subscription, "MEASURE_SECONDS", 0.0)
     monkeypatch.setattr(runner, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(Runner, "_place", lambda _runner, name, _partition, offset: TopicPartition(name, 99, offset))
+    monkeypatch.setattr(
+        Subscription, "_offset", lambda _subscription, name, _partition, offset: TopicPartition(name, 99, offset)
+    )
     before = offsets_of(settings.kafka_brokers, group, [IN])
 
     def fail(_connection: Connection, _batch: Sequence[Received]) -> None:
@@ -79,9 +86,8 @@ def test_no_offset_moves_past_records_that_could_not_be_given_back(
     handler = Recorder(group, fail)
     publish_events(settings.kafka_brokers, authorized(5))
     with running(handler, settings) as loop:
-        wait_until(lambda: sum(map(len, handler.batches)) == 5, 20, "every record is given back")
+        wait_until(lambda: sum(map(len, handler.batches)) == 5, 20, "every record is processed")
         for _ in range(5):
-            measured = loop.runner._measured
-            wait_until(lambda before=measured: loop.runner._measured > before, 20, "the lag is measured again")  # type: ignore[misc]
+            _wait_measured(loop.runner._subscription)
         assert offsets_of(settings.kafka_brokers, group, [IN]) == before
     assert _decided(connection) == 0

@@ -20,7 +20,7 @@ from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
 from orderstream.process.run import run_process
 from orderstream.settings import load
-from orderstream.worker import runner
+from orderstream.worker import runner, subscription
 from orderstream.worker.handler import nothing
 from tests.integration.worker.recorder import Recorder
 
@@ -64,7 +64,7 @@ def main(group: str, point: str) -> int:
     if point == "hung":
         handler = Recorder(group, fault=_leave_a_thread)
     if point == "before-offsets":
-        runner.__dict__["consumer"] = lambda settings, group: _DiesBeforeOffsets(client.consumer(settings, group))
+        subscription.__dict__["consumer"] = lambda settings, group: _DiesBeforeOffsets(client.consumer(settings, group))
     return run_process(group, settings, lambda tracer, stop: runner.Runner(handler, settings, tracer, stop))
 
 

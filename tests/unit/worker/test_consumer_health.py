@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import pytest
 from confluent_kafka import OFFSET_INVALID, TopicPartition
 
-from orderstream.worker.consumer_health import DEAF_SECONDS, PASSED_OVER_RECORDS, Progress
+from orderstream.worker.consumer_health import PASSED_OVER_RECORDS, STALLED_SECONDS, ConsumerHealth
 
 
-def _progress(clock: Callable[[], float]) -> Progress:
-    return Progress(clock, ["t"])
+def _health(clock: Callable[[], float]) -> ConsumerHealth:
+    return ConsumerHealth(clock, ["t"])
 
 
 class Ear:
@@ -49,34 +49,34 @@ class Ear:
     ],
 )
 def test_how_much_waits(ear: Any, waiting: int) -> None:
-    assert _progress(lambda: 0.0).waiting(ear) == {("t", 0): waiting}
+    assert _health(lambda: 0.0).lag(ear) == {("t", 0): waiting}
 
 
 def test_a_consumer_is_deaf_when_records_wait_and_it_does_not_move() -> None:
     now = 0.0
-    progress = _progress(lambda: now)
+    health = _health(lambda: now)
     ear: Any = Ear(5, 5, 0, 6)
-    progress.waiting(ear)
-    now = DEAF_SECONDS - 1
+    health.lag(ear)
+    now = STALLED_SECONDS - 1
     ear.end = 50
-    progress.waiting(ear)
-    assert progress.deaf() == []
-    now = DEAF_SECONDS + 1
-    progress.waiting(ear)
-    assert progress.deaf() == [("t", 0)]
+    health.lag(ear)
+    assert health.stalled() == []
+    now = STALLED_SECONDS + 1
+    health.lag(ear)
+    assert health.stalled() == [("t", 0)]
     ear.offset = 6
-    progress.waiting(ear)
-    assert progress.deaf() == []
+    health.lag(ear)
+    assert health.stalled() == []
 
 
 def test_a_quiet_partition_is_not_deaf() -> None:
     now = 0.0
-    progress = _progress(lambda: now)
+    health = _health(lambda: now)
     ear: Any = Ear(5, 5, 0, 5)
     for _ in range(3):
-        progress.waiting(ear)
-        now += DEAF_SECONDS
-    assert progress.deaf() == []
+        health.lag(ear)
+        now += STALLED_SECONDS
+    assert health.stalled() == []
 
 
 class Listing:
@@ -93,45 +93,45 @@ def _without_partitions(ear: Ear) -> Any:
 
 def test_a_consumer_without_partitions_is_deaf_when_nobody_takes_what_waits() -> None:
     now = 0.0
-    progress = _progress(lambda: now)
+    health = _health(lambda: now)
     ear = _without_partitions(Ear(0, 5, 0, 6))
-    assert progress.waiting(ear) == {}
-    now = DEAF_SECONDS + 1
-    progress.waiting(ear)
-    assert progress.deaf() == [("t", 0)]
+    assert health.lag(ear) == {}
+    now = STALLED_SECONDS + 1
+    health.lag(ear)
+    assert health.stalled() == [("t", 0)]
 
 
 def test_a_consumer_without_partitions_is_left_out_only_after_topics_were_gone() -> None:
     now = 0.0
-    progress = _progress(lambda: now)
+    health = _health(lambda: now)
     ear = _without_partitions(Ear(0, 6, 0, 6))
 
-    def left_out_after(seconds: float) -> bool:
+    def unassigned_after(seconds: float) -> bool:
         nonlocal now
-        progress.waiting(ear)
+        health.lag(ear)
         now += seconds
-        progress.waiting(ear)
-        return progress.left_out()
+        health.lag(ear)
+        return health.unassigned()
 
-    assert not left_out_after(DEAF_SECONDS + 1)
-    progress.topics_lost()
-    assert progress.left_out()
-    progress.begin_anew()
-    assert not left_out_after(DEAF_SECONDS - 1)
-    assert left_out_after(DEAF_SECONDS + 1)
+    assert not unassigned_after(STALLED_SECONDS + 1)
+    health.topics_lost()
+    assert health.unassigned()
+    health.reset()
+    assert not unassigned_after(STALLED_SECONDS - 1)
+    assert unassigned_after(STALLED_SECONDS + 1)
     ear.assignment = lambda: [TopicPartition("t", 0)]
-    assert not left_out_after(DEAF_SECONDS + 1)
+    assert not unassigned_after(STALLED_SECONDS + 1)
 
 
 def test_a_consumer_without_partitions_is_well_while_others_take_what_waits() -> None:
     now = 0.0
-    progress = _progress(lambda: now)
+    health = _health(lambda: now)
     ear = _without_partitions(Ear(0, 5, 0, 100))
     for _ in range(10):
-        progress.waiting(ear)
-        assert progress.deaf() == []
+        health.lag(ear)
+        assert health.stalled() == []
         ear.stored += 1
-        now += DEAF_SECONDS - 1
+        now += STALLED_SECONDS - 1
 
 
 class Ears:
@@ -156,52 +156,52 @@ class Ears:
 
 def test_a_consumer_that_takes_a_long_turn_of_one_partition_is_not_stalled() -> None:
     now = 0.0
-    progress = _progress(lambda: now)
+    health = _health(lambda: now)
     ears: Any = Ears((0, 20_000), (0, 20_000), (0, 20_000))
     for number in range(3):
         for _ in range(10):
             ears.positions[number] += 2_000
-            progress.waiting(ears)
-            assert progress.deaf() == []
-            now += DEAF_SECONDS / 3
+            health.lag(ears)
+            assert health.stalled() == []
+            now += STALLED_SECONDS / 3
 
 
 def test_the_turn_of_a_partition_begins_when_that_of_another_has_ended() -> None:
     now = 0.0
-    progress = _progress(lambda: now)
+    health = _health(lambda: now)
     ears: Any = Ears((0, 100), (0, 100))
     for taken in (0, 50, 99, 100):
         ears.positions[0] = taken
-        progress.waiting(ears)
-        now += DEAF_SECONDS - 1
-        assert progress.deaf() == []
-    progress.waiting(ears)
-    now += DEAF_SECONDS
-    progress.waiting(ears)
-    assert progress.deaf() == [("t", 1)]
+        health.lag(ears)
+        now += STALLED_SECONDS - 1
+        assert health.stalled() == []
+    health.lag(ears)
+    now += STALLED_SECONDS
+    health.lag(ears)
+    assert health.stalled() == [("t", 1)]
 
 
 def test_a_partition_that_is_left_out_is_noticed_while_others_are_taken() -> None:
     now = 0.0
-    progress = _progress(lambda: now)
+    health = _health(lambda: now)
     ears: Any = Ears((0, 10), (0, 10))
-    while not progress.deaf():
+    while not health.stalled():
         assert ears.positions[0] <= 2 * PASSED_OVER_RECORDS
         ears.positions[0] += 10_000
         ears.ends[0] = ears.positions[0] + 10
-        progress.waiting(ears)
+        health.lag(ears)
         now += 5
-    assert progress.deaf() == [("t", 1)]
+    assert health.stalled() == [("t", 1)]
     assert ears.positions[0] > PASSED_OVER_RECORDS
 
 
 def test_with_little_to_take_a_partition_that_is_left_out_is_noticed_soon() -> None:
     now = 0.0
-    progress = _progress(lambda: now)
+    health = _health(lambda: now)
     ears: Any = Ears((0, 0), (0, 10))
     for _ in range(5):
         ears.positions[0] += 3
         ears.ends[0] = ears.positions[0]
-        progress.waiting(ears)
+        health.lag(ears)
         now += 5
-    assert progress.deaf() == [("t", 1)]
+    assert health.stalled() == [("t", 1)]

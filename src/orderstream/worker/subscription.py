@@ -1,0 +1,206 @@
+"""A worker's subscription to its topics: polls records, commits and rewinds offsets, and measures the lag (P5, P7).
+
+It replaces its consumer if the consumer is stalled or has no partitions after its topics were lost.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from orderstream.kafka.client import consumer
+from orderstream.kafka.envelope import Record
+from orderstream.kafka.errors import FENCED, UNKNOWN_TOPIC
+from orderstream.kafka.partitions import TopicAndPartition, key_of
+from orderstream.kafka.topics import ensure_topics
+from orderstream.process.readiness import Readiness
+from orderstream.settings import Settings
+from orderstream.telemetry import logs
+from orderstream.worker.consumer_health import ConsumerHealth, positions_ahead_of_group
+from orderstream.worker.meters import WorkerMeters
+
+BATCH_RECORDS = 500
+POLL_SECONDS = 0.1
+GATHER_SECONDS = 0.03
+GATHER_BYTES = 8 << 20
+"""A batch of this size does not wait for more records."""
+GATHER_FROM = 20
+"""A last batch of this size indicates a queue. Only then does the next batch wait for more records."""
+COMMIT_ATTEMPTS = 3
+MEASURE_SECONDS = 5.0
+ENSURE_SECONDS = 1.0
+"""Shortest time between two checks for missing topics."""
+
+KAFKA = "had no answer of Kafka"
+"""The activity that `readiness` reports while Kafka does not answer."""
+
+log = logs.get()
+
+
+class Subscription:
+    """The consumer of one worker, for one thread. Records name their topics without KAFKA_TOPIC_PREFIX."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        group: str,
+        topics: Sequence[str],
+        meters: WorkerMeters,
+        readiness: Readiness,
+        *,
+        on_assigned: Callable[[], None],
+    ) -> None:
+        """`on_assigned` is called when the group has assigned partitions."""
+        self._settings = settings
+        self._group = group
+        self._prefix = settings.kafka_topic_prefix
+        self._topics = [self._prefix + topic for topic in topics]
+        self._meters = meters
+        self._readiness = readiness
+        self._on_assigned = on_assigned
+        self._consumer: Consumer = consumer(settings, group)
+        self._health = ConsumerHealth(time.monotonic, self._topics)
+        self._rewound: set[TopicAndPartition] = set()
+        self._last_size = 0
+        self._measured = 0.0
+        self._ensured = 0.0
+        self.joined = False
+        """Whether the group has assigned partitions to this consumer."""
+
+    def subscribe(self) -> None:
+        """Join the group."""
+        self._consumer.subscribe(self._topics, on_assign=self._assigned)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+    def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.joined = True
+        self._on_assigned()
+        names = sorted(f"{partition.topic}/{partition.partition}" for partition in partitions)
+        log.info("partitions_assigned", partitions=names)
+
+    def poll(self) -> list[Record]:
+        """Wait for a record and return it with the others that are here, at most BATCH_RECORDS.
+
+        If there is a queue, also wait up to GATHER_SECONDS for more records. Raises KafkaException after a fatal error.
+        """
+        message = self._consumer.poll(POLL_SECONDS)
+        if message is None:
+            self._last_size = 0
+            return []
+        messages = [message, *self._consumer.consume(BATCH_RECORDS - 1, 0)]
+        size_bytes = sum(map(len, messages))
+        room = min(BATCH_RECORDS, len(messages) * GATHER_BYTES // max(1, size_bytes)) - len(messages)
+        if self._last_size >= GATHER_FROM and room > 0:
+            messages += self._consumer.consume(room, GATHER_SECONDS)
+        records = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(Record.of(message, self._prefix))
+            else:
+                self._client_error(error)
+        self._last_size = len(records)
+        return records
+
+    def _client_error(self, error: KafkaError) -> None:
+        """Handle an error that the client returns in place of a record."""
+        log.warning("consumer_error", code=error.name(), detail=error.str())
+        if error.fatal():
+            raise KafkaException(error)
+        if error.code() in UNKNOWN_TOPIC:
+            self._health.topics_lost()
+            self.ensure_topics()
+
+    def commit(self, records: Iterable[Record]) -> None:
+        """Commit the offsets behind a batch. If that fails, its records are received again, which is harmless (P7)."""
+        following = {(record.topic, record.partition): record.offset + 1 for record in records}
+        offsets = [self._offset(*partition, offset) for partition, offset in following.items()]
+        self._rewound -= {key_of(offset) for offset in offsets}
+        self._commit_offsets(offsets)
+
+    def _commit_offsets(self, offsets: list[TopicPartition]) -> None:
+        for _ in range(COMMIT_ATTEMPTS if offsets else 0):
+            try:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+            except KafkaException as error:
+                code = error.args[0].code()
+                log.warning("offset_commit_failed", detail=str(error)[:300])
+                if code in FENCED:
+                    return
+            else:
+                return
+
+    def rewind(self, records: Iterable[Record]) -> None:
+        """Move back to the first record of a batch in each partition, so that its records are polled again.
+
+        Polling goes on meanwhile, and with it the membership in the group.
+        """
+        first: dict[TopicAndPartition, int] = {}
+        for record in records:
+            partition = (record.topic, record.partition)
+            first[partition] = min(first.get(partition, record.offset), record.offset)
+        for (topic, number), offset in first.items():
+            self._rewound.add((self._prefix + topic, number))
+            try:
+                self._consumer.seek(self._offset(topic, number, offset))
+            except KafkaException as error:
+                log.warning("seek_back_refused", topic=topic, partition=number, detail=str(error)[:300])
+        self._health.reset()
+
+    def _offset(self, topic: str, partition: int, offset: int) -> TopicPartition:
+        return TopicPartition(self._prefix + topic, partition, offset)
+
+    def polling_paused(self, seconds: float) -> None:
+        """Note that the loop did not poll for `seconds`, as while it processed a batch."""
+        if seconds > MEASURE_SECONDS:
+            self._health.reset()
+
+    def measure_lag(self) -> None:
+        """Measure the lag of each assigned partition, every MEASURE_SECONDS, and replace an unhealthy consumer.
+
+        A consumer is replaced if it is stalled. It is also replaced if it has no partition after topics were lost,
+        since a group that was formed meanwhile may keep it without partitions.
+        """
+        if time.monotonic() - self._measured < MEASURE_SECONDS:
+            return
+        try:
+            lag = self._health.lag(self._consumer)
+            self._commit_offsets(positions_ahead_of_group(self._consumer, lag, self._rewound))
+        except KafkaException as error:
+            log.debug("lag_unknown", detail=str(error)[:300])
+            self._readiness.failed(KAFKA, error)
+            self._health.reset()
+            lag = {}
+        else:
+            self._readiness.succeeded(KAFKA)
+        self._measured = time.monotonic()
+        self._meters.lag(
+            {(topic.removeprefix(self._prefix), number): records for (topic, number), records in lag.items()}
+        )
+        stalled = self._health.stalled()
+        if self.joined and (stalled or self._health.unassigned()):
+            log.warning("consumer_replaced", partitions=[f"{topic}/{number}" for topic, number in stalled])
+            self._replace_consumer()
+
+    def _replace_consumer(self) -> None:
+        self._health = ConsumerHealth(time.monotonic, self._topics)
+        self.joined = False
+        self._consumer.close()
+        self._consumer = consumer(self._settings, self._group)
+        self.subscribe()
+
+    def ensure_topics(self) -> None:
+        """Create missing topics, at most once every ENSURE_SECONDS. Logs an error of Kafka instead of raising it."""
+        if time.monotonic() - self._ensured < ENSURE_SECONDS:
+            return
+        self._ensured = time.monotonic()
+        try:
+            created = ensure_topics(self._settings)
+        except KafkaException as error:
+            log.warning("ensure_topics_failed", detail=str(error)[:300])
+        else:
+            if created:
+                log.warning("topics_created", topics=created)
