@@ -8,8 +8,8 @@ from msgspec import Struct
 
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Gateway
-from tests.integration.api_gateway.test_refusals import statuses
-from tests.integration.api_gateway.test_server import CHUNKED, LIVE, POST, answer, to_the_end
+from tests.integration.api_gateway.test_pipeline import statuses
+from tests.integration.api_gateway.test_server import CHUNKED, LIVE, POST, read_response, read_to_the_end
 from tests.support.bodies import README
 
 GET = b"GET /livez HTTP/1.1\r\n"
@@ -154,21 +154,21 @@ RULES = [
 @pytest.mark.parametrize("split", [False, True], ids=["", "in pieces"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.where} {rule.what}")
 def test_a_rule_of_http_is_kept(shared: Gateway, rule: Rule, split: bool) -> None:
-    with shared.connect() as line:
+    with shared.connect() as sock:
         if split:
             for at in range(0, len(rule.sent), 3):
-                _send(line, rule.sent[at : at + 3])
-            _send(line, LIVE)
+                _send(sock, rule.sent[at : at + 3])
+            _send(sock, LIVE)
         else:
-            line.sendall(rule.sent + LIVE)
+            sock.sendall(rule.sent + LIVE)
         if not rule.goes_on:
-            received = to_the_end(line)
+            received = read_to_the_end(sock)
             head, *_ = received.partition(b"\r\n\r\n")
             assert b"connection: close" in received
         else:
             received = b""
             while len(statuses(received)) < 2 or not received.endswith(b"}"):
-                received += line.recv(65_536)
+                received += sock.recv(65_536)
             head, *_ = received.partition(b"\r\n\r\n")
             assert b"connection: close" not in received
     found = statuses(received)
@@ -182,9 +182,9 @@ def test_a_rule_of_http_is_kept(shared: Gateway, rule: Rule, split: bool) -> Non
     assert rule.status < 400 or b"content-type: application/problem+json" in head
 
 
-def _send(line: object, data: bytes) -> None:
+def _send(sock: object, data: bytes) -> None:
     try:
-        line.sendall(data)  # type: ignore[attr-defined]
+        sock.sendall(data)  # type: ignore[attr-defined]
     except ConnectionError:
         # Refused already.
         return
@@ -193,24 +193,24 @@ def _send(line: object, data: bytes) -> None:
 def test_a_head_request_is_never_answered_with_a_body(shared: Gateway) -> None:
     """RFC 9110, 9.3.2, also for what the server refuses."""
     for target in (b"/livez", b"/nothing", b"/openapi.json"):
-        with shared.connect() as line:
-            line.sendall(b"HEAD " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-            head, end, body = to_the_end(line).partition(b"\r\n\r\n")
+        with shared.connect() as sock:
+            sock.sendall(b"HEAD " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            head, end, body = read_to_the_end(sock).partition(b"\r\n\r\n")
             line_of_get = _head_of_get(shared, target)
             assert (end, body) == (b"\r\n\r\n", b"")
             assert _field(head, b"content-length") == _field(line_of_get, b"content-length") != b"0"
     for fields in (b"", b"host: x\r\nhost: y\r\n", b"host: x\r\na : b\r\n", b"a: b\r\n" * 101):
-        with shared.connect() as line:
-            line.sendall(b"HEAD /livez HTTP/1.1\r\n" + fields + b"\r\n")
-            head, end, body = to_the_end(line).partition(b"\r\n\r\n")
+        with shared.connect() as sock:
+            sock.sendall(b"HEAD /livez HTTP/1.1\r\n" + fields + b"\r\n")
+            head, end, body = read_to_the_end(sock).partition(b"\r\n\r\n")
             assert statuses(head) in ([b"400"], [b"431"])
             assert (end, body) == (b"\r\n\r\n", b"")
 
 
 def _head_of_get(gateway: Gateway, target: bytes) -> bytes:
-    with gateway.connect() as line:
-        line.sendall(b"GET " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        return to_the_end(line).partition(b"\r\n\r\n")[0]
+    with gateway.connect() as sock:
+        sock.sendall(b"GET " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        return read_to_the_end(sock).partition(b"\r\n\r\n")[0]
 
 
 def _field(head: bytes, name: bytes) -> bytes | None:
@@ -227,12 +227,12 @@ def test_a_304_has_neither_body_nor_length(shared: Gateway, rows: Connection) ->
         "location"
     ]
     etag = shared.client.get(location).headers["etag"]
-    with shared.connect() as line:
-        line.sendall(b"GET %b HTTP/1.1\r\nhost: x\r\nif-none-match: %b\r\n\r\n" % (location.encode(), etag.encode()))
-        line.sendall(LIVE)
+    with shared.connect() as sock:
+        sock.sendall(b"GET %b HTTP/1.1\r\nhost: x\r\nif-none-match: %b\r\n\r\n" % (location.encode(), etag.encode()))
+        sock.sendall(LIVE)
         received = b""
         while b'{"status":"ok"}' not in received:
-            received += line.recv(65_536)
+            received += sock.recv(65_536)
     first, _, rest = received.partition(b"\r\n\r\n")
     assert statuses(first) == [b"304"]
     assert _field(first, b"content-length") is None
@@ -242,9 +242,9 @@ def test_a_304_has_neither_body_nor_length(shared: Gateway, rows: Connection) ->
 
 def test_405_names_the_allowed_methods(shared: Gateway) -> None:
     """RFC 9110, 10.2.1 and 15.5.6."""
-    with shared.connect() as line:
-        line.sendall(LIVE.replace(b"GET", b"DELETE"))
-        assert _field(answer(line).partition(b"\r\n\r\n")[0], b"allow") == b"GET, HEAD"
+    with shared.connect() as sock:
+        sock.sendall(LIVE.replace(b"GET", b"DELETE"))
+        assert _field(read_response(sock).partition(b"\r\n\r\n")[0], b"allow") == b"GET, HEAD"
 
 
 def test_the_date_field_has_the_current_time(shared: Gateway) -> None:
@@ -255,20 +255,20 @@ def test_the_date_field_has_the_current_time(shared: Gateway) -> None:
 
 def test_several_fields_with_one_name_are_one_list(shared: Gateway) -> None:
     """RFC 9110, 5.3: two content types are none."""
-    with shared.connect() as line:
-        line.sendall(POST[:-2] + b"content-type: application/json\r\n\r\n" + README)
-        assert statuses(answer(line)) == [b"415"]
+    with shared.connect() as sock:
+        sock.sendall(POST[:-2] + b"content-type: application/json\r\n\r\n" + README)
+        assert statuses(read_response(sock)) == [b"415"]
 
 
 def test_bytes_behind_the_last_request_are_not_served(shared: Gateway, rows: Connection) -> None:
     """RFC 9112, 9.6."""
     before = _orders(rows)
-    with shared.connect() as line:
-        line.sendall(LIVE.replace(b"host: x", b"host: x\r\nconnection: close") + POST + README)
-        assert statuses(to_the_end(line)) == [b"200"]
-    with shared.connect() as line:
-        line.sendall(LIVE.replace(b"1.1", b"1.0") + POST + README)
-        assert statuses(to_the_end(line)) == [b"200"]
+    with shared.connect() as sock:
+        sock.sendall(LIVE.replace(b"host: x", b"host: x\r\nconnection: close") + POST + README)
+        assert statuses(read_to_the_end(sock)) == [b"200"]
+    with shared.connect() as sock:
+        sock.sendall(LIVE.replace(b"1.1", b"1.0") + POST + README)
+        assert statuses(read_to_the_end(sock)) == [b"200"]
     assert _orders(rows) == before
 
 
@@ -276,10 +276,10 @@ def test_an_incomplete_request_is_not_processed(shared: Gateway, rows: Connectio
     """RFC 9112, 8."""
     before = _orders(rows)
     for sent in (POST + README[:-1], CHUNKED + ONE_CHUNK[:-2], CHUNKED + ONE_CHUNK[:-7]):
-        with shared.connect() as line:
-            line.sendall(sent)
-            line.shutdown(1)
-            assert to_the_end(line) == b""
+        with shared.connect() as sock:
+            sock.sendall(sent)
+            sock.shutdown(1)
+            assert read_to_the_end(sock) == b""
     assert _orders(rows) == before
 
 

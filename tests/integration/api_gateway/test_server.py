@@ -40,40 +40,40 @@ def hasty(tmp_path_factory: pytest.TempPathFactory, shared_url: str, servers: Se
         yield gateway
 
 
-def to_the_end(line: socket.socket) -> bytes:
+def read_to_the_end(sock: socket.socket) -> bytes:
     """Return what comes until the other side closes."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
-        while piece := line.recv(65536):
+        while piece := sock.recv(65536):
             received += piece
     return received
 
 
-def answer(line: socket.socket) -> bytes:
+def read_response(sock: socket.socket) -> bytes:
     """Return one answer, which has a body."""
     received = b""
     while b"\r\n\r\n" not in received:
-        received += line.recv(65536)
+        received += sock.recv(65536)
     head, _, body = received.partition(b"\r\n\r\n")
     length = next(int(field.split(b":")[1]) for field in head.split(b"\r\n") if field.startswith(b"content-length"))
     while len(body) < length:
-        body += line.recv(65536)
+        body += sock.recv(65536)
     return head + b"\r\n\r\n" + body
 
 
-def drip(line: socket.socket, data: bytes, stopped: threading.Event) -> None:
+def drip(sock: socket.socket, data: bytes, stopped: threading.Event) -> None:
     """Send a byte every now and then, for as long as it can be sent."""
     with contextlib.suppress(OSError):
         for index in range(len(data)):
             if stopped.wait(0.05):
                 return
-            line.sendall(data[index : index + 1])
+            sock.sendall(data[index : index + 1])
 
 
 @contextlib.contextmanager
-def dripping(line: socket.socket, data: bytes) -> Iterator[None]:
+def dripping(sock: socket.socket, data: bytes) -> Iterator[None]:
     stopped = threading.Event()
-    dripper = threading.Thread(target=drip, args=(line, data, stopped))
+    dripper = threading.Thread(target=drip, args=(sock, data, stopped))
     dripper.start()
     try:
         yield
@@ -94,10 +94,10 @@ def dripping(line: socket.socket, data: bytes) -> Iterator[None]:
     ids=["a letter", "half a head", "a head", "half a body", "half a chunk"],
 )
 def test_an_incomplete_request_times_out(hasty: Gateway, sent: bytes) -> None:
-    with hasty.connect() as line:
-        line.sendall(sent)
+    with hasty.connect() as sock:
+        sock.sendall(sent)
         started = time.monotonic()
-        received = to_the_end(line)
+        received = read_to_the_end(sock)
         assert TIMEOUT_SECONDS * 0.9 < time.monotonic() - started < TIMEOUT_SECONDS + 1
     assert received.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
     assert b"traceresponse: 00-" in received
@@ -108,23 +108,23 @@ def test_an_incomplete_request_times_out(hasty: Gateway, sent: bytes) -> None:
     "data", [POST, POST + README, b"\r\n" * 200], ids=["a dripped head", "a dripped body", "dripped line feeds"]
 )
 def test_a_request_that_arrives_byte_by_byte_times_out(hasty: Gateway, data: bytes) -> None:
-    with hasty.connect() as line:
+    with hasty.connect() as sock:
         at_once = len(POST) if data.startswith(POST + README[:1]) else 0
-        line.sendall(data[:at_once])
+        sock.sendall(data[:at_once])
         started = time.monotonic()
-        with dripping(line, data[at_once:]):
-            to_the_end(line)
+        with dripping(sock, data[at_once:]):
+            read_to_the_end(sock)
         assert time.monotonic() - started < TIMEOUT_SECONDS + 1
 
 
 def test_a_client_that_does_not_read_its_response_is_disconnected(hasty: Gateway) -> None:
-    with socket.socket() as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        line.settimeout(20)
-        line.connect(("127.0.0.1", hasty.port))
-        port = line.getsockname()[1]
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        sock.settimeout(20)
+        sock.connect(("127.0.0.1", hasty.port))
+        port = sock.getsockname()[1]
         for _ in range(60):
-            line.sendall(WRONG)
+            sock.sendall(WRONG)
         wait_until(lambda: not _holds(hasty, port), TIMEOUT_SECONDS + 5, "the connection ends")
 
 
@@ -135,55 +135,55 @@ def _holds(gateway: Gateway, port: int) -> bool:
 
 
 def test_a_silent_connection_is_closed(hasty: Gateway) -> None:
-    with hasty.connect() as line:
-        assert TIMEOUT_SECONDS * 0.9 < elapsed(lambda: to_the_end(line)) < TIMEOUT_SECONDS + 1
+    with hasty.connect() as sock:
+        assert TIMEOUT_SECONDS * 0.9 < elapsed(lambda: read_to_the_end(sock)) < TIMEOUT_SECONDS + 1
 
 
 def test_a_second_request_has_its_own_time_limit(hasty: Gateway) -> None:
-    with hasty.connect() as line:
-        line.sendall(LIVE)
-        assert answer(line).startswith(b"HTTP/1.1 200")
-        line.sendall(POST)
-        assert b"408" in to_the_end(line)
+    with hasty.connect() as sock:
+        sock.sendall(LIVE)
+        assert read_response(sock).startswith(b"HTTP/1.1 200")
+        sock.sendall(POST)
+        assert b"408" in read_to_the_end(sock)
 
 
 def test_an_idle_connection_is_kept_for_longer_than_a_request_may_take(hasty: Gateway) -> None:
-    with hasty.connect() as line, hasty.connect() as other:
-        line.sendall(LIVE)
-        assert answer(line).startswith(b"HTTP/1.1 200")
-        to_the_end(other)
-        line.sendall(LIVE)
-        assert answer(line).startswith(b"HTTP/1.1 200")
+    with hasty.connect() as sock, hasty.connect() as other:
+        sock.sendall(LIVE)
+        assert read_response(sock).startswith(b"HTTP/1.1 200")
+        read_to_the_end(other)
+        sock.sendall(LIVE)
+        assert read_response(sock).startswith(b"HTTP/1.1 200")
 
 
 def test_after_an_early_response_the_connection_stays_usable(hasty: Gateway) -> None:
     large = b"x" * ((1 << 20) + 1)
     head = POST.replace(b"content-length: %d" % len(README), b"content-length: %d" % len(large))
-    with hasty.connect() as line:
-        line.sendall(head)
-        assert answer(line).startswith(b"HTTP/1.1 413")
-        line.sendall(large + LIVE)
-        assert answer(line).startswith(b"HTTP/1.1 200")
-        line.sendall(head)
-        assert answer(line).startswith(b"HTTP/1.1 413")
-        assert elapsed(lambda: to_the_end(line)) < TIMEOUT_SECONDS + 1
+    with hasty.connect() as sock:
+        sock.sendall(head)
+        assert read_response(sock).startswith(b"HTTP/1.1 413")
+        sock.sendall(large + LIVE)
+        assert read_response(sock).startswith(b"HTTP/1.1 200")
+        sock.sendall(head)
+        assert read_response(sock).startswith(b"HTTP/1.1 413")
+        assert elapsed(lambda: read_to_the_end(sock)) < TIMEOUT_SECONDS + 1
 
 
 def test_requests_may_be_pipelined(shared: Gateway) -> None:
-    with shared.connect() as line:
-        line.sendall(LIVE * 3)
+    with shared.connect() as sock:
+        sock.sendall(LIVE * 3)
         received = b""
         while received.count(b'{"status":"ok"}') < 3:
-            received += line.recv(65536)
+            received += sock.recv(65536)
         assert received.count(b"HTTP/1.1 200") == 3
 
 
 def test_100_continue_is_sent_on_request(shared: Gateway) -> None:
-    with shared.connect() as line:
-        line.sendall(POST.replace(b"host: x", b"host: x\r\nexpect: 100-continue"))
-        assert line.recv(65536).startswith(b"HTTP/1.1 100 Continue")
-        line.sendall(README)
-        assert answer(line).startswith(b"HTTP/1.1 201")
+    with shared.connect() as sock:
+        sock.sendall(POST.replace(b"host: x", b"host: x\r\nexpect: 100-continue"))
+        assert sock.recv(65536).startswith(b"HTTP/1.1 100 Continue")
+        sock.sendall(README)
+        assert read_response(sock).startswith(b"HTTP/1.1 201")
 
 
 @pytest.mark.parametrize(
@@ -199,49 +199,49 @@ def test_100_continue_is_sent_on_request(shared: Gateway) -> None:
     ],
 )
 def test_bytes_that_are_not_http_are_refused(shared: Gateway, junk: bytes) -> None:
-    with shared.connect() as line:
-        line.sendall(junk)
-        received = to_the_end(line)
+    with shared.connect() as sock:
+        sock.sendall(junk)
+        received = read_to_the_end(sock)
     assert received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"traceresponse: 00-" in received
     assert b"urn:orderstream:problem:malformed-request" in received
 
 
 def test_an_endless_head_is_refused(shared: Gateway) -> None:
-    with shared.connect() as line:
+    with shared.connect() as sock:
         with contextlib.suppress(ConnectionError):
-            line.sendall(b"GET /livez HTTP/1.1\r\n")
+            sock.sendall(b"GET /livez HTTP/1.1\r\n")
             for number in range(20_000):
-                line.sendall(b"x-%d: %b\r\n" % (number, b"y" * 100))
+                sock.sendall(b"x-%d: %b\r\n" % (number, b"y" * 100))
         with contextlib.suppress(ConnectionError):
-            assert b"431" in line.recv(65536)
+            assert b"431" in sock.recv(65536)
     assert shared.client.get("/livez").status_code == 200
 
 
 @pytest.mark.parametrize("piece", [b"x: " + b"y" * 100 + b"\r\n", b"y" * 100], ids=["many fields", "one field"])
 def test_endless_trailers_are_refused(shared: Gateway, piece: bytes) -> None:
-    with shared.connect() as line:
-        line.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\nx: " % (len(README), README))
+    with shared.connect() as sock:
+        sock.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\nx: " % (len(README), README))
         with contextlib.suppress(ConnectionError):
             for _ in range(20_000):
-                line.sendall(piece)
+                sock.sendall(piece)
             pytest.fail("all of it was taken")
         with contextlib.suppress(ConnectionError):
-            assert b"431" in line.recv(65536)
+            assert b"431" in sock.recv(65536)
     assert shared.client.get("/livez").status_code == 200
 
 
 def test_trailer_fields_are_not_header_fields(shared: Gateway) -> None:
-    with shared.connect() as line:
-        line.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\nidempotency-key: %b\r\n\r\n" % (len(README), README, b"k" * 300))
-        assert answer(line).startswith(b"HTTP/1.1 201")
+    with shared.connect() as sock:
+        sock.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\nidempotency-key: %b\r\n\r\n" % (len(README), README, b"k" * 300))
+        assert read_response(sock).startswith(b"HTTP/1.1 201")
 
 
 def test_a_body_may_arrive_in_any_number_of_pieces(shared: Gateway) -> None:
     pieces = b"".join(b"1;%b\r\n%c\r\n" % (b"e" * 1_000, byte) for byte in README)
-    with shared.connect() as line:
-        line.sendall(CHUNKED + pieces + b"0\r\n\r\n")
-        assert answer(line).startswith(b"HTTP/1.1 201")
+    with shared.connect() as sock:
+        sock.sendall(CHUNKED + pieces + b"0\r\n\r\n")
+        assert read_response(sock).startswith(b"HTTP/1.1 201")
 
 
 def test_replicas_share_the_port(start: Start) -> None:
@@ -266,8 +266,8 @@ def test_requests_in_progress_are_finished_on_sigterm(start: Start, postgres_url
         poster.start()
         wait_until(lambda: _number(connection, WAITING), 10, "the commit waits for the lock")
         gateway.process.send_signal(signal.SIGTERM)
-        to_the_end(idle)
-        to_the_end(half_sent)
+        read_to_the_end(idle)
+        read_to_the_end(half_sent)
         with pytest.raises(ConnectionRefusedError):
             gateway.connect()
         assert gateway.process.poll() is None
@@ -287,13 +287,13 @@ def _number(connection: Connection, query: str) -> int:
 
 def test_the_gateway_stops_in_time_while_requests_wait(start: Start, postgres_url: str, connection: Connection) -> None:
     gateway = start(DRAIN_TIMEOUT_SECONDS="2")
-    with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
+    with psycopg.connect(postgres_url) as blocker, gateway.connect() as sock:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-        line.sendall(POST + README)
+        sock.sendall(POST + README)
         wait_until(lambda: _number(connection, WAITING), 10, "the commit waits for the lock")
         gateway.process.send_signal(signal.SIGTERM)
         assert elapsed(lambda: gateway.process.wait(10)) < 2
-        assert to_the_end(line).startswith(b"HTTP/1.1 503")
+        assert read_to_the_end(sock).startswith(b"HTTP/1.1 503")
     assert gateway.process.returncode == 0
 
 
@@ -301,15 +301,15 @@ def test_the_gateway_stops_in_time_while_postgres_hangs(
     start: Start, postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     gateway = start(DRAIN_TIMEOUT_SECONDS="1")
-    with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
+    with psycopg.connect(postgres_url) as blocker, gateway.connect() as sock:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-        line.sendall(POST + README)
+        sock.sendall(POST + README)
         wait_until(lambda: _number(connection, WAITING), 10, "the commit waits for the lock")
         servers.postgres.pause()
         try:
             gateway.process.send_signal(signal.SIGTERM)
             assert elapsed(lambda: gateway.process.wait(10)) < 2
-            assert to_the_end(line).startswith(b"HTTP/1.1 503")
+            assert read_to_the_end(sock).startswith(b"HTTP/1.1 503")
         finally:
             servers.postgres.resume()
     assert gateway.process.returncode == 1
@@ -351,5 +351,5 @@ def test_while_the_database_is_stopped_the_process_pages_say_alive_and_not_ready
     page = free_port()
     start(METRICS_PORT=str(page), POSTGRES_URL="postgresql://app@127.0.0.1:9/orders")
     assert httpx.get(f"http://127.0.0.1:{page}/livez", trust_env=False).status_code == 200
-    answer = httpx.get(f"http://127.0.0.1:{page}/readyz", trust_env=False)
-    assert (answer.status_code, answer.text) == (503, "Postgres does not answer, or is not migrated.\n")
+    read_response = httpx.get(f"http://127.0.0.1:{page}/readyz", trust_env=False)
+    assert (read_response.status_code, read_response.text) == (503, "Postgres does not answer, or is not migrated.\n")

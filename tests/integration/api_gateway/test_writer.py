@@ -10,7 +10,7 @@ import pytest
 
 from orderstream.api_gateway import routes
 from orderstream.api_gateway.batcher import QueueFullError
-from orderstream.api_gateway.orders.writer import NewOrder, RefusedError, Stored, Writer
+from orderstream.api_gateway.orders.writer import WAITING_LINES_MAX, NewOrder, RefusedError, Stored, Writer
 from orderstream.api_gateway.session import Session
 from orderstream.domain.events import Item, OrderCreated
 from orderstream.postgres.connect import Connection
@@ -18,8 +18,10 @@ from orderstream.telemetry.tracing import TraceContext
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.conftest import elapsed
 from tests.integration.api_gateway.proxy import proxy
+from tests.integration.api_gateway.test_post import JSON
 from tests.support.asgi import Answer, call
-from tests.support.bodies import README
+from tests.support.bodies import README, many
+from tests.support.bodies import order as order_body
 
 
 def new(number: int, **changes: Any) -> NewOrder:
@@ -251,3 +253,19 @@ def test_the_waiting_limit_does_not_count_the_group_in_progress(postgres_url: st
             assert len(writer) == 0
 
     asyncio.run(scenario())
+
+
+def test_the_lines_of_the_orders_that_wait_for_a_commit_are_limited(
+    postgres_url: str, redis_url: str, connection: Connection
+) -> None:
+    body = order_body(items=many(1_000))
+    count = WAITING_LINES_MAX // 1_000 + 5
+
+    async def scenario() -> list[int]:
+        async with application(postgres_url, redis_url, waiting_limit=1_000) as api:
+            replies = await asyncio.gather(*(call(api, "POST", "/orders", [body], JSON) for _ in range(count)))
+        return [reply.status for reply in replies]
+
+    statuses = asyncio.run(scenario())
+    assert statuses.count(503) == 5
+    assert statuses.count(201) == count - 5

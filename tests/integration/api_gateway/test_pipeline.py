@@ -1,12 +1,10 @@
 """What the server refuses itself: it is said after the answers to earlier requests, and so that it can be read."""
 
 import asyncio
-import contextlib
 import math
 import re
 import socket
 import struct
-import threading
 from typing import Any
 
 import psycopg
@@ -18,8 +16,7 @@ from orderstream.api_gateway.http.connection import QUEUED_REQUESTS_MAX
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Gateway, Start
 from tests.integration.api_gateway.serving import HeldApp, read_all, respond, run, serving, until
-from tests.integration.api_gateway.test_server import CHUNKED, LIVE, POST, WAITING, to_the_end
-from tests.integration.api_gateway.test_server import answer as one_answer
+from tests.integration.api_gateway.test_server import LIVE, POST, WAITING, read_to_the_end
 from tests.support.bodies import README
 from tests.support.waiting import wait_until
 
@@ -212,9 +209,9 @@ def test_a_refusal_is_counted(shared: Gateway) -> None:
         return sum(float(line.removeprefix(sample)) for line in lines if line.startswith(sample))
 
     before = refusals()
-    with shared.connect() as line:
-        line.sendall(LATER["101 fields"][0])
-        assert statuses(to_the_end(line)) == [b"431"]
+    with shared.connect() as sock:
+        sock.sendall(LATER["101 fields"][0])
+        assert statuses(read_to_the_end(sock)) == [b"431"]
     assert refusals() == before + 1
 
 
@@ -329,12 +326,12 @@ def test_a_disconnect_ends_the_request_that_waits() -> None:
 
 def test_a_stored_order_is_not_answered_400(start: Start, postgres_url: str, connection: Connection) -> None:
     gateway = start()
-    with psycopg.connect(postgres_url) as blocker, gateway.connect() as line:
+    with psycopg.connect(postgres_url) as blocker, gateway.connect() as sock:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-        line.sendall(POST + README + b"}")
+        sock.sendall(POST + README + b"}")
         wait_until(lambda: _waiting(connection), 10, "the commit waits for the lock")
         blocker.rollback()
-        assert statuses(to_the_end(line)) == [b"201", b"400"]
+        assert statuses(read_to_the_end(sock)) == [b"201", b"400"]
     row = connection.execute("SELECT count(*) FROM orders").fetchone()
     assert row == (1,)
 
@@ -342,184 +339,3 @@ def test_a_stored_order_is_not_answered_400(start: Start, postgres_url: str, con
 def _waiting(connection: Connection) -> Any:
     row = connection.execute(WAITING.encode()).fetchone()
     return row and row[0]
-
-
-EARLY = {
-    "404": b"POST /nothing HTTP/1.1\r\nhost: x\r\n",
-    "405": b"PUT /orders HTTP/1.1\r\nhost: x\r\n",
-    "413": b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 3000000\r\n",
-    "415": b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\n",
-    "400": b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nidempotency-key: \t\r\n",
-}
-
-
-@pytest.mark.parametrize("framing", [b"content-length: 64\r\n", b"transfer-encoding: chunked\r\n"], ids=["CL", "TE"])
-@pytest.mark.parametrize(("status", "head"), EARLY.items(), ids=EARLY)
-def test_an_early_response_to_a_client_that_waits_for_100_closes_the_connection(
-    shared: Gateway, status: str, head: bytes, framing: bytes
-) -> None:
-    if status == "413":
-        framing = b""
-    with shared.connect() as line:
-        line.sendall(head + framing + b"expect: 100-continue\r\n\r\n")
-        received = one_answer(line)
-        assert statuses(received) == [status.encode()]
-        assert b"connection: close" in received
-        with contextlib.suppress(ConnectionError):
-            line.sendall(LIVE)
-        assert to_the_end(line) == b""
-
-
-def test_100_is_sent_once_and_only_to_a_client_that_waits_for_it(shared: Gateway) -> None:
-    head = POST.replace(b"host: x", b"host: x\r\nexpect: 100-Continue")
-    with shared.connect() as line:
-        line.sendall(head + README)
-        assert statuses(one_answer(line)) == [b"201"]
-        line.sendall(head.replace(b"1.1", b"1.0"))
-        line.sendall(README)
-        assert statuses(to_the_end(line)) == [b"201"]
-
-
-def test_an_unknown_expectation_is_refused(shared: Gateway) -> None:
-    with shared.connect() as line:
-        line.sendall(POST.replace(b"host: x", b"host: x\r\nexpect: 100-continue, luck"))
-        assert statuses(to_the_end(line)) == [b"417"]
-    with shared.connect() as line:
-        line.sendall(LIVE.replace(b"1.1", b"1.0").replace(b"host", b"expect: luck\r\nhost"))
-        assert statuses(to_the_end(line)) == [b"200"]
-
-
-LARGE = b"content-length: 2097152\r\nconnection: close\r\n"
-UNREAD = {
-    "413": POST.replace(b"content-length: %d\r\n" % len(README), LARGE),
-    "400": POST.replace(b"content-length: %d\r\n" % len(README), LARGE + b"host: y\r\n"),
-    "404": b"POST /nothing HTTP/1.1\r\nhost: x\r\n" + LARGE + b"\r\n",
-    "431": b"POST /orders HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 100 + LARGE + b"\r\n",
-    "417": b"POST /orders HTTP/1.1\r\nhost: x\r\nexpect: luck\r\n" + LARGE + b"\r\n",
-    "501": b"BREW /orders HTTP/1.1\r\nhost: x\r\n" + LARGE + b"\r\n",
-}
-
-
-@pytest.mark.parametrize(("status", "head"), UNREAD.items(), ids=UNREAD)
-def test_a_client_that_sends_everything_before_it_reads_gets_the_response(
-    shared: Gateway, status: str, head: bytes
-) -> None:
-    for _ in range(10):
-        with shared.connect() as line:
-            line.sendall(head)
-            line.sendall(b"x" * 2_097_152)
-            received = b""
-            while piece := line.recv(65_536):
-                received += piece
-            assert statuses(received) == [status.encode()]
-            assert b"connection: close" in received
-
-
-def test_the_client_of_a_refused_connection_can_read_the_reason(start: Start) -> None:
-    gateway = start(GATEWAY_CONNECTION_LIMIT="1")
-    gateway.client.close()
-    with gateway.connect() as first:
-        first.sendall(LIVE)
-        wait_until(lambda: _is_open(gateway, first), 10, "there is room for one")
-        for _ in range(10):
-            with gateway.connect() as line:
-                line.sendall(POST.replace(b"content-length: %d\r\n" % len(README), LARGE) + b"x" * 2_097_152)
-                received = b""
-                while piece := line.recv(65_536):
-                    received += piece
-                assert statuses(received) == [b"503"]
-
-
-def _is_open(gateway: Gateway, line: socket.socket) -> bool:
-    return one_answer(line).startswith(b"HTTP/1.1 200")
-
-
-def test_a_client_that_continues_to_send_can_read_the_timeout() -> None:
-    async def scenario() -> None:
-        async with serving(HeldApp(), request_timeout_seconds=0.1) as server:
-            sock = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", server.port), 20)
-            with sock:
-                received = await asyncio.to_thread(_send_for_long, sock)
-            assert statuses(received) == [b"408"]
-
-    run(scenario)
-
-
-def _send_for_long(line: socket.socket) -> bytes:
-    """Send slowly until the other side has said all, and then 1 MiB more, before reading anything."""
-    line.sendall(SECOND + b"content-length: 9999999\r\n\r\n")
-    while not line.recv(1, socket.MSG_PEEK):
-        pass
-    line.sendall(b"x" * (1 << 20))
-    return to_the_end(line)
-
-
-UPGRADES = {
-    "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABk\r\n",
-    "websocket": b"connection: keep-alive, upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n",
-    "two": b"Connection: UPGRADE\r\nUpgrade: foo/2\r\nupgrade: h2c\r\n",
-}
-FRAMED = {
-    "length": POST + README,
-    "chunked": CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(README), README),
-    "pieces": CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in README) + b"0\r\nx: y\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("dripped", [False, True], ids=["at once", "in pieces"])
-@pytest.mark.parametrize("request_", FRAMED.values(), ids=FRAMED)
-@pytest.mark.parametrize("offer", UPGRADES.values(), ids=UPGRADES)
-def test_a_request_that_offers_an_upgrade_keeps_its_body(
-    shared: Gateway, offer: bytes, request_: bytes, dripped: bool
-) -> None:
-    sent = request_.replace(b"host: x\r\n", b"host: x\r\n" + offer)
-    with shared.connect() as line:
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for piece in [sent[at : at + 7] for at in range(0, len(sent), 7)] if dripped else [sent]:
-            line.sendall(piece)
-        received = one_answer(line)
-        assert statuses(received) == [b"201"]
-        assert b"connection: close" not in received
-        line.sendall(LIVE.replace(b"host: x\r\n", b"host: x\r\n" + offer) + LIVE)
-        received = b""
-        while received.count(b'{"status":"ok"}') < 2:
-            received += line.recv(65_536)
-
-
-def test_bytes_behind_connect_are_not_served(shared: Gateway) -> None:
-    with shared.connect() as line:
-        line.sendall(b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc" + LIVE)
-        assert statuses(to_the_end(line)) == [b"501"]
-
-
-def test_a_large_last_response_arrives_complete() -> None:
-    size = 16 << 20
-
-    async def scenario() -> None:
-        async def large(scope: Scope, receive: Receive, send: Send) -> None:
-            await respond(send, 200, bytes(size))
-
-        async with serving(large) as server:
-            reader, writer = await server.open()
-            writer.write(LIVE.replace(b"host", b"connection: close\r\nhost") + LIVE)
-            await until(lambda: server.connection._client.write_paused, "the client takes nothing")
-            received = await read_all(reader)
-            assert received.endswith(bytes(size))
-
-    run(scenario)
-
-
-def test_many_concurrent_clients_read_their_refusals(shared: Gateway) -> None:
-    found: list[bytes] = []
-
-    def ask() -> None:
-        with shared.connect() as line:
-            line.sendall(UNREAD["413"] + b"x" * 2_097_152)
-            found.append(to_the_end(line)[9:12])
-
-    threads = [threading.Thread(target=ask) for _ in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [b"413"] * 10
