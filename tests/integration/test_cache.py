@@ -1,4 +1,4 @@
-"""The cache's protocol on a real Valkey: entries, leases, bars, and what happens while it does not answer."""
+"""The protocol of the cache on a real Valkey: entries, leases and bars, also while Valkey does not answer."""
 
 import asyncio
 import socket
@@ -22,8 +22,8 @@ BODY = b'{"orderId":"a","version":3}'
 BUDGET_SECONDS = 0.05
 
 
-def reading(redis_url: str, scenario: Callable[[AsyncCache], Coroutine[Any, Any, None]]) -> None:
-    """Run a scenario with a reader."""
+def run_with_reader(redis_url: str, scenario: Callable[[AsyncCache], Coroutine[Any, Any, None]]) -> None:
+    """Run a scenario with a cache for readers."""
 
     async def run() -> None:
         reader = AsyncCache(redis_url, BUDGET_SECONDS)
@@ -36,7 +36,7 @@ def reading(redis_url: str, scenario: Callable[[AsyncCache], Coroutine[Any, Any,
 
 
 async def lease(reader: AsyncCache, order_id: str) -> str:
-    """Take the lease on an order that is not cached, and return its token."""
+    """Look up an order that is not cached, and return the token of its lease."""
     (found,) = await reader.look_up([order_id])
     assert isinstance(found, Lease)
     return found.token
@@ -44,10 +44,10 @@ async def lease(reader: AsyncCache, order_id: str) -> str:
 
 @pytest.fixture
 def invalidator(redis_url: str) -> Any:
-    """The changing side."""
-    changing = CacheInvalidator(redis_url, BUDGET_SECONDS)
-    yield changing
-    changing.close()
+    """The cache of a process that changes orders."""
+    cache_invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
+    yield cache_invalidator
+    cache_invalidator.close()
 
 
 def test_a_miss_gives_a_lease_and_its_holder_fills_the_key(redis_url: str) -> None:
@@ -61,7 +61,7 @@ def test_a_miss_gives_a_lease_and_its_holder_fills_the_key(redis_url: str) -> No
         assert found == Entry(BODY)
         assert isinstance(released, Lease)
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
     with redis.Redis.from_url(redis_url) as client:
         assert client.get("order:a") == BODY
         assert 60 <= int(client.ttl("order:a")) <= 120
@@ -71,10 +71,10 @@ def test_a_miss_gives_a_lease_and_its_holder_fills_the_key(redis_url: str) -> No
 def test_expiry_times_are_spread(redis_url: str) -> None:
     async def scenario(reader: AsyncCache) -> None:
         ids = [str(number) for number in range(100)]
-        leases = [one for one in await reader.look_up(ids) if isinstance(one, Lease)]
-        await reader.fill([Fill(order_id, one.token, BODY) for order_id, one in zip(ids, leases, strict=True)])
+        leases = [found for found in await reader.look_up(ids) if isinstance(found, Lease)]
+        await reader.fill([Fill(order_id, lease.token, BODY) for order_id, lease in zip(ids, leases, strict=True)])
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
     with redis.Redis.from_url(redis_url) as client:
         ttls = {int(client.ttl(f"order:{number}")) for number in range(100)}
     assert len(ttls) > 10
@@ -89,11 +89,11 @@ def test_after_a_delete_an_earlier_read_cannot_fill_the_key(redis_url: str, inva
         await reader.fill([Fill("a", token, BODY)])
         await lease(reader, "a")
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_a_lease_cannot_fill_a_key_with_a_later_lease(redis_url: str, invalidator: CacheInvalidator) -> None:
-    """A delete lies between the two: the first reader may have read before the change, the second has not."""
+    """A delete comes between the two leases. The first reader may have read the order before the change."""
 
     async def scenario(reader: AsyncCache) -> None:
         early = await lease(reader, "a")
@@ -104,7 +104,7 @@ def test_a_lease_cannot_fill_a_key_with_a_later_lease(redis_url: str, invalidato
         await reader.fill([Fill("a", early), Fill("a", late, BODY), Fill("a", early, b"old")])
         assert await reader.look_up(["a"]) == [Entry(BODY)]
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_a_delete_removes_an_entry(redis_url: str, invalidator: CacheInvalidator) -> None:
@@ -113,7 +113,7 @@ def test_a_delete_removes_an_entry(redis_url: str, invalidator: CacheInvalidator
         assert invalidator.delete(["a", "b"])
         await lease(reader, "a")
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_a_barred_order_cannot_be_filled(redis_url: str, invalidator: CacheInvalidator) -> None:
@@ -126,7 +126,7 @@ def test_a_barred_order_cannot_be_filled(redis_url: str, invalidator: CacheInval
         await reader.fill([Fill("a", token, BODY)])
         await lease(reader, "a")
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_a_bar_replaces_an_entry(redis_url: str, invalidator: CacheInvalidator) -> None:
@@ -135,23 +135,23 @@ def test_a_bar_replaces_an_entry(redis_url: str, invalidator: CacheInvalidator) 
         assert invalidator.bar(["a"])
         assert await reader.look_up(["a"]) == ["barred"]
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_only_the_process_that_set_a_bar_lifts_it(redis_url: str, invalidator: CacheInvalidator) -> None:
-    """The end of one change comes after the beginning of the next: its delete must leave the next one's bar."""
+    """If a change ends after the next one has begun, its delete must not lift the bar of the next one."""
 
     async def scenario(reader: AsyncCache) -> None:
-        next_one = CacheInvalidator(redis_url, BUDGET_SECONDS)
+        other = CacheInvalidator(redis_url, BUDGET_SECONDS)
         assert invalidator.bar(["a"])
-        assert next_one.bar(["a"])
+        assert other.bar(["a"])
         assert invalidator.delete(["a"])
         assert await reader.look_up(["a"]) == ["barred"]
-        assert next_one.delete(["a"])
+        assert other.delete(["a"])
         await lease(reader, "a")
-        next_one.close()
+        other.close()
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_a_bar_lasts_longer_than_any_transaction(redis_url: str, invalidator: CacheInvalidator) -> None:
@@ -185,7 +185,7 @@ def test_a_stopped_redis_causes_no_delay_and_no_error() -> None:
         assert reader.breaker.is_open
 
     started = time.monotonic()
-    reading("redis://127.0.0.1:1/0", scenario)
+    run_with_reader("redis://127.0.0.1:1/0", scenario)
     invalidator = CacheInvalidator("redis://127.0.0.1:1/0", BUDGET_SECONDS)
     assert not invalidator.bar(["a"])
     assert not invalidator.delete(["a"])
@@ -206,7 +206,7 @@ def test_a_hanging_redis_delays_a_call_by_the_budget_at_most(servers: Servers, r
         assert await reader.look_up(["a"]) == ["leased"]
 
     try:
-        reading(redis_url, scenario)
+        run_with_reader(redis_url, scenario)
     finally:
         servers.valkey.resume()
 
@@ -226,7 +226,7 @@ def test_while_the_breaker_is_open_nothing_is_sent() -> None:
             with pytest.raises(BlockingIOError):
                 silent.accept()
 
-        reading(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", scenario)
+        run_with_reader(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", scenario)
 
 
 def test_a_failed_delete_is_retried_by_the_next_delete(servers: Servers, redis_url: str) -> None:
@@ -270,7 +270,7 @@ def test_a_failed_delete_is_retried_before_the_next_lookup(servers: Servers, red
         assert len(reader._pending_deletes) == 0
         assert await reader.delete([])
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_an_asyncio_bar_blocks_fills_until_its_own_delete(redis_url: str, invalidator: CacheInvalidator) -> None:
@@ -287,7 +287,7 @@ def test_an_asyncio_bar_blocks_fills_until_its_own_delete(redis_url: str, invali
         await lease(reader, "a")
         await other.close()
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_a_failed_asyncio_delete_is_retried_by_a_timer(
@@ -307,7 +307,7 @@ def test_a_failed_asyncio_delete_is_retried_by_a_timer(
         with redis.Redis.from_url(redis_url) as client:
             assert not client.exists("order:a")
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_one_task_per_outage_retries_the_failed_deletes(
@@ -331,7 +331,7 @@ def test_one_task_per_outage_retries_the_failed_deletes(
                 await asyncio.wait_for(reader._flush_task, 10)
                 assert client.dbsize() == 0
 
-    reading(redis_url, scenario)
+    run_with_reader(redis_url, scenario)
 
 
 def test_pending_deletes_beyond_one_command_are_sent_too(redis_url: str) -> None:

@@ -1,4 +1,4 @@
-"""A Redis that serves reads and refuses writes: no process can delete an entry, so no process may serve one (P8)."""
+"""A Redis that serves reads and refuses writes: no process can delete an entry, so no process serves one (P8)."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -17,12 +17,12 @@ from tests.support.waiting import wait_until
 
 BODY = b'{"orderId":"a","version":3}'
 BUDGET_SECONDS = 2.0
-"""Ample: what is tested is what Redis refuses, not how fast it is on a busy machine."""
+"""Long enough for a busy machine: the tests are about refusals of Redis, not about its speed."""
 
 Client = redis.Redis
 Setting = dict[str, str]
 NO_MEMORY: Setting = {"maxmemory-policy": "noeviction", "maxmemory": "1"}
-"""In this order: the other policy would make room at once."""
+"""The sequence matters: with another policy, Redis would evict keys at once."""
 TOO_FEW_REPLICAS: Setting = {"min-replicas-to-write": "1"}
 
 
@@ -40,7 +40,7 @@ def _configured(client: Client, setting: Setting) -> Iterator[None]:
 
 @contextmanager
 def _replica(client: Client) -> Iterator[None]:
-    """Make the server a replica of a master that is gone: it serves what it has, and refuses every write."""
+    """Make the server a replica of a master that is down. It serves its keys and refuses every write."""
     client.replicaof("127.0.0.1", "1")
     try:
         yield
@@ -59,12 +59,8 @@ def _run(url: str, scenario: Callable[[AsyncCache, AsyncCache], Coroutine[Any, A
     """Run a scenario with the caches of two gateways."""
 
     async def run() -> None:
-        one, other = AsyncCache(url, BUDGET_SECONDS), AsyncCache(url, BUDGET_SECONDS)
-        try:
-            await scenario(one, other)
-        finally:
-            await one.close()
-            await other.close()
+        async with AsyncCache(url, BUDGET_SECONDS) as first, AsyncCache(url, BUDGET_SECONDS) as second:
+            await scenario(first, second)
 
     asyncio.run(run())
 
@@ -115,7 +111,7 @@ def test_lookups_stop_while_redis_refuses_and_the_refusal_is_logged(
 
 
 def test_bars_and_deletes_work_when_redis_is_out_of_memory(redis_url: str) -> None:
-    """Memory may come back before the change is deleted: another gateway would find the old entry then."""
+    """Redis may have memory again before the delete. Without the bar, another gateway would serve the old entry."""
 
     async def scenario(changing: AsyncCache, other: AsyncCache) -> None:
         invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
@@ -137,8 +133,8 @@ def test_bars_and_deletes_work_when_redis_is_out_of_memory(redis_url: str) -> No
 
 
 def _url_of(user: str, redis_url: str) -> str:
-    place = urlsplit(redis_url)
-    return f"redis://{user}:a@{place.hostname}:{place.port}/0"
+    parts = urlsplit(redis_url)
+    return f"redis://{user}:a@{parts.hostname}:{parts.port}/0"
 
 
 @pytest.mark.parametrize(
@@ -191,13 +187,13 @@ def test_a_failed_snapshot_to_disk_counts_as_a_refusal(tmp_path: Path) -> None:
         assert client.get("order:a") == BODY
         assert await reader.look_up(["a"]) == ["unreachable"]
 
-    # No account can create a file there, root included.
+    # No account can create a file in /proc, not even root.
     with valkey(tmp_path / "log", dir="/proc") as url, redis.Redis.from_url(url) as client:
         _run(url, scenario)
 
 
 def test_no_entry_is_served_from_a_cluster(tmp_path: Path) -> None:
-    """One order can be read there and two cannot be barred at once: their keys are in different slots."""
+    """A cluster can read one key, but a bar on two orders fails, because their keys are in different slots."""
 
     async def scenario(reader: AsyncCache, other: AsyncCache) -> None:
         client.set("order:a", BODY)
@@ -211,8 +207,8 @@ def test_no_entry_is_served_from_a_cluster(tmp_path: Path) -> None:
         _run(url, scenario)
 
 
-@pytest.mark.parametrize("place", ["unix://{socket}?db=1", "redis://[::1]:{port}/0"])
-def test_a_unix_socket_and_an_ipv6_address_work(tmp_path_factory: pytest.TempPathFactory, place: str) -> None:
+@pytest.mark.parametrize("url_template", ["unix://{socket}?db=1", "redis://[::1]:{port}/0"])
+def test_a_unix_socket_and_an_ipv6_address_work(tmp_path_factory: pytest.TempPathFactory, url_template: str) -> None:
     folder = tmp_path_factory.mktemp("v")
     socket = folder / "s"
 
@@ -222,25 +218,25 @@ def test_a_unix_socket_and_an_ipv6_address_work(tmp_path_factory: pytest.TempPat
         assert isinstance((await other.look_up(["a"]))[0], Lease)
 
     with valkey(folder / "log", dir=str(folder), unixsocket=str(socket), bind="127.0.0.1 -::1") as url:
-        _run(place.format(socket=socket, port=urlsplit(url).port), scenario)
+        _run(url_template.format(socket=socket, port=urlsplit(url).port), scenario)
 
 
 def test_after_a_refusal_the_host_name_is_resolved_again(redis_url: str) -> None:
-    """The name may lead to another server by now, which was promoted."""
+    """The host name may now lead to another server that has been promoted."""
     invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
 
     async def scenario(reader: AsyncCache, other: AsyncCache) -> None:
         await _filled(reader)
         assert invalidator.delete(["b"])
         with redis.Redis.from_url(redis_url) as client:
-            before = {one["id"] for one in client.client_list()}
+            before = {connected["id"] for connected in client.client_list()}
             with _replica(client):
                 assert not await reader.delete(["a"])
                 assert not invalidator.delete(["a"])
             assert reader._flush_task is not None
             await asyncio.wait_for(reader._flush_task, 20)
-            wait_until(lambda: invalidator.delete([]), 20, "what is owed is deleted")
-            kept = {one["id"] for one in client.client_list()} & before
+            wait_until(lambda: invalidator.delete([]), 20, "the pending deletes are done")
+            kept = {connected["id"] for connected in client.client_list()} & before
             assert kept == {str(client.client_id())}
 
     _run(redis_url, scenario)
@@ -250,9 +246,9 @@ def test_after_a_refusal_the_host_name_is_resolved_again(redis_url: str) -> None
 def test_a_delete_does_not_count_for_a_change_that_came_after_it_began() -> None:
     pending = PendingDeletes()
     pending.add(["a", "b"])
-    under_way = pending.next_batch()
+    in_progress = pending.next_batch()
     pending.add(["a"])
-    pending.confirm(under_way)
+    pending.confirm(in_progress)
     assert list(pending) == ["a"]
     pending.confirm(pending.next_batch())
     assert len(pending) == 0
@@ -284,7 +280,7 @@ def test_a_key_of_another_type_is_ignored_and_blocks_no_other_order(
             assert invalidator.delete(["foreign", "a"])
             assert client.type("order:foreign") != b"string"
             assert isinstance((await changing.look_up(["a"]))[0], Lease)
-            # A change of the order itself takes the key.
+            # A change of the order with this id replaces the foreign key.
             assert await changing.bar(["foreign"])
             assert await changing.delete(["foreign"])
             assert not client.exists("order:foreign")

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message
 
 
 class Answer(Struct):
-    """What an application sent."""
+    """The response of an application."""
 
     status: int
     headers: dict[str, str]
@@ -18,7 +18,7 @@ class Answer(Struct):
 async def call(
     app: ASGIApp, method: str, path: str, body: Sequence[bytes] = (b"",), headers: dict[str, str] | None = None
 ) -> Answer:
-    """Send one request, its body in the given pieces, and return the answer."""
+    """Send one request with a body in the given pieces, and return the response."""
     scope = {
         "type": "http",
         "method": method,

@@ -1,4 +1,4 @@
-"""Bodies for POST /orders: what is an order, and what is none and why."""
+"""Bodies for POST /orders: valid orders, and invalid bodies with the pointers of their violations."""
 
 import json
 from decimal import Decimal
@@ -18,16 +18,16 @@ def order(
     more: str = "",
     **item: str,
 ) -> bytes:
-    """Return the README's order with parts of it replaced by JSON text; `sku`, `qty` and `price` are the item's."""
+    """Return the order of the README with parts replaced by JSON text. `sku`, `qty` and `price` belong to the item."""
     members = {"sku": '"SKU-1"', "qty": "1", "price": "129.0", **item}
-    one = "{" + ",".join(f'"{name}":{text}' for name, text in members.items() if text) + "}"
-    return f'{{"userId":{user},"items":{items or f"[{one}]"},"amount":{amount},"currency":{currency}{more}}}'.encode(
+    line = "{" + ",".join(f'"{name}":{text}' for name, text in members.items() if text) + "}"
+    return f'{{"userId":{user},"items":{items or f"[{line}]"},"amount":{amount},"currency":{currency}{more}}}'.encode(
         errors="surrogatepass"
     )
 
 
 def without(*path: str | int) -> bytes:
-    """Return the README's order without one member."""
+    """Return the order of the README without one member."""
     body: Any = json.loads(README)
     inner = body
     for step in path[:-1]:
@@ -37,12 +37,12 @@ def without(*path: str | int) -> bytes:
 
 
 def many(count: int) -> str:
-    """Return the text of `count` different items."""
+    """Return the JSON of `count` different items."""
     return "[" + ",".join(f'{{"sku":"S-{number}","qty":1,"price":1}}' for number in range(count)) + "]"
 
 
 class Good(Struct, frozen=True):
-    """An order, and how it is to be stored."""
+    """A valid body, and the values to be stored."""
 
     body: bytes
     amount: Decimal = Decimal("129.00")
@@ -52,7 +52,7 @@ class Good(Struct, frozen=True):
 
 
 class Bad(Struct, frozen=True):
-    """What is no order, and where it is wrong."""
+    """An invalid body, and the pointers of its violations."""
 
     body: bytes
     pointers: frozenset[str]
@@ -178,7 +178,7 @@ BAD: dict[str, Bad] = {
     "qty huge": _bad(order(qty="9" * 5000), "/items/0/qty"),
     "qty a fraction": _bad(order(qty="1.5"), "/items/0/qty"),
     "qty 1.5": _bad(order(qty="1.5"), "/items/0/qty"),
-    "qty as good as whole": _bad(order(qty="1.00000000000000000001"), "/items/0/qty"),
+    "qty almost whole": _bad(order(qty="1.00000000000000000001"), "/items/0/qty"),
     "qty 0.99999999999999999999": _bad(order(qty="0.99999999999999999999"), "/items/0/qty"),
     "qty 1000000.5": _bad(order(qty="1000000.5"), "/items/0/qty"),
     "qty 1000001.0": _bad(order(qty="1000001.0"), "/items/0/qty"),

@@ -1,4 +1,4 @@
-"""A Valkey of a test's own, for what the run's shared one must not be: part of a cluster, or unable to save."""
+"""Starts a Valkey for one test, with options that the shared one must not have, for example as part of a cluster."""
 
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ START_SECONDS = 20
 
 @contextmanager
 def valkey(log: Path, **options: str) -> Iterator[str]:
-    """Run a server with these options (`cluster_enabled="yes"`), and yield its URL."""
+    """Run a server with these options, for example `cluster_enabled="yes"`, and yield its URL."""
     port = ports.pick(["valkey"], {})["valkey"]
     given = {"port": str(port), "bind": "127.0.0.1", "save": "", **options}
     argv = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", *value.split(" "))]

@@ -1,4 +1,4 @@
-"""A gateway as a process of its own, on a port, a database and a Redis that a test may do with as it likes."""
+"""Starts gateways as separate processes, with a port, a database and a Redis for the test alone."""
 
 import socket
 import sys
@@ -20,7 +20,7 @@ START_SECONDS = 20
 
 
 class Gateway:
-    """A running gateway and a client of it. Every answer to `client` is checked for its trace."""
+    """A running gateway, with a client that checks the trace of every response."""
 
     def __init__(self, process: Process, port: int, log: Path) -> None:
         self.process = process
@@ -32,15 +32,15 @@ class Gateway:
 
     @property
     def log(self) -> str:
-        """What it has logged."""
+        """The log of the gateway."""
         return self._log.read_text()
 
     def connect(self) -> socket.socket:
-        """Open a bare connection to it."""
+        """Open a TCP connection to the gateway."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
     def stop(self) -> int:
-        """Ask it to end, and return its exit code."""
+        """Send SIGTERM, and return the exit code."""
         self.process.terminate()
         return self.process.wait(20)
 
@@ -51,7 +51,7 @@ def _has_a_trace(response: httpx.Response) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -59,7 +59,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(log: Path, port: int | None = None, **settings: str) -> Iterator[Gateway]:
-    """Run a gateway with these variables; it is ended at the end if it has not ended itself."""
+    """Run a gateway with these environment variables. Kill it at the end if it still runs."""
     port = port or free_port()
     with log.open("wb") as output:
         process = Process(
@@ -70,14 +70,14 @@ def running(log: Path, port: int | None = None, **settings: str) -> Iterator[Gat
     gateway = Gateway(process, port, log)
     try:
         with gateway.client, process.watched(f"the gateway on port {port}", lambda: gateway.log):
-            wait_until(lambda: _lives(gateway), START_SECONDS, "the gateway lives")
+            wait_until(lambda: _is_alive(gateway), START_SECONDS, "the gateway is alive")
             yield gateway
     finally:
         process.kill()
         process.wait()
 
 
-def _lives(gateway: Gateway) -> bool:
+def _is_alive(gateway: Gateway) -> bool:
     try:
         return gateway.client.get("/livez").status_code == 200
     except httpx.ConnectError:
@@ -89,7 +89,7 @@ Start = Callable[..., Gateway]
 
 @pytest.fixture
 def start(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Start]:
-    """Starts gateways on this test's database, with further variables by name."""
+    """Start gateways on the database of this test, with further environment variables by name."""
     with ExitStack() as stack:
         count = 0
 
@@ -104,7 +104,7 @@ def start(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def shared_url(databases: Databases) -> Iterator[str]:
-    """A database for all tests of a module, which do not mind each other's rows."""
+    """A database for all tests of a module. The tests must accept rows of other tests."""
     with databases.migrated() as url:
         yield url
         assert databases.deadlocks(url) == 0, "a deadlock: locks were taken in different orders"
@@ -112,7 +112,7 @@ def shared_url(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, shared_url: str, servers: Servers) -> Iterator[Gateway]:
-    """A gateway for all tests of a module. It gives Redis time enough on a machine that is busy with other things."""
+    """A gateway for all tests of a module. Its time budget for Redis suffices on a busy machine too."""
     log = tmp_path_factory.mktemp("gateway") / "log"
     with running(log, POSTGRES_URL=shared_url, REDIS_URL=servers.redis_url, CACHE_BUDGET_SECONDS="1") as gateway:
         yield gateway
@@ -120,13 +120,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, shared_url: str, servers: S
 
 @pytest.fixture(scope="module")
 def rows(shared_url: str) -> Iterator[Connection]:
-    """A connection to the module's database."""
+    """A connection to the database of the module."""
     with connect(shared_url, "test") as connection:
         yield connection
 
 
 def elapsed(action: Callable[[], object]) -> float:
-    """Return how long `action` took, in seconds."""
+    """Run `action` and return the seconds that it took."""
     started = time.monotonic()
     action()
     return time.monotonic() - started

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orderstream.api_gateway.batcher import TryAgainError
-from orderstream.api_gateway.orders import backpressure as outbox_bound
+from orderstream.api_gateway.orders import backpressure
 from orderstream.api_gateway.orders.backpressure import MEASURE_SECONDS, STALE_SECONDS, OutboxLimit
 from orderstream.api_gateway.session import Session
 from orderstream.postgres.connect import Connection
@@ -25,18 +25,18 @@ def test_no_new_order_is_accepted_while_the_outbox_is_full(
 ) -> None:
     gateway = start(OUTBOX_LIMIT="3")
     paths = [post(gateway).headers["location"] for _ in range(4)]
-    refused = wait_until(lambda: (one := post(gateway)).status_code == 503 and one, 10, "an order is refused")
+    refused = wait_until(lambda: (response := post(gateway)).status_code == 503 and response, 10, "an order is refused")
     problem(refused, "outbox-full")
     assert int(refused.headers["retry-after"]) >= 1
     assert gateway.client.post(f"{paths[0]}/cancel").status_code == 202
     assert gateway.client.get("/readyz").status_code == 200
     connection.execute("DELETE FROM outbox")
-    wait_until(lambda: post(gateway).status_code == 201, 10, "an order is taken again")
+    wait_until(lambda: post(gateway).status_code == 201, 10, "an order is accepted again")
     assert gateway.log.count('"outbox_full"') == gateway.log.count('"outbox_has_room"') == 1
 
 
-class CountedSession(Session):
-    """Counts its statements; fails when told to."""
+class CountingSession(Session):
+    """Counts its statements. They fail while `fail` is set."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, "test")
@@ -57,32 +57,32 @@ def test_the_outbox_is_measured_once_a_second_and_the_result_counts_for_five(
 
     async def scenario() -> None:
         nonlocal now
-        async with CountedSession(postgres_url) as session, OutboxLimit(session, 2, lambda: now) as bound:
+        async with CountingSession(postgres_url) as session, OutboxLimit(session, 2, lambda: now) as outbox:
 
-            async def ask() -> bool:
-                exceeded = bound.is_exceeded()
-                assert bound._task is not None
-                await bound._task
+            async def measure() -> bool:
+                exceeded = outbox.is_exceeded()
+                assert outbox._task is not None
+                await outbox._task
                 return exceeded
 
             connection.execute(
                 "INSERT INTO outbox (topic, order_id, event_id, value)"
                 " SELECT 't', 'x', gen_random_uuid(), '' FROM generate_series(1, 3)"
             )
-            assert [await ask() for _ in range(3)] == [False, True, True]
+            assert [await measure() for _ in range(3)] == [False, True, True]
             assert session.count == 1
             session.fail = True
             now += MEASURE_SECONDS
-            assert await ask()
+            assert await measure()
             assert session.count == 2
             now += STALE_SECONDS
-            assert not await ask()
+            assert not await measure()
             session.fail = False
             now += MEASURE_SECONDS
-            assert [await ask() for _ in range(2)] == [False, True]
+            assert [await measure() for _ in range(2)] == [False, True]
             connection.execute("DELETE FROM outbox WHERE id = (SELECT min(id) FROM outbox)")
             now += MEASURE_SECONDS
-            assert [await ask() for _ in range(2)] == [True, False]
+            assert [await measure() for _ in range(2)] == [True, False]
             assert session.count == 5
 
     asyncio.run(scenario())
@@ -94,11 +94,11 @@ def test_a_hanging_measurement_blocks_no_order(postgres_url: str, connection: Co
 
     async def scenario() -> None:
         now = 0.0
-        async with Session(postgres_url, "test") as session, OutboxLimit(session, 1, lambda: now) as bound:
+        async with Session(postgres_url, "test") as session, OutboxLimit(session, 1, lambda: now) as outbox:
             for _ in range(5):
-                assert not bound.is_exceeded()
-                assert bound._task is not None
-                await asyncio.wait([bound._task], timeout=0.01)
-                now += outbox_bound.MEASURE_SECONDS
+                assert not outbox.is_exceeded()
+                assert outbox._task is not None
+                await asyncio.wait([outbox._task], timeout=0.01)
+                now += backpressure.MEASURE_SECONDS
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""What a page of another origin gets: no CORS header, and nothing that a browser would let it read."""
+"""Requests of pages of another origin: no response has a CORS header, so a browser does not let the page read it."""
 
 import pytest
 
@@ -18,27 +18,27 @@ PREFLIGHT = {
 
 @pytest.mark.parametrize(("path", "allow"), [("/orders", "POST"), ("/orders/x", "GET, HEAD"), ("/readyz", "GET, HEAD")])
 def test_a_preflight_is_refused(shared: Gateway, path: str, allow: str) -> None:
-    reply = shared.client.options(path, headers=PREFLIGHT)
-    assert (reply.status_code, reply.headers["allow"]) == (405, allow)
-    problem(reply, "method-not-allowed")
-    assert not [name for name in reply.headers if name.startswith("access-control-")]
+    response = shared.client.options(path, headers=PREFLIGHT)
+    assert (response.status_code, response.headers["allow"]) == (405, allow)
+    problem(response, "method-not-allowed")
+    assert not [name for name in response.headers if name.startswith("access-control-")]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_browser_cannot_place_an_order_without_a_preflight(shared: Gateway, rows: Connection, kind: str) -> None:
-    """These are the types that a page may send to another origin without asking first."""
+    """A browser sends these content types to another origin without a preflight."""
     before = rows.execute("SELECT count(*) FROM orders").fetchone()
-    reply = shared.client.post("/orders", content=README, headers={**ORIGIN, "content-type": kind})
-    assert reply.status_code == 415
+    response = shared.client.post("/orders", content=README, headers={**ORIGIN, "content-type": kind})
+    assert response.status_code == 415
     assert rows.execute("SELECT count(*) FROM orders").fetchone() == before
 
 
 def test_no_response_can_be_read_by_a_page_of_another_origin(shared: Gateway) -> None:
     path = place(shared)
-    replies = [
+    responses = [
         shared.client.get(path, headers=ORIGIN),
         shared.client.get("/openapi.json", headers=ORIGIN),
         shared.client.post("/orders", content=README, headers={**ORIGIN, **JSON}),
     ]
-    assert [reply.status_code for reply in replies] == [202, 200, 201]
-    assert not [name for reply in replies for name in reply.headers if name.startswith("access-control-")]
+    assert [response.status_code for response in responses] == [202, 200, 201]
+    assert not [name for response in responses for name in response.headers if name.startswith("access-control-")]

@@ -1,4 +1,4 @@
-"""POST /orders/{id}/cancel: one transaction under the row lock, racing every other step of an order (P5 to P8)."""
+"""POST /orders/{id}/cancel: one transaction under the row lock, concurrent with every step of an order (P5 to P8)."""
 
 import asyncio
 import threading
@@ -39,7 +39,7 @@ BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
 def conninfo(connection: Connection) -> str:
-    """Return how to connect to the same database; a DSN leaves the password out."""
+    """Return a connection string for the same database. `dsn` alone has no password."""
     return make_conninfo(connection.info.dsn, password=connection.info.password)
 
 
@@ -47,8 +47,8 @@ def cancel(gateway: Gateway, path: str) -> Any:
     return gateway.client.post(f"{path}/cancel")
 
 
-def move(rows: Any, path: str, /, *to: str | None) -> None:
-    """Bring an order into a state: status, payment, stock, and the failure reason if it has one."""
+def set_state(rows: Any, path: str, /, *to: str | None) -> None:
+    """Set the status, the payment, the stock and optionally the failure reason of an order."""
     status, payment, stock, reason = (*to, None)[:4]
     rows.execute(
         "UPDATE orders SET status = %s, payment = %s, stock = %s, failure_reason = %s, version = version + 1,"
@@ -57,8 +57,8 @@ def move(rows: Any, path: str, /, *to: str | None) -> None:
     )
 
 
-def told(rows: Connection, path: str) -> list[Any]:
-    """Return what the outbox says of an order after its acceptance, in its order."""
+def outbox_events(rows: Connection, path: str) -> list[Any]:
+    """Return the outbox rows of an order in sequence, without its `order.created`."""
     return rows.execute(
         "SELECT topic, event_id::text, value, traceparent FROM outbox"
         " WHERE order_id = %s AND topic <> 'order.created.v1' ORDER BY id",
@@ -66,8 +66,8 @@ def told(rows: Connection, path: str) -> list[Any]:
     ).fetchall()
 
 
-def row(rows: Connection, path: str) -> Order:
-    """Return an order as it is stored."""
+def stored_order(rows: Connection, path: str) -> Order:
+    """Return the stored order."""
     order_id = path.removeprefix("/orders/")
     orders, _ = locked(rows.execute(SQL["lock_orders"], {"ids": [order_id]}))
     return orders[order_id]
@@ -79,56 +79,56 @@ def test_a_cancelled_order_is_stored_with_its_update_and_its_abort(
 ) -> None:
     path = place(shared)
     payment, stock = STATES[state]
-    move(rows, path, state.partition(",")[0], payment, stock)
-    reply = cancel(shared, path)
-    assert reply.status_code == 202, reply.text
-    shown = reply.json()
+    set_state(rows, path, state.partition(",")[0], payment, stock)
+    response = cancel(shared, path)
+    assert response.status_code == 202, response.text
+    shown = response.json()
     assert (shown["status"], shown["failureReason"], shown["version"]) == ("CANCELLED", None, 3)
     assert (shown["payment"]["state"], shown["stock"]["state"]) == (payment, stock)
-    assert reply.headers["etag"] == '"3"'
+    assert response.headers["etag"] == '"3"'
 
-    order = row(rows, path)
+    order = stored_order(rows, path)
     assert order.state.status == "CANCELLED"
     assert order.aborted_at == order.updated_at
-    decided = [events.order_updated(order), events.order_aborted(order)]
-    assert told(rows, path) == [
-        (events.topic_of(one.type), one.id, msgspec.json.encode(one).decode(), reply.headers["traceresponse"])
-        for one in decided
+    expected = [events.order_updated(order), events.order_aborted(order)]
+    assert outbox_events(rows, path) == [
+        (events.topic_of(event.type), event.id, msgspec.json.encode(event).decode(), response.headers["traceresponse"])
+        for event in expected
     ]
-    assert shared.client.get(path).content == reply.content
+    assert shared.client.get(path).content == response.content
 
 
 def test_cancelling_again_changes_nothing(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     first = cancel(shared, path)
-    before = row(rows, path), told(rows, path)
+    before = stored_order(rows, path), outbox_events(rows, path)
     for _ in range(3):
         again = cancel(shared, path.upper().replace("ORDERS", "orders"))
         assert (again.status_code, again.content) == (202, first.content)
-    assert (row(rows, path), told(rows, path)) == before
+    assert (stored_order(rows, path), outbox_events(rows, path)) == before
 
 
 def test_a_failed_order_stays_failed(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
-    move(rows, path, "FAILED", "voided", "failed", "OUT_OF_STOCK")
-    before = row(rows, path)
-    reply = cancel(shared, path)
-    assert reply.status_code == 409
-    problem(reply, "order-failed")
-    assert (row(rows, path), told(rows, path)) == (before, [])
+    set_state(rows, path, "FAILED", "voided", "failed", "OUT_OF_STOCK")
+    before = stored_order(rows, path)
+    response = cancel(shared, path)
+    assert response.status_code == 409
+    problem(response, "order-failed")
+    assert (stored_order(rows, path), outbox_events(rows, path)) == (before, [])
 
 
 @pytest.mark.parametrize("path", ["/orders/01890a5d-ac96-774b-bcce-b302099a8057", "/orders/x", "/orders/%00"])
 def test_an_unknown_order_is_not_found(shared: Gateway, path: str) -> None:
-    reply = cancel(shared, path)
-    assert reply.status_code == 404
-    problem(reply, "not-found")
+    response = cancel(shared, path)
+    assert response.status_code == 404
+    problem(response, "not-found")
 
 
 def test_cancel_supports_post_only(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     assert shared.client.get(f"{path}/cancel").status_code == 405
-    assert shared.client.post(f"{path}/cancel", content=b"whatever", headers=JSON).status_code == 202
+    assert shared.client.post(f"{path}/cancel", content=b"anything", headers=JSON).status_code == 202
 
 
 def test_a_cancelled_order_is_deleted_from_the_cache(shared: Gateway, rows: Connection) -> None:
@@ -147,20 +147,20 @@ async def post(api: Any, path: str) -> Answer:
 
 def test_cancels_in_one_batch_each_get_their_own_answer(start: Start, connection: Connection, redis_url: str) -> None:
     gateway = start()
-    open_ones = [place(gateway) for _ in range(10)]
+    open_paths = [place(gateway) for _ in range(10)]
     failed = place(gateway)
-    move(connection, failed, "FAILED", "failed", "none", "PAYMENT_DECLINED")
+    set_state(connection, failed, "FAILED", "failed", "none", "PAYMENT_DECLINED")
     unknown = failed[:-1] + ("0" if failed[-1] != "0" else "1")
-    asked = [*open_ones[:5], failed, unknown, *open_ones[5:], *open_ones]
+    paths = [*open_paths[:5], failed, unknown, *open_paths[5:], *open_paths]
 
     async def scenario() -> None:
         async with application(conninfo(connection), redis_url) as api:
-            answers = await asyncio.gather(*(post(api, path) for path in asked))
+            answers = await asyncio.gather(*(post(api, path) for path in paths))
             expected = [202] * 5 + [409, 404] + [202] * 15
             assert [answer.status for answer in answers] == expected
 
     asyncio.run(scenario())
-    assert all(len(told(connection, path)) == 2 for path in open_ones)
+    assert all(len(outbox_events(connection, path)) == 2 for path in open_paths)
     transactions = connection.execute("SELECT count(DISTINCT updated_at) FROM orders WHERE status = 'CANCELLED'")
     assert transactions.fetchone() in ((1,), (2,))
 
@@ -169,9 +169,9 @@ def test_an_order_cancelled_at_two_gateways_at_once_is_cancelled_once(start: Sta
     gateways = [start(), start()]
     paths = [place(gateways[0]) for _ in range(10)]
     with ThreadPoolExecutor(16) as pool:
-        replies = [pool.submit(cancel, gateway, path) for path in paths for gateway in gateways * 2]
-    assert {reply.result().status_code for reply in replies} == {202}
-    assert [len(told(connection, path)) for path in paths] == [2] * 10
+        responses = [pool.submit(cancel, gateway, path) for path in paths for gateway in gateways * 2]
+    assert {response.result().status_code for response in responses} == {202}
+    assert [len(outbox_events(connection, path)) for path in paths] == [2] * 10
 
 
 @pytest.mark.parametrize(
@@ -188,19 +188,19 @@ def test_the_row_lock_decides_between_a_cancel_and_another_change(
     shared: Gateway, rows: Connection, to: tuple[str | None, ...], status: int, version: int
 ) -> None:
     path = place(shared)
-    replies: list[Any] = []
-    canceller = threading.Thread(target=lambda: replies.append(cancel(shared, path)))
+    responses: list[Any] = []
+    canceller = threading.Thread(target=lambda: responses.append(cancel(shared, path)))
     with psycopg.connect(conninfo(rows)) as first:
-        move(first, path, *to)
+        set_state(first, path, *to)
         canceller.start()
         wait_until(lambda: rows.execute(BLOCKED).fetchone() != (0,), 10, "the cancel waits for the row")
         first.commit()
     canceller.join()
-    order = row(rows, path)
-    assert replies[0].status_code == status
+    order = stored_order(rows, path)
+    assert responses[0].status_code == status
     assert order.state.version == version
     assert order.state.status == ("CANCELLED" if status == 202 else to[0])
-    assert len(told(rows, path)) == (2 if status == 202 else 0)
+    assert len(outbox_events(rows, path)) == (2 if status == 202 else 0)
 
 
 def test_a_paused_read_does_not_write_the_confirmed_order_into_the_cache(
@@ -246,15 +246,15 @@ def test_a_commit_whose_answer_was_lost_is_repeated_without_effect(
         settle(connection, path)
 
     async def scenario() -> None:
-        async with proxy(conninfo(connection)) as between, application(between.url, redis_url) as api:
+        async with proxy(conninfo(connection)) as proxied, application(proxied.url, redis_url) as api:
             assert (await post(api, warm_up)).status == 202
-            between.lose_answer_to = b"COMMIT"
+            proxied.lose_answer_to = b"COMMIT"
             assert (await post(api, path)).status == 202
-            assert between.lose_answer_to is None
+            assert proxied.lose_answer_to is None
 
     asyncio.run(scenario())
-    assert row(connection, path).state.status == "CANCELLED"
-    assert len(told(connection, path)) == 2
+    assert stored_order(connection, path).state.status == "CANCELLED"
+    assert len(outbox_events(connection, path)) == 2
     with redis.Redis.from_url(redis_url) as client:
         assert client.get(path.replace("/orders/", "order:")) is None
 
@@ -290,7 +290,7 @@ def test_a_row_that_stays_locked_ends_in_503(
     with psycopg.connect(conninfo(connection)) as blocker:
         blocker.execute("SELECT FROM orders FOR UPDATE")
         assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 2
-    assert row(connection, path).state.status == "PROCESSING"
+    assert stored_order(connection, path).state.status == "PROCESSING"
 
 
 def test_no_stale_order_is_read_after_redis_is_back(start: Start, servers: Servers, connection: Connection) -> None:
@@ -306,7 +306,7 @@ def test_no_stale_order_is_read_after_redis_is_back(start: Start, servers: Serve
         servers.valkey.resume()
 
     def from_the_cache() -> bool:
-        reads = [one.client.get(path) for one in (gateway, gateway)]
+        reads = [gateway.client.get(path) for _ in range(2)]
         assert {read.json()["status"] for read in reads} == {"CANCELLED"}
         return reads[-1].headers["x-cache"] == "HIT"
 
@@ -321,11 +321,11 @@ def test_no_stale_order_is_read_while_redis_refuses_writes(
     gateways = [start(CACHE_BUDGET_SECONDS="1"), start(CACHE_BUDGET_SECONDS="1")]
     path = place(gateways[0])
     settle(connection, path)
-    assert [one.client.get(path).headers["x-cache"] for one in gateways] == ["MISS", "HIT"]
+    assert [gateway.client.get(path).headers["x-cache"] for gateway in gateways] == ["MISS", "HIT"]
     with redis.Redis.from_url(redis_url) as client, REFUSALS[how](client):
         assert b"CONFIRMED" in (client.get(path.replace("/orders/", "order:")) or b"")
         assert cancel(gateways[0], path).status_code == 202
-        reads = [one.client.get(path) for one in gateways * 2]
+        reads = [gateway.client.get(path) for gateway in gateways * 2]
         assert {read.json()["status"] for read in reads} == {"CANCELLED"}
         assert {read.headers["x-cache"] for read in reads} == {"BYPASS"}
 

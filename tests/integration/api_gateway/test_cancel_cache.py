@@ -1,4 +1,4 @@
-"""Between the commit of a cancel and its deletion from the cache, no gateway serves the order as it was (P8)."""
+"""Between the commit of a cancel and the delete in the cache, no gateway serves the old order (P8)."""
 
 import asyncio
 from typing import Any
@@ -18,7 +18,7 @@ BUDGET_SECONDS = 5.0
 
 
 class _PausingCache(AsyncCache):
-    """Stops before each deletion until `go` is set."""
+    """Waits for `go` before each delete."""
 
     def __init__(self, redis_url: str, _budget_seconds: float) -> None:
         super().__init__(redis_url, BUDGET_SECONDS)
@@ -33,22 +33,22 @@ class _PausingCache(AsyncCache):
 
 @pytest.fixture
 def caches(monkeypatch: pytest.MonkeyPatch) -> list[_PausingCache]:
-    """The caches of the gateways that the test has made, in their order."""
-    made: list[_PausingCache] = []
+    """The caches of the gateways that the test starts, in their order."""
+    created: list[_PausingCache] = []
 
     def cache(redis_url: str, budget_seconds: float) -> _PausingCache:
-        made.append(_PausingCache(redis_url, budget_seconds))
-        return made[-1]
+        created.append(_PausingCache(redis_url, budget_seconds))
+        return created[-1]
 
     monkeypatch.setattr("tests.integration.api_gateway.application.AsyncCache", cache)
-    return made
+    return created
 
 
 @pytest.mark.parametrize("held", ["an entry", "a lease"])
 def test_a_committed_cancel_is_visible_before_the_cache_entry_is_deleted(
     connection: Connection, postgres_url: str, redis_url: str, caches: list[_PausingCache], held: str
 ) -> None:
-    """The canceller may also end here: the deletion then never comes."""
+    """The process may end at this point, and then the delete never happens."""
     order_id = place(connection)
     settle(connection, order_id)
 
@@ -77,7 +77,7 @@ def test_a_committed_cancel_is_visible_before_the_cache_entry_is_deleted(
 def test_a_cancel_of_an_open_order_sets_no_bar(
     connection: Connection, postgres_url: str, redis_url: str, caches: list[_PausingCache]
 ) -> None:
-    """No entry of it can exist. A bar would cost a round trip while its row is locked."""
+    """An open order has no cache entry. A bar would need a round trip while the row is locked."""
     order_id = place(connection)
 
     async def scenario() -> None:

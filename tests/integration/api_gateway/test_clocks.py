@@ -1,4 +1,4 @@
-"""The times of an order are those of Postgres, even if a gateway's clock is wrong."""
+"""Postgres sets the times of an order, even if the clock of a gateway is wrong."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ WRONG_CLOCKS = {
 
 
 def post(postgres_url: str, servers: Servers, shift: timedelta, body: bytes) -> Answer:
-    """Place an order at a gateway whose clock is wrong by `shift`."""
+    """Place an order at a gateway whose clock is `shift` ahead."""
 
     async def scenario() -> Answer:
         clock = lambda: time.time() + shift.total_seconds()  # noqa: E731
@@ -40,7 +40,7 @@ def post(postgres_url: str, servers: Servers, shift: timedelta, body: bytes) -> 
 
 
 def event(connection: Connection) -> Any:
-    """Take the only event out of the outbox."""
+    """Remove the only event from the outbox and return it."""
     ((value,),) = connection.execute("DELETE FROM outbox RETURNING value").fetchall()
     return json.loads(value)
 
@@ -77,7 +77,7 @@ def test_the_clock_of_a_gateway_sets_no_time_of_an_order(
 def test_times_are_written_as_the_other_services_write_them(
     postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A nudge is the same event, byte by byte; also in the microsecond that has no fraction."""
+    """A nudge repeats the event byte by byte, also if its time has no fraction of a second."""
     statement = writer.SQL["accept_orders"].replace("now()", "timestamptz '2026-01-02 03:04:05Z'")
     monkeypatch.setitem(writer.SQL, "accept_orders", statement)
     assert post(postgres_url, servers, timedelta(), order()).status == 201
@@ -92,7 +92,7 @@ def test_times_are_written_as_the_other_services_write_them(
 def test_no_change_is_dated_before_the_creation_of_the_order(
     postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
-    """The clock of the database stepped back by an hour, or another server took over whose clock is behind."""
+    """The clock of the database is set back by an hour, or a server with a slower clock takes over."""
 
     async def scenario() -> Answer:
         async with application(postgres_url, servers.redis_url) as api:

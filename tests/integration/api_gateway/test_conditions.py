@@ -1,4 +1,4 @@
-"""Conditional requests (RFC 9110, 13) on reads and on cancels, where the lock of the order's row decides."""
+"""Conditional requests (RFC 9110, 13): reads, and cancels, which check the condition under the row lock."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.telemetry.tracing import NO_TRACE
 from tests.integration.api_gateway.conftest import Gateway
 from tests.integration.api_gateway.proxy import proxy
-from tests.integration.api_gateway.test_cancel import move, row, told
+from tests.integration.api_gateway.test_cancel import outbox_events, set_state, stored_order
 from tests.integration.api_gateway.test_get import JSON, place, settle
 from tests.integration.api_gateway.test_post import count, problem
 from tests.support.bodies import README
@@ -54,26 +54,26 @@ def test_a_conditional_read_returns_the_order_or_304_or_412(  # noqa: PLR0917 - 
     if settled:
         settle(rows, path)
     etag = shared.client.get(path).headers["etag"]
-    reply = shared.client.request(
+    response = shared.client.request(
         method, path, headers={name: value.replace("CURRENT", etag) for name, value in headers.items()}
     )
-    assert reply.status_code == (status or (200 if settled else 202))
+    assert response.status_code == (status or (200 if settled else 202))
     if status == 412:
-        assert reply.headers["content-type"] == "application/problem+json"
-        assert method == "HEAD" or reply.json()["type"].endswith(":precondition-failed")
+        assert response.headers["content-type"] == "application/problem+json"
+        assert method == "HEAD" or response.json()["type"].endswith(":precondition-failed")
     else:
-        assert reply.headers["etag"] == etag
-        assert reply.headers["cache-control"] == "no-cache"
-        assert bool(reply.content) == (method == "GET" and status is None)
+        assert response.headers["etag"] == etag
+        assert response.headers["cache-control"] == "no-cache"
+        assert bool(response.content) == (method == "GET" and status is None)
 
 
 def test_conditions_on_an_unknown_order_are_ignored(shared: Gateway, rows: Connection) -> None:
-    """A condition is ignored where the answer without it is an error (RFC 9110, 13.2.1)."""
+    """A condition is ignored if the response without it would be an error (RFC 9110, 13.2.1)."""
     for headers in ({"if-match": "*"}, {"if-none-match": "*"}):
         assert shared.client.get(UNKNOWN, headers=headers).status_code == 404
         assert shared.client.post(f"{UNKNOWN}/cancel", headers=headers).status_code == 404
     path = place(shared)
-    move(rows, path, "FAILED", "voided", "failed", "OUT_OF_STOCK")
+    set_state(rows, path, "FAILED", "voided", "failed", "OUT_OF_STOCK")
     problem(shared.client.post(f"{path}/cancel", headers={"if-match": '"1"'}), "order-failed")
 
 
@@ -98,16 +98,16 @@ def test_a_conditional_cancel_cancels_the_order_or_returns_412(
     shared: Gateway, rows: Connection, headers: dict[str, str], allowed: bool
 ) -> None:
     path = place(shared)
-    move(rows, path, "PAID", "authorized", "none")
-    before = row(rows, path)
-    reply = shared.client.post(f"{path}/cancel", headers=headers)
+    set_state(rows, path, "PAID", "authorized", "none")
+    before = stored_order(rows, path)
+    response = shared.client.post(f"{path}/cancel", headers=headers)
     if allowed:
-        assert (reply.status_code, reply.headers["etag"]) == (202, '"3"')
-        assert row(rows, path).state.status == "CANCELLED"
+        assert (response.status_code, response.headers["etag"]) == (202, '"3"')
+        assert stored_order(rows, path).state.status == "CANCELLED"
     else:
-        assert reply.status_code == 412
-        problem(reply, "precondition-failed")
-        assert (row(rows, path), told(rows, path)) == (before, [])
+        assert response.status_code == 412
+        problem(response, "precondition-failed")
+        assert (stored_order(rows, path), outbox_events(rows, path)) == (before, [])
 
 
 def test_concurrent_cancels_of_one_version_all_get_the_same_answer(shared: Gateway, rows: Connection) -> None:
@@ -118,28 +118,28 @@ def test_concurrent_cancels_of_one_version_all_get_the_same_answer(shared: Gatew
         return shared.client.post(f"{path}/cancel", headers={} if tag is None else {"if-match": tag})
 
     with ThreadPoolExecutor(16) as pool:
-        replies = list(pool.map(cancel, tags))
-    order = row(rows, path)
+        responses = list(pool.map(cancel, tags))
+    order = stored_order(rows, path)
     assert (order.state.status, order.state.version) == ("CANCELLED", 2)
-    assert len(told(rows, path)) == 2
-    for tag, reply in zip(tags, replies, strict=True):
-        assert reply.status_code in {None: (202,), '"9"': (412,)}.get(tag, (202, 412))
-        if reply.status_code == 202:
-            assert reply.headers["etag"] == '"2"'
+    assert len(outbox_events(rows, path)) == 2
+    for tag, response in zip(tags, responses, strict=True):
+        assert response.status_code in {None: (202,), '"9"': (412,)}.get(tag, (202, 412))
+        if response.status_code == 202:
+            assert response.headers["etag"] == '"2"'
 
 
 def test_the_condition_of_a_cancel_is_checked_under_the_row_lock(
     shared: Gateway, rows: Connection, shared_url: str
 ) -> None:
-    """An order changes between the request and its turn: the condition is on what the lock shows."""
+    """If the order changes before the cancel gets the lock, the condition applies to the new version."""
     path = place(shared)
     with ThreadPoolExecutor(1) as pool, rows.transaction():
-        move(rows, path, "PAID", "authorized", "none")
+        set_state(rows, path, "PAID", "authorized", "none")
         waiting = pool.submit(shared.client.post, f"{path}/cancel", headers={"if-match": '"1"'})
         while not rows.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall():
             assert not waiting.done()
     assert waiting.result().status_code == 412
-    assert row(rows, path).state.status == "PAID"
+    assert stored_order(rows, path).state.status == "PAID"
 
 
 def test_a_repeated_cancel_is_not_refused_because_of_its_own_first_commit(
@@ -153,29 +153,29 @@ def test_a_repeated_cancel_is_not_refused_because_of_its_own_first_commit(
     async def scenario() -> tuple[OrderDocument | None, BaseException]:
         cache = AsyncCache(servers.redis_url, 1)
         async with (
-            proxy(postgres_url) as between,
-            Session(between.url, "cancels") as session,
+            proxy(postgres_url) as proxied,
+            Session(proxied.url, "cancels") as session,
             Canceller(session, cache, waiting_limit=10) as canceller,
         ):
             assert await canceller.cancel(Cancellation("x", NO_TRACE)) is None
-            between.lose_answer_to = b"COMMIT"
-            reading = await canceller.cancel(own)
+            proxied.lose_answer_to = b"COMMIT"
+            document = await canceller.cancel(own)
             (refused,) = await asyncio.gather(canceller.cancel(late), return_exceptions=True)
             assert isinstance(refused, BaseException)
             await cache.close()
-            return reading, refused
+            return document, refused
 
-    reading, refused = asyncio.run(scenario())
-    assert reading is not None
-    assert reading.version == 2
+    document, refused = asyncio.run(scenario())
+    assert document is not None
+    assert document.version == 2
     assert isinstance(refused, PreconditionFailedError)
 
 
 def test_a_new_order_with_if_match_is_refused(shared: Gateway, rows: Connection) -> None:
     before = count(rows)
     for tag in ("*", '"1"'):
-        reply = shared.client.post("/orders", content=README, headers={**JSON, "if-match": tag})
-        assert reply.status_code == 412
+        response = shared.client.post("/orders", content=README, headers={**JSON, "if-match": tag})
+        assert response.status_code == 412
     assert count(rows) == before
     assert shared.client.post("/orders", content=README, headers={**JSON, "if-none-match": "*"}).status_code == 201
 
@@ -202,13 +202,17 @@ def test_responses_that_may_change_forbid_caching(shared: Gateway, path: str) ->
 
 
 def test_a_405_forbids_caching(shared: Gateway) -> None:
-    reply = shared.client.delete("/orders")
-    assert (reply.status_code, reply.headers["allow"], reply.headers["cache-control"]) == (405, "POST", "no-store")
+    response = shared.client.delete("/orders")
+    assert (response.status_code, response.headers["allow"], response.headers["cache-control"]) == (
+        405,
+        "POST",
+        "no-store",
+    )
 
 
 def test_the_accept_field_has_no_effect(shared: Gateway) -> None:
-    """Accept is disregarded, as RFC 9110, 12.4.1 allows: there is one representation."""
+    """RFC 9110, 12.4.1 allows this. An order has only one representation."""
     path = place(shared)
     for accept in ("text/html", "application/xml;q=1, */*;q=0", ""):
-        reply = shared.client.get(path, headers={"accept": accept})
-        assert (reply.status_code, reply.headers["content-type"]) == (202, "application/json")
+        response = shared.client.get(path, headers={"accept": accept})
+        assert (response.status_code, response.headers["content-type"]) == (202, "application/json")

@@ -21,7 +21,7 @@ def test_a_connection_queues_sixteen_requests() -> None:
             reader, writer = await server.open()
             writer.write(LIVE * 1_000)
             await until(lambda: len(server.connection._pipeline._exchanges) == QUEUED_REQUESTS_MAX, "the queue is full")
-            await until(lambda: server.connection._client.reading_paused, "nothing more is read")
+            await until(lambda: server.connection._client.reading_paused, "reading is paused")
             assert len(server.state.tasks) == 1
             assert len(server.connection._pipeline._exchanges) == QUEUED_REQUESTS_MAX
             app.go.set()
@@ -39,7 +39,7 @@ def test_a_body_behind_another_request_is_not_read_beyond_its_buffer() -> None:
         async with serving(app) as server:
             _, writer = await server.open()
             writer.write(LIVE + b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000)
-            await until(lambda: server.connection._client.reading_paused, "nothing more is read")
+            await until(lambda: server.connection._client.reading_paused, "reading is paused")
             waiting = server.connection._pipeline._exchanges[1]
             assert len(waiting.body) < BODY_BUFFER_MAX_BYTES + READ_MAX_BYTES
             app.go.set()
@@ -104,9 +104,9 @@ def test_a_request_is_not_started_while_the_client_does_not_read_the_response_be
         async with serving(large) as server:
             _, writer = await server.open()
             writer.write(LIVE)
-            await until(lambda: server.connection._client.write_paused, "the answer is not taken")
+            await until(lambda: server.connection._client.write_paused, "the client does not read the response")
             writer.write(LIVE)
-            await until(lambda: server.connection._pipeline._exchanges, "the second is there")
+            await until(lambda: server.connection._pipeline._exchanges, "the second request has arrived")
             assert server.connection._pipeline._exchanges[0].task is None
 
     run(scenario)
@@ -120,8 +120,8 @@ def test_a_client_that_does_not_read_the_response_to_its_only_request_is_disconn
         async with serving(large, request_timeout_seconds=0.1) as server:
             _, writer = await server.open()
             writer.write(LIVE)
-            await until(lambda: server.state.held_bytes > 8 << 20, "the answer is not taken")
-            await until(lambda: not server.state.connections, "the connection is cut")
+            await until(lambda: server.state.held_bytes > 8 << 20, "the client does not read the response")
+            await until(lambda: not server.state.connections, "the connection is aborted")
 
     run(scenario)
 
@@ -147,7 +147,7 @@ def test_a_connection_opened_during_a_drain_is_closed() -> None:
             server.state.draining = True
             reader, _ = await server.open()
             assert await read_all(reader) == b""
-            await until(lambda: not server.state.connections, "the connection is forgotten")
+            await until(lambda: not server.state.connections, "the connection is closed")
 
     run(scenario)
 
@@ -164,7 +164,7 @@ def test_a_client_that_reads_its_last_response_late_and_does_not_close_is_discon
         async with serving(large, request_timeout_seconds=600) as server:
             reader, writer = await server.open()
             writer.write(LIVE[:-2] + b"connection: close\r\n\r\n")
-            await until(lambda: server.connection._client.write_paused, "the answer is not taken")
+            await until(lambda: server.connection._client.write_paused, "the client does not read the response")
             assert server.connection._closing
             assert len(await read_all(reader)) > 32 << 20
             await until(lambda: not server.state.connections, "the connection is closed")
@@ -187,7 +187,7 @@ def test_the_number_of_discarded_bytes_is_limited(monkeypatch: pytest.MonkeyPatc
                 for _ in range(10_000):
                     writer.write(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
                     await writer.drain()
-                pytest.fail("all of it was taken")
+                pytest.fail("the server has read everything")
             await until(lambda: not server.state.connections, "the connection is closed")
 
     run(scenario)

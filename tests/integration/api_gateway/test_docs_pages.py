@@ -1,4 +1,4 @@
-"""The documentation pages: complete, true, and without an outside address."""
+"""The documentation pages are complete and correct, and load nothing from other hosts."""
 
 import re
 from typing import Any
@@ -50,7 +50,7 @@ def test_every_reference_in_the_openapi_document_exists() -> None:
 
 
 def schema(name: str) -> Any:
-    """Return a component's schema, on its own."""
+    """Return the schema of one component."""
     return {"$ref": f"#/components/schemas/{name}", "components": document()["components"]}
 
 
@@ -69,14 +69,14 @@ def test_the_documented_example_is_accepted_and_the_responses_match_their_schema
 
 
 def test_every_operation_documents_its_statuses() -> None:
-    answers = {
+    statuses = {
         operation["operationId"]: set(operation["responses"])
         for methods in document()["paths"].values()
         for operation in methods.values()
     }
-    assert answers["createOrder"] == {"201", "400", "412", "413", "415", "422", "503"}
-    assert answers["readOrder"] == {"200", "202", "304", "404", "412", "503"}
-    assert answers["cancelOrder"] == {"202", "404", "409", "412", "503"}
+    assert statuses["createOrder"] == {"201", "400", "412", "413", "415", "422", "503"}
+    assert statuses["readOrder"] == {"200", "202", "304", "404", "412", "503"}
+    assert statuses["cancelOrder"] == {"202", "404", "409", "412", "503"}
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])

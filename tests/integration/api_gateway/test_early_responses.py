@@ -91,7 +91,7 @@ def test_the_client_of_a_refused_connection_can_read_the_reason(start: Start) ->
     gateway.client.close()
     with gateway.connect() as first:
         first.sendall(LIVE)
-        wait_until(lambda: _is_open(gateway, first), 10, "there is room for one")
+        wait_until(lambda: _is_open(gateway, first), 10, "the first connection is accepted")
         for _ in range(10):
             with gateway.connect() as sock:
                 sock.sendall(POST.replace(b"content-length: %d\r\n" % len(README), LARGE) + b"x" * 2_097_152)
@@ -117,7 +117,7 @@ def test_a_client_that_continues_to_send_can_read_the_timeout() -> None:
 
 
 def _send_for_long(sock: socket.socket) -> bytes:
-    """Send slowly until the other side has said all, and then 1 MiB more, before reading anything."""
+    """Wait until the server has responded, then send 1 MiB more, and only then read."""
     sock.sendall(SECOND + b"content-length: 9999999\r\n\r\n")
     while not sock.recv(1, socket.MSG_PEEK):
         pass
@@ -173,7 +173,7 @@ def test_a_large_last_response_arrives_complete() -> None:
         async with serving(large) as server:
             reader, writer = await server.open()
             writer.write(LIVE.replace(b"host", b"connection: close\r\nhost") + LIVE)
-            await until(lambda: server.connection._client.write_paused, "the client takes nothing")
+            await until(lambda: server.connection._client.write_paused, "the client does not read")
             received = await read_all(reader)
             assert received.endswith(bytes(size))
 
@@ -183,12 +183,12 @@ def test_a_large_last_response_arrives_complete() -> None:
 def test_many_concurrent_clients_read_their_refusals(shared: Gateway) -> None:
     found: list[bytes] = []
 
-    def ask() -> None:
+    def send_and_read() -> None:
         with shared.connect() as sock:
             sock.sendall(UNREAD["413"] + b"x" * 2_097_152)
             found.append(read_to_the_end(sock)[9:12])
 
-    threads = [threading.Thread(target=ask) for _ in range(10)]
+    threads = [threading.Thread(target=send_and_read) for _ in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""GET /orders/{id} through a real gateway."""
+"""GET /orders/{id} at a real gateway."""
 
 import time
 from decimal import Decimal
@@ -22,7 +22,7 @@ def place(gateway: Gateway, body: bytes = README) -> str:
 
 
 def settle(connection: Connection, path: str) -> None:
-    """Confirm an order, as the order-service would."""
+    """Confirm an order in the same way as the order-service."""
     connection.execute(
         "UPDATE orders SET status = 'CONFIRMED', version = 3, payment = 'authorized', stock = 'reserved',"
         " payment_at = '2026-01-02 03:04:05.678901Z', stock_at = '2026-01-02 03:04:06Z' WHERE id = %s",

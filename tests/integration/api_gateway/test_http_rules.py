@@ -1,4 +1,4 @@
-"""What RFC 9110 and RFC 9112 demand of a server, one test for each rule that concerns this one."""
+"""The rules of RFC 9110 and RFC 9112 for a server, with one test for each rule that applies to this server."""
 
 import re
 from email.utils import parsedate_to_datetime
@@ -16,17 +16,17 @@ GET = b"GET /livez HTTP/1.1\r\n"
 
 
 class Rule(Struct, frozen=True):
-    """A request, its status, and whether the connection goes on after the answer."""
+    """A request, its status, and whether the connection stays open after the response."""
 
     where: str
     what: str
     sent: bytes
     status: int
-    goes_on: bool = False
+    keeps_alive: bool = False
 
 
 def post(fields: bytes, body: bytes = README, version: bytes = b"1.1") -> bytes:
-    """Return a POST of an order with these fields for its framing."""
+    """Return a POST of an order with these fields about its length."""
     return b"POST /orders HTTP/%b\r\nhost: x\r\ncontent-type: application/json\r\n%b\r\n%b" % (version, fields, body)
 
 
@@ -161,7 +161,7 @@ def test_a_rule_of_http_is_kept(shared: Gateway, rule: Rule, split: bool) -> Non
             _send(sock, LIVE)
         else:
             sock.sendall(rule.sent + LIVE)
-        if not rule.goes_on:
+        if not rule.keeps_alive:
             received = read_to_the_end(sock)
             head, *_ = received.partition(b"\r\n\r\n")
             assert b"connection: close" in received
@@ -173,10 +173,10 @@ def test_a_rule_of_http_is_kept(shared: Gateway, rule: Rule, split: bool) -> Non
             assert b"connection: close" not in received
     found = statuses(received)
     if split and rule.where == "9110 9.1":
-        # The parser gives up at the first letter that no method has: 400 if the rest of the line is not there yet.
+        # The parser stops at the first letter that no method has. If the line is not complete then, the answer is 400.
         assert found in ([b"400"], [b"501"])
     else:
-        assert found == [b"%d" % rule.status] + [b"200"] * rule.goes_on
+        assert found == [b"%d" % rule.status] + [b"200"] * rule.keeps_alive
     assert re.search(rb"\r\ntraceresponse: 00-[0-9a-f]{32}-", head)
     assert re.search(rb"\r\ndate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", head)
     assert rule.status < 400 or b"content-type: application/problem+json" in head
@@ -186,19 +186,19 @@ def _send(sock: object, data: bytes) -> None:
     try:
         sock.sendall(data)  # type: ignore[attr-defined]
     except ConnectionError:
-        # Refused already.
+        # The server has refused the request and closed the connection.
         return
 
 
 def test_a_head_request_is_never_answered_with_a_body(shared: Gateway) -> None:
-    """RFC 9110, 9.3.2, also for what the server refuses."""
+    """RFC 9110, 9.3.2. It is true for refused requests too."""
     for target in (b"/livez", b"/nothing", b"/openapi.json"):
         with shared.connect() as sock:
             sock.sendall(b"HEAD " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             head, end, body = read_to_the_end(sock).partition(b"\r\n\r\n")
-            line_of_get = _head_of_get(shared, target)
+            head_of_get = _head_of_get(shared, target)
             assert (end, body) == (b"\r\n\r\n", b"")
-            assert _field(head, b"content-length") == _field(line_of_get, b"content-length") != b"0"
+            assert _field(head, b"content-length") == _field(head_of_get, b"content-length") != b"0"
     for fields in (b"", b"host: x\r\nhost: y\r\n", b"host: x\r\na : b\r\n", b"a: b\r\n" * 101):
         with shared.connect() as sock:
             sock.sendall(b"HEAD /livez HTTP/1.1\r\n" + fields + b"\r\n")
@@ -254,7 +254,7 @@ def test_the_date_field_has_the_current_time(shared: Gateway) -> None:
 
 
 def test_several_fields_with_one_name_are_one_list(shared: Gateway) -> None:
-    """RFC 9110, 5.3: two content types are none."""
+    """RFC 9110, 5.3. A list of two content types is not a valid content type."""
     with shared.connect() as sock:
         sock.sendall(POST[:-2] + b"content-type: application/json\r\n\r\n" + README)
         assert statuses(read_response(sock)) == [b"415"]

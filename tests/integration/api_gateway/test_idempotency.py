@@ -1,4 +1,4 @@
-"""The same Idempotency-Key gives the same order and the same reply (P10), whoever sends it when and where."""
+"""The same Idempotency-Key gives the same order and the same response (P10), at any time and at any gateway."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Gateway, Start
 from tests.integration.api_gateway.proxy import proxy
 from tests.integration.api_gateway.test_post import JSON, count, problem
-from tests.integration.api_gateway.test_writer import CountingSession, accepted, ask, ids, new, stored
+from tests.integration.api_gateway.test_writer import CountingSession, accepted, ids, new, store_all, stored
 from tests.support.bodies import README, order
 
 ALIKE = [
@@ -39,10 +39,10 @@ def test_the_same_order_with_the_same_key_gets_the_same_response(shared: Gateway
     assert "idempotent-replayed" not in first.headers
     before = count(rows)
     for body in ALIKE:
-        reply = post(shared, "again", body)
-        assert (reply.status_code, reply.content) == (201, first.content)
-        assert reply.headers["location"] == first.headers["location"]
-        assert reply.headers["idempotent-replayed"] == "true"
+        response = post(shared, "again", body)
+        assert (response.status_code, response.content) == (201, first.content)
+        assert response.headers["location"] == first.headers["location"]
+        assert response.headers["idempotent-replayed"] == "true"
     assert count(rows) == before
 
 
@@ -66,9 +66,9 @@ def test_the_sequence_and_the_split_of_lines_do_not_make_a_different_order(share
 def test_a_different_order_with_the_same_key_is_refused(shared: Gateway, rows: Connection, other: bytes) -> None:
     assert post(shared, "taken").status_code == 201
     before = count(rows)
-    reply = post(shared, "taken", other)
-    assert reply.status_code == 422
-    problem(reply, "idempotency-key-reused")
+    response = post(shared, "taken", other)
+    assert response.status_code == 422
+    problem(response, "idempotency-key-reused")
     assert count(rows) == before
 
 
@@ -78,9 +78,9 @@ def test_a_different_order_with_the_same_key_is_refused(shared: Gateway, rows: C
 def test_an_invalid_key_is_refused(shared: Gateway, rows: Connection, key: bytes) -> None:
     before = count(rows)
     headers: Any = {**JSON, "idempotency-key": key}
-    reply = shared.client.post("/orders", content=README, headers=headers)
-    assert reply.status_code == 400
-    problem(reply, "invalid-idempotency-key")
+    response = shared.client.post("/orders", content=README, headers=headers)
+    assert response.status_code == 400
+    problem(response, "invalid-idempotency-key")
     assert count(rows) == before
 
 
@@ -99,23 +99,23 @@ def test_a_key_may_contain_every_visible_character(shared: Gateway) -> None:
 
 def test_a_refused_order_does_not_use_up_its_key(shared: Gateway) -> None:
     assert post(shared, "free", b"{}").status_code == 400
-    reply = post(shared, "free")
-    assert reply.status_code == 201
-    assert "idempotent-replayed" not in reply.headers
+    response = post(shared, "free")
+    assert response.status_code == 201
+    assert "idempotent-replayed" not in response.headers
 
 
 def test_the_same_key_at_two_gateways_at_once_gives_one_order(start: Start, connection: Connection) -> None:
     gateways = [start(), start()]
     keys = [f"key-{number}" for number in range(10)]
     with ThreadPoolExecutor(16) as pool:
-        asked = [(key, pool.submit(post, gateway, key)) for key in keys for gateway in gateways * 4]
-    replies = {key: [reply.result() for one, reply in asked if one == key] for key in keys}
-    for answers in replies.values():
+        posts = {key: [pool.submit(post, gateway, key) for gateway in gateways * 4] for key in keys}
+    responses = {key: [response.result() for response in posts[key]] for key in keys}
+    for answers in responses.values():
         assert {answer.status_code for answer in answers} == {201}
         assert len({answer.content for answer in answers}) == 1
         assert ["idempotent-replayed" in answer.headers for answer in answers].count(False) == 1
     found = connection.execute("SELECT idempotency_key, id FROM orders").fetchall()
-    assert dict(found) == {key: json.loads(answers[0].content)["orderId"] for key, answers in replies.items()}
+    assert dict(found) == {key: json.loads(answers[0].content)["orderId"] for key, answers in responses.items()}
     assert len(found) == len(keys)
     assert len(stored(connection)[1]) == len(keys)
 
@@ -130,7 +130,7 @@ def test_the_same_key_twice_in_one_group_gives_one_order(postgres_url: str, conn
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
-            answers = await ask(writer, group)
+            answers = await store_all(writer, group)
             assert session.sizes == [6]
             assert answers[:3] == accepted(group[:3])
             assert answers[3] == Stored(ids(group)[1], replayed=True)
@@ -147,13 +147,13 @@ def test_a_group_repeated_after_a_lost_answer_is_not_a_replay(postgres_url: str,
 
     async def scenario() -> None:
         async with (
-            proxy(postgres_url) as between,
-            CountingSession(between.url) as session,
+            proxy(postgres_url) as proxied,
+            CountingSession(proxied.url) as session,
             Writer(session, waiting_limit=10) as writer,
         ):
-            assert await ask(writer, [new(9)]) == accepted([new(9)])
-            between.lose_answers = 1
-            answers = await ask(writer, orders)
+            assert await store_all(writer, [new(9)]) == accepted([new(9)])
+            proxied.lose_answers = 1
+            answers = await store_all(writer, orders)
             assert answers == [*accepted(orders[:3]), Stored(ids(orders)[0], replayed=True)]
             assert session.sizes == [1, 4, 4]
 
@@ -175,7 +175,7 @@ def test_an_order_waits_for_a_concurrent_order_with_the_same_key(
                 " VALUES (%s, 'twin', 1, 'USD', 'a', 'same')",
                 (twin.created.order_id,),
             )
-            second = asyncio.create_task(ask(writer, [own]))
+            second = asyncio.create_task(store_all(writer, [own]))
             await session.begun.wait()
             done, _ = await asyncio.wait([second], timeout=0.2)
             assert not done
@@ -196,10 +196,14 @@ def test_groups_with_the_same_keys_do_not_deadlock(postgres_url: str, connection
             Writer(session, waiting_limit=1_000) as writer,
             Writer(other_session, waiting_limit=1_000) as other,
         ):
-            forth = [keyed(number, key) for number, key in enumerate(keys)]
-            back = [keyed(1_000 + number, key) for number, key in enumerate(reversed(keys))]
-            there, here = await asyncio.gather(ask(writer, forth), ask(other, back))
-            assert [order_of(answer) for answer in there] == [order_of(answer) for answer in reversed(here)]
+            ascending = [keyed(number, key) for number, key in enumerate(keys)]
+            descending = [keyed(1_000 + number, key) for number, key in enumerate(reversed(keys))]
+            first_answers, other_answers = await asyncio.gather(
+                store_all(writer, ascending), store_all(other, descending)
+            )
+            assert [order_of(answer) for answer in first_answers] == [
+                order_of(answer) for answer in reversed(other_answers)
+            ]
             assert session.sizes == other_session.sizes == [200]
 
     asyncio.run(scenario())
@@ -217,7 +221,7 @@ def test_a_bad_order_blocks_neither_its_key_nor_the_other_orders(postgres_url: s
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
-            answers = await ask(writer, group)
+            answers = await store_all(writer, group)
             assert isinstance(answers[0], RefusedError)
             assert answers[1:3] == accepted(group[1:3])
             assert answers[3] == Stored(ids(group)[1], replayed=True)

@@ -1,4 +1,4 @@
-"""A key whose order is there is answered with its order, also when no new order can be taken (P10)."""
+"""A request with a used key gets its order, also while no new order can be accepted (P10)."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ def type_of(answer: Answer) -> str:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for a condition, with a limit."""
+    """Wait until the condition is true, at most WAIT_SECONDS."""
     async with asyncio.timeout(WAIT_SECONDS):
         while not await condition():  # noqa: ASYNC110 - Postgres sets no Event
             await asyncio.sleep(0.01)
@@ -37,7 +37,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 @contextmanager
 def no_order_is_stored(postgres_url: str) -> Iterator[None]:
-    """Have every insert into `orders` wait; reads go on."""
+    """Block every insert into `orders`, but no read."""
     with connect(postgres_url, "lock") as holder, holder.transaction():
         holder.execute("LOCK TABLE orders IN EXCLUSIVE MODE")
         yield
@@ -79,12 +79,12 @@ def test_a_used_key_gets_its_order_while_the_outbox_is_full(
     assert rows == [(1,)]
 
 
-@pytest.mark.parametrize("bound", ["orders", "lines"])
+@pytest.mark.parametrize("limited", ["orders", "lines"])
 def test_a_used_key_gets_its_order_while_the_queue_is_full(
-    postgres_url: str, connection: Connection, servers: Servers, bound: str, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, connection: Connection, servers: Servers, limited: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 2
-    if bound == "lines":
+    if limited == "lines":
         monkeypatch.setattr(writer_module, "WAITING_LINES_MAX", limit)
         limit = 100
 
@@ -114,7 +114,7 @@ async def _any_done(tasks: list[asyncio.Task[Answer]]) -> bool:
 def test_an_order_whose_store_timed_out_may_still_be_stored(
     postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer does not say that nothing was stored: here it is, after the answer."""
+    """The response does not claim that nothing was stored. Here the order is stored after the response."""
     monkeypatch.setattr("orderstream.api_gateway.routes.BUDGET_SECONDS", 0.5)
 
     def stored() -> Any:
@@ -130,10 +130,10 @@ def test_an_order_whose_store_timed_out_may_still_be_stored(
             assert "may be stored or not" in detail
             assert "nothing" not in detail
 
-            async def there() -> bool:
+            async def is_stored() -> bool:
                 return bool(stored())
 
-            await until(there)
+            await until(is_stored)
             again = await post(api, "late")
             assert json.loads(again.body) == {"orderId": stored()[0][0]}
 

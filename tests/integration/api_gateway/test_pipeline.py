@@ -1,4 +1,4 @@
-"""What the server refuses itself: it is said after the answers to earlier requests, and so that it can be read."""
+"""The pipeline of a connection: responses come in the order of the requests, refusals of the server included."""
 
 import asyncio
 import math
@@ -44,7 +44,7 @@ LATER = {
 
 
 def statuses(received: bytes) -> list[bytes]:
-    """Return the statuses of all answers."""
+    """Return the statuses of all responses."""
     return re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", received)
 
 
@@ -56,10 +56,10 @@ def test_a_refusal_is_sent_after_the_responses_to_earlier_requests(later: bytes,
         async with serving(app) as server:
             reader, writer = await server.open()
             writer.write(FIRST if apart else FIRST + later)
-            await until(lambda: app.paths, "the first is worked on")
+            await until(lambda: app.paths, "the application has the first request")
             if apart:
                 writer.write(later)
-            await until(lambda: server.connection._reading_over, "the second is refused")
+            await until(lambda: server.connection._reading_over, "the second request is refused")
             app.go.set()
             received = await read_all(reader)
             assert statuses(received) == [b"200", status]
@@ -69,7 +69,7 @@ def test_a_refusal_is_sent_after_the_responses_to_earlier_requests(later: bytes,
             assert b"traceresponse: 00-" in received
             assert app.paths in (["/first"], ["/first", "/second"])
             writer.close()
-            await until(lambda: not server.state.connections, "the connection is forgotten")
+            await until(lambda: not server.state.connections, "the connection is closed")
             assert server.state.held_bytes == 0
 
     run(scenario)
@@ -85,11 +85,11 @@ def test_an_incomplete_request_is_refused_after_the_responses_to_earlier_request
         async with serving(app, request_timeout_seconds=0.2 if how == "time" else 20) as server:
             reader, writer = await server.open()
             writer.write(FIRST + half)
-            await until(lambda: app.paths and server.connection._parser.begun, "half of the second is there")
+            await until(lambda: app.paths and server.connection._parser.begun, "the second request has arrived in part")
             if how == "drain":
                 server.state.draining = True
                 server.connection.drain()
-            await until(lambda: server.connection._reading_over, "the second is refused")
+            await until(lambda: server.connection._reading_over, "the second request is refused")
             app.go.set()
             received = await read_all(reader)
             assert statuses(received) == [b"200", b"408" if how == "time" else b"503"]
@@ -118,7 +118,7 @@ def test_no_deadline_runs_while_the_application_works() -> None:
         async with serving(app) as server:
             reader, writer = await server.open()
             writer.write(FIRST)
-            await until(lambda: app.paths, "the first is worked on")
+            await until(lambda: app.paths, "the application has the first request")
             assert server.connection._deadline._at == math.inf
             app.go.set()
             await reader.readuntil(b"/first")
@@ -133,7 +133,7 @@ def test_a_body_without_room_is_refused_after_the_responses_to_earlier_requests(
         async with serving(app, requests_bytes=20_000) as server:
             reader, writer = await server.open()
             writer.write(FIRST + SECOND + b"content-length: 40000\r\n\r\n" + b"x" * 30_000)
-            await until(lambda: server.connection._reading_over, "the second is refused")
+            await until(lambda: server.connection._reading_over, "the second request is refused")
             app.go.set()
             received = await read_all(reader)
             assert statuses(received) == [b"200", b"503"]
@@ -154,13 +154,13 @@ def test_a_request_whose_client_has_disconnected_ends_without_its_body() -> None
         async with serving(late) as server:
             _, writer = await server.open()
             writer.write(FIRST)
-            await until(lambda: server.state.tasks, "it is worked on")
+            await until(lambda: server.state.tasks, "the application has the request")
             reset_on_close = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_on_close)
             writer.transport.abort()
-            await until(lambda: not server.state.connections, "the connection is forgotten")
+            await until(lambda: not server.state.connections, "the connection is closed")
             go.set()
-            await until(lambda: received, "it has gone on")
+            await until(lambda: received, "the application has continued")
             assert received == ["http.disconnect"]
 
     run(scenario)
@@ -168,17 +168,17 @@ def test_a_request_whose_client_has_disconnected_ends_without_its_body() -> None
 
 def test_a_bug_in_parsing_does_not_affect_earlier_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_given: object) -> None:
-        raise ValueError("a defect")
+        raise ValueError("a bug")
 
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
             reader, writer = await server.open()
             writer.write(FIRST)
-            await until(lambda: app.paths, "the first is worked on")
+            await until(lambda: app.paths, "the application has the first request")
             monkeypatch.setattr(request_head, "read_head", fail)
             writer.write(SECOND + b"\r\n")
-            await until(lambda: server.connection._reading_over, "the second is refused")
+            await until(lambda: server.connection._reading_over, "the second request is refused")
             app.go.set()
             assert statuses(await read_all(reader)) == [b"200", b"500"]
 
@@ -191,7 +191,7 @@ def test_a_client_that_waits_for_100_behind_another_request_has_its_full_time_li
         async with serving(app) as server:
             reader, writer = await server.open()
             writer.write(FIRST + SECOND + b"content-length: 2\r\nexpect: 100-continue\r\n\r\n")
-            await until(lambda: len(server.connection._pipeline._exchanges) == 2, "both are there")
+            await until(lambda: len(server.connection._pipeline._exchanges) == 2, "both requests have arrived")
             assert not server.connection._timed
             app.go.set()
             await reader.readuntil(b"HTTP/1.1 100 Continue")
@@ -221,7 +221,7 @@ def test_a_drain_answers_all_requests_that_have_arrived() -> None:
         async with serving(app) as server:
             reader, writer = await server.open()
             writer.write(FIRST * 3)
-            await until(lambda: len(server.connection._pipeline._exchanges) == 3, "all are there")
+            await until(lambda: len(server.connection._pipeline._exchanges) == 3, "all requests have arrived")
             server.connection.drain()
             app.go.set()
             received = await read_all(reader)
@@ -243,7 +243,7 @@ def test_the_end_of_a_drain_answers_503_once() -> None:
         async with serving(stuck) as server:
             reader, writer = await server.open()
             writer.write(FIRST * 3)
-            await until(lambda: len(server.connection._pipeline._exchanges) == 3, "all are there")
+            await until(lambda: len(server.connection._pipeline._exchanges) == 3, "all requests have arrived")
             server.connection.drain()
             server.connection.stop_work()
             received = await read_all(reader)
@@ -255,7 +255,7 @@ def test_the_end_of_a_drain_answers_503_once() -> None:
 
 @pytest.mark.parametrize("rest", [b"xyz\r\n", b"1;" + b"x" * 70_000], ids=["400", "431"])
 def test_a_response_of_the_application_is_not_replaced_by_a_refusal(rest: bytes) -> None:
-    """Such as that of a cancel, whose body is of no interest: the order is cancelled, however the body goes on."""
+    """A cancel ignores its body, for example. It is done even if the rest of the body is invalid."""
 
     async def scenario() -> None:
         go = asyncio.Event()
@@ -295,10 +295,10 @@ def test_a_client_that_has_closed_its_side_still_gets_its_responses() -> None:
             reader, writer = await server.open()
             writer.write(FIRST * (QUEUED_REQUESTS_MAX + 3) + SECOND)
             writer.write_eof()
-            await until(lambda: app.paths, "the first is worked on")
+            await until(lambda: app.paths, "the application has the first request")
             app.go.set()
             assert statuses(await read_all(reader)) == [b"200"] * (QUEUED_REQUESTS_MAX + 3)
-            await until(lambda: not server.state.connections, "the connection is forgotten")
+            await until(lambda: not server.state.connections, "the connection is closed")
             assert server.state.held_bytes == 0
 
     run(scenario)
@@ -316,10 +316,10 @@ def test_a_disconnect_ends_the_request_that_waits() -> None:
         async with serving(wait) as server:
             _, writer = await server.open()
             writer.write(FIRST)
-            await until(lambda: server.state.tasks, "it is worked on")
+            await until(lambda: server.state.tasks, "the application has the request")
             writer.close()
-            await until(lambda: ended, "it has ended")
-            await until(lambda: not server.state.connections, "the connection is forgotten")
+            await until(lambda: ended, "the request has ended")
+            await until(lambda: not server.state.connections, "the connection is closed")
 
     run(scenario)
 

@@ -1,4 +1,4 @@
-"""POST /orders through a real gateway into a real database."""
+"""POST /orders at a real gateway with a real database."""
 
 import json
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def test_a_bad_body_stores_nothing(shared: Gateway, rows: Connection, bad: Bad) 
 
 
 def problem(response: Any, name: str) -> None:
-    """Check that an answer is a problem of this name."""
+    """Check that a response is the problem with this name."""
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
     assert body["type"] == f"urn:orderstream:problem:{name}"
@@ -110,7 +110,7 @@ def test_other_media_types_are_refused(shared: Gateway, rows: Connection, header
 
 
 def pieces(body: bytes) -> Iterator[bytes]:
-    """Yield a body piece by piece, so that it is sent chunked."""
+    """Yield a body in pieces, so that the client sends it chunked."""
     for start in range(0, len(body), 64 * 1024):
         yield body[start : start + 64 * 1024]
 
@@ -190,10 +190,10 @@ def test_the_health_and_metrics_pages_answer(shared: Gateway) -> None:
     assert shared.client.get("/livez").status_code == 200
     assert shared.client.get("/readyz").status_code == 200
     shared.client.post("/orders", content=README, headers=JSON)
-    figures = shared.client.get("/metrics").text
-    assert 'orderstream_http_requests_total{route="POST /orders",status="201"}' in figures
-    assert "orderstream_group_commit_orders_count" in figures
-    assert "orderstream_queued_orders 0.0" in figures
+    metrics = shared.client.get("/metrics").text
+    assert 'orderstream_http_requests_total{route="POST /orders",status="201"}' in metrics
+    assert "orderstream_group_commit_orders_count" in metrics
+    assert "orderstream_queued_orders 0.0" in metrics
 
 
 def test_a_request_writes_no_log_line(shared: Gateway) -> None:
@@ -230,12 +230,12 @@ def test_orders_of_many_clients_are_all_stored(start: Start, connection: Connect
     with gateway.connect() as first, gateway.connect() as second:
         first.sendall(request)
         second.sendall(request.replace(b"u-", b"v-"))
-        for line in (first, second):
-            answers = b""
-            while answers.count(b'"orderId"') < 100:
-                piece = line.recv(65536)
-                assert piece, answers
-                answers += piece
-            assert answers.count(b"HTTP/1.1 201") == 100
+        for sock in (first, second):
+            received = b""
+            while received.count(b'"orderId"') < 100:
+                piece = sock.recv(65536)
+                assert piece, received
+                received += piece
+            assert received.count(b"HTTP/1.1 201") == 100
     stored = connection.execute("SELECT count(*), count(DISTINCT user_id) FROM orders").fetchone()
     assert stored == (200, 200)

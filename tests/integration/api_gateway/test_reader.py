@@ -1,4 +1,4 @@
-"""Reading through the cache: what is shared, and that no paused reader puts an old state back (P8)."""
+"""Reading through the cache: shared queries, leases, and that no paused read makes a stale order visible (P8)."""
 
 import asyncio
 from collections import Counter
@@ -21,7 +21,7 @@ OTHER_ID = ORDER_ID.replace("0", "1")
 
 
 class PausingSession(Session):
-    """Counts its queries, and pauses after reading and before answering while `go` is not set."""
+    """Records its queries, and pauses between the query and the answer until `go` is set."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, "test")
@@ -53,7 +53,7 @@ async def reading(postgres_url: str, redis_url: str, limit: int = 100) -> AsyncI
 
 @pytest.fixture
 def orders(connection: Connection) -> Callable[[str, int], None]:
-    """Writes a settled order at a version."""
+    """Write a settled order with a version."""
 
     def write(order_id: str, version: int) -> None:
         connection.execute(
@@ -83,14 +83,14 @@ async def change_of_a_settled_order(cache: CacheInvalidator, write: Write, resum
     await resume()
 
 
-async def change_met_before_its_delete(cache: CacheInvalidator, write: Write, resume: Any) -> None:
+async def change_seen_before_its_delete(cache: CacheInvalidator, write: Write, resume: Any) -> None:
     cache.bar([ORDER_ID])
     write(ORDER_ID, 4)
     await resume()
     cache.delete([ORDER_ID])
 
 
-async def change_met_before_its_commit(cache: CacheInvalidator, write: Write, resume: Any) -> None:
+async def change_seen_before_its_commit(cache: CacheInvalidator, write: Write, resume: Any) -> None:
     cache.bar([ORDER_ID])
     await resume()
     write(ORDER_ID, 4)
@@ -102,8 +102,8 @@ async def change_met_before_its_commit(cache: CacheInvalidator, write: Write, re
     [
         change_of_an_open_order,
         change_of_a_settled_order,
-        change_met_before_its_delete,
-        change_met_before_its_commit,
+        change_seen_before_its_delete,
+        change_seen_before_its_commit,
     ],
 )
 def test_a_paused_read_does_not_write_a_stale_order_into_the_cache(
@@ -167,7 +167,7 @@ def test_concurrent_misses_share_a_query_that_has_not_begun(postgres_url: str, r
             early = [asyncio.create_task(reader.read(ORDER_ID)) for _ in range(10)]
             await session.read.wait()
             orders(ORDER_ID, 4)
-            late = [asyncio.create_task(reader.read(one)) for one in [ORDER_ID, OTHER_ID] * 5]
+            late = [asyncio.create_task(reader.read(order_id)) for order_id in [ORDER_ID, OTHER_ID] * 5]
             while len(reader._queries) < 2:
                 await asyncio.wait(late, timeout=0.01)
             session.go.set()
@@ -237,7 +237,7 @@ def test_the_number_of_waiting_items_is_limited(postgres_url: str, redis_url: st
     async def scenario() -> None:
         async with reading(postgres_url, redis_url, limit=5) as (reader, _):
             ids = [ORDER_ID[:-2] + f"{number:02d}" for number in range(10)]
-            answers = await asyncio.gather(*(reader.read(one) for one in ids), return_exceptions=True)
+            answers = await asyncio.gather(*(reader.read(order_id) for order_id in ids), return_exceptions=True)
             assert sum(isinstance(answer, QueueFullError) for answer in answers) == 5
             assert answers.count((None, "MISS")) == 5
 
@@ -247,7 +247,7 @@ def test_the_number_of_waiting_items_is_limited(postgres_url: str, redis_url: st
 def test_decoding_many_large_orders_gives_other_requests_their_turn(
     postgres_url: str, redis_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How many lines are decoded in one turn of the loop is what is bounded."""
+    """The number of order lines that are decoded in one turn of the event loop is limited."""
     count, lines = 20, 1_000
     ids = [ORDER_ID[:-3] + f"{number:03}" for number in range(count)]
     connection.execute(

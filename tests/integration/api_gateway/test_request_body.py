@@ -40,7 +40,7 @@ def test_the_total_size_of_arriving_bodies_is_limited() -> None:
 
 
 def test_a_body_in_small_pieces_needs_no_more_memory_than_a_body_in_one_piece() -> None:
-    """A list of pieces of two bytes takes twenty times their size."""
+    """A list of pieces of two bytes needs twenty times their size."""
     size = 100_000
     sent = 0
 

@@ -1,4 +1,4 @@
-"""What a client may do to a connection, and how long it may take."""
+"""The HTTP server of a real gateway: time limits, invalid input, pipelining, and the stop on SIGTERM."""
 
 import contextlib
 import signal
@@ -25,14 +25,14 @@ MANY_WRONG = order(items="[" + ",".join(["{}"] * 1_000) + "]")
 POST = b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(README)
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'orders'::regclass"
 WRONG = POST.replace(b" %d" % len(README), b" %d" % len(MANY_WRONG)) + MANY_WRONG
-"""Its answer, with thousands of violations, is fifty times as long."""
+"""A body with thousands of violations. Its response is fifty times as long."""
 LIVE = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory, shared_url: str, servers: Servers) -> Iterator[Gateway]:
-    """A gateway that gives a request half a second."""
-    log = tmp_path_factory.mktemp("hasty") / "log"
+def impatient(tmp_path_factory: pytest.TempPathFactory, shared_url: str, servers: Servers) -> Iterator[Gateway]:
+    """A gateway with a request timeout of half a second."""
+    log = tmp_path_factory.mktemp("impatient") / "log"
     limit = str(TIMEOUT_SECONDS)
     with running(
         log, POSTGRES_URL=shared_url, REDIS_URL=servers.redis_url, GATEWAY_REQUEST_TIMEOUT_SECONDS=limit
@@ -41,7 +41,7 @@ def hasty(tmp_path_factory: pytest.TempPathFactory, shared_url: str, servers: Se
 
 
 def read_to_the_end(sock: socket.socket) -> bytes:
-    """Return what comes until the other side closes."""
+    """Return all bytes until the server closes the connection."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := sock.recv(65536):
@@ -50,7 +50,7 @@ def read_to_the_end(sock: socket.socket) -> bytes:
 
 
 def read_response(sock: socket.socket) -> bytes:
-    """Return one answer, which has a body."""
+    """Return one response with a body."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += sock.recv(65536)
@@ -61,8 +61,8 @@ def read_response(sock: socket.socket) -> bytes:
     return head + b"\r\n\r\n" + body
 
 
-def drip(sock: socket.socket, data: bytes, stopped: threading.Event) -> None:
-    """Send a byte every now and then, for as long as it can be sent."""
+def send_slowly(sock: socket.socket, data: bytes, stopped: threading.Event) -> None:
+    """Send one byte every 50 ms until `stopped` is set or the connection is closed."""
     with contextlib.suppress(OSError):
         for index in range(len(data)):
             if stopped.wait(0.05):
@@ -71,15 +71,15 @@ def drip(sock: socket.socket, data: bytes, stopped: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def dripping(sock: socket.socket, data: bytes) -> Iterator[None]:
+def slow_sender(sock: socket.socket, data: bytes) -> Iterator[None]:
     stopped = threading.Event()
-    dripper = threading.Thread(target=drip, args=(sock, data, stopped))
-    dripper.start()
+    sender = threading.Thread(target=send_slowly, args=(sock, data, stopped))
+    sender.start()
     try:
         yield
     finally:
         stopped.set()
-        dripper.join()
+        sender.join()
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def dripping(sock: socket.socket, data: bytes) -> Iterator[None]:
     ],
     ids=["a letter", "half a head", "a head", "half a body", "half a chunk"],
 )
-def test_an_incomplete_request_times_out(hasty: Gateway, sent: bytes) -> None:
-    with hasty.connect() as sock:
+def test_an_incomplete_request_times_out(impatient: Gateway, sent: bytes) -> None:
+    with impatient.connect() as sock:
         sock.sendall(sent)
         started = time.monotonic()
         received = read_to_the_end(sock)
@@ -105,50 +105,50 @@ def test_an_incomplete_request_times_out(hasty: Gateway, sent: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [POST, POST + README, b"\r\n" * 200], ids=["a dripped head", "a dripped body", "dripped line feeds"]
+    "data", [POST, POST + README, b"\r\n" * 200], ids=["a slow head", "a slow body", "slow line feeds"]
 )
-def test_a_request_that_arrives_byte_by_byte_times_out(hasty: Gateway, data: bytes) -> None:
-    with hasty.connect() as sock:
+def test_a_request_that_arrives_byte_by_byte_times_out(impatient: Gateway, data: bytes) -> None:
+    with impatient.connect() as sock:
         at_once = len(POST) if data.startswith(POST + README[:1]) else 0
         sock.sendall(data[:at_once])
         started = time.monotonic()
-        with dripping(sock, data[at_once:]):
+        with slow_sender(sock, data[at_once:]):
             read_to_the_end(sock)
         assert time.monotonic() - started < TIMEOUT_SECONDS + 1
 
 
-def test_a_client_that_does_not_read_its_response_is_disconnected(hasty: Gateway) -> None:
+def test_a_client_that_does_not_read_its_response_is_disconnected(impatient: Gateway) -> None:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         sock.settimeout(20)
-        sock.connect(("127.0.0.1", hasty.port))
+        sock.connect(("127.0.0.1", impatient.port))
         port = sock.getsockname()[1]
         for _ in range(60):
             sock.sendall(WRONG)
-        wait_until(lambda: not _holds(hasty, port), TIMEOUT_SECONDS + 5, "the connection ends")
+        wait_until(lambda: not _holds(impatient, port), TIMEOUT_SECONDS + 5, "the connection is closed")
 
 
 def _holds(gateway: Gateway, port: int) -> bool:
-    """Whether the gateway has the connection of this port of ours open."""
+    """Return whether the gateway has a connection from this local port."""
     connections = psutil.Process(gateway.process.pid).net_connections("tcp")
-    return any(one.raddr[1:] == (port,) for one in connections)
+    return any(connection.raddr[1:] == (port,) for connection in connections)
 
 
-def test_a_silent_connection_is_closed(hasty: Gateway) -> None:
-    with hasty.connect() as sock:
+def test_a_silent_connection_is_closed(impatient: Gateway) -> None:
+    with impatient.connect() as sock:
         assert TIMEOUT_SECONDS * 0.9 < elapsed(lambda: read_to_the_end(sock)) < TIMEOUT_SECONDS + 1
 
 
-def test_a_second_request_has_its_own_time_limit(hasty: Gateway) -> None:
-    with hasty.connect() as sock:
+def test_a_second_request_has_its_own_time_limit(impatient: Gateway) -> None:
+    with impatient.connect() as sock:
         sock.sendall(LIVE)
         assert read_response(sock).startswith(b"HTTP/1.1 200")
         sock.sendall(POST)
         assert b"408" in read_to_the_end(sock)
 
 
-def test_an_idle_connection_is_kept_for_longer_than_a_request_may_take(hasty: Gateway) -> None:
-    with hasty.connect() as sock, hasty.connect() as other:
+def test_an_idle_connection_is_kept_for_longer_than_a_request_may_take(impatient: Gateway) -> None:
+    with impatient.connect() as sock, impatient.connect() as other:
         sock.sendall(LIVE)
         assert read_response(sock).startswith(b"HTTP/1.1 200")
         read_to_the_end(other)
@@ -156,10 +156,10 @@ def test_an_idle_connection_is_kept_for_longer_than_a_request_may_take(hasty: Ga
         assert read_response(sock).startswith(b"HTTP/1.1 200")
 
 
-def test_after_an_early_response_the_connection_stays_usable(hasty: Gateway) -> None:
+def test_after_an_early_response_the_connection_stays_usable(impatient: Gateway) -> None:
     large = b"x" * ((1 << 20) + 1)
     head = POST.replace(b"content-length: %d" % len(README), b"content-length: %d" % len(large))
-    with hasty.connect() as sock:
+    with impatient.connect() as sock:
         sock.sendall(head)
         assert read_response(sock).startswith(b"HTTP/1.1 413")
         sock.sendall(large + LIVE)
@@ -225,7 +225,7 @@ def test_endless_trailers_are_refused(shared: Gateway, piece: bytes) -> None:
         with contextlib.suppress(ConnectionError):
             for _ in range(20_000):
                 sock.sendall(piece)
-            pytest.fail("all of it was taken")
+            pytest.fail("the server has read all trailer fields")
         with contextlib.suppress(ConnectionError):
             assert b"431" in sock.recv(65536)
     assert shared.client.get("/livez").status_code == 200
@@ -247,17 +247,17 @@ def test_a_body_may_arrive_in_any_number_of_pieces(shared: Gateway) -> None:
 def test_replicas_share_the_port(start: Start) -> None:
     port = free_port()
     first, second = start(port), start(port)
-    wait_until(lambda: '"started"' in second.log, 10, "the second listens, too")
+    wait_until(lambda: '"started"' in second.log, 10, "the second gateway listens")
     assert first.stop() == 0
     assert second.client.get("/livez").status_code == 200
 
 
 def test_requests_in_progress_are_finished_on_sigterm(start: Start, postgres_url: str, connection: Connection) -> None:
     gateway = start()
-    answers: list[httpx.Response] = []
+    responses: list[httpx.Response] = []
 
     def post() -> None:
-        answers.append(gateway.client.post("/orders", content=README, headers={"content-type": "application/json"}))
+        responses.append(gateway.client.post("/orders", content=README, headers={"content-type": "application/json"}))
 
     poster = threading.Thread(target=post)
     with psycopg.connect(postgres_url) as blocker, gateway.connect() as half_sent, gateway.connect() as idle:
@@ -272,8 +272,8 @@ def test_requests_in_progress_are_finished_on_sigterm(start: Start, postgres_url
             gateway.connect()
         assert gateway.process.poll() is None
     poster.join()
-    assert answers[0].status_code == 201
-    assert answers[0].headers["connection"] == "close"
+    assert responses[0].status_code == 201
+    assert responses[0].headers["connection"] == "close"
     assert gateway.process.wait(10) == 0
     assert _number(connection, "SELECT count(*) FROM orders") == 1
     assert '"level": "error"' not in gateway.log
@@ -325,22 +325,22 @@ def test_a_gateway_that_cannot_listen_logs_the_reason(start: Start) -> None:
 
 
 def test_two_gateways_on_one_port_have_separate_process_pages(start: Start) -> None:
-    """On the shared port any of the two answers, so that a counter would jump back."""
+    """On the shared port either gateway may answer, so a counter could decrease."""
     pages = [free_port(), free_port()]
     first = start(METRICS_PORT=str(pages[0]))
     second = start(first.port, METRICS_PORT=str(pages[1]))
-    wait_until(lambda: '"started"' in second.log, 10, "the second listens, too")
+    wait_until(lambda: '"started"' in second.log, 10, "the second gateway listens")
     with ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(httpx.Client(base_url=first.client.base_url)).get("/docs")
 
-        def answered(page: int) -> float:
+        def docs_requests(page: int) -> float:
             text = httpx.get(f"http://127.0.0.1:{page}/metrics", trust_env=False).text
             lines = [line for line in text.splitlines() if 'route="GET /docs",status="200"' in line]
             return float(lines[0].split()[-1]) if lines else 0.0
 
-        assert sum(map(answered, pages)) == 20
-        assert [answered(page) for page in pages * 3] == [answered(page) for page in pages] * 3
+        assert sum(map(docs_requests, pages)) == 20
+        assert [docs_requests(page) for page in pages * 3] == [docs_requests(page) for page in pages] * 3
         for page in pages:
             for path in ("/livez", "/readyz"):
                 assert httpx.get(f"http://127.0.0.1:{page}{path}", trust_env=False).text == "ok\n"
@@ -351,5 +351,5 @@ def test_while_the_database_is_stopped_the_process_pages_say_alive_and_not_ready
     page = free_port()
     start(METRICS_PORT=str(page), POSTGRES_URL="postgresql://app@127.0.0.1:9/orders")
     assert httpx.get(f"http://127.0.0.1:{page}/livez", trust_env=False).status_code == 200
-    read_response = httpx.get(f"http://127.0.0.1:{page}/readyz", trust_env=False)
-    assert (read_response.status_code, read_response.text) == (503, "Postgres does not answer, or is not migrated.\n")
+    response = httpx.get(f"http://127.0.0.1:{page}/readyz", trust_env=False)
+    assert (response.status_code, response.text) == (503, "Postgres does not answer, or is not migrated.\n")

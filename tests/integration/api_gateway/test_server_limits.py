@@ -97,7 +97,7 @@ def test_a_peer_may_open_new_connections_after_its_old_ones_are_closed() -> None
                     assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200")
                 for _, writer in opened:
                     writer.transport.abort()
-                await until(lambda: not server.state.connections, "both are forgotten")
+                await until(lambda: not server.state.connections, "both are closed")
 
     run(scenario)
 
@@ -131,7 +131,7 @@ def test_the_memory_of_all_requests_together_is_limited(waits: bytes) -> None:
             held[0][1].write(waits)
             for _, writer in held[1:]:
                 writer.write(LIVE)
-            await until(lambda: server.state.overfull, "the room is full")
+            await until(lambda: server.state.overfull, "the limit is exceeded")
             reader, writer = await server.open()
             writer.write(LIVE)
             refused = await read_all(reader)
@@ -155,7 +155,7 @@ def test_dropped_unread_requests_are_no_longer_counted(how: str) -> None:
         async with serving(app) as server:
             _, writer = await server.open()
             writer.write(LIVE * 500)
-            await until(lambda: server.connection._client.reading_paused, "nothing more is read")
+            await until(lambda: server.connection._client.reading_paused, "reading is paused")
             unread = len(server.connection._unread)
             assert unread > 10_000
             before = server.state.held_bytes
@@ -163,11 +163,13 @@ def test_dropped_unread_requests_are_no_longer_counted(how: str) -> None:
                 server.connection.drain()
                 assert server.state.held_bytes == before - unread
                 app.go.set()
-                await until(lambda: not server.connection._pipeline._exchanges, "all that was read is answered")
+                await until(
+                    lambda: not server.connection._pipeline._exchanges, "all requests that were read are answered"
+                )
             else:
                 writer.transport.abort()
                 app.go.set()
-                await until(lambda: not server.state.connections, "the connection is forgotten")
+                await until(lambda: not server.state.connections, "the connection is closed")
             assert server.state.held_bytes == 0
 
     run(scenario)
@@ -179,7 +181,7 @@ def test_dropped_unread_requests_are_no_longer_counted(how: str) -> None:
     ids=["answered", "refused"],
 )
 def test_an_idle_connection_does_not_keep_the_last_head(sent: bytes, received: bytes) -> None:
-    """Thousands of connections may rest, and none of what they hold then is counted."""
+    """Thousands of connections may be idle, and the memory that they hold then is not counted."""
     size, count = 60_000, 20
 
     async def scenario() -> None:
@@ -209,7 +211,7 @@ def test_the_bytes_of_a_response_that_the_client_does_not_read_are_counted() -> 
         async with serving(large) as server:
             _, writer = await server.open()
             writer.write(LIVE * 3)
-            await until(lambda: server.state.held_bytes > 8 << 20, "it is counted")
+            await until(lambda: server.state.held_bytes > 8 << 20, "the unsent bytes are counted")
             assert server.connection._pipeline._exchanges[0].task is None
 
     run(scenario)
@@ -226,7 +228,7 @@ FLOODS = {
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
 def test_a_connection_that_floods_the_server_gives_others_their_turn(flood: bytes) -> None:
-    """The loop turns at least once for each 32 KiB: how much of it comes in one turn is what is bounded."""
+    """The server reads at most 32 KiB of one connection in one turn of the event loop."""
 
     async def scenario() -> None:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -239,7 +241,7 @@ def test_a_connection_that_floods_the_server_gives_others_their_turn(flood: byte
         turns: dict[int, int] = {}
         updated = ServedConnection.buffer_updated
 
-        def note(connection: ServedConnection, nbytes: int) -> None:
+        def record(connection: ServedConnection, nbytes: int) -> None:
             sizes.append(nbytes)
             turns[turn] = turns.get(turn, 0) + nbytes
             updated(connection, nbytes)
@@ -254,7 +256,7 @@ def test_a_connection_that_floods_the_server_gives_others_their_turn(flood: byte
 
             count()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(ServedConnection, "buffer_updated", note)
+                patch.setattr(ServedConnection, "buffer_updated", record)
                 reader, writer = await server.open()
                 writer.write(flood)
                 writer.write_eof()

@@ -1,4 +1,4 @@
-"""The gateway's session finds the host that takes writes. Readiness never flaps for a connection that rested."""
+"""The session finds the host that accepts writes. A closed idle connection does not affect the readiness."""
 
 import asyncio
 import os
@@ -23,13 +23,13 @@ _PID = "SELECT pg_backend_pid()"
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port where connections are taken and nothing is said."""
+    """A port that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 def behind(postgres_url: str, *ports: int) -> str:
-    """Return the URL with hosts before its own, one for each port."""
+    """Return the URL with one more host for each port, before its own host."""
     own = conninfo_to_dict(postgres_url)
     return make_conninfo(
         postgres_url,
@@ -64,7 +64,7 @@ def test_every_host_gets_a_share_of_the_time_budget(postgres_url: str, silent_po
 def test_every_address_of_a_name_gets_a_share_of_the_time_budget(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One name, two addresses, and the first says nothing."""
+    """The name has two addresses, and the first one does not answer."""
     given = conninfo_to_dict(postgres_url)
     port = int(str(given["port"]))
     with socket.create_server(("127.0.0.2", port)):
@@ -83,7 +83,7 @@ def test_every_address_of_a_name_gets_a_share_of_the_time_budget(
 
 
 def test_a_read_only_host_is_skipped(postgres_url: str, connection: Connection) -> None:
-    """While no host takes writes there is no session; later there is."""
+    """There is no session until a host accepts writes."""
 
     async def scenario(session: Session) -> None:
         with read_only(postgres_url), pytest.raises(TryAgainError) as refused:
@@ -146,7 +146,7 @@ def test_readiness_and_the_outbox_limit_survive_closed_connections(
     start: Start, postgres_url: str, connection: Connection
 ) -> None:
     gateway = start()
-    wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "it is ready")
+    wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "the gateway is ready")
     for _ in range(5):
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
@@ -158,7 +158,7 @@ def test_readiness_and_the_outbox_limit_survive_closed_connections(
 
 def test_a_gateway_whose_first_host_is_silent_becomes_ready(start: Start, postgres_url: str, silent_port: int) -> None:
     gateway = start(POSTGRES_URL=behind(postgres_url, silent_port))
-    wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "it is ready")
+    wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "the gateway is ready")
 
 
 def test_a_gateway_on_a_read_only_server_is_ready_when_the_server_accepts_writes(
@@ -168,4 +168,4 @@ def test_a_gateway_on_a_read_only_server_is_ready_when_the_server_accepts_writes
         gateway = start()
         assert gateway.client.get("/readyz").status_code == 503
         assert "read-only" in gateway.log
-    wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "it is ready")
+    wait_until(lambda: gateway.client.get("/readyz").status_code == 200, 20, "the gateway is ready")

@@ -1,4 +1,4 @@
-"""Group commit on a real database: neighbours, lost answers, limits, and a Postgres that is away."""
+"""Group commit on a real database: bad orders in a group, lost answers, limits, and a Postgres that is down."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ def new(number: int, **changes: Any) -> NewOrder:
 
 
 class CountingSession(Session):
-    """Counts its statements, and can hold the first one back."""
+    """Records the sizes of its groups, and waits for `go` before each statement."""
 
     def __init__(self, url: str, budget_seconds: float = 5.0) -> None:
         super().__init__(url, "test", budget_seconds)
@@ -55,7 +55,7 @@ class CountingSession(Session):
 
 
 def stored(connection: Connection) -> tuple[list[str], list[str], int]:
-    """Return the ids of the orders, those in the outbox, and the number of items."""
+    """Return the ids in `orders`, the order ids in `outbox`, and the number of items."""
     orders = connection.execute("SELECT id FROM orders ORDER BY id").fetchall()
     outbox = connection.execute("SELECT order_id FROM outbox ORDER BY order_id").fetchall()
     items = connection.execute("SELECT order_id FROM order_items").fetchall()
@@ -67,11 +67,11 @@ def ids(orders: Sequence[NewOrder]) -> list[str]:
 
 
 def accepted(orders: Sequence[NewOrder]) -> list[Stored]:
-    """Return the answers to orders that are new."""
+    """Return the expected answers for new orders."""
     return [Stored(order_id) for order_id in ids(orders)]
 
 
-async def ask(writer: Writer, orders: Sequence[NewOrder]) -> list[BaseException | Stored]:
+async def store_all(writer: Writer, orders: Sequence[NewOrder]) -> list[BaseException | Stored]:
     return await asyncio.gather(*(writer.store(order) for order in orders), return_exceptions=True)
 
 
@@ -81,9 +81,9 @@ def test_orders_that_collect_are_one_transaction(postgres_url: str, connection: 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=100) as writer:
             session.go.clear()
-            first = asyncio.create_task(ask(writer, orders[:1]))
+            first = asyncio.create_task(store_all(writer, orders[:1]))
             await session.begun.wait()
-            rest = asyncio.create_task(ask(writer, orders[1:]))
+            rest = asyncio.create_task(store_all(writer, orders[1:]))
             await asyncio.sleep(0)
             session.go.set()
             assert await first + await rest == accepted(orders)
@@ -101,7 +101,7 @@ def test_the_lines_of_one_group_are_limited(postgres_url: str, connection: Conne
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=100) as writer:
-            assert await ask(writer, orders) == accepted(orders)
+            assert await store_all(writer, orders) == accepted(orders)
             assert session.sizes == [2, 2, 1]
 
     asyncio.run(scenario())
@@ -126,7 +126,7 @@ def test_a_bad_order_fails_alone(postgres_url: str, connection: Connection, bad:
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=100) as writer:
-            answers = await ask(writer, group)
+            answers = await store_all(writer, group)
             assert isinstance(answers.pop(4), RefusedError)
             assert answers == accepted(good)
             assert len(session.sizes) <= 10
@@ -143,17 +143,17 @@ def test_a_commit_whose_answer_was_lost_is_repeated_without_effect(
 
     async def scenario() -> None:
         async with (
-            proxy(postgres_url) as between,
-            CountingSession(between.url) as session,
+            proxy(postgres_url) as proxied,
+            CountingSession(proxied.url) as session,
             Writer(session, waiting_limit=100) as writer,
         ):
-            assert await ask(writer, orders[:1]) == accepted(orders[:1])
-            between.lose_answers = 1
-            assert await ask(writer, orders) == accepted(orders)
-            between.lose_answers = losses
-            assert await ask(writer, [new(9)]) == accepted([new(9)])
-            assert between.lose_answers == 0
-            assert between.connections == 2 + losses
+            assert await store_all(writer, orders[:1]) == accepted(orders[:1])
+            proxied.lose_answers = 1
+            assert await store_all(writer, orders) == accepted(orders)
+            proxied.lose_answers = losses
+            assert await store_all(writer, [new(9)]) == accepted([new(9)])
+            assert proxied.lose_answers == 0
+            assert proxied.connections == 2 + losses
 
     asyncio.run(scenario())
     everything = ids([*orders, new(9)])
@@ -163,7 +163,7 @@ def test_a_commit_whose_answer_was_lost_is_repeated_without_effect(
 
 
 def test_a_repeated_group_waits_for_its_first_transaction(postgres_url: str, connection: Connection) -> None:
-    """The first attempt's connection is gone, its transaction is not: the second must not take its rows for its own."""
+    """The first connection is lost, but its transaction still runs. The repeated group must not insert again."""
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
@@ -172,7 +172,7 @@ def test_a_repeated_group_waits_for_its_first_transaction(postgres_url: str, con
                 connection.execute(
                     "INSERT INTO orders (id, user_id, amount, currency) VALUES (%s, 'first', 1, 'USD')", (order_id,)
                 )
-                second = asyncio.create_task(ask(writer, [new(1)]))
+                second = asyncio.create_task(store_all(writer, [new(1)]))
                 await session.begun.wait()
                 done, _ = await asyncio.wait([second], timeout=0.2)
                 assert not done
@@ -184,7 +184,7 @@ def test_a_repeated_group_waits_for_its_first_transaction(postgres_url: str, con
 
 
 async def post(url: str, redis_url: str, *, waiting_limit: int = 100, count: int = 1) -> list[Answer]:
-    """Send the README's order `count` times at once through the application."""
+    """Send the order of the README `count` times at once to the application."""
     async with application(url, redis_url, waiting_limit=waiting_limit, budget_seconds=0.5) as api:
         headers = {"content-type": "application/json"}
         return await asyncio.gather(*(call(api, "POST", "/orders", [README], headers) for _ in range(count)))
@@ -229,9 +229,9 @@ def test_an_order_is_accepted_if_postgres_is_back_in_time(
     postgres_url: str, redis_url: str, connection: Connection
 ) -> None:
     async def scenario() -> None:
-        async with proxy(postgres_url) as between:
-            between.lose_answers = 3
-            answers = await post(between.url, redis_url, count=2)
+        async with proxy(postgres_url) as proxied:
+            proxied.lose_answers = 3
+            answers = await post(proxied.url, redis_url, count=2)
             assert [answer.status for answer in answers] == [201, 201]
 
     asyncio.run(scenario())
@@ -263,8 +263,8 @@ def test_the_lines_of_the_orders_that_wait_for_a_commit_are_limited(
 
     async def scenario() -> list[int]:
         async with application(postgres_url, redis_url, waiting_limit=1_000) as api:
-            replies = await asyncio.gather(*(call(api, "POST", "/orders", [body], JSON) for _ in range(count)))
-        return [reply.status for reply in replies]
+            answers = await asyncio.gather(*(call(api, "POST", "/orders", [body], JSON) for _ in range(count)))
+        return [answer.status for answer in answers]
 
     statuses = asyncio.run(scenario())
     assert statuses.count(503) == 5

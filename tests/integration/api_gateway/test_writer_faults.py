@@ -1,4 +1,4 @@
-"""Errors that Postgres raises through no fault of an order: they cost a new connection, and no order is refused."""
+"""Errors of Postgres that no order caused. The writer replaces the connection, and no order is refused."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.test_get import JSON
 from tests.integration.api_gateway.test_idempotency import keyed
-from tests.integration.api_gateway.test_writer import CountingSession, accepted, ask, ids, new, stored
+from tests.integration.api_gateway.test_writer import CountingSession, accepted, ids, new, store_all, stored
 from tests.support.asgi import call
 from tests.support.bodies import README
 from tests.support.servers import Servers
@@ -22,8 +22,8 @@ from tests.support.servers import Servers
 STATEMENT = "SELECT name FROM pg_prepared_statements WHERE statement LIKE 'WITH incoming%'"
 
 
-async def spoil(session: Session, *statements: str) -> None:
-    """Run statements on the connection that a session has, and ignore their errors."""
+async def run_on(session: Session, *statements: str) -> None:
+    """Run statements on the current connection of a session, and ignore their errors."""
     assert session._connection is not None
     for statement in statements:
         with contextlib.suppress(psycopg.Error):
@@ -31,21 +31,21 @@ async def spoil(session: Session, *statements: str) -> None:
 
 
 async def lose_prepared_statements(session: Session) -> None:
-    """Deallocate what a session has prepared, without its client noticing."""
+    """Deallocate the prepared statements of a session. The client library still believes that they exist."""
     assert session._connection is not None
     cursor = await session._connection.execute("SELECT name FROM pg_prepared_statements", prepare=False)
-    await spoil(session, *(f"DEALLOCATE {name}" for (name,) in await cursor.fetchall()))
+    await run_on(session, *(f"DEALLOCATE {name}" for (name,) in await cursor.fetchall()))
 
 
 async def prepare_instead(session: Session, select: str) -> None:
-    """Give the name of the writer's prepared statement to another one, as a pooler does that does not track them."""
+    """Prepare another statement under the name of the writer's, as a pooler does that does not track names."""
     assert session._connection is not None
     cursor = await session._connection.execute(STATEMENT)
     ((name,),) = await cursor.fetchall()
-    await spoil(session, f"DEALLOCATE {name}", f"PREPARE {name} (text, text) AS {select}")
+    await run_on(session, f"DEALLOCATE {name}", f"PREPARE {name} (text, text) AS {select}")
 
 
-SPOILT = {
+BROKEN = {
     "25P02 the transaction has failed": ["BEGIN", "SELECT 1/0"],
     "25006 the session is read-only": ["SET default_transaction_read_only = on"],
     "3F000 another search path": ["SET search_path = nowhere"],
@@ -59,7 +59,7 @@ ANOTHER_STATEMENT = {
 }
 
 
-@pytest.mark.parametrize("statements", SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize("statements", BROKEN.values(), ids=BROKEN)
 def test_an_error_of_the_session_replaces_the_connection_and_loses_no_order(
     postgres_url: str, connection: Connection, statements: list[str]
 ) -> None:
@@ -67,11 +67,11 @@ def test_an_error_of_the_session_replaces_the_connection_and_loses_no_order(
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
-            assert await ask(writer, [new(9)]) == accepted([new(9)])
-            await spoil(session, *statements)
-            spoilt = session._connection
-            assert await ask(writer, orders) == accepted(orders)
-            assert session._connection is not spoilt
+            assert await store_all(writer, [new(9)]) == accepted([new(9)])
+            await run_on(session, *statements)
+            broken = session._connection
+            assert await store_all(writer, orders) == accepted(orders)
+            assert session._connection is not broken
 
     asyncio.run(scenario())
     connection.execute("DROP ROLE IF EXISTS nobody_at_all")
@@ -87,9 +87,9 @@ def test_an_order_is_neither_refused_nor_accepted_because_another_statement_ran(
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
-            assert await ask(writer, [new(9)]) == accepted([new(9)])
+            assert await store_all(writer, [new(9)]) == accepted([new(9)])
             await prepare_instead(session, select.replace("1::int8", "7::int8"))
-            assert await ask(writer, orders) == accepted(orders)
+            assert await store_all(writer, orders) == accepted(orders)
 
     asyncio.run(scenario())
     assert stored(connection)[0] == ids([*orders, new(9)])
@@ -102,7 +102,7 @@ NO_FAULT_OF_THE_ORDER = [
 
 
 def raise_on(connection: Connection, user: str, sqlstate: str) -> None:
-    """Have Postgres raise an error for the orders of a user."""
+    """Make Postgres raise an error for the orders of one user."""
     connection.execute(
         f"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS"
         f" $$ BEGIN IF NEW.user_id = '{user}' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;"
@@ -123,13 +123,13 @@ def test_an_order_that_causes_a_server_error_is_not_refused_and_does_not_block_o
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=100) as writer:
-            asked = [writer.store(order) for order in group]
-            others = [*asked[:7], *asked[8:]]
+            stores = [writer.store(order) for order in group]
+            others = [*stores[:7], *stores[8:]]
             assert await asyncio.gather(*others) == accepted([*group[:7], *group[8:]])
-            assert not asked[7].done()
+            assert not stores[7].done()
             assert len(session.sizes) < 4 * len(group)
             connection.execute("DROP TRIGGER no ON orders")
-            assert await asked[7] == accepted(group)[7]
+            assert await stores[7] == accepted(group)[7]
 
     asyncio.run(scenario())
     assert stored(connection)[0] == ids(group)
@@ -144,7 +144,7 @@ def test_an_order_is_refused_for_a_value_that_postgres_cannot_store(
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=10) as writer:
-            answers = await ask(writer, group)
+            answers = await store_all(writer, group)
             assert isinstance(answers.pop(1), RefusedError)
             assert answers == accepted([group[0], group[2]])
 
@@ -159,12 +159,12 @@ def test_the_attempts_at_a_server_that_refuses_everything_are_limited(
 
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=1_000) as writer:
-            asked = [writer.store(order) for order in group]
-            await asyncio.wait(asked, timeout=0.5)
+            stores = [writer.store(order) for order in group]
+            await asyncio.wait(stores, timeout=0.5)
             attempts = session.sizes.count(len(group))
             assert 0 < len(session.sizes) <= attempts * (FAULTS_MAX + 1)
             connection.execute("DROP TRIGGER no ON orders")
-            assert await asyncio.gather(*asked) == accepted(group)
+            assert await asyncio.gather(*stores) == accepted(group)
 
     asyncio.run(scenario())
 
@@ -187,15 +187,15 @@ def test_a_server_error_is_answered_503_and_not_400(
 def test_every_session_replaces_a_connection_without_its_prepared_statements(
     postgres_url: str, servers: Servers, request_of: str
 ) -> None:
-    """Every session of the gateway has lost its prepared statements, as behind a pooler."""
+    """All sessions of the gateway lose their prepared statements, as behind a pooler."""
     sessions: list[Session] = []
-    begin = Session.__init__
+    init = Session.__init__
 
     def remember(self: Session, *arguments: Any) -> None:
-        begin(self, *arguments)
+        init(self, *arguments)
         sessions.append(self)
 
-    async def once(api: Any, path: str) -> int:
+    async def read_or_cancel(api: Any, path: str) -> int:
         if request_of == "cancel":
             return (await call(api, "POST", f"{path}/cancel")).status
         return (await call(api, "GET", path)).status
@@ -209,7 +209,7 @@ def test_every_session_replaces_a_connection_without_its_prepared_statements(
                 again = await call(api, "POST", "/orders", [README], {**JSON, "idempotency-key": "a"})
                 assert again.status == 201
             else:
-                assert await once(api, path) == 202
+                assert await read_or_cancel(api, path) == 202
             for session in sessions:
                 if session._connection is not None:
                     await lose_prepared_statements(session)
@@ -217,7 +217,7 @@ def test_every_session_replaces_a_connection_without_its_prepared_statements(
                 again = await call(api, "POST", "/orders", [README], {**JSON, "idempotency-key": "a"})
                 assert again.body == first.body
             else:
-                assert await once(api, path) == 202
+                assert await read_or_cancel(api, path) == 202
 
     with pytest.MonkeyPatch.context() as patch:
         asyncio.run(scenario(patch))

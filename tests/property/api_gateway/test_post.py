@@ -1,4 +1,4 @@
-"""Any JSON into POST /orders is 201 or 4xx, and never anything else; so are any bytes."""
+"""POST /orders answers any JSON and any bytes with 201 or 400, and with no other status."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from tests.support.samples import ORDER_ID
 
 
 class Taker:
-    """A writer that takes every order at once."""
+    """A writer that accepts every order at once."""
 
     def __len__(self) -> int:
         return 0
@@ -101,7 +101,7 @@ ORDER_SCHEMA = jsonschema.Draft202012Validator(
 
 
 def post(body: bytes) -> tuple[int, Any]:
-    """Send a body through the whole application, and return status and JSON of the answer."""
+    """Send a body to the whole application. Return the status and the JSON of the response."""
     nothing: Any = None
     orders = OrderHandlers(
         cast("Writer", Taker()), nothing, nothing, nothing, cast("OutboxLimit", Roomy()), key_owners=nothing
@@ -141,7 +141,7 @@ NUMBERS = st.integers(-2, 1_000_002).map(str) | st.from_regex(
 @example("10e-1", "999999999999.99")
 @example("1.5", "1000000000000")
 def test_a_body_is_accepted_if_and_only_if_the_published_schema_accepts_it(qty: str, price: str) -> None:
-    """But for the digits after the point, whose number a schema cannot tie to a currency."""
+    """The digits after the point are an exception: in the schema, their number does not depend on the currency."""
     body = order(qty=qty, price=price)
     valid = ORDER_SCHEMA.is_valid(json.loads(body, parse_float=_exact))
     status, answer = post(body)

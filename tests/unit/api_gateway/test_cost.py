@@ -1,7 +1,7 @@
-"""What a request may cost the loop: every parser at the limit of its input, in CPU time of this thread.
+"""The CPU time for which one request can block the event loop: every parser, at the limit of its input.
 
-Costs are compared with each other, so that the speed of the machine cancels out. The yardstick is a plain order of a
-thousand lines, which costs some 3 ms.
+The tests compare costs with each other, so the speed of the machine makes no difference. The yardstick is a plain order
+with a thousand lines, which takes about 3 ms.
 """
 
 import time
@@ -22,13 +22,13 @@ RUNS = 5
 YARDSTICKS_MAX = 16
 """50 ms on a machine that needs 3 ms for the yardstick."""
 GROWTH_MAX = 3.5
-"""Twice the input costs twice the time, if the cost is linear, and four times, if it is quadratic."""
+"""Twice the input takes twice the time if the cost is linear, and four times if it is quadratic."""
 FIELD_BYTES = 64 * 1024
 SPACE = BODY_MAX_BYTES - 400
 
 
 def cost(action: Callable[[], object]) -> float:
-    """Return the least CPU time of several runs, in seconds."""
+    """Return the lowest CPU time of several runs, in seconds."""
     times = []
     for _ in range(RUNS):
         started = time.thread_time()
@@ -38,7 +38,7 @@ def cost(action: Callable[[], object]) -> float:
 
 
 def answer(body: bytes) -> int:
-    """Read a body, and encode what is answered if it is no order. Returns the bytes of that answer."""
+    """Parse a body, and encode the 400 if it is not an order. Return the size of the 400."""
     try:
         read_order(body, ORDER_ID)
     except InvalidOrderError as error:
@@ -47,7 +47,7 @@ def answer(body: bytes) -> int:
 
 
 def filled(unit: Callable[[int], str], share: float = 1.0) -> str:
-    """Return units joined by commas, as many as fit into a share of a body."""
+    """Return as many units, joined by commas, as fit into this share of a body."""
     count = int(SPACE * share) // (len(unit(99_999)) + 1)
     return ",".join(map(unit, range(count)))
 
@@ -87,14 +87,14 @@ LONE = '"\\ud800"'
 
 
 def wide_item(number: int) -> str:
-    """Return the text of an item with a dozen members that are ignored."""
+    """Return the JSON of an item with a dozen ignored members."""
     more = ",".join(f'"m{member}":{member}' for member in range(12))
     return f'{{"sku":"S{number % 1_000}","qty":1,"price":1,{more}}}'
 
 
 @pytest.fixture(scope="module")
 def yardstick() -> float:
-    """What a thousand lines cost."""
+    """The cost of an order with a thousand lines."""
     largest = order(items=many(1_000))
     return cost(lambda: read_order(largest, ORDER_ID))
 

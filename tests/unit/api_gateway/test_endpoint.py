@@ -1,4 +1,4 @@
-"""What every reply has, whatever becomes of its handler."""
+"""The parts that every response has, also after an error of its handler."""
 
 import asyncio
 from typing import Any
@@ -42,12 +42,12 @@ async def refuse(_request: Request) -> Response:
     raise problems.unavailable("Not now.")
 
 
-def ask(handler: Any, method: str = "GET", **headers: str) -> Answer:
+def call_endpoint(handler: Any, method: str = "GET", **headers: str) -> Answer:
     return asyncio.run(call(Endpoint("/x", Tracer(None, 0), {"GET": handler}), method, "/x", headers=headers))
 
 
 def test_a_response_has_its_length_and_its_trace() -> None:
-    answer = ask(greet, traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01")
+    answer = call_endpoint(greet, traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01")
     assert (answer.status, answer.body) == (200, b"hello")
     assert answer.headers["content-length"] == "5"
     assert answer.headers["traceresponse"].startswith(f"00-{TRACE_ID}-")
@@ -57,19 +57,19 @@ def test_a_response_has_its_length_and_its_trace() -> None:
 def test_a_long_tracestate_is_dropped(length: int, kept: bool) -> None:
     seen: list[str | None] = []
 
-    async def note(request: Request) -> Response:
+    async def record(request: Request) -> Response:
         seen.append(request.span.context.tracestate)
         return Response(200, [])
 
     state = "a=" + "b" * (length - 2)
-    ask(note, traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01", tracestate=state)
+    call_endpoint(record, traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01", tracestate=state)
     assert seen == [state if kept else None]
 
 
 def test_fields_with_one_name_are_joined_in_their_order() -> None:
     seen: list[RequestHeaders] = []
 
-    async def note(request: Request) -> Response:
+    async def record(request: Request) -> Response:
         seen.append(request.headers)
         return Response(200, [])
 
@@ -83,14 +83,14 @@ def test_fields_with_one_name_are_joined_in_their_order() -> None:
         async def send(_message: Message) -> None:
             return
 
-        await Endpoint("/x", Tracer(None, 0), {"GET": note})(scope, receive, send)
+        await Endpoint("/x", Tracer(None, 0), {"GET": record})(scope, receive, send)
 
     asyncio.run(scenario())
     assert seen == [{b"b": b"1, 3, 4", b"a": b"2"}]
 
 
 def test_head_is_handled_as_get() -> None:
-    assert ask(greet, "HEAD").headers["content-length"] == "5"
+    assert call_endpoint(greet, "HEAD").headers["content-length"] == "5"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_head_is_handled_as_get() -> None:
     [(break_down, "GET", 500), (be_cancelled, "GET", 503), (refuse, "GET", 503), (greet, "PUT", 405)],
 )
 def test_an_error_is_answered_with_a_problem_of_the_same_trace(handler: Any, method: str, status: int) -> None:
-    answer = ask(handler, method)
+    answer = call_endpoint(handler, method)
     body = msgspec.json.decode(answer.body)
     assert answer.status == body["status"] == status
     assert answer.headers["content-type"] == "application/problem+json"
@@ -107,7 +107,7 @@ def test_an_error_is_answered_with_a_problem_of_the_same_trace(handler: Any, met
 
 
 def test_the_response_to_a_bug_has_no_details() -> None:
-    assert b"a bug" not in ask(break_down).body
+    assert b"a bug" not in call_endpoint(break_down).body
 
 
 def test_a_client_that_has_disconnected_gets_no_response() -> None:
@@ -116,7 +116,7 @@ def test_a_client_that_has_disconnected_gets_no_response() -> None:
             return {"type": "http.disconnect"}
 
         async def send(_message: Message) -> None:
-            pytest.fail("answered")
+            pytest.fail("the endpoint has sent a response")
 
         scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
         await Endpoint("/x", Tracer(None, 0), {"GET": lose_the_client})(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Header fields are read as RFC 9110 writes them: what is quoted separates nothing."""
+"""Header fields are parsed as RFC 9110 defines them. A comma or semicolon in quotes does not separate."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Order ids."""
+"""New order ids, and the canonical form of an id in a path."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID

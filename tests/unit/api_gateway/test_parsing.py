@@ -1,4 +1,4 @@
-"""What a body is read as, and everything that is wrong with one that is no order."""
+"""Parsing of new orders, and the violations of invalid bodies."""
 
 import json
 from typing import Any
@@ -45,7 +45,9 @@ def test_a_body_that_only_the_decoder_rejects_is_refused(monkeypatch: pytest.Mon
 
 
 def test_an_order_without_additional_members_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orderstream.api_gateway.orders.parsing.violations", lambda _body: pytest.fail("walked"))
+    monkeypatch.setattr(
+        "orderstream.api_gateway.orders.parsing.violations", lambda _body: pytest.fail("the violations were searched")
+    )
     assert read_order(README, ORDER_ID).user_id == "u-1"
 
 
@@ -58,7 +60,7 @@ def test_the_length_and_number_of_pointers_are_limited() -> None:
     names = ",".join(f'"{number}":"\\ud800"' for number in range(20_000))
     found = violations(order(more=f',"{"x" * 10_000}":{{{names}}}'))
     assert len(found) <= 5_000
-    assert max(len(one.pointer) for one in found) <= 500
+    assert max(len(violation.pointer) for violation in found) <= 500
 
 
 def test_no_pointers_are_built_for_ignored_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +80,7 @@ def test_no_pointers_are_built_for_ignored_values(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_body_with_far_more_values_than_an_order_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
+    monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("the body was parsed"))
     for value in ("0", "[]", "{}", "[[]]"):
         values = ",".join([value] * (MARKS_MAX + 1))
         with pytest.raises(InvalidOrderError) as caught:

@@ -1,4 +1,4 @@
-"""What a client may say about how long it would wait."""
+"""The Prefer field: how long a client prefers to wait."""
 
 import pytest
 
