@@ -20,7 +20,7 @@ from orderstream.domain.saga import (
     emitters_of,
 )
 from orderstream.inventory_worker.handler import InventoryHandler
-from orderstream.order_service.handler import REFUTED_BY, OrderHandler
+from orderstream.order_service.handler import CONTRADICTED_BY, OrderHandler
 from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
 from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
@@ -82,7 +82,7 @@ def test_inventory_worker_can_answer_with_exactly_these_events() -> None:
 
 
 def test_order_service_knows_every_event_that_it_consumes() -> None:
-    assert set(consumed_by("order-service")) == set(REFUTED_BY) == set(FACTS)
+    assert set(consumed_by("order-service")) == set(CONTRADICTED_BY) == set(FACTS)
     assert set(answers_of("order-service")) == {"order.updated", "order.aborted"}
 
 

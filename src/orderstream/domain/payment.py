@@ -144,8 +144,13 @@ def on_attempted(
             assert_never(outcome)
 
 
-def fact_of(state: PaymentState) -> PaymentFact:
-    """Return what an order may know of its payment. While the outcome is open, there is no event about it."""
+def fact_of(state: str | None) -> PaymentFact:
+    """Return what an order may know of its payment, by the state of the payment or None if there is none.
+
+    The fact is `none` while the outcome is open, and for a state of a newer version.
+    """
+    if state is None or not is_known(state):
+        return "none"
     match state:
         case "AUTHORIZED":
             return "authorized"

@@ -72,8 +72,13 @@ def on_aborted(state: ReservationState | None, lines: Lines, reason: AnyReason |
             assert_never(state)
 
 
-def fact_of(state: ReservationState) -> StockFact:
-    """Return what an order knows of its stock."""
+def fact_of(state: str | None) -> StockFact:
+    """Return what an order may know of its stock, by the state of the reservation or None if there is none.
+
+    The fact is `none` for a state of a newer version.
+    """
+    if state is None or not is_known(state):
+        return "none"
     match state:
         case "RESERVED":
             return "reserved"

@@ -1,7 +1,7 @@
 -- The order service's statements: the orders of a batch with what was decided about them, and what it looks for by the
 -- clock. It reads `payments` and `reservations`, and writes neither.
 
--- name: lock_orders_with_decisions
+-- name: lock_orders_with_payment_and_stock
 -- The orders that a batch touches, as lock_orders returns them, each with its rows of `payments` and `reservations`.
 -- Parameter: order ids. Index: orders_pkey, payments_pkey, reservations_pkey; LIMIT keeps a plan made on empty tables
 -- from joining in another way. Locks the orders alone, in the order of their ids. An event is published after its

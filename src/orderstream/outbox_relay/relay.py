@@ -1,16 +1,19 @@
-"""Publishes what the outbox holds: a row is deleted in a transaction that commits only once Kafka has its event (P1).
+"""Publishes the events of the outbox. A row is deleted in a transaction that commits after Kafka has its event (P1).
 
-Who dies in between publishes again later, which changes nothing (P7). Any number of relays share the work.
+If a relay dies in between, the event is published again later, which changes nothing (P7). Any number of relays share
+the work.
 """
 
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable
+from datetime import datetime
 from threading import Event as StopSignal
 from typing import Any
 
 import psycopg
 from confluent_kafka import KafkaException
+from msgspec import Struct
 
 from orderstream.dead_letters import refused_records
 from orderstream.dead_letters.refused_records import Delivery
@@ -35,7 +38,7 @@ SERVICE = "outbox-relay"
 BATCH_ROWS = 500
 BATCH_BYTES = 16 << 20
 GATHER_FROM = 20
-"""A batch this large says that there is a queue: then a larger one is worth waiting for, as it costs hardly more."""
+"""A batch of this size shows that rows queue up. The relay then waits for a larger batch, which costs hardly more."""
 GATHER_SECONDS = 0.03
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 5.0
@@ -47,8 +50,21 @@ _TYPES = {topic_of(event_type): event_type for event_type in PAYLOADS}
 log = logs.get()
 
 
+class _Row(Struct, frozen=True):
+    """A row of the outbox: the columns of `claim`."""
+
+    id: int
+    topic: str
+    order_id: str
+    event_id: str
+    value: str
+    traceparent: str | None
+    tracestate: str | None
+    created_at: datetime
+
+
 class Relay:
-    """The loop of the relay; one thread."""
+    """The loop of the relay, in one thread."""
 
     def __init__(self, settings: Settings, tracer: Tracer, stop: StopSignal) -> None:
         self._settings = settings
@@ -65,11 +81,11 @@ class Relay:
 
     @property
     def ready(self) -> bool:
-        """Whether Postgres was reached. Kafka need not be: its absence is what the outbox is for."""
+        """Whether Postgres was reached. Kafka does not count: the outbox is made for its absence."""
         return self._session.ready
 
     def run(self) -> None:
-        """Publish until the stop signal is set. Raises what no retry can help, such as a missing table."""
+        """Publish until the stop signal is set. Raises the errors that a retry cannot help, such as a missing table."""
         wait = BACKOFF_FIRST_SECONDS
         while not self._stop.is_set():
             self.beat = time.monotonic()
@@ -94,7 +110,7 @@ class Relay:
         self._session.close()
 
     def _publish_next(self, connection: Connection) -> tuple[int, bool]:
-        """Publish the next rows, and what a sweep finds. Return how many, and whether there may be more at once."""
+        """Publish the next rows and those of a sweep. Return their number, and whether more may be ready at once."""
         position = self._position
         part = position.next_claim()
         started = time.monotonic()
@@ -109,17 +125,17 @@ class Relay:
         return published, full or more or position.is_starting
 
     def _publish_batch(self, connection: Connection, part: Range) -> tuple[list[int], bool]:
-        """Publish the oldest rows of a range. Return their ids and whether they were as many as a batch may hold.
+        """Publish the oldest rows of a range. Return their ids, and whether the batch was full.
 
-        A row that Kafka refuses for good is moved to `refused_records`, in the transaction that deletes the published
-        ones. Raises PublishError when a retry may help; the rows that were not acknowledged are in the outbox again.
+        The transaction that deletes the published rows moves a row that Kafka refuses for good to `refused_records`.
+        Raises PublishError if a retry may help. The rows without an acknowledgement are then in the outbox again.
         """
         with connection.transaction():
             parameters = {"after": part.after, "upto": part.upto, "limit": BATCH_ROWS, "bytes": BATCH_BYTES}
-            rows = connection.execute(SQL["claim"], parameters).fetchall()
+            rows = [_Row(*columns) for columns in connection.execute(SQL["claim"], parameters)]
             if not rows:
                 return [], False
-            rows.sort(key=lambda row: row[0])
+            rows.sort(key=lambda row: row.id)
             spans: dict[int, Span] = {}
             records = [self._publication(index, row, spans) for index, row in enumerate(rows)]
             delivery = self._deliver(records, spans)
@@ -130,12 +146,12 @@ class Relay:
             refused = [(records[index], reason) for index, reason in delivery.refused.items()]
             refused_records.keep(connection, SERVICE, refused)
         left = delivery.refused.keys() | delivery.unacknowledged
-        for name, number in Tally(row[1] for index, row in enumerate(rows) if index not in left).items():
-            metrics.PRODUCED.labels(SERVICE, refused_records.topic_label(name)).inc(number)
+        for topic, number in Tally(row.topic for index, row in enumerate(rows) if index not in left).items():
+            metrics.PRODUCED.labels(SERVICE, refused_records.topic_label(topic)).inc(number)
         if delivery.error:
             raise delivery.error
-        full = len(rows) == BATCH_ROWS or sum(len(row[4]) for row in rows) >= BATCH_BYTES
-        return [row[0] for row in rows], full
+        full = len(rows) == BATCH_ROWS or sum(len(row.value) for row in rows) >= BATCH_BYTES
+        return [row.id for row in rows], full
 
     def _deliver(self, records: list[Publication], spans: dict[int, Span]) -> Delivery:
         try:
@@ -149,22 +165,21 @@ class Relay:
             span.end(delivery.refused.get(index, unacknowledged))
         return delivery
 
-    def _publication(self, index: int, row: tuple[Any, ...], spans: dict[int, Span]) -> Publication:
-        _, name, order_id, event_id, value, traceparent, tracestate = row[:7]
-        event_type = _TYPES.get(name, name)
-        context = TraceContext(traceparent, tracestate)
-        span = self._tracer.publish(name, event_type, order_id, context)
+    def _publication(self, index: int, row: _Row, spans: dict[int, Span]) -> Publication:
+        event_type = _TYPES.get(row.topic, row.topic)
+        context = TraceContext(row.traceparent, row.tracestate)
+        span = self._tracer.publish(row.topic, event_type, row.order_id, context)
         if span is not None:
             spans[index] = span
             context = span.context
-        return Publication(name, order_id, value, event_headers(event_type, event_id, context))
+        return Publication(row.topic, row.order_id, row.value, event_headers(event_type, row.event_id, context))
 
     def _await_more(self, connection: Connection, rows: int, *, full: bool) -> None:
-        """After a batch of so many rows wait until somebody says that there are more, or for the poll interval.
+        """Wait for a notice that there are more rows, at most for the poll interval.
 
-        After a large batch a moment is enough, after a full one there is no need to. A stop signal ends the wait too
-        late by the poll interval at most. Every notice so far is taken, as the connection keeps them all; the next
-        claim sees what they were about.
+        After a large batch, wait GATHER_SECONDS only. After a full batch, do not wait. A stop signal ends the wait
+        after the poll interval at the latest. The connection keeps every notice, so this takes all of them. The next
+        claim sees their rows.
         """
         queued = full or rows >= GATHER_FROM
         if queued and not full:
@@ -182,12 +197,12 @@ class Relay:
                 log.warning("ensure_topics_failed", detail=str(failure)[:300])
 
     def _begin(self, connection: Connection) -> None:
-        """Set up a session that has just been opened."""
+        """Set up a new session."""
         connection.execute(SQL["listen"])
         self._find_position(connection)
 
     def _find_position(self, connection: Connection) -> None:
-        """Begin where a relay left off, or at the beginning if the ids began again, as after a TRUNCATE."""
+        """Begin at the floor that relays have stored, or at 0 if the ids started again, as after a TRUNCATE."""
         row = connection.execute(SQL["find_position"]).fetchone()
         assert row is not None
         floor, last_id = row
@@ -197,7 +212,7 @@ class Relay:
         self._position = Position(time.monotonic, floor, last_id)
 
     def _measure(self, connection: Connection) -> None:
-        """Show how much waits, and tell other relays and the gateways where to begin."""
+        """Show how many rows wait, and store the floor where other relays and the gateways begin."""
         is_walking = self._position.is_starting and not self._position.is_blocked
         if is_walking or time.monotonic() - self._measured < MEASURE_SECONDS:
             return
@@ -221,7 +236,7 @@ class Relay:
         metrics.REFUSED_ROWS.set(refused_records.measure(connection, hours))
 
 
-def _columns(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    """Turn rows of `claim` into the arrays that `put_back` takes."""
-    names = ("ids", "topics", "order_ids", "event_ids", "values", "traceparents", "tracestates", "created_ats")
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+def _columns(rows: Iterable[_Row]) -> dict[str, list[Any]]:
+    """Return the parameters of `put_back`: one array for each column, named after it in the plural."""
+    found = list(rows)
+    return {f"{column}s": [getattr(row, column) for row in found] for column in _Row.__struct_fields__}

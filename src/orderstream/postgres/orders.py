@@ -1,10 +1,11 @@
-"""Orders as rows: how one that exists is locked, changed and read, by whichever service has the right to (P6).
+"""Orders as rows: how services lock, change and read an order that exists (P6).
 
-The statements are functions of their parameters and rows, so that blocking and asyncio connections share them.
+The functions only build parameters and read rows, so that blocking and asyncio connections share the statements.
 """
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -16,24 +17,51 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 
 SQL = load("orderstream.postgres", "orders.sql")
-ORDER_COLUMNS = 15
-"""Columns of `lock_orders`; a statement that returns more has these first."""
 _encode = msgspec.json.Encoder().encode
 
 
+class LockedOrder(Struct, frozen=True):
+    """A row of `lock_orders`: an order, and the time of the transaction. A subclass adds the columns of a join."""
+
+    order_id: str
+    status: Status
+    payment: PaymentFact
+    stock: StockFact
+    payment_at: datetime | None
+    stock_at: datetime | None
+    failure_reason: AnyReason | None
+    version: int
+    user_id: str
+    amount: Decimal
+    currency: str
+    created_at: datetime
+    updated_at: datetime
+    aborted_at: datetime | None
+    now: datetime
+
+    def order(self) -> Order:
+        """Return the order of this row."""
+        facts = Facts(self.payment, self.stock, self.payment_at, self.stock_at)
+        return Order(
+            self.order_id,
+            self.user_id,
+            self.amount,
+            self.currency,
+            self.created_at,
+            self.updated_at,
+            self.aborted_at,
+            OrderState(self.status, facts, self.failure_reason, self.version),
+        )
+
+
 def locked(rows: Iterable[Sequence[Any]]) -> tuple[dict[str, Order], datetime | None]:
-    """Turn the rows of `lock_orders` into orders by id, and the transaction's time; None where there is no row."""
-    orders = {}
-    now = None
-    for order_id, status, payment, stock, payment_at, stock_at, reason, version, *rest in rows:
-        user_id, amount, currency, created_at, updated_at, aborted_at, now = rest
-        state = OrderState(status, Facts(payment, stock, payment_at, stock_at), reason, version)
-        orders[order_id] = Order(order_id, user_id, amount, currency, created_at, updated_at, aborted_at, state)
-    return orders, now
+    """Return the orders of the rows of `lock_orders` by id, and the time of the transaction, None without a row."""
+    found = [LockedOrder(*row) for row in rows]
+    return {row.order_id: row.order() for row in found}, found[0].now if found else None
 
 
 class _Change(Struct, frozen=True, omit_defaults=True):
-    """One element of what `update_orders` takes: the columns that change."""
+    """One element of the parameter of `update_orders`: the columns that change."""
 
     id: str
     status: Status
@@ -47,7 +75,7 @@ class _Change(Struct, frozen=True, omit_defaults=True):
 
 
 def changes(orders: Iterable[Order]) -> dict[str, str]:
-    """Return what `update_orders` takes for these orders as they are to be."""
+    """Return the parameter of `update_orders` that writes these orders."""
     return {"orders": _encode([_change(order) for order in orders]).decode()}
 
 
@@ -68,16 +96,17 @@ def _change(order: Order) -> _Change:
 
 
 class Abort(Struct, frozen=True):
-    """Whether an order that exists is aborted, and why it failed if it did."""
+    """A row of `aborts_of`: whether an order is aborted, and why it failed if it did."""
 
+    order_id: str
     aborted: bool
     reason: AnyReason | None
 
 
 def aborts_of(connection: Connection, ids: Sequence[str]) -> dict[str, Abort]:
-    """Return what is recorded about the aborts of these orders; an order that does not exist is left out."""
+    """Return for each of these orders whether it is aborted. An order that does not exist is left out."""
     rows = connection.execute(SQL["aborts_of"], {"ids": ids}) if ids else ()
-    return {order_id: Abort(aborted, reason) for order_id, aborted, reason in rows}
+    return {abort.order_id: abort for abort in (Abort(*row) for row in rows)}
 
 
 def items_of(tx: Connection, ids: Sequence[str]) -> dict[str, tuple[Item, ...]]:
