@@ -101,6 +101,8 @@ print(server_home.choose(state, print).shared.parent)
     ("options", "why"), [("noexec", "noexec"), ("ro", "Read-only"), ("size=64k", "MiB are free there")]
 )
 def test_a_real_mount_that_cannot_be_used_is_named(state: StateDir, bases: list[Path], options: str, why: str) -> None:
+    if shutil.which("unshare") is None or shutil.which("mount") is None:
+        pytest.skip("unshare or mount is not installed")
     script = f'mount -t tmpfs -o {options} none "{bases[0]}" && shift 0 && exec "$@"'
     arguments = [sys.executable, "-c", IN_NAMESPACE, str(state.root), *map(str, bases)]
     done = subprocess.run(
