@@ -1,6 +1,6 @@
-# One image for every service and command; what it runs is its arguments: docker run orderstream payment-worker
-# The Python that the requirements are resolved for and the tests run on; both stages take it, so that the virtual
-# environment of the first works in the second.
+# One image for every service and command. Its arguments say which one runs: docker run orderstream payment-worker
+# The requirements are resolved for this Python, and the tests run on it. Both stages use the same image, so that the
+# virtual environment of the first stage works in the second.
 ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -13,7 +13,7 @@ RUN uv venv --quiet --no-project /opt/orderstream \
         --require-hashes -r requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src/ src/
-# The build backend is held to its pinned hash too, and stays in this stage.
+# The hash of the build backend is checked too. The backend stays in this stage.
 RUN uv build --quiet --no-cache --wheel --require-hashes --build-constraints requirements/dev.txt --out-dir /build/wheel \
     && uv pip install --quiet --no-cache --compile-bytecode --no-deps --python /opt/orderstream /build/wheel/*.whl
 

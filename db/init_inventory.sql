@@ -1,5 +1,5 @@
--- The stock that the examples order from. `orderstream up` runs this when it finds no stock at all; by hand it may be run at any time:
--- it sets what is available of SKU-1 and leaves what is reserved alone.
+-- The stock of the examples. `orderstream up` runs this file if there is no stock at all. You may run it at any time: it
+-- sets the available units of SKU-1 to 100 and does not change the reserved units.
 CREATE TABLE IF NOT EXISTS inventory (
   sku TEXT PRIMARY KEY,
   available BIGINT NOT NULL DEFAULT 0,

@@ -1,6 +1,6 @@
-// Places orders and follows each until it is settled. Variables: BASE_URL, ORDER_PATH, ID_FIELD.
-// As it stands: arrivals rising from 5 to 40 a second over 3.5 minutes; `--vus 5 --duration 30s` gives a quick look.
-// An order may end FAILED here (SKU-1 begins with 100 units): what is checked is that every accepted order ends.
+// Places orders and reads each of them until it is settled. Variables: BASE_URL, ORDER_PATH, ID_FIELD.
+// By default, the load rises from 5 to 40 orders per second within 3.5 minutes. For a short run: --vus 5 --duration 30s.
+// An order may end FAILED, because SKU-1 has only 100 units at first. The script checks that every accepted order settles.
 import http from 'k6/http';
 import { check, sleep } from 'k6';
 import { Counter, Rate, Trend } from 'k6/metrics';
@@ -69,7 +69,7 @@ export default function () {
   (status === 'CONFIRMED' ? confirmed : failed).add(1);
 }
 
-// Reads the order until it is settled, at growing intervals; null if it is not within SETTLE_LIMIT_MS.
+// Reads the order at growing intervals until it is settled. Returns null if it is not settled within SETTLE_LIMIT_MS.
 function settle(id, sent) {
   for (let pause = POLL_FIRST_MS; Date.now() - sent < SETTLE_LIMIT_MS; pause = Math.min(pause * 2, POLL_LONGEST_MS)) {
     sleep(pause / 1000);
