@@ -1,4 +1,4 @@
-"""The shape of the code: what may write a table, read the environment, or be named how."""
+"""The structure of the code: the packages that write a table, the readers of the environment, and the names."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.queries import SOURCE, queries
 
-ROOM_OF_ALL = "postgres"
+SHARED_PACKAGE = "postgres"
 TABLES = {
     "orders",
     "order_items",
@@ -21,28 +21,28 @@ TABLES = {
     "refused_records",
 }
 
-# Who writes a table; whatever is not the one owner stands here with its reason.
+# The packages that write each table, with the reason.
 WRITERS = {
     "orders": {
-        "api_gateway": "inserts what was accepted, cancels",
-        "order_service": "puts off when it looks at an order again",
-        "outbox_relay": "removes what is over and old; items, payments and reservations go by their foreign keys",
-        ROOM_OF_ALL: "the one way to change an order that exists, for the order service and a cancel",
+        "api_gateway": "inserts accepted orders, cancels orders",
+        "order_service": "schedules the next check of an order",
+        "outbox_relay": "removes old orders. Items, payments and reservations go with them by their foreign keys",
+        SHARED_PACKAGE: "has the statements that change an existing order, for order-service and for a cancel",
     },
-    "order_items": {"api_gateway": "inserts them with their order"},
+    "order_items": {"api_gateway": "inserts the items with their order"},
     "inventory": {
-        "inventory_worker": "reserves and gives back; its room holds the stock commands too",
-        "outbox_relay": "takes out what a confirmed order held, as it removes the order",
+        "inventory_worker": "reserves and releases. Its package also has the stock commands",
+        "outbox_relay": "removes the units that a CONFIRMED order holds, when it removes the order",
     },
-    "payments": {"payment_worker": "decides"},
-    "reservations": {"inventory_worker": "decides"},
+    "payments": {"payment_worker": "decides about payments"},
+    "reservations": {"inventory_worker": "decides about stock"},
     "outbox": {
         "api_gateway": "appends in the statement that accepts orders",
-        ROOM_OF_ALL: "the append that everyone uses",
-        "outbox_relay": "takes out what it publishes, puts back what Kafka did not acknowledge",
+        SHARED_PACKAGE: "has the append that all packages use",
+        "outbox_relay": "deletes the events that it publishes, and puts back events that Kafka did not acknowledge",
     },
-    "outbox_floor": {"outbox_relay": "says where to begin"},
-    "refused_records": {"dead_letters": "keeps what Kafka refuses; its room holds the redrive too"},
+    "outbox_floor": {"outbox_relay": "stores the id from which to read"},
+    "refused_records": {"dead_letters": "keeps the records that Kafka refuses. The package also has the redrive"},
 }
 _WRITE = re.compile(
     r"\b(?:INSERT\s+INTO|DELETE\s+FROM|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?|COPY|(?<!FOR )(?<!KEY )(?<!DO )UPDATE)\s+"
@@ -56,7 +56,7 @@ def _name(path: Path) -> str:
     return path.relative_to(SOURCE).as_posix()
 
 
-def test_the_pattern_sees_every_way_to_write() -> None:
+def test_the_pattern_finds_every_statement_that_writes() -> None:
     text = """
         INSERT INTO a SELECT 1; DELETE FROM b; UPDATE c SET x = 1; MERGE INTO d; TRUNCATE e; COPY f FROM stdin;
         SELECT 1 FROM g FOR UPDATE; SELECT 1 FROM h FOR NO KEY UPDATE SKIP LOCKED;
@@ -65,7 +65,7 @@ def test_the_pattern_sees_every_way_to_write() -> None:
     assert _WRITE.findall(text) == ["a", "b", "c", "d", "e", "f", "i", "j"]
 
 
-def test_one_service_writes_a_table() -> None:
+def test_only_the_listed_packages_write_a_table() -> None:
     writers: dict[str, set[str]] = defaultdict(set)
     for query in queries():
         for table in _WRITE.findall(query.text):
@@ -74,7 +74,7 @@ def test_one_service_writes_a_table() -> None:
 
 
 def _sql_in(path: Path) -> list[str]:
-    """Return the tables that string literals of a module write, docstrings aside."""
+    """Return the tables that SQL in the string literals of a module writes. Docstrings do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     prose = {
         id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -92,27 +92,27 @@ def test_tables_are_written_only_by_sql_files(path: Path) -> None:
     assert _sql_in(path) == []
 
 
-# Modules that touch the environment beside settings.py: none of them reads a setting.
+# Modules that use the environment. Only settings.py reads settings from it.
 ENVIRONMENT = {
-    "settings.py": "the only reader",
-    "local/servers/orderstream.py": "hands the whole of it on to the services that `up` starts",
-    "local/servers/kafka_jars.py": "points the fetcher to the system's certificates where nothing else does",
+    "settings.py": "reads the settings",
+    "local/servers/orderstream.py": "passes the environment on to the services that `up` starts",
+    "local/servers/kafka_jars.py": "sets the path of the system's certificates for the download, if it is not set",
 }
 
 
-def _touches_environment(path: Path) -> bool:
+def _uses_environment(path: Path) -> bool:
     return (
         re.search(r"\bos\.(environb?|getenvb?|putenv)\b|from os import", path.read_text(encoding="utf-8")) is not None
     )
 
 
-def test_settings_alone_reads_the_environment() -> None:
-    assert {_name(path) for path in PYTHON if _touches_environment(path)} <= set(ENVIRONMENT)
+def test_only_the_listed_modules_use_the_environment() -> None:
+    assert {_name(path) for path in PYTHON if _uses_environment(path)} <= set(ENVIRONMENT)
 
 
-def test_the_exceptions_still_touch_the_environment() -> None:
+def test_every_listed_module_uses_the_environment() -> None:
     listed = {name for name in ENVIRONMENT if name != "settings.py"}
-    assert listed == {name for name in listed if _touches_environment(SOURCE / name)}
+    assert listed == {name for name in listed if _uses_environment(SOURCE / name)}
 
 
 WALL_CLOCK = re.compile(r"datetime\.now\(|\btime\.time(_ns)?\b|utcnow\(|\btoday\(")
@@ -124,8 +124,8 @@ MAY_READ_A_WALL_CLOCK = {
 }
 
 
-def test_no_service_decides_by_its_own_clock() -> None:
-    """Ages are measured by Postgres alone; the local stack watches processes of its own machine."""
+def test_no_service_decides_by_the_clock_of_its_machine() -> None:
+    """Postgres alone measures ages. The local stack is exempt, because it watches processes of its own machine."""
     services = (path for path in PYTHON if not _name(path).startswith("local/"))
     assert {_name(path) for path in services if WALL_CLOCK.search(path.read_text(encoding="utf-8"))} == set(
         MAY_READ_A_WALL_CLOCK
@@ -133,13 +133,13 @@ def test_no_service_decides_by_its_own_clock() -> None:
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=_name)
-def test_no_module_is_named_after_nothing(path: Path) -> None:
+def test_no_module_has_a_name_without_meaning(path: Path) -> None:
     words = set(re.split(r"[/_.]", _name(path)))
     assert not words & {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc"}
 
 
 @pytest.mark.parametrize("path", [path for path in PYTHON if path.name != "__init__.py"], ids=_name)
-def test_a_module_says_what_it_is_for(path: Path) -> None:
+def test_a_module_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
@@ -159,6 +159,6 @@ def test_modules_stay_below_450_lines(path: Path) -> None:
 
 
 def test_no_admin_request_goes_to_the_coordinator_of_a_group() -> None:
-    """librdkafka may abort if the broker dies meanwhile (its issue 4605). kafka/group_offsets.py asks instead."""
+    """librdkafka may abort the process if the broker dies meanwhile (its issue 4605). Use kafka/group_offsets.py."""
     requests = re.compile(r"(describe|delete)_consumer_groups|(list|alter|delete)_consumer_group_offsets")
     assert not [path for path in SOURCE.rglob("*.py") if requests.search(path.read_text(encoding="utf-8"))]

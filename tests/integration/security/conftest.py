@@ -1,4 +1,4 @@
-"""A certificate authority of this run, another that nobody trusts, and the three stores behind TLS and passwords."""
+"""Fixtures: a trusted and an untrusted certificate authority, and the three servers with TLS and passwords."""
 
 import ssl
 import subprocess
@@ -16,24 +16,24 @@ from msgspec import Struct
 from psycopg.conninfo import conninfo_to_dict
 
 from orderstream.local.processes import ports
-from tests.integration.security.fronts import front
+from tests.integration.security.tls_proxy import tls_proxy
 from tests.support.brokers import broker, java
 from tests.support.databases import Databases
 from tests.support.servers import Servers
 
 USER, PASSWORD = "orders", "a,b=c"
-"""A comma and an equals sign, since KAFKA_OPTIONS and URLs must carry them."""
+"""The password has a comma and an equals sign, because KAFKA_OPTIONS and URLs must be able to carry both."""
 
 
 class Certificates(Struct, frozen=True):
-    """Files in PEM: who is trusted, who should not be, and the servers' key with its chain, for `localhost`."""
+    """PEM files: the trusted authority, the untrusted one, and the servers' key with its chain, for `localhost`."""
 
     trusted: Path
     untrusted: Path
     server: Path
 
     def context(self) -> ssl.SSLContext:
-        """The server's side of TLS."""
+        """Return the TLS context of a server."""
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         made.load_cert_chain(self.server)
         return made
@@ -41,7 +41,7 @@ class Certificates(Struct, frozen=True):
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Fresh certificates, valid for `localhost` and for nothing else."""
+    """New certificates that are valid for `localhost` only."""
     folder = tmp_path_factory.mktemp("certificates")
     made = Certificates(folder / "trusted.pem", folder / "untrusted.pem", folder / "server.pem")
     authority = trustme.CA()
@@ -84,7 +84,7 @@ offsets.topic.replication.factor=1
 def secured_brokers(
     kafka_brokers: str, certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A broker with SASL over TLS, by PLAIN and by SCRAM-SHA-512. The shared one has fetched the jars."""
+    """The address of a broker with SASL PLAIN and SCRAM-SHA-512 over TLS. `kafka_brokers` has fetched the jars."""
     folder = tmp_path_factory.mktemp("kafka")
     chosen = ports.pick(["plain", "controller", "secured"], {})
     properties = folder / "server.properties"
@@ -109,7 +109,7 @@ def secured_brokers(
 
 @pytest.fixture(scope="session")
 def secured_postgres(servers: Servers, certificates: Certificates) -> Iterator[str]:
-    """`host:port` of the run's PostgreSQL behind TLS, where USER needs PASSWORD."""
+    """`host:port` of a TLS proxy for the shared PostgreSQL, where USER needs PASSWORD."""
     with psycopg.connect(servers.postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {USER} SUPERUSER LOGIN PASSWORD '{PASSWORD}'".encode())
         shown = connection.execute("SHOW hba_file").fetchone()
@@ -119,7 +119,7 @@ def secured_postgres(servers: Servers, certificates: Certificates) -> Iterator[s
         rules.write_text(f"host all {USER} 127.0.0.1/32 scram-sha-256\n{before}", encoding="utf-8")
         connection.execute("SELECT pg_reload_conf()")
         port = int(str(conninfo_to_dict(servers.postgres_url)["port"]))
-        with front(port, certificates.context(), postgres=True) as secured:
+        with tls_proxy(port, certificates.context(), postgres=True) as secured:
             yield f"localhost:{secured}"
         rules.write_text(before, encoding="utf-8")
         connection.execute("SELECT pg_reload_conf()")
@@ -128,24 +128,24 @@ def secured_postgres(servers: Servers, certificates: Certificates) -> Iterator[s
 
 @pytest.fixture
 def secured_database(secured_postgres: str, databases: Databases) -> Iterator[str]:
-    """The same with the name of a database of this test's own: `host:port/name`."""
+    """`host:port/name` of a database of this test behind the TLS proxy."""
     with databases.migrated() as url:
         yield f"{secured_postgres}/{url.rpartition('/')[2]}"
 
 
 @pytest.fixture
 def secured_redis(redis_url: str, certificates: Certificates) -> Iterator[str]:
-    """`host:port` of the run's Valkey behind TLS, where USER needs PASSWORD."""
+    """`host:port` of a TLS proxy for the shared Valkey, where USER needs PASSWORD."""
     with redis.Redis.from_url(redis_url) as client:
         client.acl_setuser(USER, enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], categories=["+@all"])
         port: int = client.connection_pool.connection_kwargs["port"]
-        with front(port, certificates.context()) as secured:
+        with tls_proxy(port, certificates.context()) as secured:
             yield f"localhost:{secured}"
         client.acl_deluser(USER)
 
 
 def kafka_options(certificate: Path, mechanism: str = "PLAIN", password: str = PASSWORD) -> dict[str, str]:
-    """Return KAFKA_OPTIONS for the secured broker, whose certificate `certificate` is to vouch for."""
+    """Return KAFKA_OPTIONS for the secured broker. The client trusts `certificate`."""
     return {
         "security.protocol": "SASL_SSL",
         "ssl.ca.location": str(certificate),
@@ -155,11 +155,11 @@ def kafka_options(certificate: Path, mechanism: str = "PLAIN", password: str = P
     }
 
 
-def postgres_url(place: str, certificate: Path, password: str = PASSWORD) -> str:
-    """Return POSTGRES_URL for `host:port/name`."""
-    return f"postgresql://{USER}:{quote(password)}@{place}?sslmode=verify-full&sslrootcert={certificate}"
+def postgres_url(address: str, certificate: Path, password: str = PASSWORD) -> str:
+    """Return POSTGRES_URL for the address `host:port/name`."""
+    return f"postgresql://{USER}:{quote(password)}@{address}?sslmode=verify-full&sslrootcert={certificate}"
 
 
-def redis_url_of(place: str, certificate: Path, password: str = PASSWORD) -> str:
-    """Return REDIS_URL for `host:port`."""
-    return f"rediss://{USER}:{quote(password)}@{place}/0?ssl_ca_certs={certificate}"
+def redis_url_of(address: str, certificate: Path, password: str = PASSWORD) -> str:
+    """Return REDIS_URL for the address `host:port`."""
+    return f"rediss://{USER}:{quote(password)}@{address}/0?ssl_ca_certs={certificate}"

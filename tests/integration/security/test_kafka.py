@@ -1,4 +1,4 @@
-"""Kafka over TLS with a password: any option of librdkafka's reaches every client there is."""
+"""Kafka over TLS with a password: the options in KAFKA_OPTIONS reach every Kafka client."""
 
 import json
 
@@ -14,11 +14,11 @@ from tests.integration.security.conftest import Certificates, kafka_options
 from tests.support.waiting import wait_until
 
 TOPIC = "order-service.dlq.v1"
-"""One that no service reads."""
+"""A topic that no service reads."""
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
-def test_what_is_published_is_consumed(
+def test_a_record_that_is_published_over_tls_with_a_password_is_consumed(
     secured_brokers: str, certificates: Certificates, mechanism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAFKA_BROKERS", secured_brokers)
@@ -43,7 +43,7 @@ def test_what_is_published_is_consumed(
         reader.close()
 
 
-def test_options_without_a_comma_in_them_may_be_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_without_a_comma_in_their_values_can_be_written_as_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_OPTIONS", "security.protocol=SASL_SSL,sasl.mechanism=PLAIN,sasl.password=a=b")
     assert load() == Settings.model_validate(
         {"kafka_options": {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.password": "a=b"}}

@@ -1,4 +1,4 @@
-"""An order from POST to CONFIRMED with every link secured: Kafka, PostgreSQL and Redis, by TLS and password."""
+"""One order from POST to CONFIRMED while Kafka, PostgreSQL and Redis all require TLS and a password."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.waiting import wait_until
 ORDER = {"userId": "u-1", "items": [{"sku": "SKU-1", "qty": 1, "price": 129.0}], "amount": 129.0, "currency": "USD"}
 
 
-def test_an_order_is_confirmed_and_cached(
+def test_an_order_is_confirmed_and_cached_over_secured_connections(
     tmp_path: Path, secured_brokers: str, secured_database: str, secured_redis: str, certificates: Certificates
 ) -> None:
     given = {

@@ -1,4 +1,4 @@
-"""Redis over TLS with a password, by the options of redis-py's URLs. Being refused is being without a cache (P11)."""
+"""Redis over TLS with a password, by options in REDIS_URL. If Redis refuses the connection, there is no cache (P11)."""
 
 import asyncio
 import logging
@@ -11,13 +11,15 @@ from tests.integration.security.conftest import Certificates, redis_url_of
 
 ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 BUDGET_SECONDS = 10.0
-"""Ample: what is tested is not how fast a handshake is on a busy machine."""
+"""Long, because these tests do not measure how fast a handshake is on a busy machine."""
 
 
 def _connections() -> set[tuple[int, int]]:
-    """The connections of this process, as pairs of ports."""
+    """Return the established connections of this process, as pairs of ports."""
     return {
-        (one.laddr[1], one.raddr[1]) for one in psutil.Process().net_connections("tcp") if one.status == "ESTABLISHED"
+        (connection.laddr[1], connection.raddr[1])
+        for connection in psutil.Process().net_connections("tcp")
+        if connection.status == "ESTABLISHED"
     }
 
 
@@ -31,13 +33,13 @@ async def _look_up(url: str) -> Lookup:
         return found
     finally:
         await reader.close()
-        # redis-py does not wait for the end of a connection that was refused.
+        # redis-py does not wait until a refused connection has ended.
         async with asyncio.timeout(BUDGET_SECONDS):
-            while _connections() - before:  # noqa: ASYNC110 - the kernel tells nobody
+            while _connections() - before:  # noqa: ASYNC110 - the kernel does not notify
                 await asyncio.sleep(0.01)
 
 
-def test_what_is_filled_is_found_until_it_is_deleted(secured_redis: str, certificates: Certificates) -> None:
+def test_an_entry_is_found_over_tls_until_it_is_deleted(secured_redis: str, certificates: Certificates) -> None:
     url = redis_url_of(secured_redis, certificates.trusted)
     invalidator = CacheInvalidator(url, BUDGET_SECONDS)
     assert isinstance(asyncio.run(_look_up(url)), Lease)
@@ -48,7 +50,7 @@ def test_what_is_filled_is_found_until_it_is_deleted(secured_redis: str, certifi
 
 
 def _warnings_without_a_cache(url: str, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What is logged while reading and changing go on without Redis."""
+    """Read and delete while Redis refuses the connection, and return the warnings."""
     invalidator = CacheInvalidator(url, BUDGET_SECONDS)
     with caplog.at_level(logging.WARNING):
         assert asyncio.run(_look_up(url)) == "unreachable"
@@ -57,15 +59,15 @@ def _warnings_without_a_cache(url: str, caplog: pytest.LogCaptureFixture) -> lis
     return [record.getMessage() for record in caplog.records if record.name == "orderstream.cache"]
 
 
-def test_a_wrong_password_means_no_cache_and_says_so(
+def test_with_a_wrong_password_there_is_no_cache_and_a_warning_says_why(
     secured_redis: str, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = _warnings_without_a_cache(redis_url_of(secured_redis, certificates.trusted, "wrong"), caplog)
-    assert ["invalid username-password pair" in one for one in said] == [True, True]
+    warnings = _warnings_without_a_cache(redis_url_of(secured_redis, certificates.trusted, "wrong"), caplog)
+    assert ["invalid username-password pair" in warning for warning in warnings] == [True, True]
 
 
-def test_an_untrusted_certificate_means_no_cache_and_says_so(
+def test_with_an_untrusted_certificate_there_is_no_cache_and_a_warning_says_why(
     secured_redis: str, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = _warnings_without_a_cache(redis_url_of(secured_redis, certificates.untrusted), caplog)
-    assert ["certificate verify failed" in one for one in said] == [True, True]
+    warnings = _warnings_without_a_cache(redis_url_of(secured_redis, certificates.untrusted), caplog)
+    assert ["certificate verify failed" in warning for warning in warnings] == [True, True]

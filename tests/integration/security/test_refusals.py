@@ -1,4 +1,4 @@
-"""Who is refused says why and ends with 1, whatever it runs: no retry can help, and silence would look like health."""
+"""If a server refuses the connection, a process exits with code 1 and says why, because a retry cannot help."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from orderstream.postgres.connect import connect
 from orderstream.settings import Settings
 from tests.integration.security.conftest import PASSWORD, Certificates, kafka_options, postgres_url
 
-_PARTS = ("kafka", "postgres")
+_SERVERS = ("kafka", "postgres")
 _WRONG_PASSWORD, _UNTRUSTED = "wrong password", "untrusted certificate"
 _SAYS = {
     ("kafka", _WRONG_PASSWORD): "SASL authentication error",
@@ -30,12 +30,14 @@ _LIMIT_SECONDS = 60.0
 def given(
     secured_brokers: str, secured_database: str, certificates: Certificates, how: tuple[str, str]
 ) -> dict[str, str]:
-    """Settings that are right but for one, and a row for the relay to publish."""
-    certificate = {one: certificates.untrusted if how == (one, _UNTRUSTED) else certificates.trusted for one in _PARTS}
-    password = {one: "wrong" if how == (one, _WRONG_PASSWORD) else PASSWORD for one in _PARTS}
+    """Settings with one error, and a row for the relay to publish."""
+    certificate = {
+        server: certificates.untrusted if how == (server, _UNTRUSTED) else certificates.trusted for server in _SERVERS
+    }
+    password = {server: "wrong" if how == (server, _WRONG_PASSWORD) else PASSWORD for server in _SERVERS}
     with connect(postgres_url(secured_database, certificates.trusted), "test") as connection:
         connection.execute(_ROW.encode())
-    # How long a producer keeps at it before it hands control back; its default of 30 s only makes the test longer.
+    # The time until a producer gives up. Its default of 30 s would only make the test longer.
     options = {"delivery.timeout.ms": "2000", **kafka_options(certificate["kafka"], password=password["kafka"])}
     return {
         "KAFKA_BROKERS": secured_brokers,
@@ -44,7 +46,7 @@ def given(
     }
 
 
-def _ends(command: str, given: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+def _run(command: str, given: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     rest = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields}
     argv = [sys.executable, "-m", "orderstream.cli", command]
     return subprocess.run(argv, env=rest | given, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False)
@@ -52,8 +54,10 @@ def _ends(command: str, given: dict[str, str]) -> "subprocess.CompletedProcess[s
 
 @pytest.mark.parametrize("command", ["order-service", "outbox-relay"])
 @pytest.mark.parametrize("how", _SAYS, ids=": ".join)
-def test_a_service_stops(command: str, how: tuple[str, str], given: dict[str, str]) -> None:
-    ended = _ends(command, given)
+def test_a_service_that_is_refused_stops_and_logs_why(
+    command: str, how: tuple[str, str], given: dict[str, str]
+) -> None:
+    ended = _run(command, given)
     assert ended.returncode == 1
     failure = json.loads(ended.stderr.splitlines()[-1])
     assert failure["event"] == "stopped_by_failure"
@@ -63,8 +67,10 @@ def test_a_service_stops(command: str, how: tuple[str, str], given: dict[str, st
 @pytest.mark.parametrize(
     ("command", "how"), [("topics", ("kafka", _WRONG_PASSWORD)), ("migrate", ("postgres", _UNTRUSTED))]
 )
-def test_a_command_says_why(command: str, how: tuple[str, str], given: dict[str, str]) -> None:
-    ended = _ends(command, given)
+def test_a_command_that_is_refused_exits_and_prints_why(
+    command: str, how: tuple[str, str], given: dict[str, str]
+) -> None:
+    ended = _run(command, given)
     assert ended.returncode == 1
     assert ended.stderr.startswith("Error: ")
     assert _SAYS[how] in ended.stderr

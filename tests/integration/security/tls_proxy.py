@@ -1,5 +1,7 @@
-"""TLS for PostgreSQL and Valkey, whose packaged servers are built without it: a front that speaks TLS to the client and
-plainly to the server. What a client does is the same; what such servers do themselves is not ours to test."""
+"""A TLS proxy for PostgreSQL and Valkey, whose packaged servers are built without TLS.
+
+The proxy speaks TLS to the client and plain TCP to the server. For a client this is the same as a server with TLS.
+"""
 
 import asyncio
 import contextlib
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
-"""How a client asks a PostgreSQL server for TLS; `S` grants it."""
+"""The message with which a client asks a PostgreSQL server for TLS. The answer `S` accepts it."""
 
 
 async def _serve(
@@ -26,7 +28,7 @@ async def _serve(
         lines.append(up_writer)
         await asyncio.gather(_carry(reader, up_writer), _carry(up_reader, writer))
     except (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
-        # A client that does not trust the certificate goes away like this.
+        # A client that does not trust the certificate disconnects with one of these errors.
         return
     finally:
         for line in lines:
@@ -42,10 +44,10 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 @contextmanager
-def front(upstream: int, tls: ssl.SSLContext, *, postgres: bool = False) -> Iterator[int]:
-    """Serve TLS in front of the port `upstream` on loopback until the block ends; yield the front's own port."""
+def tls_proxy(upstream: int, tls: ssl.SSLContext, *, postgres: bool = False) -> Iterator[int]:
+    """Run a TLS proxy for the loopback port `upstream` until the block ends. Yield the port of the proxy."""
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="front")
+    thread = threading.Thread(target=loop.run_forever, name="tls-proxy")
     thread.start()
 
     async def begin() -> asyncio.Server:
