@@ -53,7 +53,7 @@ class DisturbedSystem:
         return [answer.json()["orderId"] for answer in answers]
 
     def try_to_place(self, seconds: float) -> list[str]:
-        """Send orders for `seconds`, whatever the answers are. Return the ids of the accepted orders."""
+        """Send orders for `seconds`. Any answer is allowed. Return the ids of the accepted orders."""
         accepted: list[str] = []
         pause = threading.Event()
         deadline = time.monotonic() + seconds

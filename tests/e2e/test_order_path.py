@@ -263,7 +263,7 @@ def test_the_load_script_places_orders_that_settle_within_its_limits(running: Se
     metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
     assert metrics["orders_confirmed"]["count"] > 0
     assert "orders_failed" not in metrics
-    crossed = [limits for one in metrics.values() for limits in one.get("thresholds", {}).values()]
+    crossed = [limits for metric in metrics.values() for limits in metric.get("thresholds", {}).values()]
     assert len(crossed) >= 6
     assert not any(crossed)
 

@@ -82,7 +82,7 @@ def pgbouncer(postgres_url: str, port: int, mode: str, pool_size: int = 20, more
     """Run PgBouncer in front of a database, and yield the URL that goes through it."""
     argv, env = program()
     server = conninfo_to_dict(postgres_url)
-    # PgBouncer does not run as root; `nobody` must read its files.
+    # PgBouncer refuses to run as root. It runs as `nobody`, which must be able to read its files.
     account = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
     with tempfile.TemporaryDirectory(prefix="pgbouncer-", dir="/var/tmp") as folder:
         home = Path(folder)

@@ -119,7 +119,7 @@ class System:
         return started
 
     def run(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-        """Run another command to its end, whatever its exit code is."""
+        """Run another command to its end. Any exit code is allowed."""
         return subprocess.run(
             [*self._executable, *arguments],
             env=self.environment(settings),

@@ -146,7 +146,7 @@ def test_without_any_usable_folder_every_reason_is_given(state: StateDir, bases:
 
 
 @needs_root
-def test_another_process_of_nobody_cannot_read_the_configuration(state: StateDir, bases: list[Path]) -> None:
+def test_another_process_of_the_same_account_cannot_read_the_configuration(state: StateDir, bases: list[Path]) -> None:
     chosen = server_home.choose(state, pytest.fail)
     assert chosen.account is not None
     folder = chosen.make_folder("valkey")

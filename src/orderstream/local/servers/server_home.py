@@ -240,7 +240,7 @@ def _problem_with_programs(shared: Path, account: Account) -> str | None:
                 extra_groups=[],
             )
         except (OSError, subprocess.SubprocessError):
-            return "the account nobody cannot run programs there (a noexec mount, or a folder that it cannot enter)"
+            return "the account `nobody` cannot run programs there (a noexec mount, or a folder that it cannot enter)"
     return None
 
 
