@@ -29,7 +29,7 @@ from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
-from orderstream.worker.handler import Decision, Outgoing, RepeatBatchError, Timer
+from orderstream.worker.handler import BatchResult, Outgoing, RepeatBatchError, Timer
 from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
 SQL = load("orderstream.inventory_worker")
@@ -76,7 +76,7 @@ class InventoryHandler:
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
         """Do nothing: this service calls no other system."""
 
-    def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> Decision:
+    def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> BatchResult:
         """Reserve, refuse or release, each order once, and answer every record from the recorded reservation.
 
         An order whose abort is in the batch is not reserved. Records that the tables refute are rejected.
@@ -185,7 +185,7 @@ def _is_abort(received: Received) -> bool:
 
 def _answered(
     tx: Connection, batch: Sequence[Received], rows: Mapping[str, _Row], aborted: Container[str], paid: Container[str]
-) -> Decision:
+) -> BatchResult:
     """Answer the records that the tables confirm, and reject the others. An order with a reservation counts as paid."""
     emit, refuted = [], []
     for received in batch:
@@ -194,7 +194,7 @@ def _answered(
             refuted.append(received)
         elif (row := rows.get(order_id)) and (event := _event(row)):
             emit.append(Outgoing(event, received))
-    return Decision(emit, reject_unconfirmed(tx, refuted))
+    return BatchResult(emit, reject_unconfirmed(tx, refuted))
 
 
 def _event(row: _Row) -> Event[Payload] | None:

@@ -19,7 +19,7 @@ from orderstream.postgres.orders import SQL as ORDERS
 from orderstream.postgres.orders import LockedOrder
 from orderstream.postgres.orders import changes as written
 from orderstream.postgres.sql import load
-from orderstream.worker.handler import Decision, Outgoing, Rejected, Timer
+from orderstream.worker.handler import BatchResult, Outgoing, Rejected, Timer
 
 SQL = load("orderstream.order_service")
 FLUSH_SECONDS = 1.0
@@ -107,7 +107,7 @@ class OrderHandler:
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
         """Do nothing: this service calls no other system."""
 
-    def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> Decision:
+    def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> BatchResult:
         """Merge the payment and the reservation into each order, write the orders that changed, and emit every order.
 
         Records of unknown orders, and records that the payment or the reservation contradicts, are rejected. If a
@@ -124,7 +124,7 @@ class OrderHandler:
             tx.execute(ORDERS["update_orders"], written([change.after for change in changed]))
         if late := [change.before.order_id for change in changed if settled(change.before.state.status)]:
             self._cache.bar(late)
-        return Decision(
+        return BatchResult(
             emit=[Outgoing(event, last[change.before.order_id]) for change in changes for event in _events(change)],
             reject=reject,
             after_commit=self._deletion([change.before.order_id for change in changed]),

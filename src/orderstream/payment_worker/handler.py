@@ -36,7 +36,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
 from orderstream.telemetry.tracing import NO_TRACE
-from orderstream.worker.handler import Decision, Outgoing, Timer
+from orderstream.worker.handler import BatchResult, Outgoing, Timer
 from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
 SQL = load("orderstream.payment_worker")
@@ -135,7 +135,7 @@ class PaymentHandler:
         outcomes |= self._provider_calls.run(charges.items(), self._provider.authorize)
         return Prepared(orders, outcomes, aborts)
 
-    def decide(self, tx: Connection, batch: Sequence[Received], prepared: Prepared, /) -> Decision:
+    def decide(self, tx: Connection, batch: Sequence[Received], prepared: Prepared, /) -> BatchResult:
         """Record the new payments, and answer every record from the payment that is then recorded.
 
         If another process has recorded a payment that ended meanwhile, an authorization is voided. Records that the
@@ -220,7 +220,7 @@ def _sort(batch: Sequence[Received]) -> tuple[dict[str, Received], dict[str, Rec
 
 def _answered(
     tx: Connection, batch: Sequence[Received], prepared: Prepared, payments: Mapping[str, _Payment]
-) -> Decision:
+) -> BatchResult:
     """Answer the records that the tables confirm, and reject the others."""
     emit, refuted = [], []
     for received in batch:
@@ -234,4 +234,4 @@ def _answered(
         purchase = order.purchase if order else None
         if payload := answer(order_id, payment.state, payment.reason, purchase):
             emit.append(Outgoing(build(payload, payment.decided_at), received))
-    return Decision(emit, reject_unconfirmed(tx, refuted))
+    return BatchResult(emit, reject_unconfirmed(tx, refuted))

@@ -23,7 +23,7 @@ from orderstream.postgres.session import Session
 from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer, trace_id
 from orderstream.worker.failure_limit import MIN_FAILURES, FailureLimit, UnknownOrders
-from orderstream.worker.handler import Decision, Handler, RepeatBatchError
+from orderstream.worker.handler import BatchResult, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.recent_dead_letters import RecentDeadLetters
 from orderstream.worker.traces import BatchTrace
@@ -101,8 +101,8 @@ class BatchProcessor(Generic[P]):
     def _process_part(self, part: Sequence[Received], trace: BatchTrace, batch: _Batch, attempts: int) -> None:
         """Decide and publish `part`. If a record in it is at fault, halve it until that record is alone."""
         try:
-            decision = self._decide(part)
-            self._publish(decision, trace)
+            result = self._decide(part)
+            self._publish(result, trace)
         except KafkaRefusedError:
             raise
         except Exception as error:
@@ -120,7 +120,7 @@ class BatchProcessor(Generic[P]):
         else:
             batch.letters += [
                 DeadLetter(rejected.received.record, rejected.reason, rejected.detail, attempts)
-                for rejected in decision.reject
+                for rejected in result.reject
             ]
 
     def _give_up(self, received: Received, error: Exception, batch: _Batch, attempts: int) -> None:
@@ -133,22 +133,22 @@ class BatchProcessor(Generic[P]):
         else:
             batch.letters.append(letter)
 
-    def _decide(self, part: Sequence[Received]) -> Decision:
+    def _decide(self, part: Sequence[Received]) -> BatchResult:
         with self._session.use() as connection:
             prepared = self._handler.prepare(connection, part)
             with connection.transaction():
-                decision = self._handler.decide(connection, part, prepared)
-        decision.after_commit()
-        return decision
+                result = self._handler.decide(connection, part, prepared)
+        result.after_commit()
+        return result
 
-    def _publish(self, decision: Decision, trace: BatchTrace) -> None:
-        """Publish the events of a decision. Postgres keeps the events that Kafka permanently refuses.
+    def _publish(self, result: BatchResult, trace: BatchTrace) -> None:
+        """Publish the events of a batch. Postgres keeps the events that Kafka permanently refuses.
 
         Raises PublishError if a retry may help.
         """
-        if not decision.emit:
+        if not result.emit:
             return
-        records = [trace.publication(outgoing, encode(outgoing.event)) for outgoing in decision.emit]
+        records = [trace.publication(outgoing, encode(outgoing.event)) for outgoing in result.emit]
         refused: Collection[int] = ()
         try:
             self._publisher.publish(records)

@@ -33,8 +33,8 @@ def nothing() -> None:
     """Do nothing after the commit."""
 
 
-class Decision(Struct, frozen=True):
-    """What came of a batch. `after_commit` runs once the decision is durable, before anything is published."""
+class BatchResult(Struct, frozen=True):
+    """The result of a batch. `after_commit` runs after the commit and before the events are published."""
 
     emit: Sequence[Outgoing] = ()
     reject: Sequence[Rejected] = ()
@@ -74,6 +74,6 @@ class Handler(Protocol[P]):
         """Do slow work outside the transaction, such as calls to a provider. It must be bounded and repeatable."""
         ...
 
-    def decide(self, tx: Connection, batch: Sequence[Received], prepared: P, /) -> Decision:
+    def decide(self, tx: Connection, batch: Sequence[Received], prepared: P, /) -> BatchResult:
         """Decide the batch, or a part of it, in the transaction `tx`. Calls no other system."""
         ...

@@ -25,7 +25,7 @@ from orderstream.domain.events import (
 from orderstream.domain.order import FailureReason
 from orderstream.kafka.envelope import Received, Record
 from orderstream.postgres.connect import Connection
-from orderstream.worker.handler import Decision
+from orderstream.worker.handler import BatchResult
 from tests.support.event_graph import ANSWERS
 from tests.support.samples import AT
 
@@ -133,17 +133,17 @@ def received(events: Sequence[Event[Payload]]) -> list[Received]:
     ]
 
 
-def rejections(decision: Decision) -> list[tuple[str, str]]:
+def rejections(decision: BatchResult) -> list[tuple[str, str]]:
     """Return the order id and the reason of each record that a decision rejects."""
     return [(rejected.received.order_id, rejected.reason) for rejected in decision.reject]
 
 
-def decide(handler: Any, connection: Connection, *events: Event[Payload]) -> Decision:
+def decide(handler: Any, connection: Connection, *events: Event[Payload]) -> BatchResult:
     """Have a handler decide a batch as the runner does; every answer must be one that the event graph knows."""
     batch = received(events)
     prepared = handler.prepare(connection, batch)
     with connection.transaction():
-        decision: Decision = handler.decide(connection, batch, prepared)
+        decision: BatchResult = handler.decide(connection, batch, prepared)
     decision.after_commit()
     for outgoing in decision.emit:
         assert outgoing.cause in batch
@@ -152,12 +152,12 @@ def decide(handler: Any, connection: Connection, *events: Event[Payload]) -> Dec
     return decision
 
 
-def emitted(decision: Decision) -> list[Event[Payload]]:
+def emitted(decision: BatchResult) -> list[Event[Payload]]:
     """Return the events of a decision, in order."""
     return [outgoing.event for outgoing in decision.emit]
 
 
-def types(decision: Decision) -> list[str]:
+def types(decision: BatchResult) -> list[str]:
     """Return the types of the events of a decision, in order."""
     return [event.type for event in emitted(decision)]
 

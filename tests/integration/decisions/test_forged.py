@@ -28,7 +28,7 @@ from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.payment_worker.provider import SimulatedProvider
 from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection
-from orderstream.worker.handler import Decision
+from orderstream.worker.handler import BatchResult
 from tests.integration.decisions.orders import (
     AMOUNT,
     aborted,
@@ -99,7 +99,7 @@ def payment_worker(provider: Provider) -> PaymentHandler:
 INVENTORY_WORKER = InventoryHandler()
 
 
-def _rejections(decision: Decision) -> list[str]:
+def _rejections(decision: BatchResult) -> list[str]:
     return [rejected.reason for rejected in decision.reject]
 
 

@@ -19,14 +19,14 @@ from orderstream.domain.limits import UNITS_MAX
 from orderstream.domain.order import FailureReason
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.postgres.connect import Connection, connect
-from orderstream.worker.handler import Decision, RepeatBatchError
+from orderstream.worker.handler import BatchResult, RepeatBatchError
 from tests.integration.decisions import orders
 from tests.integration.decisions.orders import aborted, authorized, emitted, place, record, row, types
 
 HANDLER = InventoryHandler()
 
 
-def decide(handler: InventoryHandler, connection: Connection, *events: Event[Payload]) -> Decision:
+def decide(handler: InventoryHandler, connection: Connection, *events: Event[Payload]) -> BatchResult:
     """Record the decisions behind events, then have the handler decide the batch."""
     record(connection, *events)
     return orders.decide(handler, connection, *events)
@@ -46,7 +46,7 @@ def _state(connection: Connection, order_id: str) -> tuple[object, ...]:
     return row(connection, "SELECT state, lines, reason FROM reservations WHERE order_id = %s", order_id)
 
 
-def _reserved(connection: Connection, lines: dict[str, int]) -> tuple[str, Decision]:
+def _reserved(connection: Connection, lines: dict[str, int]) -> tuple[str, BatchResult]:
     order_id = place(connection, lines)
     return order_id, decide(HANDLER, connection, authorized(order_id, lines))
 

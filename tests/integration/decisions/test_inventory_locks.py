@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 from orderstream.domain.events import Event, Payload
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.postgres.connect import Connection, connect
-from orderstream.worker.handler import Decision, RepeatBatchError
+from orderstream.worker.handler import BatchResult, RepeatBatchError
 from tests.integration.decisions.orders import (
     aborted,
     authorized,
@@ -24,7 +24,7 @@ from tests.integration.decisions.orders import (
 from tests.support.locks import after_it_waits
 
 HANDLER = InventoryHandler()
-Second = Callable[[Event[Payload], Event[Payload]], Decision]
+Second = Callable[[Event[Payload], Event[Payload]], BatchResult]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def _stock(connection: Connection) -> None:
 def second(connection: Connection, postgres_url: str) -> Second:
     """Decides the second event on a connection of its own, while the transaction that decided the first is open."""
 
-    def decided(first: Event[Payload], then: Event[Payload]) -> Decision:
+    def decided(first: Event[Payload], then: Event[Payload]) -> BatchResult:
         with ExitStack() as stack:
             replica, observer = (stack.enter_context(connect(postgres_url, name)) for name in ("replica", "observer"))
             open_ = stack.enter_context(ExitStack())

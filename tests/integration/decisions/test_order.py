@@ -15,7 +15,7 @@ from orderstream.domain.order import FailureReason, PaymentFact, Status, StockFa
 from orderstream.order_service.handler import OrderHandler
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
-from orderstream.worker.handler import Decision
+from orderstream.worker.handler import BatchResult
 from tests.integration.decisions import orders
 from tests.integration.decisions.orders import emitted, place, received, record, rejections, result, row, types
 from tests.support.samples import AT
@@ -37,7 +37,7 @@ class Cache(CacheInvalidator):
         return True
 
 
-def decide(handler: OrderHandler, connection: Connection, *events: Event[Payload]) -> Decision:
+def decide(handler: OrderHandler, connection: Connection, *events: Event[Payload]) -> BatchResult:
     """Record the decisions behind events, then have the handler decide the batch."""
     record(connection, *events)
     return orders.decide(handler, connection, *events)
@@ -68,7 +68,7 @@ def _order(connection: Connection, order_id: str) -> tuple[Status, PaymentFact, 
     return status, payment, stock, reason, version
 
 
-def _updated(decision: Decision) -> OrderUpdated:
+def _updated(decision: BatchResult) -> OrderUpdated:
     (payload,) = [event.payload for event in emitted(decision) if event.type == "order.updated"]
     assert isinstance(payload, OrderUpdated)
     return payload
@@ -235,7 +235,7 @@ def test_an_unknown_order_is_rejected_and_its_neighbours_pass(handler: OrderHand
 # order.aborted
 
 
-def _abort(decision: Decision) -> OrderAborted | None:
+def _abort(decision: BatchResult) -> OrderAborted | None:
     found = [event.payload for event in emitted(decision) if isinstance(event.payload, OrderAborted)]
     assert len(found) <= 1
     return found[0] if found else None

@@ -9,7 +9,7 @@ from orderstream.domain.events import Event, Payload
 from orderstream.order_service.handler import OrderHandler
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
-from orderstream.worker.handler import Decision
+from orderstream.worker.handler import BatchResult
 from tests.integration.decisions.orders import decide, place, received, record, result, row, types
 from tests.support.locks import after_it_waits
 
@@ -22,7 +22,7 @@ def handler(settings: Settings) -> OrderHandler:
 
 def _second_decision(
     handler: OrderHandler, connection: Connection, postgres_url: str, first: Event[Payload], second: Event[Payload]
-) -> Decision:
+) -> BatchResult:
     """Decide `second` on a connection of its own, begun while the transaction that decided `first` is still open."""
     record(connection, first)
     with ExitStack() as stack:

@@ -19,7 +19,7 @@ from orderstream.payment_worker.provider import PaymentProvider, ProviderUnavail
 from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection, connect
 from orderstream.telemetry import metrics
-from orderstream.worker.handler import Decision
+from orderstream.worker.handler import BatchResult
 from tests.integration.decisions import orders
 from tests.integration.decisions.orders import (
     AMOUNT,
@@ -41,7 +41,7 @@ from tests.support.samples import AT
 MAX_ATTEMPTS = 3
 
 
-def decide(handler: PaymentHandler, connection: Connection, *events: Event[Payload]) -> Decision:
+def decide(handler: PaymentHandler, connection: Connection, *events: Event[Payload]) -> BatchResult:
     """Record the aborts behind events, then have the handler decide the batch."""
     record(connection, *events)
     return orders.decide(handler, connection, *events)

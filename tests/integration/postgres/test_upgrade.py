@@ -23,7 +23,7 @@ from orderstream.postgres import migrate as migrate_module
 from orderstream.postgres import sql as named
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.migrate import migrate, migrations
-from orderstream.worker.handler import Decision
+from orderstream.worker.handler import BatchResult
 from tests.integration.decisions.orders import decide, place, record, result, row, types
 from tests.support.databases import Databases
 from tests.support.queries import Query
@@ -228,7 +228,7 @@ def test_a_decision_in_a_state_that_is_not_known_is_left_to_the_newer_version(co
     assert row(connection, "SELECT state FROM reservations") == ("PICKED",)
 
 
-def _only(decision: Decision) -> tuple[str, ...]:
+def _only(decision: BatchResult) -> tuple[str, ...]:
     assert decision.reject == []
     return tuple(types(decision))
 

@@ -11,7 +11,7 @@ from threading import Lock
 from orderstream.domain.events import Event, InventoryReserved, Payload, StockLine, build, topic_of
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
-from orderstream.worker.handler import Decision, Outgoing, Timer, nothing
+from orderstream.worker.handler import BatchResult, Outgoing, Timer, nothing
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS decisions (
@@ -64,14 +64,14 @@ class Recorder:
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
         """Nothing to prepare."""
 
-    def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> Decision:
+    def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> BatchResult:
         """Record each order once and answer every record."""
         with self._lock:
             self._batches.append([one.order_id for one in batch])
         self._fault(tx, batch)
         rows = tx.execute(_RECORD.encode(), {"ids": [one.order_id for one in batch]}).fetchall()
         decided: dict[str, datetime] = dict(rows)
-        return Decision(
+        return BatchResult(
             emit=[Outgoing(_answer(one.order_id, decided[one.order_id]), one) for one in batch],
             after_commit=self._after_commit,
         )

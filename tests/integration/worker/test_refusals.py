@@ -19,7 +19,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from orderstream.worker import batch, runner
 from orderstream.worker.failure_limit import MIN_FAILURES
-from orderstream.worker.handler import Decision, Outgoing
+from orderstream.worker.handler import BatchResult, Outgoing
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
 from tests.integration.worker.running import running
@@ -49,9 +49,9 @@ class _Verbose(Recorder):
         self._orders = orders
         self._size = size
 
-    def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> Decision:
+    def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> BatchResult:
         emitted = super().decide(tx, batch, prepared).emit
-        return Decision([self._answer(outgoing) for outgoing in emitted])
+        return BatchResult([self._answer(outgoing) for outgoing in emitted])
 
     def _answer(self, outgoing: Outgoing) -> Outgoing:
         order_id = outgoing.cause.order_id

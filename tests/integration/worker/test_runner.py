@@ -21,7 +21,7 @@ from orderstream.process import readiness
 from orderstream.settings import Settings
 from orderstream.worker import consumer_health, runner, subscription
 from orderstream.worker.failure_limit import MIN_FAILURES, TooManyFailuresError
-from orderstream.worker.handler import Decision, Rejected, Timer
+from orderstream.worker.handler import BatchResult, Rejected, Timer
 from tests.integration.worker.conftest import authorized
 from tests.integration.worker.recorder import IN, OUT, Recorder
 from tests.integration.worker.running import Running, running
@@ -72,7 +72,7 @@ def test_a_record_alone_is_answered_without_waiting_for_others(settings: Setting
 
 def test_many_unknown_orders_are_dead_letters_and_stop_nobody(settings: Settings, group: str) -> None:
     class Foreign(Recorder):
-        def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> Decision:
+        def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> BatchResult:
             tx.execute("INSERT INTO reservations (order_id, state) VALUES (%s, 'FAILED')", (batch[0].order_id,))
             return super().decide(tx, batch, prepared)
 
@@ -218,10 +218,10 @@ def test_a_rejected_record_is_a_dead_letter_with_the_handler_s_reason(settings: 
     events = authorized(5)
 
     class Rejecting(Recorder):
-        def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> Decision:
+        def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> BatchResult:
             known = [one for one in batch if one.order_id != events[2].correlation_id]
             unknown = [Rejected(one, "UNKNOWN_ORDER", one.order_id) for one in batch if one not in known]
-            return Decision(super().decide(tx, known, prepared).emit, unknown)
+            return BatchResult(super().decide(tx, known, prepared).emit, unknown)
 
     publish_events(settings.kafka_brokers, events)
     with _tap(settings, group) as tap, running(Rejecting(group), settings):
