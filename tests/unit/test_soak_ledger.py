@@ -1,4 +1,4 @@
-"""The ledger of a soak notices what may not be: it would be worth nothing if it could not fail."""
+"""The ledger of a soak detects answers that break a promise."""
 
 import pytest
 
@@ -34,11 +34,11 @@ def test_a_version_has_one_status() -> None:
     assert ledger.problems == ["order: version 1 is PAID and FAILED"]
 
 
-def test_a_read_may_not_be_older_than_what_was_known_when_it_began() -> None:
+def test_a_read_may_not_be_older_than_the_version_known_when_it_began() -> None:
     ledger = Ledger()
     seen = ledger.accepted("order")
     ledger.state(seen, 3, "CONFIRMED", floor=0, began=1.0)
     ledger.state(seen, 2, "PAID", floor=2, began=1.0)
     assert ledger.older == []
     ledger.state(seen, 2, "PAID", floor=3, began=2.0)
-    assert [one.what for one in ledger.older] == ["order: version 2 was read after version 3"]
+    assert [older.what for older in ledger.older] == ["order: version 2 was read after version 3"]

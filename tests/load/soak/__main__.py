@@ -75,28 +75,26 @@ class Soak:
         loaded = time.monotonic() - began
         self._poisoner.finish()
         with psycopg.connect(self._postgres_url, autocommit=True) as connection:
-            say("waiting until everything is settled")
+            say("waiting until every order is settled and compensated")
             quiet_seconds, left = books.await_quiet(connection, QUIET_LIMIT_SECONDS)
             checks = books.check(connection, self._target, self._ledger, self._poisoner.put)
             statuses = connection.execute("SELECT status, count(*) FROM orders GROUP BY 1 ORDER BY 1").fetchall()
         memory_mib = self._medians()
+        rounded = [f"{size:.0f}" for size in memory_mib]
         grown = memory_mib[-1] > GROWTH_MAX * memory_mib[0]
         checks = {
-            "all is settled": [left] if left else [],
-            "memory stays flat": [f"{memory_mib[-1]:.0f} MiB after {memory_mib[0]:.0f} MiB"] if grown else [],
+            "every order is settled and compensated": [left] if left else [],
+            "memory does not grow": [f"{memory_mib[-1]:.0f} MiB after {memory_mib[0]:.0f} MiB"] if grown else [],
             **checks,
         }
         figures = {
             "orders offered": f"{self._load.offered} in {self._seconds:.0f} s, {self._load.withheld} withheld"
-            f" ({self._load.offered / self._seconds:.0f}/s of {self._rate}/s); the last left after {loaded:.0f} s",
+            f" ({self._load.offered / self._seconds:.0f}/s of {self._rate}/s); the last client finished after {loaded:.0f} s",
             "accepted": f"{len(self._ledger.orders)}, with {len(self._ledger.keys)} keys",
             "in Postgres": ", ".join(f"{count} {status}" for status, count in statuses),
             "quiet after": f"{quiet_seconds:.1f} s" + (f", not reached: {left}" if left else ""),
-            "poison put in": str(len(self._poisoner.put)),
-            "memory of the services (PSS), thirds of the run": " / ".join(
-                f"{median_mib:.0f}" for median_mib in memory_mib
-            )
-            + " MiB",
+            "invalid records written": str(len(self._poisoner.put)),
+            "memory of the services (PSS) in each third of the run": f"{' / '.join(rounded)} MiB",
             "answers": ", ".join(f"{count} {what}" for what, count in sorted(self._ledger.answers.items())),
         }
         return figures, checks

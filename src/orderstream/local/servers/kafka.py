@@ -180,7 +180,7 @@ class Kafka:
         context.registry.forget(child)
         shutil.move(fresh, cache)
 
-    def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
+    def ready(self, child: Child) -> bool:  # noqa: ARG002 - the server has its own port
         """Tell whether the broker answers an admin client.
 
         A plain connection comes first, because the admin client waits after a connection that was refused.

@@ -137,7 +137,7 @@ class Postgres:
             stop_order=STOP_SERVERS,
         )
 
-    def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
+    def ready(self, child: Child) -> bool:  # noqa: ARG002 - the server has its own port
         """Tell whether the server answers a query. The first time, this creates the account `app` and its database."""
         import psycopg  # noqa: PLC0415 - slow to load; the server starts meanwhile
 

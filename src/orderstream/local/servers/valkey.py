@@ -64,7 +64,7 @@ class Valkey:
             stop_order=STOP_SERVERS,
         )
 
-    def ready(self, child: Child) -> bool:  # noqa: ARG002 - it has a port of its own
+    def ready(self, child: Child) -> bool:  # noqa: ARG002 - the server has its own port
         """Tell whether the server answers PING. A client library would take longer to load than the server to start."""
         try:
             with socket.create_connection((LOOPBACK, self._port), _ANSWER_SECONDS) as connection:
