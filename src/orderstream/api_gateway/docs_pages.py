@@ -31,15 +31,15 @@ _ASSETS = {
     "swagger-ui-bundle.js": b"text/javascript; charset=utf-8",
     "favicon-32x32.png": b"image/png",
 }
-_POLICY = (
+_CONTENT_SECURITY_POLICY = (
     b"content-security-policy",
     b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
 )
-_KEEP = (b"cache-control", b"max-age=3600")
+_CACHE_FOR_ONE_HOUR = (b"cache-control", b"max-age=3600")
 
 
 @cache
-def _document() -> bytes:
+def _openapi_document() -> bytes:
     return msgspec.json.encode(document())
 
 
@@ -52,20 +52,20 @@ def _asset(name: str) -> bytes:
 
 
 async def openapi_json(_request: Request) -> Response:
-    """GET /openapi.json."""
-    return Response(200, [(b"content-type", b"application/json")], _document())
+    """GET /openapi.json: return the OpenAPI document."""
+    return Response(200, [(b"content-type", b"application/json")], _openapi_document())
 
 
 async def docs_page(_request: Request) -> Response:
-    """GET /docs."""
-    return Response(200, [(b"content-type", b"text/html; charset=utf-8"), _POLICY], _PAGE)
+    """GET /docs: return the page of Swagger UI."""
+    return Response(200, [(b"content-type", b"text/html; charset=utf-8"), _CONTENT_SECURITY_POLICY], _PAGE)
 
 
 async def docs_asset(request: Request) -> Response:
-    """GET /docs/{asset}."""
+    """GET /docs/{asset}: return a style sheet, script or icon of the page. Raises Problem 404."""
     name = request.path_params["asset"]
     if name == "start.js":
-        return Response(200, [(b"content-type", b"text/javascript; charset=utf-8"), _KEEP], _START)
+        return Response(200, [(b"content-type", b"text/javascript; charset=utf-8"), _CACHE_FOR_ONE_HOUR], _START)
     if name not in _ASSETS:
         raise problems.not_found("page")
-    return Response(200, [(b"content-type", _ASSETS[name]), _KEEP], _asset(name))
+    return Response(200, [(b"content-type", _ASSETS[name]), _CACHE_FOR_ONE_HOUR], _asset(name))

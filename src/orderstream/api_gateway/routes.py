@@ -160,13 +160,13 @@ class OrderHandlers:
 
         Raises DisconnectedError.
         """
-        gone = asyncio.ensure_future(_disconnected(request.receive))
+        disconnected = asyncio.ensure_future(_wait_for_disconnect(request.receive))
         try:
-            waited = await self._waiters.wait(order_id, seconds, gone)
-            if gone.done():
+            waited = await self._waiters.wait(order_id, seconds, disconnected)
+            if disconnected.done():
                 raise DisconnectedError
         finally:
-            gone.cancel()
+            disconnected.cancel()
         return waited == "over"
 
     async def cancel(self, request: Request) -> Response:
@@ -208,7 +208,7 @@ async def _in_time(done: str, action: Callable[[*Given], Awaitable[Answer]], *gi
         raise problems.unavailable(f"The order could not be {done} in time.") from error
 
 
-async def _disconnected(receive: Receive) -> bool:
+async def _wait_for_disconnect(receive: Receive) -> bool:
     """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -76,7 +76,7 @@ async def until(condition: Callable[[], object], description: str) -> None:
     """Wait until the condition is true. Fail with the description after LIMIT_SECONDS."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"waited {LIMIT_SECONDS} s in vain: {description}"
+        assert time.monotonic() < deadline, f"not true within {LIMIT_SECONDS} s: {description}"
         await asyncio.sleep(PAUSE_SECONDS)
 
 

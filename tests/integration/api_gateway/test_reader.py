@@ -185,11 +185,11 @@ def test_if_a_client_disconnects_the_next_reader_gets_the_lease(
 
     async def scenario() -> None:
         async with reading(postgres_url, redis_url) as (reader, _):
-            gone, stays = (asyncio.create_task(reader.read(ORDER_ID)) for _ in range(2))
+            cancelled, waiting = (asyncio.create_task(reader.read(ORDER_ID)) for _ in range(2))
             await asyncio.sleep(0)
             assert len(reader._lookups._waiting[ORDER_ID].futures) == 2
-            gone.cancel()
-            found, outcome = await stays
+            cancelled.cancel()
+            found, outcome = await waiting
             assert found is not None
             assert (found.version, outcome) == (3, "MISS")
             assert (await reader.read(ORDER_ID))[1] == "HIT"

@@ -148,7 +148,7 @@ def test_the_memory_of_all_requests_together_is_limited(waits: bytes) -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("how", ["the client is gone", "drain"])
+@pytest.mark.parametrize("how", ["the client disconnects", "drain"])
 def test_dropped_unread_requests_are_no_longer_counted(how: str) -> None:
     async def scenario() -> None:
         app = HeldApp()

@@ -192,12 +192,12 @@ def test_the_number_of_waiting_reads_is_limited(postgres_url: str, connection: C
 
     async def scenario() -> None:
         async with PollingSession(postgres_url) as session, Waiters(session, limit=2) as waiters:
-            gone = never()
-            waits = [asyncio.create_task(waiters.wait(ORDER_ID, 20, future)) for future in (gone, never())]
+            disconnected = never()
+            waits = [asyncio.create_task(waiters.wait(ORDER_ID, 20, future)) for future in (disconnected, never())]
             await asyncio.wait(waits, timeout=0.05)
             assert len(waiters) == 2
             assert await waiters.wait(ORDER_ID, 20, never()) == "refused"
-            gone.set_result(True)
+            disconnected.set_result(True)
             await waits[0]
             assert len(waiters) == 1
             third = asyncio.create_task(waiters.wait(OTHER_ID, 20, never()))

@@ -217,7 +217,7 @@ class Connection(asyncio.BufferedProtocol):
         assert exchange is not None
         self._receiving = None
         self._discarded_bytes = 0
-        exchange.end()
+        exchange.set_complete()
         if not exchange.keep_alive:
             self._reading_over = True
         if exchange.answered:
@@ -242,7 +242,7 @@ class Connection(asyncio.BufferedProtocol):
         """Drop an incomplete request and end waiting reads: the client has sent its last byte."""
         incomplete = self._receiving
         self._stop_reading()
-        self._pipeline.leave_all()
+        self._pipeline.end_all_input()
         if incomplete is not None and not incomplete.answered and incomplete.task is None:
             self._pipeline.drop_last()
 
@@ -263,7 +263,7 @@ class Connection(asyncio.BufferedProtocol):
             exchange.is_head = is_head
             self._pipeline.add(exchange)
         exchange.problem = problem
-        exchange.leave()
+        exchange.end_input()
         if self._pipeline.is_next(exchange):
             self._pipeline.start_next()
         self._update()
@@ -309,7 +309,7 @@ class Connection(asyncio.BufferedProtocol):
     # Closing.
 
     def close_without_response(self) -> None:
-        """Close: the client has gone before its request was complete."""
+        """Close: the client disconnected before its request was complete."""
         self._client.close()
 
     def _close(self) -> None:

@@ -57,7 +57,7 @@ class Endpoint:
         self._methods = {**methods, **({"HEAD": methods["GET"]} if "GET" in methods else {})}
         self._names = {method: f"{method} {route}" for method in self._methods}
         self._route = route
-        self._bound: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._labelled_metrics: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -101,11 +101,11 @@ class Endpoint:
             return problem_response(problems.internal_error(), request.span.trace_id)
 
     def _metrics(self, name: str, status: int) -> tuple[Counter, Histogram]:
-        bound = self._bound.get((name, status))
-        if bound is None:
-            bound = metrics.HTTP_REQUESTS.labels(name, str(status)), metrics.HTTP_SECONDS.labels(name)
-            self._bound[name, status] = bound
-        return bound
+        labelled = self._labelled_metrics.get((name, status))
+        if labelled is None:
+            labelled = metrics.HTTP_REQUESTS.labels(name, str(status)), metrics.HTTP_SECONDS.labels(name)
+            self._labelled_metrics[name, status] = labelled
+        return labelled
 
 
 def problem_response(problem: Problem, trace_id: str) -> Response:

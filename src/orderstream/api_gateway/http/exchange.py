@@ -34,8 +34,8 @@ class Exchange:
         "body",
         "complete",
         "expects_continue",
-        "gone",
         "held_bytes",
+        "input_ended",
         "is_head",
         "keep_alive",
         "problem",
@@ -62,7 +62,7 @@ class Exchange:
         self.complete = False
         """Whether the whole request has arrived."""
         self.answered = False
-        self.gone = False
+        self.input_ended = False
         """Whether no more of the request arrives."""
         self.problem: Problem | None = None
         self.task: asyncio.Task[None] | None = None
@@ -76,14 +76,14 @@ class Exchange:
         self.body += data
         self._wake()
 
-    def end(self) -> None:
+    def set_complete(self) -> None:
         """Note that the whole request has arrived."""
         self.complete = True
         self._wake()
 
-    def leave(self) -> None:
+    def end_input(self) -> None:
         """Note that no more of the request arrives, or that the client takes no response."""
-        self.gone = True
+        self.input_ended = True
         self._wake()
 
     def _wake(self) -> None:
@@ -91,10 +91,10 @@ class Exchange:
             self._waiter.set_result(None)
 
     async def receive(self) -> Message:
-        """Return the next piece of the body. Return `http.disconnect` if the client has gone or has its response."""
+        """Return the next piece of the body, or `http.disconnect` after the end of the input or after the response."""
         if self.expects_continue:
             self.expects_continue = False
-            if not self.complete and not self.body and not self.gone:
+            if not self.complete and not self.body and not self.input_ended:
                 self._responder.send_continue()
         while True:
             if self.body or (self.complete and not self._delivered):
@@ -103,7 +103,7 @@ class Exchange:
                 self._delivered = self.complete
                 self._responder.body_taken(len(body))
                 return {"type": "http.request", "body": body, "more_body": not self._delivered}
-            if self.gone or self.answered:
+            if self.input_ended or self.answered:
                 return {"type": "http.disconnect"}
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter

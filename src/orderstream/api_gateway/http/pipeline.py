@@ -26,7 +26,7 @@ class PipelineOwner(Protocol):
         """Read on: the application has taken a piece of a body."""
 
     def close_without_response(self) -> None:
-        """Close: the client has gone before its request was complete."""
+        """Close: the client disconnected before its request was complete."""
 
 
 class Pipeline:
@@ -68,7 +68,7 @@ class Pipeline:
             return
         if exchange.problem is not None:
             self._respond_with_problem(exchange, exchange.problem)
-        elif exchange.gone:
+        elif exchange.input_ended:
             self._owner.close_without_response()
         elif stopped:
             self._respond_with_problem(exchange, problems.unavailable("The gateway is stopping."))
@@ -103,10 +103,10 @@ class Pipeline:
 
     # The connection ends requests with these.
 
-    def leave_all(self) -> None:
+    def end_all_input(self) -> None:
         """Tell every request that no more of it arrives. A read that waits for its order ends at once."""
         for exchange in self._exchanges:
-            exchange.leave()
+            exchange.end_input()
 
     def drop_last(self) -> None:
         """Remove the last request without a response."""
@@ -127,10 +127,10 @@ class Pipeline:
         self._exchanges.clear()
 
     def lose(self) -> None:
-        """Close: the client is gone. The application still finishes the request that it works on."""
+        """Close: the client has disconnected. The application still finishes the request that it works on."""
         for exchange in self._exchanges:
             exchange.complete = False
-            exchange.leave()
+            exchange.end_input()
         self.close()
 
     def _release(self, exchange: Exchange) -> None:

@@ -26,6 +26,8 @@ POLL_AFTER_FAILURE_SECONDS = 0.5
 
 SQL = load("orderstream.api_gateway.orders")
 
+WaitResult = Literal["over", "refused"]
+
 _SECONDS = re.compile("[0-9]{1,100}")
 
 
@@ -67,8 +69,8 @@ class Waiters:
     def __len__(self) -> int:
         return self._count
 
-    async def wait(self, order_id: str, seconds: float, gone: asyncio.Future[bool]) -> Literal["over", "refused"]:
-        """Wait until the order has settled, `seconds` have passed, or `gone` is done.
+    async def wait(self, order_id: str, seconds: float, disconnected: asyncio.Future[bool]) -> WaitResult:
+        """Wait until the order has settled, `seconds` have passed, or `disconnected` is done.
 
         The wait is refused if too many reads wait, or if the gateway stops before or during the wait.
         """
@@ -79,7 +81,7 @@ class Waiters:
         self._count += 1
         self._has_waiters.set()
         try:
-            await asyncio.wait([future, gone], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([future, disconnected], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._count -= 1
             others = self._waiting.get(order_id, set())
