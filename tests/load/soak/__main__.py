@@ -89,7 +89,8 @@ class Soak:
         }
         figures = {
             "orders offered": f"{self._load.offered} in {self._seconds:.0f} s, {self._load.withheld} withheld"
-            f" ({self._load.offered / self._seconds:.0f}/s of {self._rate}/s); the last client finished after {loaded:.0f} s",
+            f" ({self._load.offered / self._seconds:.0f}/s of {self._rate}/s);"
+            f" the last client finished after {loaded:.0f} s",
             "accepted": f"{len(self._ledger.orders)}, with {len(self._ledger.keys)} keys",
             "in Postgres": ", ".join(f"{count} {status}" for status, count in statuses),
             "quiet after": f"{quiet_seconds:.1f} s" + (f", not reached: {left}" if left else ""),
