@@ -1,6 +1,6 @@
-"""The published contract of every event: a JSON Schema, made from the very type that is written and read.
+"""The published contract of every event: a JSON Schema, generated from the type that services write and read.
 
-A schema is strict about what an event says and silent about what it may say more: readers ignore unknown fields.
+A schema is strict about the known fields and allows others, because readers ignore unknown fields.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from orderstream.domain.events import PAYLOADS, VERSION, Event, Payload, topic_o
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema (2020-12) of the events of each topic: topic -> schema."""
+    """Return a JSON Schema (2020-12) for each topic: topic -> schema."""
     return {topic_of(event_type): _schema(event_type, payload) for event_type, payload in PAYLOADS.items()}
 
 

@@ -1,7 +1,7 @@
-"""The events of OrderStream: their payloads, their topics, and the one builder of each.
+"""The events of OrderStream: their payloads, their topics and their builders.
 
-An event is a fact about one order. Ids are derived from order and type, and `occurredAt` is the recorded time of the
-decision, so whoever repeats an event repeats it exactly (P7).
+An event is a fact about one order. Its id is derived from the order and the type, and `occurredAt` is a recorded time.
+A service that repeats an event therefore repeats it exactly (P7).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from orderstream.domain.limits import QTY_MIN
 from orderstream.domain.order import FailureReason, Order, PaymentFact, Status, StockFact
 
 NAMESPACE = UUID("6f1d1c0e-5a55-5d0b-9d6e-0d7a3b1f4c21")
-"""Namespace of the name-based event ids; changing it changes the id of every event."""
+"""Namespace of the name-based event ids. A change of it would change the id of every event."""
 
 _NAMESPACE_BYTES = NAMESPACE.bytes
 VERSION = 1
@@ -27,7 +27,7 @@ Quantity = Annotated[int, Meta(ge=QTY_MIN)]
 Money = Annotated[Decimal, Meta(extra_json_schema={"pattern": "^[0-9]+(\\.[0-9]+)?$"})]
 """A positive amount, in JSON a string of plain digits."""
 EventId = Annotated[str, Meta(min_length=36, max_length=36, extra_json_schema={"format": "uuid"})]
-"""A UUID in its usual form; as text, since nobody computes with it and every event has one."""
+"""A UUID as text, in its usual form. Every event has one, and no code calculates with it."""
 Time = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "Z$"})]
 """An instant, in JSON RFC 3339 in UTC."""
 
@@ -35,7 +35,7 @@ _OPEN = "The values of this version are the examples. A newer version may add ot
 AnyReason = Annotated[str, Meta(description=_OPEN, examples=[*get_args(FailureReason)])]
 AnyStatus = Annotated[str, Meta(description=_OPEN, examples=[*get_args(Status)])]
 AnyState = Annotated[str, Meta(description=_OPEN, examples=[*get_args(PaymentFact), *get_args(StockFact)[1:]])]
-"""Sets that may grow. During an upgrade an older reader meets new values, and they are no reason to reject an event."""
+"""Open sets. During an upgrade, an older reader receives new values and must accept their events (decision 0029)."""
 
 
 class Payload(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -74,7 +74,7 @@ class StockLine(Struct, frozen=True, kw_only=True):
 
 
 class OrderCreated(Payload, frozen=True, kw_only=True, rename="camel"):
-    """An order was accepted; `amount` is what to charge, which need not be the sum of the lines."""
+    """The gateway accepted an order. `amount` is the charge. It may differ from the sum of the lines."""
 
     user_id: str
     items: tuple[Item, ...]
@@ -83,7 +83,7 @@ class OrderCreated(Payload, frozen=True, kw_only=True, rename="camel"):
 
 
 class OrderAborted(Payload, frozen=True, kw_only=True, rename="camel"):
-    """Undo whatever was done for this order; the one compensation command."""
+    """The command to compensate this order: void its payment and release its stock."""
 
     status: AnyStatus
     reason: AnyReason | None = None
@@ -104,40 +104,40 @@ class PaymentFailed(Payload, frozen=True, kw_only=True, rename="camel"):
 
 
 class PaymentVoided(Payload, frozen=True, kw_only=True, rename="camel"):
-    """Whatever was held was given back, and nothing can be taken any more; `reason` is the abort's."""
+    """The charge was undone, and the provider can take no money any more. `reason` is that of the abort."""
 
     reason: AnyReason | None = None
 
 
 class InventoryReserved(Payload, frozen=True, kw_only=True, rename="camel"):
-    """All lines of the order are held."""
+    """All lines of the order are reserved."""
 
     items: tuple[StockLine, ...]
 
 
 class InventoryFailed(Payload, frozen=True, kw_only=True, rename="camel"):
-    """No line is held; `skus` were unknown or short."""
+    """No line is reserved. `skus` were unknown or short."""
 
     reason: AnyReason
     skus: tuple[str, ...]
 
 
 class InventoryReleased(Payload, frozen=True, kw_only=True, rename="camel"):
-    """Nothing is held any more, and nothing will be; `items` were given back, `reason` is the abort's."""
+    """No line is reserved any more, and none will be. `items` were given back. `reason` is that of the abort."""
 
     items: tuple[StockLine, ...]
     reason: AnyReason | None = None
 
 
 class Decided(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A fact and the time at which it was decided."""
+    """A fact, and the time at which the service recorded it."""
 
     state: AnyState
     decided_at: Time | None = None
 
 
 class OrderUpdated(Payload, frozen=True, kw_only=True, rename="camel"):
-    """The order's row as it stands; versions may have gaps, readers keep the highest."""
+    """The current row of the order. Versions may have gaps. Readers keep the highest version."""
 
     user_id: str
     amount: Money
@@ -176,7 +176,7 @@ TOPICS: tuple[str, ...] = tuple(topic_of(event_type) for event_type in PAYLOADS)
 
 
 def build(payload: Payload, occurred_at: datetime) -> Event[Payload]:
-    """Put a payload into its envelope. `occurred_at` is the recorded time of the decision, not of sending."""
+    """Put a payload into its envelope. `occurred_at` is the time that was recorded with the fact, not of sending."""
     event_type = _TYPES[type(payload)]
     name = f"{payload.order_id}:{event_type}"
     if isinstance(payload, OrderUpdated):
@@ -192,14 +192,14 @@ def build(payload: Payload, occurred_at: datetime) -> Event[Payload]:
 
 
 def event_id(name: str) -> str:
-    """Return the UUIDv5 (RFC 9562, 5.5) of a name in NAMESPACE, a fifth of the time that the uuid module takes."""
+    """Return the UUIDv5 (RFC 9562, 5.5) of a name in NAMESPACE. This takes a fifth of the time of the uuid module."""
     digest = sha1(_NAMESPACE_BYTES + name.encode(), usedforsecurity=False).hexdigest()
     variant = "89ab"[int(digest[16], 16) & 3]
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 def order_updated(order: Order) -> Event[Payload]:
-    """Return the event that tells how an order stands, whether it changed or not."""
+    """Return the event with the current row of an order, whether the order changed or not."""
     state = order.state
     payload = OrderUpdated(
         order_id=order.order_id,
@@ -218,14 +218,14 @@ def order_updated(order: Order) -> Event[Payload]:
 
 
 def order_aborted(order: Order) -> Event[Payload]:
-    """Return the event that has an aborted order undone."""
+    """Return the event that commands the compensation of an aborted order."""
     assert order.aborted_at is not None
     payload = OrderAborted(order_id=order.order_id, status=order.state.status, reason=order.state.failure_reason)
     return build(payload, order.aborted_at)
 
 
 def stock_lines(lines: Mapping[str, int]) -> tuple[StockLine, ...]:
-    """Turn SKU -> quantity into the lines of an event, in the order of the SKUs."""
+    """Return SKU -> quantity as lines of an event, sorted by SKU."""
     return tuple(StockLine(sku=sku, qty=qty) for sku, qty in sorted(lines.items()))
 
 

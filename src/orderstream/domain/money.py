@@ -1,4 +1,4 @@
-"""Money: exact decimals, with as many digits after the point as the currency has. Nothing is ever rounded."""
+"""Money: exact decimals, with as many digits after the point as the currency has. No amount is rounded."""
 
 import re
 from decimal import Decimal
@@ -6,7 +6,7 @@ from decimal import Decimal
 from orderstream.domain.limits import MONEY_INTEGER_DIGITS_MAX, NUMBER_MAX_CHARACTERS
 
 _BINARY_ERROR = Decimal("1e-12")
-"""What a few operations in binary floating point may be wrong by, as a share of the result."""
+"""The largest relative error that a few operations in binary floating point cause."""
 _PLAIN = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _NUMBER = re.compile(r"([0-9]+)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 
@@ -25,14 +25,14 @@ MINOR_DIGITS: dict[str, int] = {code: digits for digits, codes in _DIGITS.items(
 
 
 class MoneyError(ValueError):
-    """The text is not an acceptable amount of money; the message says why, in words for the client."""
+    """The text is no valid amount of money. The message tells the client the reason."""
 
 
 def parse(text: str, *, quoted: bool) -> Decimal:
-    """Read an amount exactly as written.
+    """Return an amount exactly as written.
 
-    `quoted` says that it stood in a JSON string, where only plain decimal notation is accepted; a bare JSON number may
-    have an exponent. Raises MoneyError for anything that is not a positive amount of at most 12 integer digits.
+    `quoted` says that the amount is in a JSON string, which must have plain decimal notation. A JSON number may have an
+    exponent. Raises MoneyError for a text that is no positive amount of at most 12 digits before the point.
     """
     pattern = _PLAIN if quoted else _NUMBER
     if len(text) > NUMBER_MAX_CHARACTERS or not pattern.fullmatch(text):
@@ -46,9 +46,9 @@ def parse(text: str, *, quoted: bool) -> Decimal:
 
 
 def in_currency(amount: Decimal, currency: str) -> Decimal:
-    """Write a parsed amount with exactly the digits of a known currency: 129 USD becomes 129.00.
+    """Return a parsed amount with exactly the digits of a known currency: 129 USD becomes 129.00.
 
-    Raises MoneyError when the amount has more digits than the currency, trailing zeros aside.
+    Raises MoneyError if the amount, without trailing zeros, has more digits than the currency.
     """
     digits = MINOR_DIGITS[currency]
     exponent = amount.as_tuple().exponent
@@ -61,7 +61,7 @@ def in_currency(amount: Decimal, currency: str) -> Decimal:
 
 
 def _advice(amount: Decimal, rounded: Decimal) -> str:
-    """Say what to do about an amount that has too many digits, and how they probably came about."""
+    """Return advice for an amount with too many digits, with their probable cause."""
     if rounded > 0 and abs(amount - rounded) <= amount * _BINARY_ERROR:
         return f'the rest comes from binary floating point: round it before you send it, or send the string "{rounded}"'
     return "round it before you send it"

@@ -1,6 +1,6 @@
-"""What an order's events add up to: facts merge by maximum, and the status is derived from the facts (P4, P6, P7).
+"""The state of an order: facts merge by maximum, and the status is derived from the facts (P4, P6, P7).
 
-Merging is commutative, associative and idempotent, so duplicates and reordering never change where an order ends.
+Merging is commutative, associative and idempotent. Duplicates and reordering therefore never change the final state.
 """
 
 from datetime import datetime
@@ -15,16 +15,16 @@ StockFact = Literal["none", "reserved", "failed", "released"]
 FailureReason = Literal["PAYMENT_DECLINED", "PROVIDER_UNAVAILABLE", "OUT_OF_STOCK", "UNKNOWN_SKU", "TIMED_OUT"]
 """The reasons that this version gives."""
 AnyReason = str
-"""A reason that is passed on: a newer version may give others. No code decides by it, except by a reason it knows."""
+"""A reason that is passed on, because a newer version may give others. Code may only depend on the known reasons."""
 
 PAYMENT_RANK: dict[PaymentFact, int] = {"none": 0, "authorized": 1, "failed": 2, "voided": 3}
 STOCK_RANK: dict[StockFact, int] = {"none": 0, "reserved": 1, "failed": 2, "released": 3}
 UNKNOWN_RANK = 100
-"""Rank of a fact that a newer version has written. It is stronger than all that this version can say."""
+"""Rank of a fact that a newer version has written. It is stronger than every fact of this version."""
 
 
 class Facts(Struct, frozen=True):
-    """What is known of an order's payment and stock, each with the time at which it was decided."""
+    """What an order knows of its payment and stock, with the time of each result."""
 
     payment: PaymentFact = "none"
     stock: StockFact = "none"
@@ -55,7 +55,7 @@ class OrderState(Struct, frozen=True):
 
 
 class Order(Struct, frozen=True):
-    """An order without its lines. `aborted_at` is the time of its abort, which repeats as itself."""
+    """An order without its lines. `aborted_at` is the time of its first abort. Repeated aborts carry the same time."""
 
     order_id: str
     user_id: str
@@ -67,9 +67,9 @@ class Order(Struct, frozen=True):
     state: OrderState
 
     def with_state(self, state: OrderState, now: datetime, *, abort: bool) -> "Order":
-        """Return the order in a new state, as of `now`; the first abort sets its time.
+        """Return the order in a new state, changed at `now`. The first abort sets `aborted_at`.
 
-        No change is earlier than the last one, even if the database's clock stepped back and `now` is earlier.
+        If the database's clock stepped back, the change gets the time of the last change.
         """
         now = max(now, self.updated_at)
         aborted_at = self.aborted_at or (now if abort else None)
@@ -79,12 +79,12 @@ class Order(Struct, frozen=True):
 
 
 def settled(status: Status) -> bool:
-    """Say whether an order in this status is at its end; only an accepted cancel moves a CONFIRMED one further."""
+    """Say whether this status is final. Only an accepted cancel still changes a CONFIRMED order."""
     return status not in ("PROCESSING", "PAID")
 
 
 def merge(left: Facts, right: Facts) -> Facts:
-    """Return the stronger of each fact, with its time; of equal facts the earlier time, an undated one last."""
+    """Return the stronger of each fact with its time. If both are equal, return the earlier time, or the only one."""
     payment, payment_at = left.payment, left.payment_at
     ranks = PAYMENT_RANK.get(right.payment, UNKNOWN_RANK), PAYMENT_RANK.get(payment, UNKNOWN_RANK)
     if _stronger(ranks[0], right.payment_at, ranks[1], payment_at):
@@ -113,12 +113,12 @@ def fold(left: FactUpdate, right: FactUpdate) -> FactUpdate:
 
 
 def _reason(winner: str, *stated: tuple[str, AnyReason | None]) -> AnyReason | None:
-    """Return the reason stated with the winning fact; should several be stated, always the same one of them."""
+    """Return the reason of the winning fact. If there are several, always return the same one."""
     return max((reason for state, reason in stated if state == winner and reason), default=None)
 
 
 def derive(payment: PaymentFact, stock: StockFact) -> Status:
-    """Return the status of an order that nobody cancelled or timed out: the table of promise P4."""
+    """Return the status of an order that was not cancelled and did not time out: the table of promise P4."""
     if stock in ("failed", "released"):
         return "FAILED"
     match payment:
@@ -135,8 +135,8 @@ def derive(payment: PaymentFact, stock: StockFact) -> Status:
 def apply(order: OrderState, update: FactUpdate) -> OrderState:
     """Return the order after the update: facts always merge, a settled status stays.
 
-    A status with a fact that this version does not know stays too: the version that wrote the fact derives it.
-    The version grows by one when status, failure reason or a fact changes; otherwise `order` itself comes back.
+    If a newer version wrote a fact, the status stays, too: that version derives it. The version number grows by one if
+    the status or a fact changes. Otherwise the same object is returned.
     """
     facts = merge(order.facts, update.facts)
     status, reason = order.status, order.failure_reason
@@ -150,9 +150,9 @@ def apply(order: OrderState, update: FactUpdate) -> OrderState:
 
 
 def cancel(order: OrderState) -> OrderState | None:
-    """Return the order as cancelled, `order` itself if it was cancelled before, or None if it cannot be cancelled.
+    """Return the cancelled order, the same object if it was cancelled before, or None if it cannot be cancelled.
 
-    A FAILED order cannot, nor one in a status that this version does not know.
+    A FAILED order cannot be cancelled, nor an order in a status of a newer version.
     """
     if order.status == "CANCELLED":
         return order
@@ -162,7 +162,7 @@ def cancel(order: OrderState) -> OrderState | None:
 
 
 def time_out(order: OrderState) -> OrderState:
-    """Return an open order as failed because its deadline has passed."""
+    """Return an open order as FAILED, because its deadline has passed."""
     return OrderState("FAILED", order.facts, "TIMED_OUT", order.version + 1)
 
 

@@ -1,4 +1,4 @@
-"""The wiring of the inventory worker."""
+"""The wiring of inventory-worker."""
 
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.process.run import run_process
@@ -7,6 +7,6 @@ from orderstream.worker.runner import Runner
 
 
 def run(settings: Settings) -> int:
-    """Run the service until it is told to stop; return its exit code."""
+    """Run the service until a signal stops it, and return its exit code."""
     handler = InventoryHandler()
     return run_process(handler.group, settings, lambda tracer, stop: Runner(handler, settings, tracer, stop))

@@ -1,8 +1,8 @@
--- The inventory worker's statements. It alone writes `reservations`; `inventory` it shares with the stock commands and
+-- The statements of inventory-worker. It alone writes `reservations`. It shares `inventory` with the stock commands and
 -- retention.
 
 -- name: reservations_of
--- What has been decided for these orders, locked so that a release happens once. Parameter: order ids.
+-- The reservations of these orders, locked so that each is released once. Parameter: order ids.
 -- Index: reservations_pkey. Locks the rows in the order of their ids.
 SELECT order_id, state, lines, reason, skus, decided_at
 FROM reservations
@@ -21,8 +21,8 @@ CROSS JOIN LATERAL (
 WHERE p.order_id = ANY(%(ids)b::text[]) AND p.state NOT IN ('PENDING', 'FAILED') AND lines IS NOT NULL;
 
 -- name: stock_of
--- What is left of these SKUs. Parameter: SKUs. Index: inventory_pkey. Locks the rows in the order of the SKUs, so that
--- two batches that want the same SKUs never wait for each other crosswise.
+-- The available units of these SKUs. Parameter: SKUs. Index: inventory_pkey. Locks the rows in the order of the SKUs,
+-- so that two batches with the same SKUs cannot deadlock.
 SELECT sku, available
 FROM inventory
 WHERE sku = ANY(%(skus)b::text[])
@@ -30,7 +30,7 @@ ORDER BY sku
 FOR NO KEY UPDATE;
 
 -- name: insert_reservations
--- Records decisions; an order that somebody else decided meanwhile is left out of what comes back.
+-- Records reservations. Returns the inserted rows: an order that has a reservation already is left out.
 -- Parameter: a JSON array, sorted by order id. Index: reservations_pkey.
 INSERT INTO reservations (order_id, state, lines, reason, skus)
 SELECT d.order_id, d.state, d.lines, d.reason, d.skus
@@ -40,7 +40,7 @@ ON CONFLICT (order_id) DO NOTHING
 RETURNING order_id, decided_at;
 
 -- name: release
--- Turns decided orders into released ones. Parameters: order ids and the reasons of their aborts.
+-- Releases reservations. Parameters: order ids and the reasons of their aborts.
 -- Index: reservations_pkey. The rows are locked already (reservations_of).
 UPDATE reservations r
 SET state = 'RELEASED', reason = a.reason, decided_at = now()
@@ -49,28 +49,28 @@ WHERE r.order_id = a.order_id AND r.state <> 'RELEASED'
 RETURNING r.order_id, r.decided_at;
 
 -- name: move_stock
--- Moves units between available and reserved, one update per SKU however many orders want it: a positive quantity
--- reserves, a negative one gives back. Parameters: SKUs, quantities. Index: inventory_pkey; rows are locked already.
+-- Moves units between available and reserved, with one update for each SKU. A positive quantity reserves, a negative
+-- quantity gives back. Parameters: SKUs, quantities. Index: inventory_pkey. The rows are locked already (stock_of).
 UPDATE inventory i
 SET available = i.available - m.quantity, reserved = i.reserved + m.quantity
 FROM unnest(%(skus)s::text[], %(quantities)s::bigint[]) AS m (sku, quantity)
 WHERE i.sku = m.sku;
 
 -- name: set_available
--- Stock command: sets what is available of a SKU, whatever is reserved. Parameters: SKU, units.
+-- Stock command: sets the available units of a SKU. The reserved units stay. Parameters: SKU, units.
 INSERT INTO inventory (sku, available) VALUES (%(sku)s, %(units)s)
 ON CONFLICT (sku) DO UPDATE SET available = excluded.available;
 
 -- name: add_available
--- Stock command: adds to what is available of a SKU, new or not. Parameters: SKU, units.
+-- Stock command: adds to the available units of a SKU, and creates the SKU if it is new. Parameters: SKU, units.
 INSERT INTO inventory AS i (sku, available) VALUES (%(sku)s, %(units)s)
 ON CONFLICT (sku) DO UPDATE SET available = i.available + excluded.available;
 
 -- name: take_available
--- Stock command: takes from what is available of a SKU; no row comes back where there is no such SKU.
+-- Stock command: takes from the available units of a SKU. Returns no row if the SKU does not exist.
 -- Parameters: SKU, units. Index: inventory_pkey. Locks the row.
 UPDATE inventory SET available = available - %(units)s WHERE sku = %(sku)s RETURNING sku;
 
 -- name: list_stock
--- Stock command: every SKU. Reads the whole table, by its primary key.
+-- Stock command: lists every SKU. Reads the whole table, by its primary key.
 SELECT sku, available, reserved FROM inventory ORDER BY sku;

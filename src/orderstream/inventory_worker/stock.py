@@ -1,4 +1,4 @@
-"""The stock commands: how units come into `inventory` beside the worker's own moves."""
+"""The stock commands of an operator. They change the units that inventory-worker can reserve."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,25 +13,25 @@ NAME = "stock"
 
 
 class StockError(Exception):
-    """The command cannot be carried out, and nothing was changed."""
+    """The command failed and changed nothing."""
 
 
 class UnknownSkuError(StockError):
-    """Nothing is known of the SKU."""
+    """The SKU does not exist."""
 
 
 class TooFewError(StockError):
-    """Fewer units are available than are to be taken away."""
+    """The command takes away more units than are available."""
 
 
 class TooManyError(StockError):
-    """There would be more units of a SKU than UNITS_MAX."""
+    """The SKU would have more than UNITS_MAX units."""
 
 
 def set_available(postgres_url: str, sku: str, available: int) -> None:
-    """Set how many units of a SKU can be reserved from now on; what is reserved already stays.
+    """Set the available units of a SKU. The reserved units stay.
 
-    Raises TooManyError; TooFewError below zero.
+    Raises TooManyError, and TooFewError below zero.
     """
     with connect(postgres_url, NAME) as connection, _bounded(sku, available):
         connection.execute(SQL["set_available"], {"sku": sku, "units": available})
@@ -40,7 +40,7 @@ def set_available(postgres_url: str, sku: str, available: int) -> None:
 def add_available(postgres_url: str, sku: str, quantity: int) -> None:
     """Add units to a SKU, or take them away with a negative quantity.
 
-    Raises UnknownSkuError when there is nothing to take from, TooFewError when too little is left, TooManyError.
+    Raises UnknownSkuError if the SKU does not exist, TooFewError if fewer units are available, and TooManyError.
     """
     with connect(postgres_url, NAME) as connection, _bounded(sku, quantity):
         if quantity >= 0:
@@ -51,7 +51,7 @@ def add_available(postgres_url: str, sku: str, quantity: int) -> None:
 
 @contextmanager
 def _bounded(sku: str, quantity: int) -> Iterator[None]:
-    """Say in a stock command's words which bound of its row a change would break."""
+    """Turn the violation of a CHECK of `inventory` into an error with a message for the operator."""
     try:
         yield
     except psycopg.errors.CheckViolation as error:
@@ -61,7 +61,7 @@ def _bounded(sku: str, quantity: int) -> Iterator[None]:
 
 
 def listing(postgres_url: str) -> list[tuple[str, int, int]]:
-    """Return every SKU with its available and its reserved units, in the order of the SKUs."""
+    """Return every SKU with its available and its reserved units, sorted by SKU."""
     with connect(postgres_url, NAME) as connection:
         rows = connection.execute(SQL["list_stock"]).fetchall()
     return [(sku, available, reserved) for sku, available, reserved in rows]

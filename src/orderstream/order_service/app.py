@@ -1,4 +1,4 @@
-"""The wiring of the order service."""
+"""The wiring of order-service."""
 
 from orderstream.cache import CacheInvalidator
 from orderstream.order_service.consumed import Consumed, KafkaOffsets
@@ -10,7 +10,7 @@ from orderstream.worker.runner import Runner
 
 
 def run(settings: Settings) -> int:
-    """Run the service until it is told to stop; return its exit code."""
+    """Run the service until a signal stops it, and return its exit code."""
     with KafkaOffsets(settings) as offsets:
         watchdog = Watchdog(WatchdogSchedule(), Consumed(offsets.ask))
         cache = CacheInvalidator(settings.redis_url, settings.cache_budget_seconds)

@@ -1,8 +1,8 @@
-"""Until when everything that was decided has been consumed: an order that waits in Kafka is not stalled (P5).
+"""Finds the time up to which the workers have consumed all events: an order that waits in Kafka is not stalled (P5).
 
-The watchdog notes, at a time of the database's clock, where the topics end. When every worker's committed offsets have
-passed those ends, all events that were in Kafka by that time are consumed. Neither the clocks of Kafka nor those of the
-services take part.
+The watchdog notes the ends of the topics, together with a time of the database's clock. When the committed offsets of
+every worker have passed those ends, the workers have consumed every event that was in Kafka at that time. The clocks of
+Kafka and of the services do not matter.
 """
 
 import time
@@ -25,11 +25,11 @@ from orderstream.settings import Settings
 from orderstream.telemetry import logs
 
 ASK_SECONDS = 2.0
-"""What Kafka said is used for so long."""
+"""How long an answer of Kafka is used."""
 ANSWER_SECONDS = 1.0
-"""Longest wait for all that Kafka is asked of the three groups at once."""
+"""Longest wait for the offsets of all groups together."""
 POINTS_MAX = 64
-"""Times that are remembered; beyond, every second one is forgotten, and those that follow are as far apart."""
+"""Largest number of noted times. Beyond it, every second one is dropped, and the following times are as far apart."""
 
 READERS: dict[str, tuple[str, ...]] = {
     group: events
@@ -43,32 +43,32 @@ log = logs.get()
 
 
 class Offsets(Struct, frozen=True):
-    """Where each partition ends, and where the last of its readers has arrived."""
+    """The end of each partition, and the lowest offset that one of its readers has committed."""
 
     ends: dict[TopicAndPartition, int]
     taken: dict[TopicAndPartition, int]
 
 
 class Consumed:
-    """Remembers where the topics ended at several times, and knows the latest time that all readers have passed."""
+    """Notes the ends of the topics at several times, and finds the latest time that all readers have passed."""
 
     def __init__(self, ask: Callable[[], Offsets], clock: Callable[[], float] = time.monotonic) -> None:
-        """`ask` raises KafkaException when Kafka does not answer in time."""
+        """`ask` returns the offsets. It raises KafkaException if Kafka does not answer in time."""
         self._ask = ask
         self._clock = clock
         self._asked_at: float | None = None
         self._points: list[tuple[datetime, dict[TopicAndPartition, int]]] = []
         self._spacing = timedelta(0)
         self.until: datetime | None = None
-        """What was decided before is consumed; None while that is not known."""
+        """All events of an earlier time are consumed. None while the time is unknown."""
 
     @property
     def is_fresh(self) -> bool:
-        """Whether Kafka was asked a moment ago."""
+        """Whether the last answer of Kafka is younger than ASK_SECONDS."""
         return self._asked_at is not None and self._clock() - self._asked_at < ASK_SECONDS
 
     def refresh(self, connection: Connection) -> None:
-        """Ask Kafka again. If it does not answer, nothing is known until it does."""
+        """Ask Kafka again. If Kafka does not answer, `until` is None."""
         row = connection.execute(SQL["published_until"]).fetchone()
         assert row is not None
         try:
@@ -81,7 +81,7 @@ class Consumed:
         self._asked_at = self._clock()
 
     def note(self, published_until: datetime, offsets: Offsets) -> None:
-        """Note where the topics end. All that was decided before `published_until` is before these ends."""
+        """Note the ends of the topics. They are behind every event that is older than `published_until`."""
         self._points.append((published_until, offsets.ends))
         passed = [number for number, (_, ends) in enumerate(self._points) if _has_passed(offsets, ends)]
         if passed:
@@ -90,7 +90,7 @@ class Consumed:
         self._thin_out()
 
     def _thin_out(self) -> None:
-        """Forget the newest point but one if it is too close to its neighbours for all to have room."""
+        """Drop points, so that at most POINTS_MAX are kept. Keep the oldest and the newest."""
         if len(self._points) < POINTS_MAX // 2:
             self._spacing = timedelta(0)
         if len(self._points) > POINTS_MAX:
@@ -101,12 +101,12 @@ class Consumed:
 
 
 def _has_passed(offsets: Offsets, ends: Mapping[TopicAndPartition, int]) -> bool:
-    """Say whether all readers are behind these ends, or behind the end that a topic has since it was made again."""
+    """Say whether all readers have passed these ends. If a topic was created again, its new end counts."""
     return all(offsets.taken[partition] >= min(ends.get(partition, 0), end) for partition, end in offsets.ends.items())
 
 
 class KafkaOffsets:
-    """Asks Kafka: one client for each group, made when it is needed first. Used as a context manager."""
+    """Asks Kafka for offsets, with one client for each group, created on first use. A context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -116,12 +116,12 @@ class KafkaOffsets:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Close the clients. One that Python ends at its exit may end the process by a signal."""
+        """Close the clients. A client that is still open when Python exits may end the process with a signal."""
         for client in self._clients.values():
             client.close()
 
     def ask(self) -> Offsets:
-        """Return where the topics end, and what the groups have taken. Raises KafkaException, KafkaRefusedError."""
+        """Return the ends of the topics and the offsets of the groups. Raises KafkaException, KafkaRefusedError."""
         deadline = time.monotonic() + ANSWER_SECONDS
         ends: dict[TopicAndPartition, int] = {}
         taken: dict[TopicAndPartition, int] = {}

@@ -1,11 +1,11 @@
--- The order service's statements: the orders of a batch with what was decided about them, and what it looks for by the
--- clock. It reads `payments` and `reservations`, and writes neither.
+-- The statements of order-service: the orders of a batch with their payments and reservations, and the orders that its
+-- timers look for. It reads `payments` and `reservations`, and writes neither.
 
 -- name: lock_orders_with_payment_and_stock
--- The orders that a batch touches, as lock_orders returns them, each with its rows of `payments` and `reservations`.
--- Parameter: order ids. Index: orders_pkey, payments_pkey, reservations_pkey; LIMIT keeps a plan made on empty tables
--- from joining in another way. Locks the orders alone, in the order of their ids. An event is published after its
--- decision has committed, so the decision is in this statement's snapshot.
+-- The orders of a batch, as lock_orders returns them, each with its rows of `payments` and `reservations`.
+-- Parameter: order ids. Index: orders_pkey, payments_pkey, reservations_pkey. LIMIT prevents another join in a plan
+-- that was made on empty tables. Locks only the orders, in the order of their ids. A worker publishes an event after it
+-- has committed the payment or reservation, so this statement's snapshot contains it.
 SELECT o.id, o.status, o.payment, o.stock, o.payment_at, o.stock_at, o.failure_reason, o.version,
        o.user_id, o.amount, o.currency, o.created_at, o.updated_at, o.aborted_at, now(),
        p.state, p.decided_at, p.reason, p.closed_at IS NOT NULL, r.state, r.decided_at, r.reason
@@ -25,13 +25,14 @@ FOR NO KEY UPDATE OF o;
 SELECT now();
 
 -- name: published_until
--- A time before which nothing was decided that still waits in the outbox. Index: outbox_pkey, behind the floor.
+-- The time of the oldest event in the outbox, or now: every earlier event is published. Index: outbox_pkey, behind the
+-- floor.
 SELECT coalesce(
     (SELECT created_at FROM outbox WHERE id > (SELECT id FROM outbox_floor) ORDER BY outbox.id LIMIT 1), now());
 
 -- name: oldest_uncompensated
--- When the oldest abort was that is not compensated yet, and the database's time. Parameter: time to begin at: while a
--- snapshot is held, dead entries lie before it. Index: orders_uncompensated_since.
+-- The time of the oldest abort that is not compensated yet, and the database's time. Parameter: the time to begin at.
+-- While a snapshot is held, dead entries lie before it. Index: orders_uncompensated_since.
 SELECT (
     SELECT aborted_at
     FROM orders
@@ -49,15 +50,16 @@ ORDER BY next_check_at
 LIMIT 1;
 
 -- name: claim_stalled
--- Claims open orders that are due, and schedules their next check. Returns what each is: `overdue`, to be failed; `stalled`,
--- to be nudged; or `waiting`. An order waits while an event of it is in the outbox, or while the workers have not passed
--- the time of what happened to it last: it was accepted, nudged, or a payment or reservation was decided.
--- A stalled order is checked again in 60 s, doubling to 5 min, or at its deadline if it was nudged enough by then. One that
--- waits is checked again after as long as it is old, between 30 s and 5 min. All with jitter.
--- Parameters: the range of times; rows at most; the time that the workers have passed; the watchdog's schedule.
--- Index: orders_open, outbox_order_id, payments_pkey, reservations_pkey, then orders_pkey; each by a subquery that returns
--- a value: an EXISTS may be planned as one that reads all of the other table.
--- Skips rows that others hold: something is happening to them.
+-- Claims open orders that are due, and schedules their next check. Returns the state of each: `overdue` (the watchdog
+-- fails it), `stalled` (the watchdog nudges it) or `waiting`. An order waits while an event of it is in the outbox, or
+-- while the workers have not passed the time of its last change: it was accepted or nudged, or its payment or
+-- reservation changed.
+-- A stalled order is checked again in 60 s, doubling to 5 min, or at its deadline if it was nudged often enough by
+-- then. A waiting order is checked again after a time equal to its age, between 30 s and 5 min. All times have jitter.
+-- Parameters: the range of times; the maximum number of rows; the time that the workers have passed; the schedule.
+-- Index: orders_open, outbox_order_id, payments_pkey, reservations_pkey, then orders_pkey. Each subquery returns a
+-- value, because an EXISTS may be planned as a join that reads the whole other table.
+-- Skips rows that other transactions have locked, because they are changing these orders.
 WITH due AS MATERIALIZED (
     SELECT id, next_check_at, nudges, extract(epoch FROM now() - created_at)::float8 AS age,
            (SELECT outbox.id FROM outbox WHERE outbox.order_id = orders.id LIMIT 1) IS NOT NULL
@@ -102,11 +104,11 @@ ORDER BY next_check_at
 LIMIT 1;
 
 -- name: claim_uncompensated
--- Claims aborted orders that are due and not yet compensated, and schedules their next check in 22 to 30 s. Returns for each
--- whether it waits, as claim_stalled does: then no abort is repeated. Parameters: the range of times; rows at most; the
--- time that the workers have passed.
+-- Claims aborted orders that are due and not yet compensated, and schedules their next check in 22 to 30 s. Says for
+-- each whether it waits, by the rule of claim_stalled. The watchdog repeats no abort of a waiting order. Parameters:
+-- the range of times; the maximum number of rows; the time that the workers have passed.
 -- Index: orders_uncompensated, outbox_order_id, payments_pkey, reservations_pkey, then orders_pkey.
--- Skips rows that others hold.
+-- Skips rows that other transactions have locked.
 WITH due AS MATERIALIZED (
     SELECT id, next_check_at,
            (SELECT outbox.id FROM outbox WHERE outbox.order_id = orders.id LIMIT 1) IS NOT NULL

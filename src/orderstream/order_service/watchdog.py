@@ -1,8 +1,8 @@
-"""Looks after orders that nothing happens to: nudges them, ends them at their deadline, repeats aborts (P5).
+"""Nudges stalled orders, fails them at their deadline, and repeats unanswered aborts (P5).
 
-All it does is to emit an order's own events again, through the outbox: every worker answers a repetition with what it
-had decided, so a repetition replaces an event that was lost, and nothing happens twice. An order that merely waits in
-the outbox or in Kafka is left alone (consumed.py), and few dead index entries are read (due.py).
+The watchdog only emits an order's own events again, through the outbox. Every worker answers a repeated event with the
+recorded result. A repeated event therefore replaces a lost one, and no step is done twice. The watchdog leaves an order
+alone that waits in the outbox or in Kafka (consumed.py), and reads few dead index entries (due_scan.py).
 """
 
 import time
@@ -31,15 +31,19 @@ from orderstream.worker.handler import Timer
 SQL = load("orderstream.order_service")
 EVERY_SECONDS = 1.0
 ROWS_PER_RUN = 200
-"""Rate cap: so many nudges, and as many repeated aborts, a second, however many orders are stalled."""
+"""Rate limit, for each second: at most this many nudges, and as many repeated aborts."""
 OLDEST_LAG = timedelta(minutes=1)
-"""An abort that commits later than its neighbours is no older than this before them."""
+"""Transactions commit in another order than they began. An abort is at most this much older than one that is shown."""
 
 log = logs.get()
 
 
 class WatchdogSchedule(Struct, frozen=True):
-    """How long the watchdog waits, in seconds: for a nudge, doubling; and until an order nudged in vain is ended."""
+    """The waits of the watchdog, in seconds.
+
+    The wait before a nudge doubles from `first_seconds` to `longest_seconds`. An order that is older than
+    `deadline_seconds` and was nudged `deadline_nudges` times fails.
+    """
 
     first_seconds: float = 30
     longest_seconds: float = 300
@@ -48,7 +52,7 @@ class WatchdogSchedule(Struct, frozen=True):
 
 
 class Stalled(Struct, frozen=True):
-    """An open order that was due; the columns of `claim_stalled`."""
+    """An open order that was due: the columns of `claim_stalled`."""
 
     order_id: str
     user_id: str
@@ -67,7 +71,7 @@ class Stalled(Struct, frozen=True):
 
 
 class Uncompensated(Struct, frozen=True):
-    """An aborted order that was due; the columns of `claim_uncompensated`."""
+    """An aborted order that was due: the columns of `claim_uncompensated`."""
 
     order_id: str
     traceparent: str | None
@@ -82,14 +86,14 @@ class Uncompensated(Struct, frozen=True):
 
 
 Claim = Callable[[Connection, dict[str, Any]], list[datetime]]
-"""Claims what is due in a range and acts on it, in one transaction; returns the times at which each order was due."""
+"""Claims and handles the due orders of a range, in one transaction. Returns the time at which each order was due."""
 
 
 class Watchdog:
     """The timers of the order service."""
 
     def __init__(self, schedule: WatchdogSchedule, consumed: Consumed | None = None) -> None:
-        """Without `consumed` no order ever counts as waiting in Kafka."""
+        """Without `consumed`, no order counts as waiting in Kafka."""
         self._schedule = schedule
         self._consumed = consumed
         self._open = DueScan(time.monotonic)
@@ -101,18 +105,18 @@ class Watchdog:
         )
 
     def nudge(self, connection: Connection) -> bool:
-        """Emit order.created again for orders that are stalled, and fail those that are past their deadline."""
+        """Emit order.created again for stalled orders, and fail the orders that are past their deadline."""
         self._look(connection, self._open, "any_stalled", self._nudge_or_end)
         return False
 
     def repeat_aborts(self, connection: Connection) -> bool:
-        """Emit order.aborted again for orders that are not compensated, without end; and measure the oldest."""
+        """Emit order.aborted again for orders that are not compensated, and measure the oldest. There is no limit."""
         self._look(connection, self._uncompensated, "any_uncompensated", self._repeat_aborts)
         self._measure(connection)
         return False
 
     def _look(self, connection: Connection, due: DueScan, any_due: str, claim: Claim) -> None:
-        """Claim what is due, range by range, at most ROWS_PER_RUN orders; nothing while Kafka does not answer."""
+        """Claim the due orders, range by range, at most ROWS_PER_RUN. Claim none while Kafka does not answer."""
         row = connection.execute(SQL["now"]).fetchone()
         assert row is not None
         now, left = row[0], ROWS_PER_RUN
@@ -136,7 +140,7 @@ class Watchdog:
     def _take(
         self, connection: Connection, part: TimeRange, now: datetime, *, limit: int, any_due: str, claim: Claim
     ) -> list[datetime] | None:
-        """Claim what is due in a range, and return the times at which it was; None while Kafka does not answer."""
+        """Claim the due orders of a range and return their due times. Return None while Kafka does not answer."""
         between = {"after": part.after, "upto": part.upto}
         with statement_limit(connection, part):
             if not self._is_fresh and connection.execute(SQL[any_due], between).fetchone() is None:
@@ -151,7 +155,7 @@ class Watchdog:
         return self._consumed is None or self._consumed.is_fresh
 
     def _passed(self, connection: Connection, now: datetime) -> datetime | None:
-        """Return the time that the workers have passed; None while it is not known."""
+        """Return the time that the workers have passed, or None while it is unknown."""
         if self._consumed is None:
             return now
         if not self._consumed.is_fresh:
@@ -189,7 +193,7 @@ class Watchdog:
         return [order.due_at for order in rows]
 
     def _measure(self, connection: Connection) -> None:
-        """Show how old the oldest abort is that is not compensated, beginning behind the one that was it before."""
+        """Show how old the oldest abort is that is not compensated. Begin at the last one that was found."""
         row = connection.execute(SQL["oldest_uncompensated"], {"after": self._oldest_after}).fetchone()
         assert row is not None
         oldest, now = row
@@ -205,7 +209,7 @@ def _created(order: Stalled, items: tuple[Item, ...]) -> OutboxRow:
 
 
 def _end(connection: Connection, overdue: dict[str, Stalled]) -> int:
-    """Fail these orders, whose rows are locked, and have them undone; return how many were still open."""
+    """Fail and abort the orders that are still open. Their rows are locked already. Return the number of orders."""
     if not overdue:
         return 0
     orders, now = locked(connection.execute(ORDERS["lock_orders"], {"ids": sorted(overdue)}))

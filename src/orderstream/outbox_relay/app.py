@@ -1,4 +1,4 @@
-"""The wiring of the outbox relay."""
+"""The wiring of outbox-relay."""
 
 from orderstream.outbox_relay.relay import SERVICE, Relay
 from orderstream.process.run import run_process
@@ -6,5 +6,5 @@ from orderstream.settings import Settings
 
 
 def run(settings: Settings) -> int:
-    """Run the service until it is told to stop; return its exit code."""
+    """Run the service until a signal stops it, and return its exit code."""
     return run_process(SERVICE, settings, lambda tracer, stop: Relay(settings, tracer, stop))

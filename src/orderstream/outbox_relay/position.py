@@ -1,8 +1,8 @@
-"""Where the relay looks for rows in the outbox, so that it reads few dead index entries (P1, P5).
+"""Chooses the ranges of the outbox that the relay reads, so that it reads few dead index entries (P1, P5).
 
 PostgreSQL cannot remove a deleted row while another session holds an older snapshot. Millions of dead entries then lie
-at the low end of the index. So a claim begins behind the ids that were claimed a moment ago, and a sweep walks over the
-range below, slice by slice and without end. The sweep finds each row that was committed late or was put back.
+at the low end of the index. Therefore a claim begins behind the ids that were claimed a moment ago. A sweep reads the
+range below, slice by slice, again and again. The sweep finds each row that was committed late or was inserted again.
 """
 
 from collections import deque
@@ -11,24 +11,24 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 LAG_SECONDS = 1.0
-"""A claim passes over ids that were claimed so long ago. A row that is committed later waits for the sweep."""
+"""A claim does not read ids that were claimed this long ago. A row that is committed later waits for the sweep."""
 SWEEP_SECONDS = 0.5
 SLICE_FIRST_IDS = 10_000
 SLICE_MIN_IDS = 1_000
 SLICE_SECONDS = 0.01
-"""A slice that takes less doubles the next one, and one that takes more than twice as long halves it."""
+"""A slice that takes less doubles the next slice. A slice that takes more than twice as long halves it."""
 ID_MAX = 2**63 - 1
 
 
 class Range(Struct, frozen=True):
-    """The ids to look at: greater than `after`, at most `upto`."""
+    """The ids to read: greater than `after`, at most `upto`."""
 
     after: int
     upto: int
 
 
 class _Size:
-    """How many ids a slice has, so that it costs about SLICE_SECONDS: how many of them are dead rows is not known."""
+    """The number of ids of a slice. It adapts, so that a slice takes about SLICE_SECONDS despite dead rows."""
 
     def __init__(self) -> None:
         self.ids = SLICE_FIRST_IDS
@@ -44,10 +44,10 @@ class _Size:
 
 
 class Position:
-    """The relay's place in the outbox. `low` is the id behind which a claim begins."""
+    """The relay's position in the outbox. `low` is the id behind which a claim begins."""
 
     def __init__(self, clock: Callable[[], float], floor: int, last_id: int) -> None:
-        """Begin behind `floor`, and walk to `last_id`, the newest id, before claiming without an upper end."""
+        """Begin behind `floor`. Claims have an upper end until they reach `last_id`, the newest id at the start."""
         self._clock = clock
         self._low = floor
         self._start_end = last_id
@@ -58,7 +58,7 @@ class Position:
         self._sweep_seconds = 0.0
         self._sweep_due = clock()
         self.is_blocked = False
-        """Whether the last claim came to nothing."""
+        """Whether the last claim failed."""
 
     @property
     def low(self) -> int:
@@ -67,7 +67,7 @@ class Position:
 
     @property
     def is_starting(self) -> bool:
-        """Whether the walk to the newest id of the start is not over."""
+        """Whether the claims have not yet reached the newest id of the start."""
         return self._low < self._start_end
 
     def next_claim(self) -> Range:
@@ -79,7 +79,7 @@ class Position:
         return Range(self._low, ID_MAX)
 
     def claimed(self, part: Range, ids: Sequence[int], *, full: bool, seconds: float) -> None:
-        """Note that the rows `ids` of a range were published; `full` says that there may be more in it."""
+        """Note that the rows `ids` of a range were published. `full` says that the range may have more."""
         self.is_blocked = False
         if part.upto == ID_MAX:
             if ids:
@@ -96,10 +96,10 @@ class Position:
         self.is_blocked = True
 
     def next_sweep(self) -> Range | None:
-        """Return the range to sweep if it is time, else None.
+        """Return the range to sweep, or None if no sweep is due.
 
-        Each sweep goes down from `low`: dead rows that cannot be removed are the newest ones, and are so met with small
-        slices. The ids below them have no rows, and take few large slices.
+        Each sweep goes down from `low`. The newest ids have the most dead rows, and the sweep reads them in small
+        slices. The ids below them have no rows and take few large slices.
         """
         if self.is_starting or self._clock() < self._sweep_due:
             return None
@@ -110,9 +110,9 @@ class Position:
         return Range(max(self._sweep_end - self._sweep_size.ids, 0), self._sweep_end)
 
     def swept(self, part: Range, *, full: bool, seconds: float) -> None:
-        """Note that all rows in a range were published; `full` says that there may be more in it.
+        """Note that the rows of a range were published. `full` says that the range may have more.
 
-        The next slice is due at once until slices have taken SLICE_SECONDS in all, or the sweep is over.
+        The next slice is due at once, until the slices have taken SLICE_SECONDS in all or the sweep has ended.
         """
         if full:
             return
@@ -124,5 +124,5 @@ class Position:
             self._sweep_due = self._clock() + SWEEP_SECONDS
 
     def raise_to(self, floor: int) -> None:
-        """Begin claims behind `floor`, as another relay does."""
+        """Begin claims behind `floor`, which another relay has stored."""
         self._low = max(self._low, floor)

@@ -1,11 +1,12 @@
--- The relay's statements. Every service appends to `outbox`; only the relay takes rows out. Retention removes orders, and
--- the units of confirmed ones from `inventory`.
+-- The statements of outbox-relay. Every service appends to `outbox`, and only the relay deletes from it. Retention
+-- removes orders, and takes the units of confirmed orders out of `inventory`.
 
 -- name: claim
--- Takes the oldest rows of a range that no other relay holds; they are gone when the transaction commits, and back when it
--- does not. Parameters: ids of the range (after, upto); rows at most; bytes of values, which only the last row taken may go
--- beyond.
--- Index: outbox_pkey, for the order and, by the array, for the delete on an empty table too. Skips locked rows.
+-- Deletes the oldest rows of a range that no other relay has locked, and returns them. If the transaction does not
+-- commit, they stay. Parameters: ids of the range (after, upto); the maximum number of rows; bytes of values, which
+-- only the last row may exceed.
+-- Index: outbox_pkey for the order. The array makes the delete use it too in a plan made on an empty table. Skips
+-- locked rows.
 WITH held AS MATERIALIZED (
     SELECT id, octet_length(value) AS bytes
     FROM outbox
@@ -21,7 +22,7 @@ WHERE id = ANY(ARRAY(SELECT id FROM summed WHERE bytes_before < %(bytes)s))
 RETURNING id, topic, order_id, event_id::text, value, traceparent, tracestate, created_at;
 
 -- name: put_back
--- Puts rows back that this transaction has claimed, as they were. Parameters: arrays of equal length.
+-- Inserts rows again that this transaction has claimed, unchanged. Parameters: arrays of equal length.
 INSERT INTO outbox (id, topic, order_id, event_id, value, traceparent, tracestate, created_at)
 OVERRIDING SYSTEM VALUE
 SELECT * FROM unnest(
@@ -30,8 +31,8 @@ SELECT * FROM unnest(
 );
 
 -- name: depth
--- How many rows wait behind an id, counted up to a limit, and for how many seconds the oldest has; then the id in
--- outbox_floor and the newest id. Parameter: id. Index: outbox_pkey.
+-- The number of rows behind an id, counted up to a limit; the age in seconds of the oldest of them; the id in
+-- outbox_floor; and the newest id. Parameter: id. Index: outbox_pkey.
 SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE id > %(low)s ORDER BY id LIMIT 100000) AS counted),
        coalesce((
            SELECT extract(epoch FROM now() - created_at) FROM outbox WHERE id > %(low)s ORDER BY id LIMIT 1
@@ -40,35 +41,36 @@ SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE id > %(low)s ORDER BY id 
        coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'id')), 0);
 
 -- name: find_position
--- The id behind which relays begin to look, and the newest id. No index, no lock.
+-- The id behind which relays begin, and the newest id. No index, no lock.
 SELECT (SELECT id FROM outbox_floor), coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'id')), 0);
 
 -- name: raise_floor
--- Tells other relays and the gateways where to begin. Parameter: id. Index: outbox_floor_pkey. Locks its one row.
+-- Stores the id behind which relays and gateways begin. Parameter: id. Index: outbox_floor_pkey. Locks its one row.
 UPDATE outbox_floor SET id = greatest(id, %(low)s) WHERE only_row;
 
 -- name: reset_floor
--- Has everyone begin with the first id. Index: outbox_floor_pkey. Locks its one row.
+-- Makes relays and gateways begin with the first id. Index: outbox_floor_pkey. Locks its one row.
 UPDATE outbox_floor SET id = 0 WHERE only_row;
 
 -- name: listen
--- Has this connection woken by wake_relay.
+-- Makes this connection receive the notices of wake_relay.
 LISTEN orderstream_outbox;
 
 -- name: set_short_timeouts
--- Has this transaction give up sooner than others do: while it waits, nothing is published. Parameters: times as text.
+-- Gives this transaction short timeouts, because the relay publishes nothing while it waits. Parameters: times as text.
 SELECT set_config('lock_timeout', %(lock_timeout)s, TRUE), set_config('statement_timeout', %(statement_timeout)s, TRUE);
 
 -- name: old_orders
--- Looks at the oldest orders after one: returns the ids of all that it looked at, and of those that it locked because
--- they may be removed: settled, unless confirmed compensated, with stock held exactly if confirmed, and nothing of them
--- under way in `payments` or `outbox`. Parameters: id to begin after ('' for the first), days, rows at most, and
--- whether to look at every order, since an id may have a wrong time. What is removed depends on updated_at alone.
--- Index: orders_pkey. An id begins with the milliseconds of its order, so a walk over old ids ends at the time in
--- question. All ids have one form, so they sort by time in every collation, and before 'g'. Then outbox_order_id,
--- payments_pkey and reservations_pkey, each by a subquery that returns a value: an EXISTS may be planned as a join that
--- reads all of the other table.
--- Locks the rows in the order of their ids; skips those that others hold: something is happening to them.
+-- Reads the oldest orders after an id. Returns the ids that it read, and the ids that it locked because the orders may
+-- be removed. Such an order is settled. It is CONFIRMED and holds stock, or it is compensated and holds none. It has no
+-- attempt in `payments` and no event in `outbox`.
+-- Parameters: the id to begin after ('' for the first); days; the maximum number of rows; and whether to read every
+-- order, because an id may have a wrong time. Only updated_at decides on the removal.
+-- Index: orders_pkey. An id begins with the milliseconds of its order, so a walk over old ids ends at the given age.
+-- All ids have one form, so they sort by time in every collation, and before 'g'. Then outbox_order_id, payments_pkey
+-- and reservations_pkey, each by a subquery that returns a value, because an EXISTS may be planned as a join that reads
+-- the whole other table.
+-- Locks the rows in the order of their ids. Skips rows that other transactions have locked.
 WITH page AS MATERIALIZED (
     SELECT id
     FROM orders
@@ -98,7 +100,7 @@ WITH page AS MATERIALIZED (
 SELECT ARRAY(SELECT id FROM page ORDER BY id), ARRAY(SELECT id FROM removable ORDER BY id);
 
 -- name: units_of
--- How many units of each SKU these orders hold. Parameter: order ids. Index: reservations_pkey.
+-- The units of each SKU that these orders hold. Parameter: order ids. Index: reservations_pkey.
 -- Locks the rows in the order of their ids.
 WITH held AS MATERIALIZED (
     SELECT lines
@@ -110,16 +112,16 @@ WITH held AS MATERIALIZED (
 SELECT l.key, sum(l.value::bigint)::bigint FROM held, jsonb_each_text(held.lines) l GROUP BY l.key ORDER BY l.key;
 
 -- name: remove_orders
--- Removes orders, and with them, by the foreign keys, their items, payments and reservations. Parameter: order ids.
+-- Removes orders. The foreign keys remove their items, payments and reservations. Parameter: order ids.
 -- Index: orders_pkey; order_items_pkey, payments_pkey and reservations_pkey. The rows are locked already (old_orders).
 DELETE FROM orders WHERE id = ANY(%(ids)s::text[]);
 
 -- name: lock_skus
--- Locks SKUs, in their order, as whoever reserves does. Parameter: SKUs. Index: inventory_pkey.
+-- Locks SKUs in their order, as inventory-worker does. Parameter: SKUs. Index: inventory_pkey.
 SELECT FROM inventory WHERE sku = ANY(%(skus)s::text[]) ORDER BY sku FOR NO KEY UPDATE;
 
 -- name: take_sold
--- Takes the units of confirmed orders that are removed out of what is reserved. Parameters: SKUs, quantities.
+-- Takes the units of removed CONFIRMED orders out of the reserved units. Parameters: SKUs, quantities.
 -- Index: inventory_pkey. The rows are locked already (lock_skus).
 UPDATE inventory i
 SET reserved = i.reserved - m.quantity

@@ -1,7 +1,7 @@
-"""Removes orders that ended longer ago than ORDER_RETENTION_DAYS, and all that hangs on them; conserves stock (P3).
+"""Removes orders that ended more than ORDER_RETENTION_DAYS ago, with all their rows, and conserves stock (P3).
 
-Any number of relays do it at once, in small steps between two batches of events, so that no event waits for it long. A
-step that fails is tried again later, and the relay goes on publishing.
+Any number of relays remove orders at once, in small steps between two batches of events, so that no event waits long.
+If a step fails, the relay goes on publishing and repeats the step later.
 """
 
 import time
@@ -18,11 +18,11 @@ from orderstream.telemetry import logs, metrics
 
 ROWS_PER_STEP = 100
 STEP_SECONDS = 0.2
-"""Rate cap: one relay looks at 500 orders a second at most, and publishes between any two steps."""
+"""Pause between two steps. One relay reads at most 500 orders a second, and publishes between two steps."""
 WALK_SECONDS = 60.0
-"""Time between two walks over the old orders, and after a step that failed."""
+"""Pause between two walks over the old orders, and after a failed step."""
 WALK_OVER_EVERY_ORDER_SECONDS = 3_600.0
-"""Time between two walks over every order, which find orders whose ids have a wrong time."""
+"""Pause between two walks over every order. They find orders whose ids have a wrong time."""
 LOCK_TIMEOUT_SECONDS = 0.1
 STATEMENT_TIMEOUT_SECONDS = 1
 
@@ -34,8 +34,8 @@ _TIMEOUTS = {
 log = logs.get()
 
 
-class Step(Struct, frozen=True):
-    """What one step came to: orders looked at and removed, units sold with them, and whether a walk has ended."""
+class RetentionStep(Struct, frozen=True):
+    """The result of a step: orders read and removed, units sold with them, and whether the walk has ended."""
 
     seen: int
     removed: int
@@ -44,24 +44,24 @@ class Step(Struct, frozen=True):
 
 
 class Retention:
-    """Removes old orders that are over, in two walks.
+    """Removes old settled orders, in two walks.
 
-    The first walk is quick: it looks only at ids that are old. An id has its time from a gateway's clock, which may be
-    wrong. So the second walk slowly looks at every order. Both remove by the times that Postgres gave to the order.
+    The first walk is quick, because it reads only old ids. An id has its time from a gateway's clock, which may be
+    wrong. Therefore a second, slow walk reads every order. Both decide by the times that Postgres gave to the order.
     """
 
     def __init__(self, days: int) -> None:
         self._walks = (Walk(days), Walk(days, every_order=True)) if days else ()
 
     def run_if_due(self, session: Session) -> None:
-        """Take one step of the first walk that is due; raises no error of Postgres."""
+        """Take one step of the first walk that is due. Raises no error of Postgres."""
         for walk in self._walks:
             if walk.run_if_due(session):
                 return
 
 
 class Walk:
-    """Walks over orders by their ids and removes those that are over: orders with old ids, or every order."""
+    """Reads orders in the order of their ids and removes the ended ones: orders with old ids, or every order."""
 
     def __init__(self, days: int, *, every_order: bool = False) -> None:
         self._days = days
@@ -69,15 +69,15 @@ class Walk:
         self._pause_seconds = WALK_OVER_EVERY_ORDER_SECONDS if every_order else WALK_SECONDS
         self._due = 0.0
         self._rows = ROWS_PER_STEP
-        # The last id looked at, and the last one before the first order that was left in place. Only a gateway whose
-        # clock is wrong inserts among old ids, so each quick walk begins at the second and steps over no index entry
-        # that is long dead.
+        # `_after` is the last id that was read. `_gone` is the last id before the first order that was kept. Only a
+        # gateway with a wrong clock inserts among old ids. Each quick walk therefore begins at `_gone`, and does not
+        # read the dead index entries below it.
         self._after = ""
         self._gone = ""
         self._none_kept = True
 
     def run_if_due(self, session: Session) -> bool:
-        """Take a step if it is time for one, and say so; raises no error of Postgres."""
+        """Take a step if one is due, and return whether it was. Raises no error of Postgres."""
         if time.monotonic() < self._due:
             return False
         pause_seconds = WALK_SECONDS
@@ -89,11 +89,11 @@ class Walk:
         self._due = time.monotonic() + pause_seconds
         return True
 
-    def step(self, connection: Connection) -> Step:
-        """Look at the next old orders, at most `ROWS_PER_STEP`, and remove those that may go, in one transaction.
+    def step(self, connection: Connection) -> RetentionStep:
+        """Read the next orders, at most ROWS_PER_STEP, and remove those that may be removed, in one transaction.
 
-        Raises psycopg.Error; then nothing was removed. What no repetition can help is stepped over until the next walk,
-        anything else tried again with half as many orders: they may have too many lines for the time that a step has.
+        Raises psycopg.Error, and removes nothing then. After a transient error the next step reads half as many orders,
+        because they may have too many lines for the time of a step. After any other error this walk skips the orders.
         """
         rows = self._rows
         page: list[str] = []
@@ -114,7 +114,7 @@ class Walk:
         self._rows = min(ROWS_PER_STEP, 2 * rows)
         last = len(page) < rows
         self._advance(page, removable, last=last)
-        return Step(len(page), len(removable), sold, last)
+        return RetentionStep(len(page), len(removable), sold, last)
 
     def _look(self, connection: Connection) -> tuple[list[str], list[str]]:
         parameters = {"after": self._after, "days": self._days, "limit": self._rows, "every_order": self._every_order}
@@ -123,7 +123,7 @@ class Walk:
         return row[0], row[1]
 
     def _advance(self, page: list[str], removed: list[str], *, last: bool) -> None:
-        """Put the next step behind this page; after the last page of a walk, begin the next one."""
+        """Begin the next step behind this page. After the last page, begin a new walk."""
         if self._none_kept:
             for order_id in takewhile(set(removed).__contains__, page):
                 self._gone = order_id
@@ -135,9 +135,9 @@ class Walk:
 
 
 def _remove(tx: Connection, ids: list[str]) -> int:
-    """Remove orders that are locked, and take the units that the confirmed ones hold out of the stock: they are sold.
+    """Remove locked orders, and take the units of the CONFIRMED ones out of the stock, because they are sold.
 
-    Returns their number. The SKUs, which every order wants, are locked last.
+    Return the number of these units. The SKUs are locked last, because every order needs them.
     """
     units: dict[str, int] = dict(tx.execute(SQL["units_of"], {"ids": ids}).fetchall())
     tx.execute(SQL["remove_orders"], {"ids": ids})

@@ -1,4 +1,4 @@
-"""The wiring of the payment worker; a real provider takes the simulated one's place here."""
+"""The wiring of payment-worker. A real provider replaces the simulated provider here."""
 
 from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
@@ -10,7 +10,7 @@ from orderstream.worker.runner import Runner
 
 
 def run(settings: Settings) -> int:
-    """Run the service until it is told to stop; return its exit code."""
+    """Run the service until a signal stops it, and return its exit code."""
     provider = SimulatedProvider(settings.payment_success_rate, settings.payment_throw_rate)
     provider_calls = ProviderCalls(settings.payment_concurrency, settings.payment_batch_budget_seconds)
     backoff = Backoff(

@@ -1,10 +1,10 @@
--- The payment worker's statements. It alone writes `payments`; it reads `orders` and `order_items`.
+-- The statements of payment-worker. It alone writes `payments`. It reads `orders` and `order_items`.
 
 -- name: accepted
--- What was accepted of these orders, with their lines as JSON; whether they are too old to be asked for; and whether they
--- have a payment: only for the others is the provider asked. Parameters: order ids, seconds.
--- Index: orders_pkey, order_items_pkey, payments_pkey. Takes no lock: the insert decides.
--- The JSON is put together as text, which costs half of what json_agg does.
+-- These orders as they were accepted, with their lines as JSON. Also says whether an order is too old to be authorized,
+-- and whether it has a payment. Parameters: order ids; the maximum age in seconds.
+-- Index: orders_pkey, order_items_pkey, payments_pkey. Locks: none, because the insert decides.
+-- Concatenating the JSON as text costs half as much as json_agg.
 SELECT o.id, o.amount, o.currency, o.created_at,
        (SELECT concat('[', string_agg(
                    concat('{"sku":', to_json(sku), ',"qty":', qty, ',"price":"', price, '"}'), ',' ORDER BY sku), ']')
@@ -15,7 +15,7 @@ FROM orders o
 WHERE o.id = ANY(%(ids)b::text[]);
 
 -- name: insert_payments
--- Records first outcomes and tombstones; an order that has a row already is left out of what comes back.
+-- Records first outcomes and tombstones. Returns the inserted rows: an order that has a payment already is left out.
 -- Parameter: a JSON array, sorted by order id. Index: payments_pkey.
 INSERT INTO payments (order_id, state, amount, reason, attempts, next_attempt_at, traceparent, tracestate)
 SELECT d.order_id, d.state, d.amount, d.reason, d.attempts, now() + d.delay * interval '1 second',
@@ -27,7 +27,7 @@ ON CONFLICT (order_id) DO NOTHING
 RETURNING order_id, state, reason, decided_at;
 
 -- name: begin_voids
--- Has aborted orders voided as soon as possible: those of `from_states` that are in one of these states.
+-- Turns payments into VOIDING, due at once, if they are in one of the states `from_states`.
 -- Parameters: arrays of equal length; the states. Index: payments_pkey. Locks the rows in the order of their ids.
 UPDATE payments p
 SET state = 'VOIDING', reason = coalesce(a.reason, p.reason), attempts = 0, next_attempt_at = now(),
@@ -40,8 +40,8 @@ WHERE p.order_id = ANY(ARRAY(
     AND p.order_id = a.order_id AND p.state = ANY(%(from_states)s::text[]);
 
 -- name: payments_of
--- What is recorded for these orders. Parameter: order ids. Index: payments_pkey. Takes no lock; run after the inserts,
--- in a statement of its own, so that it sees a concurrent winner.
+-- The payments of these orders. Parameter: order ids. Index: payments_pkey. Locks: none. Runs after the inserts, as a
+-- separate statement, so that it sees the rows of concurrent transactions that inserted first.
 SELECT order_id, state, reason, decided_at FROM payments WHERE order_id = ANY(%(ids)b::text[]);
 
 -- name: now
@@ -49,10 +49,11 @@ SELECT order_id, state, reason, decided_at FROM payments WHERE order_id = ANY(%(
 SELECT now();
 
 -- name: claim_due
--- Claims the attempts that are due in a range of times, by moving their time beyond the longest attempt: a worker that
--- dies holding them loses them. Parameters: the range of times; rows at most; seconds to move; age in seconds beyond which
--- no order is asked for. While a snapshot is held, dead entries lie before the range.
--- Index: payments_due, then payments_pkey and orders_pkey. Skips rows that others hold.
+-- Claims the attempts that are due in a range of times, by moving their due time beyond the longest attempt. If the
+-- worker dies, the attempts become due again. Parameters: the range of times; the maximum number of rows; seconds to
+-- move; the age in seconds beyond which no order is authorized. While a snapshot is held, dead entries lie before the
+-- range.
+-- Index: payments_due, then payments_pkey and orders_pkey. Skips rows that other transactions have locked.
 WITH due AS MATERIALIZED (
     SELECT order_id, next_attempt_at
     FROM payments
@@ -69,17 +70,17 @@ RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.cre
     o.created_at < now() - %(oldest_seconds)s * interval '1 second', due.next_attempt_at;
 
 -- name: oldest_voiding
--- When the oldest payment that is not voided yet began to be voided, and the database's time. Parameter: time to begin at:
--- while a snapshot is held, dead entries lie before it. Index: payments_voiding_since.
+-- The time at which the oldest payment became VOIDING that is not voided yet, and the database's time. Parameter: the
+-- time to begin at. While a snapshot is held, dead entries lie before it. Index: payments_voiding_since.
 SELECT (
     SELECT decided_at FROM payments WHERE state = 'VOIDING' AND decided_at >= %(after)s ORDER BY decided_at LIMIT 1
 ), now();
 
 -- name: finish_attempts
--- Records what attempts came to, each only if its payment is still in the state that the attempt began with.
--- One that ends again, having been voided again, keeps the time of its first end: its event repeats as itself.
--- Parameter: a JSON array. Index: payments_pkey; without the array of ids, a plan made while the table is empty would
--- join by hash and always read all of it. Locks the rows in the order of their ids.
+-- Records the outcome of attempts. An attempt is left out if its payment has another state than when the attempt began.
+-- A payment that is voided again keeps the time of its first end, so that its event is repeated exactly.
+-- Parameter: a JSON array. Index: payments_pkey. Without the array of ids, a plan made while the table is empty would
+-- use a hash join and always read the whole table. Locks the rows in the order of their ids.
 WITH d AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(attempts)s::json)
         AS d (order_id text, began text, state text, reason text, attempts int, amount numeric, delay float8)
@@ -101,7 +102,7 @@ WHERE p.order_id = ANY(ARRAY(
 RETURNING p.order_id, p.state, p.reason, p.decided_at, p.traceparent, p.tracestate;
 
 -- name: void_late_authorizations
--- An attempt that came back authorized finds its payment ended meanwhile: void it again.
+-- Turns ended payments into VOIDING again: the provider authorized an attempt after the payment had ended.
 -- Parameter: order ids. Index: payments_pkey. Locks the rows in the order of their ids.
 UPDATE payments
 SET state = 'VOIDING', attempts = 0, next_attempt_at = now(), decided_at = now(),

@@ -1,8 +1,8 @@
--- Orders as rows: the one way in which an order that exists is changed.
+-- Orders as rows. Every change of an order that exists uses these statements.
 
 -- name: lock_orders
--- The orders that a batch touches, with the transaction's time. Parameter: order ids. Index: orders_pkey.
--- Locks the rows in the order of their ids, so that two processes never wait for each other crosswise.
+-- The orders of a batch, with the time of the transaction. Parameter: order ids. Index: orders_pkey.
+-- Locks the rows in the order of their ids, so that two processes cannot deadlock.
 SELECT id, status, payment, stock, payment_at, stock_at, failure_reason, version,
        user_id, amount, currency, created_at, updated_at, aborted_at, now()
 FROM orders
@@ -11,10 +11,10 @@ ORDER BY id
 FOR NO KEY UPDATE;
 
 -- name: update_orders
--- Writes what changed, as of now, or of its last change if the database's clock stepped back since. Something has happened to these orders: the watchdog looks at them in 30 s at the earliest.
--- Parameter: a JSON array, which costs the caller a third of what arrays of the same values cost it. Index: orders_pkey;
--- the array of ids makes sure of it on a table that was empty when this was planned. The rows are locked already
--- (lock_orders).
+-- Writes changed orders, with the time of the transaction, or of their last change if the database's clock stepped
+-- back. The watchdog checks them in 30 s at the earliest.
+-- Parameter: a JSON array, which costs the caller a third of arrays with the same values. Index: orders_pkey. The array
+-- of ids makes a plan use it that was made on an empty table. The rows are locked already (lock_orders).
 WITH c AS MATERIALIZED (
     SELECT *
     FROM json_to_recordset(%(orders)s::json) AS t (
@@ -35,6 +35,6 @@ WHERE o.id = ANY(ARRAY(SELECT id FROM c)) AND o.id = c.id;
 SELECT order_id, sku, qty, price FROM order_items WHERE order_id = ANY(%(ids)b::text[]) ORDER BY order_id, sku;
 
 -- name: aborts_of
--- Which of these orders are aborted, and why they failed. Parameter: order ids. Index: orders_pkey. Locks: none: an
--- abort is never taken back.
+-- Whether these orders are aborted, and why they failed. Parameter: order ids. Index: orders_pkey. Locks: none, because
+-- an abort is final.
 SELECT id, aborted_at IS NOT NULL, failure_reason FROM orders WHERE id = ANY(%(ids)b::text[]);

@@ -1,4 +1,4 @@
-"""The outbox: events decided by HTTP or a clock, committed with their decision, published by the relay (P1, P5)."""
+"""The outbox: events of HTTP requests and timers. They commit with their cause. The relay publishes them (P1, P5)."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ class OutboxRow(Struct, frozen=True):
 
 
 def parameters(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
-    """Return the arrays that the block `append_to_outbox` takes, one element a row."""
+    """Return the parameters of `append_to_outbox`: arrays with one element for each row."""
     return {
         "topics": [topic_of(row.event.type) for row in rows],
         "order_ids": [row.event.correlation_id for row in rows],
@@ -37,7 +37,7 @@ def parameters(rows: Sequence[OutboxRow]) -> dict[str, list[object]]:
 
 
 def append(tx: Connection, rows: Sequence[OutboxRow]) -> None:
-    """Add events to the outbox within the caller's transaction, and wake the relay when it commits."""
+    """Add events to the outbox in the caller's transaction. Its commit wakes the relay."""
     if rows:
         tx.execute(SQL["append_to_outbox"], parameters(rows))
         tx.execute(SQL["wake_relay"])

@@ -13,7 +13,7 @@ from orderstream.api_gateway.orders.order_id import new_order_id
 from orderstream.audit.check import audit
 from orderstream.domain.events import topic_of
 from orderstream.outbox_relay import retention
-from orderstream.outbox_relay.retention import ROWS_PER_STEP, Retention, Step, Walk
+from orderstream.outbox_relay.retention import ROWS_PER_STEP, Retention, RetentionStep, Walk
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.session import Session
@@ -83,10 +83,10 @@ def _failed(connection: Connection) -> str:
     return _order(connection, "FAILED", ("failed", "FAILED"), ("none", None))
 
 
-def _walk(connection: Connection) -> list[Step]:
+def _walk(connection: Connection) -> list[RetentionStep]:
     """Take steps until one has looked at the last old order."""
     walker = Walk(DAYS)
-    steps: list[Step] = []
+    steps: list[RetentionStep] = []
     while not steps or not steps[-1].last:
         steps.append(walker.step(connection))
     return steps
@@ -112,7 +112,7 @@ def test_orders_that_are_over_go_with_all_that_hangs_on_them(connection: Connect
     kept = _confirmed(connection, {"SKU-2": 1}, YOUNG)
     assert _stock(connection) == {"SKU-1": (10, 2), "SKU-2": (10, 8)}
     _assert_clean(postgres_url)
-    assert _walk(connection) == [Step(4, 4, 9, last=True)]
+    assert _walk(connection) == [RetentionStep(4, 4, 9, last=True)]
     for table in ("orders", "order_items", "payments", "reservations"):
         assert len(connection.execute(f"TABLE {table}".encode()).fetchall()) == 1, table
     assert _ids(connection) == {kept}
@@ -147,7 +147,7 @@ def test_what_is_open_or_not_undone_or_contradicts_itself_stays(
 ) -> None:
     order_id = _order(connection, status, payment, stock, aborted=aborted)
     before = _stock(connection)
-    assert _walk(connection) == [Step(1, 0, 0, last=True)]
+    assert _walk(connection) == [RetentionStep(1, 0, 0, last=True)]
     assert _ids(connection) == {order_id}
     assert _stock(connection) == before
 
@@ -155,7 +155,7 @@ def test_what_is_open_or_not_undone_or_contradicts_itself_stays(
 def test_more_units_are_sold_in_one_step_than_an_int_holds(connection: Connection) -> None:
     for _ in range(3):
         _confirmed(connection, {"SKU-1": 2_000_000_000})
-    assert _walk(connection) == [Step(3, 3, 6_000_000_000, last=True)]
+    assert _walk(connection) == [RetentionStep(3, 3, 6_000_000_000, last=True)]
     assert connection.execute("SELECT available, reserved FROM inventory").fetchall() == [(10, 0)]
 
 
@@ -163,21 +163,21 @@ def test_an_order_of_which_an_event_waits_to_be_published_stays(connection: Conn
     order_id = _confirmed(connection)
     with connection.transaction():
         append(connection, [OutboxRow(created(order_id))])
-    assert _walk(connection) == [Step(1, 0, 0, last=True)]
+    assert _walk(connection) == [RetentionStep(1, 0, 0, last=True)]
     connection.execute("DELETE FROM outbox")
-    assert _walk(connection) == [Step(1, 1, 1, last=True)]
+    assert _walk(connection) == [RetentionStep(1, 1, 1, last=True)]
 
 
 def test_an_old_order_that_changed_lately_stays(connection: Connection) -> None:
     order_id = _cancelled(connection)
     connection.execute("UPDATE orders SET updated_at = now() WHERE id = %s", (order_id,))
-    assert _walk(connection) == [Step(1, 0, 0, last=True)]
+    assert _walk(connection) == [RetentionStep(1, 0, 0, last=True)]
 
 
 def test_an_order_younger_than_the_retention_is_not_even_looked_at(connection: Connection) -> None:
     _cancelled(connection, timedelta(days=DAYS) - timedelta(seconds=10))
     _cancelled(connection, timedelta(days=DAYS) + timedelta(seconds=10))
-    assert _walk(connection) == [Step(1, 1, 0, last=True)]
+    assert _walk(connection) == [RetentionStep(1, 1, 0, last=True)]
 
 
 def test_an_order_that_is_being_cancelled_is_left_alone(connection: Connection, postgres_url: str) -> None:
@@ -185,7 +185,7 @@ def test_an_order_that_is_being_cancelled_is_left_alone(connection: Connection, 
     other = _confirmed(connection)
     with connect(postgres_url, "gateway") as gateway, gateway.transaction():
         gateway.execute("SELECT FROM orders WHERE id = %s FOR NO KEY UPDATE", (order_id,))
-        assert _walk(connection) == [Step(2, 1, 1, last=True)]
+        assert _walk(connection) == [RetentionStep(2, 1, 1, last=True)]
         assert other not in _ids(connection)
 
 
@@ -193,10 +193,10 @@ def test_one_step_looks_at_a_bounded_number_and_what_stays_is_passed_by(connecti
     kept = {_order(connection, "PAID", AUTHORIZED, NOTHING) for _ in range(ROWS_PER_STEP + 10)}
     _cancelled(connection, timedelta(days=DAYS, hours=1))
     walker = Walk(DAYS)
-    assert walker.step(connection) == Step(ROWS_PER_STEP, 0, 0, last=False)
-    assert walker.step(connection) == Step(11, 1, 0, last=True)
+    assert walker.step(connection) == RetentionStep(ROWS_PER_STEP, 0, 0, last=False)
+    assert walker.step(connection) == RetentionStep(11, 1, 0, last=True)
     assert _ids(connection) == kept
-    assert walker.step(connection) == Step(ROWS_PER_STEP, 0, 0, last=False), (
+    assert walker.step(connection) == RetentionStep(ROWS_PER_STEP, 0, 0, last=False), (
         "the next walk begins at the first order that is left"
     )
 
@@ -207,20 +207,20 @@ def test_a_walk_does_not_begin_below_what_is_gone(connection: Connection) -> Non
     kept = _order(connection, "PAID", AUTHORIZED, NOTHING, age=timedelta(days=DAYS + 7))
     _cancelled(connection, timedelta(days=DAYS + 6))
     walker = Walk(DAYS)
-    assert walker.step(connection) == Step(4, 3, 0, last=True)
+    assert walker.step(connection) == RetentionStep(4, 3, 0, last=True)
     assert _ids(connection) == {kept}
     late = _cancelled(connection, timedelta(days=DAYS + 10))
-    assert walker.step(connection) == Step(1, 0, 0, last=True)
+    assert walker.step(connection) == RetentionStep(1, 0, 0, last=True)
     assert _ids(connection) == {kept, late}
     connection.execute("DELETE FROM orders WHERE id = %s", (kept,))
-    assert walker.step(connection) == Step(0, 0, 0, last=True)
+    assert walker.step(connection) == RetentionStep(0, 0, 0, last=True)
 
 
 def test_many_relays_remove_each_order_once(connection: Connection, postgres_url: str) -> None:
     for number in range(3 * ROWS_PER_STEP):
         _confirmed(connection, {"SKU-1": 1, f"SKU-{2 + number % 3}": 2})
 
-    def walk(_relay: int) -> Sequence[Step]:
+    def walk(_relay: int) -> Sequence[RetentionStep]:
         with connect(postgres_url, "outbox-relay") as own:
             return [step for _ in range(6) for step in _walk(own)]
 
@@ -241,7 +241,7 @@ def test_a_step_waits_for_a_lock_only_briefly_and_comes_again(connection: Connec
         with pytest.raises(psycopg.errors.LockNotAvailable):
             walker.step(connection)
         assert _ids(connection) == {order_id}
-    assert walker.step(connection) == Step(1, 1, 1, last=True)
+    assert walker.step(connection) == RetentionStep(1, 1, 1, last=True)
     assert connection.execute("SHOW lock_timeout").fetchone() == ("5s",)
 
 
@@ -255,7 +255,7 @@ def test_a_step_s_statement_is_ended_in_time_and_comes_again(
         worker.execute("SELECT FROM inventory FOR UPDATE")
         with pytest.raises(psycopg.errors.QueryCanceled):
             walker.step(connection)
-    assert walker.step(connection) == Step(1, 1, 1, last=True)
+    assert walker.step(connection) == RetentionStep(1, 1, 1, last=True)
     assert connection.execute("SHOW statement_timeout").fetchone() == ("10s",)
 
 
@@ -279,7 +279,7 @@ def test_what_no_repetition_can_help_is_passed_by_until_the_next_walk(connection
     walker = Walk(DAYS)
     with pytest.raises(psycopg.errors.CheckViolation):
         walker.step(connection)
-    assert walker.step(connection) == Step(1, 1, 0, last=True)
+    assert walker.step(connection) == RetentionStep(1, 1, 0, last=True)
     assert len(_ids(connection) - {other}) == ROWS_PER_STEP
     with pytest.raises(psycopg.errors.CheckViolation):
         walker.step(connection)
@@ -348,7 +348,7 @@ def test_every_order_is_looked_at_in_bounded_steps_from_the_first_id(
         _cancelled(connection, YOUNG)
     _cancelled(connection)
     walk = Walk(DAYS, every_order=True)
-    assert walk.step(connection) == Step(ROWS_PER_STEP, 1, 0, last=False)
+    assert walk.step(connection) == RetentionStep(ROWS_PER_STEP, 1, 0, last=False)
     assert walk.run_if_due(session)
     assert not walk.run_if_due(session)
     behind = _cancelled(connection, OLD, WRONG_CLOCKS["10 years behind"])
