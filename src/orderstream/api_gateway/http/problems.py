@@ -124,7 +124,7 @@ def order_failed() -> Problem:
 def precondition_failed() -> Problem:
     """412: If-Match or If-None-Match does not allow the current version. Nothing was changed."""
     detail = "If-Match or If-None-Match does not allow the current version."
-    return Problem(412, "precondition-failed", "The precondition failed", detail)
+    return Problem(412, "precondition-failed", "There is another version", detail)
 
 
 def body_too_large(limit_bytes: int) -> Problem:
