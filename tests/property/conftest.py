@@ -1,4 +1,4 @@
-"""Hypothesis without its database: a run leaves nothing behind; a failure prints how to repeat it."""
+"""Hypothesis without its database. A run leaves no files, and a failure prints how to repeat it."""
 
 from hypothesis import settings
 

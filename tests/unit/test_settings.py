@@ -1,4 +1,4 @@
-"""The environment is read once, in one place, and everything that is wrong with it is said at once."""
+"""The settings are read once from the environment, in one place, and all errors are reported together."""
 
 import ast
 import subprocess
@@ -59,19 +59,19 @@ def test_a_variable_is_named_as_its_field_in_capitals(
     assert getattr(load(), field) == expected
 
 
-def test_every_service_has_its_number_of_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_service_has_a_setting_for_its_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, service in enumerate(SERVICES):
         monkeypatch.setenv("REPLICAS_" + service.upper().replace("-", "_"), str(number))
     given = load()
     assert [given.replicas(service) for service in SERVICES] == [0, 1, 2, 3, 4]
 
 
-def test_options_of_kafka_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kafka_options_can_be_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_OPTIONS", "security.protocol=SASL_SSL, sasl.password=a=b,")
     assert load().kafka_options == {"security.protocol": "SASL_SSL", "sasl.password": "a=b"}
 
 
-def test_options_of_kafka_may_be_json_since_a_value_may_hold_a_comma(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kafka_options_can_be_json_so_that_a_value_can_contain_a_comma(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_OPTIONS", ' {"sasl.password": "a,b=c", "ssl.cipher.suites": "A,B"}')
     assert load().kafka_options == {"sasl.password": "a,b=c", "ssl.cipher.suites": "A,B"}
 
@@ -89,21 +89,21 @@ def test_options_of_kafka_may_be_json_since_a_value_may_hold_a_comma(monkeypatch
         "group.instance.id=a",
     ],
 )
-def test_an_option_of_kafka_that_a_promise_rests_on_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_a_kafka_option_that_a_promise_depends_on_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("KAFKA_OPTIONS", given)
     with pytest.raises(SettingsError, match=r"^KAFKA_OPTIONS: \S+.* cannot be set"):
         load()
 
 
 @pytest.mark.parametrize("value", ["sasl.password", '{"sasl.password": "hidden"', '{"sasl.password": ["hidden"]}'])
-def test_wrong_options_of_kafka_are_named_without_their_password(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_wrong_kafka_options_are_reported_without_their_password(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("KAFKA_OPTIONS", value)
     with pytest.raises(SettingsError, match=r"^KAFKA_OPTIONS: ") as caught:
         load()
     assert "hidden" not in str(caught.value)
 
 
-def test_every_wrong_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_wrong_variables_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {
         "PORT": "70000",
         "PAYMENT_SUCCESS_RATE": "1.1",
@@ -186,7 +186,9 @@ WRONG_ADDRESSES = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in WRONG_ADDRESSES.items() for value in values]
 )
-def test_a_wrong_address_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_wrong_address_is_reported_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=rf"^{name}: ") as caught:
         load()
@@ -218,12 +220,12 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ADDRESSES.items() for value in values])
-def test_addresses_of_every_shape_are_taken(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_every_form_of_address_is_accepted(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     assert getattr(load(), name.lower()) == value
 
 
-def test_redis_py_reads_what_is_taken() -> None:
+def test_redis_py_can_read_every_accepted_option() -> None:
     for value in ADDRESSES["REDIS_URL"]:
         redis.Redis.from_url(value).close()
 
@@ -246,7 +248,9 @@ REDIS_REFUSED = {
 
 
 @pytest.mark.parametrize("option", REDIS_REFUSED)
-def test_an_option_that_changes_what_the_cache_answers_is_refused(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+def test_an_option_that_changes_the_answers_of_the_cache_is_refused(
+    monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
     monkeypatch.setenv("REDIS_URL", f"redis://cache?{option}")
     with pytest.raises(SettingsError, match=f"^REDIS_URL: {REDIS_REFUSED[option]}"):
         load()
@@ -255,21 +259,21 @@ def test_an_option_that_changes_what_the_cache_answers_is_refused(monkeypatch: p
 @pytest.mark.parametrize(
     "option", ["ssl_cert_reqs=maybe", "ssl_check_hostname=2", "ssl_min_version=1", "ssl_validate_ocsp=1"]
 )
-def test_a_wrong_option_of_tls_is_refused(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+def test_a_wrong_tls_option_is_refused(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     monkeypatch.setenv("REDIS_URL", f"rediss://cache?{option}")
     with pytest.raises(SettingsError, match=r"^REDIS_URL: "):
         load()
 
 
 @pytest.mark.parametrize("option", URL_QUERY_ARGUMENT_PARSERS)
-def test_an_option_of_redis_py_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
-    """A new version of redis-py may bring options: each is to be looked at once."""
+def test_every_other_option_of_redis_py_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """A new version of redis-py may have new options. Check each of them before it is accepted."""
     monkeypatch.setenv("REDIS_URL", f"rediss://cache?{option}=x")
     with pytest.raises(SettingsError, match=f"^REDIS_URL: {option} "):
         load()
 
 
-def test_who_is_given_no_address_of_postgresql_loads_no_driver() -> None:
+def test_without_an_address_of_postgresql_the_driver_is_not_loaded() -> None:
     script = "import sys; from orderstream.settings import load; load(); sys.exit('psycopg' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], env={}, timeout=60, check=False)
     assert done.returncode == 0
@@ -278,7 +282,7 @@ def test_who_is_given_no_address_of_postgresql_loads_no_driver() -> None:
 @pytest.mark.parametrize(
     ("days", "hours"), [("0", "168"), ("36", "168"), ("36500", "168"), ("0", "87600"), ("1", "4"), ("2", "5")]
 )
-def test_orders_are_kept_for_ever_or_longer_than_their_events_and_dead_letters(
+def test_orders_are_kept_without_limit_or_longer_than_their_events_and_dead_letters(
     monkeypatch: pytest.MonkeyPatch, days: str, hours: str
 ) -> None:
     monkeypatch.setenv("KAFKA_RETENTION_HOURS", hours)
@@ -289,7 +293,9 @@ def test_orders_are_kept_for_ever_or_longer_than_their_events_and_dead_letters(
 @pytest.mark.parametrize(
     ("days", "hours", "least"), [("1", "168", 36), ("28", "168", 36), ("35", "168", 36), ("1", "5", 2)]
 )
-def test_orders_kept_for_less_are_refused(monkeypatch: pytest.MonkeyPatch, days: str, hours: str, least: int) -> None:
+def test_a_shorter_retention_of_orders_is_refused(
+    monkeypatch: pytest.MonkeyPatch, days: str, hours: str, least: int
+) -> None:
     monkeypatch.setenv("PORT", "0")
     monkeypatch.setenv("KAFKA_RETENTION_HOURS", hours)
     monkeypatch.setenv("ORDER_RETENTION_DAYS", days)
@@ -300,14 +306,14 @@ def test_orders_kept_for_less_are_refused(monkeypatch: pytest.MonkeyPatch, days:
     assert retention.startswith(f"ORDER_RETENTION_DAYS: must be 0, or at least {least}: ")
 
 
-def test_a_wrong_retention_of_topics_is_not_blamed_on_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_retention_of_topics_is_reported_only_for_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_RETENTION_HOURS", "0")
     monkeypatch.setenv("ORDER_RETENTION_DAYS", "1")
     with pytest.raises(SettingsError, match=r"\AKAFKA_RETENTION_HOURS: .*\Z"):
         load()
 
 
-def test_every_setting_says_what_it_is_for() -> None:
+def test_every_setting_has_a_description() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name
@@ -328,11 +334,11 @@ def _reads_environment(source: Path) -> bool:
     return not attributes.isdisjoint({"getenv", "getenvb"})
 
 
-def test_nobody_else_asks_the_environment_for_a_setting() -> None:
+def test_no_other_module_reads_a_setting_from_the_environment() -> None:
     assert [str(path) for path in SOURCES.rglob("*.py") if _reads_environment(path)] == []
 
 
-def test_no_password_is_in_what_a_traceback_may_show() -> None:
+def test_a_traceback_shows_no_password() -> None:
     settings = Settings.model_validate(
         {
             "postgres_url": "postgresql://app:s3cret@db/orders",

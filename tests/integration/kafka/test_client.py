@@ -1,4 +1,4 @@
-"""What the Kafka clients hold in memory is bounded in bytes, on the way in and on the way out."""
+"""The memory of the Kafka clients is limited in bytes, for records received and for records sent."""
 
 import json
 from typing import Any
@@ -20,12 +20,12 @@ MIB = 2**20
 LARGE = bytes(900_000)
 
 
-def test_no_more_is_fetched_ahead_than_may_be_and_what_was_under_way(settings: Settings) -> None:
+def test_the_records_fetched_ahead_are_limited_to_the_queue_and_one_running_fetch(settings: Settings) -> None:
     fetched: list[int] = []
 
     def note(figures: str) -> None:
         partitions = json.loads(figures)["topics"].get(NOBODYS, {"partitions": {}})["partitions"]
-        fetched.extend(one["fetchq_size"] for one in partitions.values())
+        fetched.extend(partition["fetchq_size"] for partition in partitions.values())
 
     noting = {"kafka_options": {"statistics.interval.ms": "20", "stats_cb": note}}
     consumer = client.consumer(settings.model_copy(update=noting), "fetching-ahead")
@@ -70,7 +70,7 @@ def test_a_sender_whose_queue_is_full_waits_for_acknowledgements(
 
 
 class _Requests:
-    """Counts what a publisher asks Kafka to append, by librdkafka's own figures."""
+    """Counts the produce requests of a publisher, by the statistics of librdkafka."""
 
     def __init__(self, settings: Settings) -> None:
         self._seen: dict[str, int] = {}
@@ -82,7 +82,7 @@ class _Requests:
         self._seen[told["name"]] = sum(broker["req"].get("Produce", 0) for broker in told["brokers"].values())
 
     def count(self) -> int:
-        """Return how many requests there were so far."""
+        """Return the number of requests so far."""
         self._seen.clear()
 
         def all_told() -> bool:
@@ -95,8 +95,8 @@ class _Requests:
 
 
 @pytest.mark.parametrize("limit", ["10000", "50000"])
-def test_a_topic_that_takes_small_batches_only_costs_few_requests(settings: Settings, limit: str) -> None:
-    """Sent one by one, 500 records would be 500 requests, each after the answer to the one before."""
+def test_a_topic_that_accepts_only_small_batches_needs_few_requests(settings: Settings, limit: str) -> None:
+    """Without batches, 500 records would be 500 requests, each after the answer to the previous one."""
     records = [Publication(NOBODYS, f"key-{number}", bytes(600), []) for number in range(500)]
     records[250] = Publication(NOBODYS, "large", bytes(60_000), [])
     requests, before = _Requests(settings), 0

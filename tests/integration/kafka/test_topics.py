@@ -1,4 +1,4 @@
-"""Topics as OrderStream creates them, warnings of those that differ, and names that begin with a prefix (P5, P9)."""
+"""The settings of created topics, warnings about topics with other settings, and topic prefixes (P5, P9)."""
 
 from collections.abc import Mapping
 from uuid import uuid4
@@ -38,7 +38,7 @@ EXPECTED = {
 
 @pytest.fixture
 def prefixed(settings: Settings) -> Settings:
-    """Settings of another deployment on the same brokers, whose topics exist."""
+    """Settings with a prefix of their own, for another deployment on the same brokers. Its topics exist."""
     other = settings.model_copy(update={"kafka_topic_prefix": f"shop.{uuid4().hex[:8]}-", "kafka_partitions": 2})
     assert set(ensure_topics(other)) == {other.kafka_topic_prefix + name for name in _names()}
     assert ensure_topics(other) == []
@@ -49,7 +49,7 @@ def _names() -> list[str]:
     return [*TOPICS, *map(dead_letter_topic, CONSUMER_GROUPS)]
 
 
-def test_topics_are_created_with_every_setting_that_we_rely_on(prefixed: Settings) -> None:
+def test_topics_are_created_with_the_required_settings(prefixed: Settings) -> None:
     for name in _names():
         config = config_of(prefixed.kafka_brokers, prefixed.kafka_topic_prefix + name)
         hours = prefixed.dead_letter_retention_hours if ".dlq." in name else prefixed.kafka_retention_hours
@@ -59,7 +59,7 @@ def test_topics_are_created_with_every_setting_that_we_rely_on(prefixed: Setting
 
 
 @pytest.mark.parametrize(("replicas", "in_sync"), [(1, "1"), (2, "1"), (3, "2"), (5, "2")])
-def test_two_replicas_must_have_a_record_where_there_are_three(settings: Settings, replicas: int, in_sync: str) -> None:
+def test_a_record_needs_two_replicas_if_there_are_three(settings: Settings, replicas: int, in_sync: str) -> None:
     replicated = settings.model_copy(update={"kafka_replication_factor": replicas})
     assert {(wanted.config or {})["min.insync.replicas"] for wanted in _wanted(replicated)} == {in_sync}
 
@@ -76,7 +76,7 @@ def test_two_replicas_must_have_a_record_where_there_are_three(settings: Setting
         ({"message.timestamp.type": "CreateTime"}, "message.timestamp.type=LogAppendTime"),
     ],
 )
-def test_a_topic_with_other_settings_is_warned_of_with_the_fix(
+def test_a_warning_about_a_topic_with_other_settings_has_the_fix(
     prefixed: Settings, values: Mapping[str, str], fix: str
 ) -> None:
     name = prefixed.kafka_topic_prefix + "order.created.v1"
@@ -92,7 +92,7 @@ def test_a_topic_with_other_settings_is_warned_of_with_the_fix(
     assert [line["warning"] for line in lines if line["event"] == "topic_setting"] == [warning]
 
 
-def test_a_longer_retention_and_larger_records_are_nothing_to_warn_of(prefixed: Settings) -> None:
+def test_a_longer_retention_and_larger_records_cause_no_warning(prefixed: Settings) -> None:
     name = prefixed.kafka_topic_prefix + "order.created.v1"
     values = {"retention.ms": "-1", "max.message.bytes": "5000000"}
     with topic_settings(prefixed.kafka_brokers, name, values):
@@ -102,7 +102,7 @@ def test_a_longer_retention_and_larger_records_are_nothing_to_warn_of(prefixed: 
 def test_with_a_prefix_the_relay_publishes_to_its_own_topics(
     settings: Settings, prefixed: Settings, connection: Connection
 ) -> None:
-    """The rows were written before the prefix was set: the outbox stores topics without it."""
+    """The rows were written before the prefix was set, because the outbox stores topics without the prefix."""
     event = created(str(uuid4()))
     with connection.transaction():
         append(connection, [OutboxRow(event)])
@@ -117,7 +117,7 @@ def test_with_a_prefix_the_relay_publishes_to_its_own_topics(
     assert letter.key == event.correlation_id.encode()
 
 
-def test_with_a_prefix_a_worker_reads_answers_and_keeps_letters_in_its_own_topics(
+def test_with_a_prefix_a_worker_uses_its_own_topics_for_records_answers_and_dead_letters(
     prefixed: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscription, "MEASURE_SECONDS", 0.1)

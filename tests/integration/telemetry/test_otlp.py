@@ -1,4 +1,4 @@
-"""Spans on the wire: real OTLP protobuf over HTTP, and collectors that fail in every way without costing an order."""
+"""Spans as OTLP protobuf over HTTP, and collectors that fail in every way without delaying an order."""
 
 import socket
 import time
@@ -14,7 +14,7 @@ from tests.support import collector
 from tests.support.collector import Behaviour, Collector, roots
 
 GRACE_SECONDS = 1.0
-"""What a busy machine may add to a limit."""
+"""The time that a busy machine may add to a limit."""
 
 CLIENT: TraceContext = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "vendor=1,other=2")
 
@@ -31,7 +31,7 @@ def tracing_to(endpoint: str, service: str, **settings: str) -> Tracer:
 
 
 def follow_one_order(tracers: dict[str, Tracer], client: TraceContext) -> str:
-    """Make the spans that one order leaves in three processes, and return its trace id."""
+    """Make the spans of one order in three processes, and return its trace id."""
     request = tracers["api-gateway"].server("POST /orders", client)
     request.set({"order.id": "o-1", "http.response.status_code": 201})
     request.end()
@@ -91,7 +91,7 @@ def test_spans_arrive_without_a_shutdown(answering: Collector) -> None:
     tracer.shutdown()
 
 
-def test_the_service_name_can_be_given(answering: Collector) -> None:
+def test_the_service_name_can_be_set(answering: Collector) -> None:
     tracer = tracing_to(f"{answering.endpoint}/base/", "api-gateway", otel_service_name="shop")
     tracer.server("POST /orders", NO_TRACE).end()
     tracer.shutdown()
@@ -114,7 +114,7 @@ def shutdown_seconds(tracer: Tracer) -> float:
 
 
 @pytest.mark.parametrize("behaviour", ["refuses", "hangs", "drips"])
-def test_a_collector_that_fails_costs_an_order_nothing(behaviour: Behaviour) -> None:
+def test_a_collector_that_fails_delays_no_order(behaviour: Behaviour) -> None:
     with collector.running(behaviour) as failing:
         tracer = tracing_to(failing.endpoint, "api-gateway")
         fill(tracer, otlp.BATCH_MAX_SPANS)
@@ -123,7 +123,7 @@ def test_a_collector_that_fails_costs_an_order_nothing(behaviour: Behaviour) -> 
         assert shutdown_seconds(tracer) < otlp.SHUTDOWN_SECONDS + GRACE_SECONDS
 
 
-def test_a_collector_that_is_not_there_costs_an_order_nothing() -> None:
+def test_a_missing_collector_delays_no_order() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         tracer = tracing_to(f"http://127.0.0.1:{unused.getsockname()[1]}", "api-gateway")
@@ -131,7 +131,7 @@ def test_a_collector_that_is_not_there_costs_an_order_nothing() -> None:
         assert shutdown_seconds(tracer) < otlp.SHUTDOWN_SECONDS + GRACE_SECONDS
 
 
-def test_a_collector_that_comes_back_gets_the_spans_since() -> None:
+def test_a_collector_that_comes_back_gets_the_later_spans() -> None:
     with collector.running("refuses") as failing:
         tracer = tracing_to(failing.endpoint, "api-gateway")
         tracer.server("POST /orders", CLIENT).end()
@@ -146,7 +146,7 @@ def test_a_collector_that_comes_back_gets_the_spans_since() -> None:
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_collector_on_this_machine_is_asked_without_a_proxy(
+def test_spans_for_a_collector_on_this_machine_use_no_proxy(
     answering: Collector, variable: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_PROXY", "no_proxy"):
@@ -171,5 +171,5 @@ def test_a_collector_on_this_machine_is_asked_without_a_proxy(
         ("https://127.0.0.1.example", False),
     ],
 )
-def test_which_addresses_are_this_machine(url: str, loopback: bool) -> None:
+def test_the_addresses_of_this_machine_are_recognized(url: str, loopback: bool) -> None:
     assert otlp.is_loopback(url) is loopback

@@ -1,4 +1,4 @@
-"""Every event survives the way through Kafka, and any other bytes are a dead letter with a reason (P9)."""
+"""Every event can be encoded and decoded, and any other bytes are a dead letter with a reason (P9)."""
 
 import json
 from datetime import UTC
@@ -19,7 +19,7 @@ JSON = st.recursive(
 
 
 def _decode(topic_name: str, key: bytes | None, value: bytes | None) -> Event[Payload] | Undecodable:
-    """Return the event or why there is none; any other exception is let through and fails the test."""
+    """Return the event, or the reason why the record cannot be decoded. Any other exception fails the test."""
     try:
         return decode(topic_name, key, value)
     except Undecodable as refusal:
@@ -35,7 +35,7 @@ def _is_dead_letter(answer: Event[Payload] | Undecodable) -> bool:
 
 
 @given(EVENTS)
-def test_round_trip(event: Event[Payload]) -> None:
+def test_an_encoded_event_is_decoded_to_the_same_event(event: Event[Payload]) -> None:
     decoded = decode(topic_of(event.type), event.correlation_id.encode(), encode(event))
     assert decoded == event
     assert decoded.occurred_at.tzinfo is not None

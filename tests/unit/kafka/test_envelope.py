@@ -1,4 +1,4 @@
-"""Each way in which a record cannot be read has its own reason (P9)."""
+"""Each kind of record that cannot be decoded has a reason of its own (P9)."""
 
 import json
 from typing import Any, get_args
@@ -60,17 +60,19 @@ def _item(**changes: object) -> bytes:
         (TOPIC, KEY, _payload(orderId="another"), "KEY_MISMATCH"),
     ],
 )
-def test_reason(topic: str, key: bytes | None, value: bytes | None, reason: Reason) -> None:
+def test_a_record_that_cannot_be_decoded_has_its_reason(
+    topic: str, key: bytes | None, value: bytes | None, reason: Reason
+) -> None:
     with pytest.raises(Undecodable) as refusal:
         decode(topic, key, value)
     assert refusal.value.reason == reason
     assert refusal.value.detail
 
 
-def test_a_readable_record_is_its_event() -> None:
+def test_a_valid_record_is_decoded_to_its_event() -> None:
     assert decode(TOPIC, KEY, _changed()) == build(SAMPLES["payment.authorized"], AT)
 
 
-def test_the_contract_of_the_dead_letters_knows_every_reason() -> None:
+def test_the_schema_of_dead_letters_lists_every_reason() -> None:
     schema = json.loads((CONTRACTS / "dead-letter-headers.schema.json").read_text(encoding="utf-8"))
     assert schema["properties"]["dlq-reason"]["enum"] == list(get_args(Reason))

@@ -1,4 +1,4 @@
-"""What librdkafka refuses of KAFKA_OPTIONS is a wrong setting, named as one, whoever makes the client."""
+"""An option in KAFKA_OPTIONS that librdkafka refuses is reported as a wrong setting, by every kind of client."""
 
 from collections.abc import Callable
 
@@ -19,8 +19,10 @@ CLIENTS: list[Callable[[Settings], object]] = [
 
 
 def given(**options: str) -> Settings:
-    """Settings with these options, whose names have _ for each dot."""
-    return Settings.model_validate({"kafka_options": {name.replace("_", "."): one for name, one in options.items()}})
+    """Return settings with these options. Their names have an underscore for each dot."""
+    return Settings.model_validate(
+        {"kafka_options": {name.replace("_", "."): value for name, value in options.items()}}
+    )
 
 
 @pytest.mark.parametrize("make", CLIENTS)
@@ -43,17 +45,17 @@ def test_a_refused_option_is_a_wrong_setting(make: Callable[[Settings], object],
     assert "\n" not in str(caught.value)
 
 
-def test_the_options_that_only_a_producer_refuses_are_found_too() -> None:
+def test_an_option_that_only_a_producer_refuses_is_found_too() -> None:
     with pytest.raises(SettingsError, match=r"max\.in\.flight"):
         check_options(given(max_in_flight_requests_per_connection="10"))
 
 
-def test_options_that_are_taken_pass() -> None:
+def test_valid_options_pass() -> None:
     check_options(given())
     check_options(given(socket_timeout_ms="1000"))
 
 
-def test_what_is_no_fault_of_the_options_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_not_about_options_is_raised_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_common", lambda *_: {"no.such.option": "x"})
     with pytest.raises(KafkaException):
         admin(given(), "test")

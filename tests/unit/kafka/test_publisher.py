@@ -1,4 +1,4 @@
-"""Publishing when the client has failed for good, which a real broker cannot be made to cause at will (P5)."""
+"""Publishing after a fatal error of the client, which a test cannot cause with a real broker (P5)."""
 
 import threading
 from collections.abc import Callable
@@ -17,7 +17,7 @@ RECORDS = [Publication("t.v1", "k", b"v", [])]
 
 
 class FailedProducer:
-    """What confluent_kafka's producer does once librdkafka has met a fatal error."""
+    """A stand-in for confluent_kafka's producer after a fatal error of librdkafka."""
 
     made = 0
 
@@ -32,7 +32,7 @@ class FailedProducer:
 
 
 class FullProducer:
-    """One whose queue has room after so many flushes."""
+    """A producer whose queue has room after a number of flushes."""
 
     room_after = 0
     flushes = 0
@@ -54,7 +54,7 @@ class FullProducer:
 
 
 class SilentProducer:
-    """One whose broker never answers."""
+    """A producer whose broker never answers."""
 
     on_flush: Callable[[], None]
     flushes = 0
@@ -71,7 +71,7 @@ class SilentProducer:
         return 1
 
 
-def test_a_producer_that_failed_for_good_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_producer_with_a_fatal_error_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "Producer", FailedProducer)
     publisher = Publisher(Settings.model_validate({}), "test")
     for made in (2, 3):
@@ -82,7 +82,7 @@ def test_a_producer_that_failed_for_good_is_replaced(monkeypatch: pytest.MonkeyP
         assert FailedProducer.made == made
 
 
-def test_a_queue_that_stays_full_fails_the_batch_which_may_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_that_stays_full_fails_the_batch_and_a_retry_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "Producer", FullProducer)
     publisher = Publisher(Settings.model_validate({}), "test")
     monkeypatch.setattr(FullProducer, "room_after", 3)
@@ -95,7 +95,7 @@ def test_a_queue_that_stays_full_fails_the_batch_which_may_be_repeated(monkeypat
     assert FullProducer.flushes < 20
 
 
-def test_a_stop_is_not_held_up_by_a_broker_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broker_that_is_down_does_not_delay_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "Producer", SilentProducer)
     stop = threading.Event()
     publisher = Publisher(Settings.model_validate({}), "test", stop)

@@ -1,4 +1,4 @@
-"""What the publisher says of each record when Kafka takes some and refuses others (P5, P9)."""
+"""The publisher's result for each record if Kafka accepts some records and refuses others (P5, P9)."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ RECORD_BYTES = 1_000
 
 
 class Broker:
-    """Answers by the value of a record: ok, bad or late. In a batch of more than one, one bad record spoils all."""
+    """A broker that answers by the value of a record: ok, bad or late. One bad record makes its whole batch fail."""
 
     sent: list[list[str]]
     refusal = KafkaError.MSG_SIZE_TOO_LARGE
@@ -48,7 +48,7 @@ class Broker:
 
 @pytest.fixture
 def publisher(monkeypatch: pytest.MonkeyPatch) -> Publisher:
-    """A publisher that speaks to the broker above."""
+    """A publisher that uses the broker above."""
     monkeypatch.setattr(Broker, "sent", [], raising=False)
     monkeypatch.setattr(client, "Producer", Broker)
     return Publisher(Settings.model_validate({}), "test")
@@ -58,7 +58,7 @@ def _records(*values: str) -> list[Publication]:
     return [Publication("t.v1", "key", value, []) for value in values]
 
 
-def test_each_record_of_a_refused_batch_is_blamed_for_itself_alone(publisher: Publisher) -> None:
+def test_only_the_bad_records_of_a_refused_batch_are_refused(publisher: Publisher) -> None:
     with pytest.raises(PublishError) as caught:
         publisher.publish(_records("ok", "bad", "ok", "bad"))
     assert caught.value.all_refused
@@ -68,8 +68,8 @@ def test_each_record_of_a_refused_batch_is_blamed_for_itself_alone(publisher: Pu
     assert Broker.sent == [whole, whole, whole, *each_alone, *each_alone[1:]]
 
 
-def test_what_was_sent_behind_a_refused_record_of_its_key_stays_behind_it(publisher: Publisher) -> None:
-    """The second batch is acknowledged while the first one is refused: its records are sent once more."""
+def test_the_records_of_a_key_stay_in_order_after_a_refusal(publisher: Publisher) -> None:
+    """The second batch is acknowledged while the first one is refused. Its records are sent again."""
     values = ["bad", *(f"ok-{number}" for number in range(69))]
     with pytest.raises(PublishError) as caught:
         publisher.publish(_records(*values))
@@ -79,7 +79,7 @@ def test_what_was_sent_behind_a_refused_record_of_its_key_stays_behind_it(publis
     assert sorted(values[1:], key=lambda value: len(taken) - taken[::-1].index(value)) == values[1:]
 
 
-def test_the_size_that_kafka_took_is_remembered_for_a_while(
+def test_the_batch_size_that_kafka_accepted_is_remembered_for_a_while(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Broker, "refusal", KafkaError.RECORD_LIST_TOO_LARGE)
@@ -100,13 +100,13 @@ def test_the_size_that_kafka_took_is_remembered_for_a_while(
     assert Broker.sent[0] == values
 
 
-def test_no_publish_begins_with_records_that_are_alone() -> None:
+def test_no_publish_begins_with_batches_of_one_record() -> None:
     sizes = BatchSizes(time.monotonic)
     sizes.note(len(BATCH_BYTES) - 1, {"t.v1"})
     assert sizes.sort(_records("ok"), [0])[REMEMBERED_MAX] == [0]
 
 
-def test_the_resends_of_one_publish_end_in_time_and_the_rest_may_be_retried(
+def test_the_resends_of_one_publish_have_a_time_limit_and_the_rest_can_be_retried(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "RESEND_SECONDS", 0)
@@ -117,13 +117,13 @@ def test_the_resends_of_one_publish_end_in_time_and_the_rest_may_be_retried(
     assert caught.value.unacknowledged == {0, 1, 2}
 
 
-def test_a_publish_after_the_stop_signal_is_still_tried(publisher: Publisher) -> None:
+def test_a_publish_after_the_stop_signal_is_still_sent(publisher: Publisher) -> None:
     publisher._stop.set()
     publisher.publish(_records("ok", "ok"))
     assert Broker.sent == [["ok", "ok"]]
 
 
-def test_what_may_be_retried_is_told_apart(publisher: Publisher) -> None:
+def test_records_that_can_be_retried_are_named(publisher: Publisher) -> None:
     with pytest.raises(PublishError) as caught:
         publisher.publish(_records("ok", "bad", "late"))
     assert not caught.value.all_refused
@@ -132,7 +132,7 @@ def test_what_may_be_retried_is_told_apart(publisher: Publisher) -> None:
     assert caught.value.code == KafkaError._MSG_TIMED_OUT
 
 
-def test_a_failure_that_passes_is_never_a_refusal(publisher: Publisher) -> None:
+def test_a_transient_failure_is_not_a_refusal(publisher: Publisher) -> None:
     with pytest.raises(PublishError) as caught:
         publisher.publish(_records("ok", "late", "ok"))
     assert not caught.value.refused
@@ -141,7 +141,9 @@ def test_a_failure_that_passes_is_never_a_refusal(publisher: Publisher) -> None:
 
 
 @pytest.mark.parametrize("code", sorted(REFUSED))
-def test_every_refusal_is_found(publisher: Publisher, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_every_error_code_of_a_refusal_is_recognized(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     monkeypatch.setattr(Broker, "refusal", code)
     with pytest.raises(PublishError) as caught:
         publisher.publish(_records("bad"))
@@ -149,14 +151,14 @@ def test_every_refusal_is_found(publisher: Publisher, monkeypatch: pytest.Monkey
     assert set(caught.value.refused) == {0}
 
 
-def test_an_error_without_details_says_that_any_record_may_be_retried() -> None:
+def test_after_an_error_without_details_every_record_can_be_retried() -> None:
     error = PublishError(TIMED_OUT, 1)
     assert not error.all_refused
     assert error.unacknowledged is None
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that the test sets."""
 
     now = 0.0
 
@@ -167,7 +169,7 @@ class Clock:
 BOTH = [Publication("dead", "k", "v", []), Publication("alive", "k", "v", [])]
 
 
-def test_a_topic_is_set_aside_when_it_alone_fails_again_and_again_and_is_tried_again_later() -> None:
+def test_a_topic_that_alone_fails_repeatedly_is_set_aside_and_retried_later() -> None:
     clock = Clock()
     lonely = StuckTopics(clock)
     for _ in range(STUCK_FAILURES_MAX):
@@ -186,7 +188,7 @@ def test_a_topic_is_set_aside_when_it_alone_fails_again_and_again_and_is_tried_a
     assert not lonely.is_suspended("dead")
 
 
-def test_no_topic_is_set_aside_while_kafka_is_away() -> None:
+def test_no_topic_is_set_aside_while_kafka_is_down() -> None:
     clock = Clock()
     lonely = StuckTopics(clock)
     lonely.note(BOTH[1:], {}, ())

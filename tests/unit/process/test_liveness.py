@@ -1,4 +1,4 @@
-"""A process whose loop is stuck ends, in every kind of call, and says where."""
+"""A process whose loop is stuck exits, in every kind of call, and shows the stacks of its threads."""
 
 import subprocess
 import sys
@@ -36,23 +36,23 @@ asyncio.run(serve())
 
 
 def run(script: str) -> "subprocess.CompletedProcess[str]":
-    """Run it until it ends by itself."""
+    """Run the script until it exits by itself."""
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS.keys())
-def test_a_stuck_loop_ends_the_process_and_shows_where_it_is(loop: str) -> None:
+def test_a_stuck_loop_ends_the_process_and_shows_its_stack(loop: str) -> None:
     done = run(SCRIPT.format(loop=loop))
     assert done.returncode == 1
     assert 'File "<string>", line 7 in <module>' in done.stderr
 
 
-def test_a_loop_that_comes_round_goes_on() -> None:
+def test_a_loop_that_makes_progress_is_not_ended() -> None:
     script = SCRIPT.replace("lambda: began", "time.monotonic").format(loop="time.sleep(1.5); print('went on')")
     assert run(script).stdout == "went on\n"
 
 
-def test_a_stuck_event_loop_ends_the_gateway_and_a_turning_one_does_not() -> None:
+def test_a_stuck_event_loop_ends_the_gateway_and_a_running_one_does_not() -> None:
     done = run(EVENT_LOOP)
     assert done.returncode == 1
     assert done.stdout.startswith("it turned\n")

@@ -1,4 +1,4 @@
-"""What a loop tries in vain, since when and why."""
+"""Readiness: the activity of a loop that fails, since when and why."""
 
 from orderstream.process.readiness import NOT_READY_AFTER_SECONDS, Readiness
 
@@ -11,24 +11,24 @@ class Clock:
     now = 0.0
 
     def __call__(self) -> float:
-        """The time."""
+        """Return the time of the test."""
         return self.now
 
 
 def made() -> tuple[Readiness, Clock]:
-    """A readiness and its clock."""
+    """Return a readiness with its clock."""
     clock = Clock()
     return Readiness(clock), clock
 
 
-def test_a_short_failure_is_no_readiness() -> None:
+def test_after_a_short_failure_the_loop_is_still_ready() -> None:
     readiness, clock = made()
     readiness.failed(PUBLISH, RuntimeError("away"))
     clock.now = NOT_READY_AFTER_SECONDS - 1
     assert readiness.problem() is None
 
 
-def test_a_lasting_failure_is_told_with_its_age_and_its_last_reason() -> None:
+def test_a_lasting_failure_is_reported_with_its_age_and_its_last_reason() -> None:
     readiness, clock = made()
     for clock.now in range(43):
         readiness.begin(PUBLISH)
@@ -36,14 +36,14 @@ def test_a_lasting_failure_is_told_with_its_age_and_its_last_reason() -> None:
     assert readiness.problem() == "has published nothing for 42 s: cannot execute 42"
 
 
-def test_a_hung_attempt_is_told_without_a_reason() -> None:
+def test_an_attempt_that_hangs_is_reported_without_a_reason() -> None:
     readiness, clock = made()
     readiness.begin(PUBLISH)
     clock.now = 60
     assert readiness.problem() == "has published nothing for 60 s"
 
 
-def test_one_success_ends_it() -> None:
+def test_one_success_makes_the_loop_ready_again() -> None:
     readiness, clock = made()
     readiness.failed(PUBLISH, RuntimeError("away"))
     clock.now = 60
@@ -53,7 +53,7 @@ def test_one_success_ends_it() -> None:
     assert readiness.problem() is None
 
 
-def test_the_longest_is_told_and_the_success_of_another_activity_does_not_end_it() -> None:
+def test_the_longest_failure_is_reported_and_the_success_of_another_activity_does_not_end_it() -> None:
     readiness, clock = made()
     readiness.failed(TIMER, RuntimeError("read-only"))
     clock.now = 10

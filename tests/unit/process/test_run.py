@@ -1,4 +1,4 @@
-"""What a service runs as a process, without its loop."""
+"""The process around the loop of a service."""
 
 import http.client
 import time
@@ -11,7 +11,7 @@ from orderstream.settings import Settings
 
 
 class Idle:
-    """A loop that has nothing to do."""
+    """A loop that does nothing."""
 
     ready = True
 
@@ -20,13 +20,13 @@ class Idle:
         self.readiness = Readiness()
 
     def run(self) -> None:
-        """Nothing."""
+        """Return at once."""
 
 
 @pytest.mark.parametrize(
     ("host", "reached"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::", "::1"), ("0.0.0.0", "127.0.0.1")]
 )
-def test_pages_are_served_on_either_kind_of_address(host: str, reached: str) -> None:
+def test_pages_are_served_on_ipv4_and_ipv6_addresses(host: str, reached: str) -> None:
     pages = _serve_pages(Settings.model_validate({"host": host, "metrics_port": 0}), Idle())
     try:
         client = http.client.HTTPConnection(reached, pages.server_port, timeout=10)

@@ -1,4 +1,4 @@
-"""What a line of the log looks like, whoever wrote it, and what happens when it repeats or cannot be written."""
+"""The form of a log line, from OrderStream or from a library, and lines that repeat or cannot be written."""
 
 import io
 import json
@@ -26,14 +26,14 @@ class Clock:
 
 
 class Broken(io.StringIO):
-    """A pipe whose reader is gone."""
+    """A pipe whose reader has gone."""
 
     def write(self, _text: str) -> int:
         raise BrokenPipeError
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
+def _restore_logging() -> Iterator[None]:
     root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
     handlers, level = list(root.handlers), root.level
     yield
@@ -71,7 +71,7 @@ def test_a_line_is_one_json_object_with_time_level_service_and_event_first(capsy
     }
 
 
-def test_order_and_trace_can_be_bound_to_a_whole_piece_of_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_order_and_trace_can_be_bound_to_all_lines_of_a_block(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     with structlog.contextvars.bound_contextvars(order_id="o-1", trace_id="t-1"):
         logs.get().info("inside")
@@ -81,7 +81,7 @@ def test_order_and_trace_can_be_bound_to_a_whole_piece_of_work(capsys: pytest.Ca
     assert "order_id" not in outside
 
 
-def test_what_is_less_severe_than_asked_for_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_below_the_log_level_are_not_written(capsys: pytest.CaptureFixture[str]) -> None:
     configure(log_level="warning")
     logs.get().info("quiet")
     logging.getLogger("library.errors").info("quiet")
@@ -89,7 +89,7 @@ def test_what_is_less_severe_than_asked_for_is_not_written(capsys: pytest.Captur
     assert [line["event"] for line in lines(capsys)] == ["loud"]
 
 
-def test_an_exception_is_one_field_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exception_is_a_field_of_a_single_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     try:
         raise LookupError("o-1")
@@ -101,7 +101,7 @@ def test_an_exception_is_one_field_of_one_line(capsys: pytest.CaptureFixture[str
     assert line["exception"].endswith("LookupError: o-1")
 
 
-def test_libraries_come_out_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_libraries_have_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     logging.getLogger("library.errors").warning("port %d is taken", 3000)
     logging.getLogger("odd").log(35, "between the levels")
@@ -113,7 +113,7 @@ def test_libraries_come_out_in_the_same_form(capsys: pytest.CaptureFixture[str])
     ]
 
 
-def test_warnings_of_python_are_logged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_warnings_are_logged(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -125,7 +125,7 @@ def test_warnings_of_python_are_logged(capsys: pytest.CaptureFixture[str]) -> No
     assert "DeprecationWarning: old" in line["message"]
 
 
-def test_an_exception_that_nobody_caught_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_uncaught_exception_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     configure()
 
     def fail() -> None:
@@ -143,14 +143,14 @@ def test_an_exception_that_nobody_caught_is_logged(capsys: pytest.CaptureFixture
     assert on_top["exception"].endswith("ValueError: top")
 
 
-def test_a_line_that_cannot_be_written_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_cannot_be_written_raises_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Broken())
     configure()
     logs.get().error("into_the_void")
     logging.getLogger("library.errors").error("into the void")
 
 
-def test_text_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_format_is_text_without_colours(capsys: pytest.CaptureFixture[str]) -> None:
     configure(log_format="console")
     logs.get().info("order_settled", order_id="o-1")
     written = capsys.readouterr().err
@@ -159,7 +159,7 @@ def test_text_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in written
 
 
-def test_auto_is_json_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_is_json_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     configure(log_format="auto")
     logs.get().info("order_settled")
     assert lines(capsys)[0]["event"] == "order_settled"
@@ -186,18 +186,18 @@ def test_a_warning_that_repeats_is_written_a_few_times_and_then_counted() -> Non
     assert "left_out" not in second
 
 
-def test_messages_of_a_library_are_told_apart_by_their_template() -> None:
+def test_messages_of_a_library_are_counted_by_their_template() -> None:
     repeats = logs.RepeatLimit(Clock())
     assert len(kept(repeats, 100, level="error", event="otel", template="Failed %s")) == logs.REPEATS_MAX
     (line,) = kept(repeats, 1, level="error", event="otel", template="Queue full")
     assert "template" not in line
 
 
-def test_what_is_not_a_warning_is_always_written() -> None:
+def test_a_line_that_is_not_a_warning_is_always_written() -> None:
     assert len(kept(logs.RepeatLimit(Clock()), 1_000, level="info", event="started", template="x")) == 1_000
 
 
-def test_the_names_remembered_are_bounded() -> None:
+def test_the_number_of_remembered_names_is_limited() -> None:
     clock = Clock()
     repeats = logs.RepeatLimit(clock)
     for number in range(3 * logs.NAMES_MAX):

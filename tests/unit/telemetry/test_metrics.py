@@ -1,4 +1,4 @@
-"""The registry of metrics: names by the conventions of Prometheus, and a catalogue that leaves nothing out."""
+"""The registry of metrics: names follow the conventions of Prometheus, and the catalogue is complete."""
 
 import re
 
@@ -19,7 +19,7 @@ def test_every_metric_is_in_the_catalogue_once() -> None:
     assert len(names) == len(set(names)) == len(defined())
 
 
-def test_names_follow_the_conventions() -> None:
+def test_metric_names_follow_the_conventions_of_prometheus() -> None:
     for description in metrics.CATALOGUE:
         assert re.fullmatch(r"orderstream(_[a-z]+)+", description.name)
         assert description.name.endswith(UNITS)
@@ -27,7 +27,7 @@ def test_names_follow_the_conventions() -> None:
         assert description.meaning.endswith(".")
 
 
-def test_the_exposition_is_what_prometheus_reads() -> None:
+def test_the_exposition_can_be_read_by_prometheus() -> None:
     consumed = metrics.CONSUMED.labels("test-worker", "order.created.v1")
     consumed.inc(3)
     metrics.BATCH_SECONDS.labels("test-worker").observe(0.02)

@@ -1,4 +1,4 @@
-"""What a span is made of, whom it belongs to, and who decides whether it is recorded."""
+"""The content of a span, its parent, and the decision whether it is recorded."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ UNSAMPLED: TraceContext = TraceContext(f"00-{TRACE}-{PARENT}-00", "vendor=1")
 
 
 class Kept:
-    """A sink that keeps what it is given."""
+    """A sink that keeps the spans that it receives."""
 
     def __init__(self) -> None:
         self.spans: list[RecordedSpan] = []
@@ -70,16 +70,16 @@ def recorded(span: Span | None) -> RecordedSpan:
 
 def test_a_request_without_a_collector_has_a_trace_id_of_its_own() -> None:
     tracer = start("api-gateway", load())
-    one, two = tracer.server("POST /orders", NO_TRACE), tracer.server("POST /orders", NO_TRACE)
-    for span in (one, two):
+    first, second = tracer.server("POST /orders", NO_TRACE), tracer.server("POST /orders", NO_TRACE)
+    for span in (first, second):
         traceparent, tracestate = span.context
         assert traceparent is not None
         assert re.fullmatch(rf"00-{span.trace_id}-[0-9a-f]{{16}}-00", traceparent)
         assert tracestate is None
         span.set({"order.id": "x"}, status=1)
         span.end(error="late")
-    assert one.trace_id != two.trace_id
-    assert len(one.trace_id) == 32
+    assert first.trace_id != second.trace_id
+    assert len(first.trace_id) == 32
     tracer.shutdown()
 
 
@@ -93,7 +93,7 @@ def test_a_request_without_a_collector_continues_the_clients_trace_unsampled(par
     assert context.span_id != PARENT
 
 
-def test_without_a_collector_opentelemetry_is_not_even_imported() -> None:
+def test_without_a_collector_opentelemetry_is_not_imported() -> None:
     code = (
         "import sys; from orderstream.settings import load; from orderstream.telemetry import logs, metrics, setup;"
         "setup.start('api-gateway', load()); logs.configure('api-gateway', load());"
@@ -143,7 +143,7 @@ def test_a_sampled_clients_trace_is_continued(tracer: Tracer) -> None:
     assert span.context == (f"00-{TRACE}-{span.span_id}-01", "vendor=1")
 
 
-def test_a_client_that_did_not_sample_is_followed(tracer: Tracer) -> None:
+def test_a_trace_that_the_client_did_not_sample_is_not_recorded(tracer: Tracer) -> None:
     span = tracer.server("POST /orders", UNSAMPLED)
     assert not isinstance(span, RecordedSpan)
     assert span.trace_id == TRACE
@@ -174,12 +174,12 @@ def test_a_malformed_traceparent_begins_a_new_trace(tracer: Tracer, traceparent:
     assert tracer.publish("t", "e", "o", TraceContext(traceparent, None)) is None
 
 
-def test_a_traceparent_of_a_later_version_is_read_as_far_as_it_is_known(tracer: Tracer) -> None:
+def test_the_known_part_of_a_traceparent_of_a_later_version_is_used(tracer: Tracer) -> None:
     assert tracer.server("POST /orders", TraceContext(f"01-{TRACE}-{PARENT}-01-more", None)).trace_id == TRACE
 
 
 @pytest.mark.parametrize("tracestate", ["x" * 513, "a=\x00", "a=é", "a=1\r\nb=2"])
-def test_a_tracestate_that_could_do_harm_is_left_out(tracer: Tracer, tracestate: str) -> None:
+def test_a_harmful_tracestate_is_dropped(tracer: Tracer, tracestate: str) -> None:
     assert tracer.server("POST /orders", TraceContext(SAMPLED.traceparent, tracestate)).context.tracestate is None
 
 
@@ -209,12 +209,12 @@ def test_an_order_is_one_trace_from_parent_to_child(tracer: Tracer) -> None:
 
 
 @pytest.mark.parametrize("parent", [NO_TRACE, UNSAMPLED, TraceContext(f"00-{TRACE}-{PARENT}-02", None)])
-def test_what_was_not_sampled_at_the_gateway_is_not_recorded_later(tracer: Tracer, parent: TraceContext) -> None:
+def test_a_trace_that_the_gateway_did_not_sample_is_not_recorded_later(tracer: Tracer, parent: TraceContext) -> None:
     assert tracer.process("order.created.v1", "order.created", "o-1", parent, "payment-worker", 0, 1) is None
     assert tracer.publish("order.created.v1", "order.created", "o-1", parent) is None
 
 
-def test_a_batch_is_a_trace_of_its_own_with_links(tracer: Tracer, kept: Kept) -> None:
+def test_a_batch_is_a_trace_of_its_own_with_links_to_its_records(tracer: Tracer, kept: Kept) -> None:
     spans = [recorded(tracer.publish("t", "e", "o", SAMPLED)) for _ in range(2)]
     tracer.batch("payment-worker batch", 5, [*spans, Span(TRACE, UNSAMPLED)])
     (batch,) = kept.spans
@@ -238,7 +238,7 @@ def test_an_error_is_kept_with_its_span(tracer: Tracer) -> None:
     assert len(span.error) == ERROR_MAX_CHARACTERS
 
 
-def test_traces_are_limited_a_second_and_a_route(kept: Kept) -> None:
+def test_traces_are_limited_per_second_and_route(kept: Kept) -> None:
     clock = Clock()
     tracer = Tracer(kept, 2, clock)
 
@@ -253,27 +253,27 @@ def test_traces_are_limited_a_second_and_a_route(kept: Kept) -> None:
     assert sampled("POST /orders", 100) == 2
 
 
-def test_the_limit_holds_for_clients_that_sample_everything(kept: Kept) -> None:
+def test_the_limit_also_applies_to_clients_that_sample_everything(kept: Kept) -> None:
     tracer = Tracer(kept, 2, Clock())
     spans = [tracer.server("POST /orders", SAMPLED) for _ in range(100)]
     assert sum(isinstance(span, RecordedSpan) for span in spans) == 2
     assert {span.trace_id for span in spans} == {TRACE}
 
 
-def test_names_beyond_a_bound_share_one_bucket(kept: Kept) -> None:
+def test_route_names_beyond_the_limit_share_a_bucket(kept: Kept) -> None:
     tracer = Tracer(kept, 1, Clock())
     spans = [tracer.server(f"GET /{number}", NO_TRACE) for number in range(BUCKETS_MAX + 50)]
     assert sum(isinstance(span, RecordedSpan) for span in spans) == BUCKETS_MAX + 1
 
 
 @pytest.mark.parametrize(("per_second", "at_once"), [(0, 0), (0.1, 1), (1, 1), (10, 10)])
-def test_a_bucket_holds_what_comes_in_a_second(per_second: float, at_once: int) -> None:
+def test_a_bucket_has_room_for_one_second(per_second: float, at_once: int) -> None:
     clock = Clock()
     bucket = TokenBucket(per_second, clock)
     assert sum(bucket.take() for _ in range(100)) == at_once
 
 
-def test_a_slow_bucket_fills_in_time() -> None:
+def test_a_bucket_with_a_low_rate_fills_with_time() -> None:
     clock = Clock()
     bucket = TokenBucket(0.1, clock)
     assert bucket.take()
