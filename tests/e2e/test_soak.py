@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.load.soak import books, faults
+from tests.load.soak import checks, faults
 from tests.load.soak.__main__ import soak
 
 SECONDS = 30
@@ -22,7 +22,7 @@ FAULTS = (
 @pytest.mark.timeout(400)
 def test_every_check_holds_after_a_short_soak(tmp_path: Path) -> None:
     plan = {name: faults.ALL[name] for name in FAULTS}
-    figures, checks = soak(tmp_path / "state", SECONDS, RATE, seed=secrets.randbelow(1 << 31), plan=plan)
-    assert not any(checks.values()), books.table(figures, checks)
+    figures, results = soak(tmp_path / "state", SECONDS, RATE, seed=secrets.randbelow(1 << 31), plan=plan)
+    assert not any(results.values()), checks.table(figures, results)
     for kind in ("POST: 201", "cancel: 202", "GET: 200", "hostile: 400"):
         assert kind in figures["answers"], "the load did not contain this kind of request"

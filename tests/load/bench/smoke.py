@@ -13,7 +13,7 @@ import psycopg
 from msgspec import Struct
 
 from orderstream.audit.under_way import under_way
-from tests.load.bench import books, counters, load
+from tests.load.bench import checks, counters, load
 from tests.load.bench.counters import Usage
 from tests.load.bench.load import Load
 from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system
@@ -75,8 +75,8 @@ def main() -> int:
         paced = _paced(system, connection)
         problems += await_settled(connection)
         for user, seen in (("warm-up", warmed), ("paced", paced.load), ("saturated", saturated.load)):
-            problems += books.orders(connection, f"bench-{user}", seen)
-        problems += books.stock(connection, SKU, STOCKED)
+            problems += checks.orders(connection, f"bench-{user}", seen)
+        problems += checks.stock(connection, SKU, STOCKED)
     print(_table(paced, saturated, problems))
     return 1 if problems else 0
 

@@ -19,7 +19,7 @@ import psycopg
 
 from orderstream.local.processes.state import checkout
 from tests.load.bench import counters
-from tests.load.soak import books, faults
+from tests.load.soak import checks, faults
 from tests.load.soak.client import Client
 from tests.load.soak.ledger import Ledger
 from tests.load.soak.load import STOCKED, Load
@@ -66,7 +66,7 @@ class Soak:
         self._poisoner = Poisoner(system.settings, chance)
         self._memory_mib: list[float] = []
 
-    def run(self) -> tuple[dict[str, str], books.Checks]:
+    def run(self) -> tuple[dict[str, str], checks.Checks]:
         """Load and disturb the system, wait until all orders are settled, and return the figures and the checks."""
         for sku, quantity in STOCKED.items():
             self._system.command("stock", "set", sku, str(quantity))
@@ -76,16 +76,16 @@ class Soak:
         self._poisoner.finish()
         with psycopg.connect(self._postgres_url, autocommit=True) as connection:
             say("waiting until every order is settled and compensated")
-            quiet_seconds, left = books.await_quiet(connection, QUIET_LIMIT_SECONDS)
-            checks = books.check(connection, self._target, self._ledger, self._poisoner.put)
+            quiet_seconds, left = checks.await_quiet(connection, QUIET_LIMIT_SECONDS)
+            found = checks.check(connection, self._target, self._ledger, self._poisoner.put)
             statuses = connection.execute("SELECT status, count(*) FROM orders GROUP BY 1 ORDER BY 1").fetchall()
         memory_mib = self._medians()
         rounded = [f"{size:.0f}" for size in memory_mib]
         grown = memory_mib[-1] > GROWTH_MAX * memory_mib[0]
-        checks = {
+        results = {
             "every order is settled and compensated": [left] if left else [],
             "memory does not grow": [f"{memory_mib[-1]:.0f} MiB after {memory_mib[0]:.0f} MiB"] if grown else [],
-            **checks,
+            **found,
         }
         figures = {
             "orders offered": f"{self._load.offered} in {self._seconds:.0f} s, {self._load.withheld} withheld"
@@ -98,7 +98,7 @@ class Soak:
             "memory of the services (PSS) in each third of the run": f"{' / '.join(rounded)} MiB",
             "answers": ", ".join(f"{count} {what}" for what, count in sorted(self._ledger.answers.items())),
         }
-        return figures, checks
+        return figures, results
 
     def _medians(self) -> list[float]:
         """Return the median memory of the services in each third of the run, in MiB."""
@@ -141,7 +141,7 @@ class Soak:
 
 def soak(
     state_dir: Path, seconds: float, rate: int, seed: int, plan: Faults = faults.ALL
-) -> tuple[dict[str, str], books.Checks]:
+) -> tuple[dict[str, str], checks.Checks]:
     """Run a soak on its own system, whose state directory is `state_dir`. Raises AlreadyRunningError."""
     with exclusive_system(state_dir, **SETTINGS) as system:
         say(f"{rate} orders/s for {seconds:.0f} s with {len(plan)} faults, seed {seed}")
@@ -161,9 +161,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args()
     state_dir = checkout() / ".orderstream" / "soak"
-    figures, checks = soak(state_dir, given.minutes * 60, given.rate, given.seed)
-    print(books.table(figures, checks))
-    return 1 if any(checks.values()) else 0
+    figures, results = soak(state_dir, given.minutes * 60, given.rate, given.seed)
+    print(checks.table(figures, results))
+    return 1 if any(results.values()) else 0
 
 
 if __name__ == "__main__":

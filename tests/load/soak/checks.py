@@ -122,7 +122,7 @@ def _updates(settings: Settings) -> Iterator[tuple[str, OrderUpdated]]:
 
 
 def _records(settings: Settings, name: str) -> Iterator[Message]:
-    reader = consumer(settings, "soak-books")
+    reader = consumer(settings, "soak-checks")
     try:
         ends = {}
         for number in reader.list_topics(name, timeout=10).topics[name].partitions:
