@@ -1,4 +1,4 @@
-"""What waits for a consumer, and when one counts as deaf, whatever offsets a lost topic has left behind."""
+"""The lag of a consumer, and when the consumer is stalled, with any offsets that a lost topic has left."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ def _health(clock: Callable[[], float]) -> ConsumerHealth:
     return ConsumerHealth(clock, ["t"])
 
 
-class Ear:
+class FakeConsumer:
     """A consumer of one partition."""
 
     def __init__(self, position: int, committed: int, first: int, end: int) -> None:
@@ -23,123 +23,123 @@ class Ear:
     def assignment(self) -> list[TopicPartition]:
         return [TopicPartition("t", 0)]
 
-    def position(self, _places: Any) -> list[TopicPartition]:
+    def position(self, _partitions: Any) -> list[TopicPartition]:
         return [TopicPartition("t", 0, self.offset)]
 
-    def committed(self, _places: Any, **_limit: float) -> list[TopicPartition]:
+    def committed(self, _partitions: Any, **_limit: float) -> list[TopicPartition]:
         return [TopicPartition("t", 0, self.stored)]
 
     def list_topics(self, **_limit: float) -> "Listing":
         return Listing()
 
-    def offsets_for_times(self, places: list[TopicPartition], **_limit: float) -> list[TopicPartition]:
-        return [TopicPartition("t", 0, self.end if places[0].offset == -1 else self.first)]
+    def offsets_for_times(self, partitions: list[TopicPartition], **_limit: float) -> list[TopicPartition]:
+        return [TopicPartition("t", 0, self.end if partitions[0].offset == -1 else self.first)]
 
 
 @pytest.mark.parametrize(
-    ("ear", "waiting"),
+    ("consumer", "waiting"),
     [
-        pytest.param(Ear(7, 7, 0, 10), 3, id="behind"),
-        pytest.param(Ear(10, 10, 0, 10), 0, id="at the end"),
-        pytest.param(Ear(OFFSET_INVALID, 4, 0, 10), 6, id="nothing taken since the assignment"),
-        pytest.param(Ear(OFFSET_INVALID, OFFSET_INVALID, 2, 10), 8, id="nothing ever taken"),
-        pytest.param(Ear(52, 52, 0, 10), 10, id="the topic was made again and is shorter"),
-        pytest.param(Ear(52, 52, 0, 0), 0, id="the topic was made again and is empty"),
-        pytest.param(Ear(3, 3, 10, 10), 0, id="all has expired"),
+        pytest.param(FakeConsumer(7, 7, 0, 10), 3, id="behind"),
+        pytest.param(FakeConsumer(10, 10, 0, 10), 0, id="at the end"),
+        pytest.param(FakeConsumer(OFFSET_INVALID, 4, 0, 10), 6, id="nothing received since the assignment"),
+        pytest.param(FakeConsumer(OFFSET_INVALID, OFFSET_INVALID, 2, 10), 8, id="nothing ever received"),
+        pytest.param(FakeConsumer(52, 52, 0, 10), 10, id="the topic was created again and is shorter"),
+        pytest.param(FakeConsumer(52, 52, 0, 0), 0, id="the topic was created again and is empty"),
+        pytest.param(FakeConsumer(3, 3, 10, 10), 0, id="all records have expired"),
     ],
 )
-def test_how_much_waits(ear: Any, waiting: int) -> None:
-    assert _health(lambda: 0.0).lag(ear) == {("t", 0): waiting}
+def test_the_lag_is_counted_from_the_position_or_the_committed_offset(consumer: Any, waiting: int) -> None:
+    assert _health(lambda: 0.0).lag(consumer) == {("t", 0): waiting}
 
 
-def test_a_consumer_is_deaf_when_records_wait_and_it_does_not_move() -> None:
+def test_a_consumer_is_stalled_if_records_wait_and_it_receives_none() -> None:
     now = 0.0
     health = _health(lambda: now)
-    ear: Any = Ear(5, 5, 0, 6)
-    health.lag(ear)
+    consumer: Any = FakeConsumer(5, 5, 0, 6)
+    health.lag(consumer)
     now = STALLED_SECONDS - 1
-    ear.end = 50
-    health.lag(ear)
+    consumer.end = 50
+    health.lag(consumer)
     assert health.stalled() == []
     now = STALLED_SECONDS + 1
-    health.lag(ear)
+    health.lag(consumer)
     assert health.stalled() == [("t", 0)]
-    ear.offset = 6
-    health.lag(ear)
+    consumer.offset = 6
+    health.lag(consumer)
     assert health.stalled() == []
 
 
-def test_a_quiet_partition_is_not_deaf() -> None:
+def test_a_partition_without_waiting_records_is_not_stalled() -> None:
     now = 0.0
     health = _health(lambda: now)
-    ear: Any = Ear(5, 5, 0, 5)
+    consumer: Any = FakeConsumer(5, 5, 0, 5)
     for _ in range(3):
-        health.lag(ear)
+        health.lag(consumer)
         now += STALLED_SECONDS
     assert health.stalled() == []
 
 
 class Listing:
-    """What Kafka says of topic `t`: it has one partition."""
+    """The metadata of Kafka: topic `t` has one partition."""
 
     topics: ClassVar[dict[str, Any]] = {"t": SimpleNamespace(partitions={0: None})}
 
 
-def _without_partitions(ear: Ear) -> Any:
-    ear.assignment = list  # type: ignore[method-assign]
-    ear.offset = OFFSET_INVALID
-    return ear
+def _without_partitions(consumer: FakeConsumer) -> Any:
+    consumer.assignment = list  # type: ignore[method-assign]
+    consumer.offset = OFFSET_INVALID
+    return consumer
 
 
-def test_a_consumer_without_partitions_is_deaf_when_nobody_takes_what_waits() -> None:
+def test_a_consumer_without_partitions_is_stalled_if_no_consumer_receives_the_waiting_records() -> None:
     now = 0.0
     health = _health(lambda: now)
-    ear = _without_partitions(Ear(0, 5, 0, 6))
-    assert health.lag(ear) == {}
+    consumer = _without_partitions(FakeConsumer(0, 5, 0, 6))
+    assert health.lag(consumer) == {}
     now = STALLED_SECONDS + 1
-    health.lag(ear)
+    health.lag(consumer)
     assert health.stalled() == [("t", 0)]
 
 
-def test_a_consumer_without_partitions_is_left_out_only_after_topics_were_gone() -> None:
+def test_a_consumer_without_partitions_is_unassigned_only_after_topics_were_lost() -> None:
     now = 0.0
     health = _health(lambda: now)
-    ear = _without_partitions(Ear(0, 6, 0, 6))
+    consumer = _without_partitions(FakeConsumer(0, 6, 0, 6))
 
-    def unassigned_after(seconds: float) -> bool:
+    def is_unassigned_after(seconds: float) -> bool:
         nonlocal now
-        health.lag(ear)
+        health.lag(consumer)
         now += seconds
-        health.lag(ear)
+        health.lag(consumer)
         return health.unassigned()
 
-    assert not unassigned_after(STALLED_SECONDS + 1)
+    assert not is_unassigned_after(STALLED_SECONDS + 1)
     health.topics_lost()
     assert health.unassigned()
     health.reset()
-    assert not unassigned_after(STALLED_SECONDS - 1)
-    assert unassigned_after(STALLED_SECONDS + 1)
-    ear.assignment = lambda: [TopicPartition("t", 0)]
-    assert not unassigned_after(STALLED_SECONDS + 1)
+    assert not is_unassigned_after(STALLED_SECONDS - 1)
+    assert is_unassigned_after(STALLED_SECONDS + 1)
+    consumer.assignment = lambda: [TopicPartition("t", 0)]
+    assert not is_unassigned_after(STALLED_SECONDS + 1)
 
 
-def test_a_consumer_without_partitions_is_well_while_others_take_what_waits() -> None:
+def test_a_consumer_without_partitions_is_not_stalled_while_others_receive_the_records() -> None:
     now = 0.0
     health = _health(lambda: now)
-    ear = _without_partitions(Ear(0, 5, 0, 100))
+    consumer = _without_partitions(FakeConsumer(0, 5, 0, 100))
     for _ in range(10):
-        health.lag(ear)
+        health.lag(consumer)
         assert health.stalled() == []
-        ear.stored += 1
+        consumer.stored += 1
         now += STALLED_SECONDS - 1
 
 
-class Ears:
+class FakeConsumerOfSeveral:
     """A consumer of several partitions: the position and the end of each."""
 
-    def __init__(self, *places: tuple[int, int]) -> None:
-        self.positions = [position for position, _ in places]
-        self.ends = [end for _, end in places]
+    def __init__(self, *partitions: tuple[int, int]) -> None:
+        self.positions = [position for position, _ in partitions]
+        self.ends = [end for _, end in partitions]
 
     def _all(self, offsets: list[int]) -> list[TopicPartition]:
         return [TopicPartition("t", number, offset) for number, offset in enumerate(offsets)]
@@ -147,61 +147,61 @@ class Ears:
     def assignment(self) -> list[TopicPartition]:
         return self._all([0] * len(self.ends))
 
-    def position(self, _places: Any) -> list[TopicPartition]:
+    def position(self, _partitions: Any) -> list[TopicPartition]:
         return self._all(self.positions)
 
-    def offsets_for_times(self, places: list[TopicPartition], **_limit: float) -> list[TopicPartition]:
-        return self._all(self.ends if places[0].offset == -1 else [0] * len(self.ends))
+    def offsets_for_times(self, partitions: list[TopicPartition], **_limit: float) -> list[TopicPartition]:
+        return self._all(self.ends if partitions[0].offset == -1 else [0] * len(self.ends))
 
 
-def test_a_consumer_that_takes_a_long_turn_of_one_partition_is_not_stalled() -> None:
+def test_a_consumer_that_receives_a_long_backlog_of_one_partition_is_not_stalled() -> None:
     now = 0.0
     health = _health(lambda: now)
-    ears: Any = Ears((0, 20_000), (0, 20_000), (0, 20_000))
+    consumer: Any = FakeConsumerOfSeveral((0, 20_000), (0, 20_000), (0, 20_000))
     for number in range(3):
         for _ in range(10):
-            ears.positions[number] += 2_000
-            health.lag(ears)
+            consumer.positions[number] += 2_000
+            health.lag(consumer)
             assert health.stalled() == []
             now += STALLED_SECONDS / 3
 
 
-def test_the_turn_of_a_partition_begins_when_that_of_another_has_ended() -> None:
+def test_the_wait_of_a_partition_counts_only_after_the_backlog_of_another_is_received() -> None:
     now = 0.0
     health = _health(lambda: now)
-    ears: Any = Ears((0, 100), (0, 100))
+    consumer: Any = FakeConsumerOfSeveral((0, 100), (0, 100))
     for taken in (0, 50, 99, 100):
-        ears.positions[0] = taken
-        health.lag(ears)
+        consumer.positions[0] = taken
+        health.lag(consumer)
         now += STALLED_SECONDS - 1
         assert health.stalled() == []
-    health.lag(ears)
+    health.lag(consumer)
     now += STALLED_SECONDS
-    health.lag(ears)
+    health.lag(consumer)
     assert health.stalled() == [("t", 1)]
 
 
-def test_a_partition_that_is_left_out_is_noticed_while_others_are_taken() -> None:
+def test_a_stalled_partition_is_found_while_records_of_others_are_received() -> None:
     now = 0.0
     health = _health(lambda: now)
-    ears: Any = Ears((0, 10), (0, 10))
+    consumer: Any = FakeConsumerOfSeveral((0, 10), (0, 10))
     while not health.stalled():
-        assert ears.positions[0] <= 2 * PASSED_OVER_RECORDS
-        ears.positions[0] += 10_000
-        ears.ends[0] = ears.positions[0] + 10
-        health.lag(ears)
+        assert consumer.positions[0] <= 2 * PASSED_OVER_RECORDS
+        consumer.positions[0] += 10_000
+        consumer.ends[0] = consumer.positions[0] + 10
+        health.lag(consumer)
         now += 5
     assert health.stalled() == [("t", 1)]
-    assert ears.positions[0] > PASSED_OVER_RECORDS
+    assert consumer.positions[0] > PASSED_OVER_RECORDS
 
 
-def test_with_little_to_take_a_partition_that_is_left_out_is_noticed_soon() -> None:
+def test_a_stalled_partition_is_found_soon_if_others_have_no_backlog() -> None:
     now = 0.0
     health = _health(lambda: now)
-    ears: Any = Ears((0, 0), (0, 10))
+    consumer: Any = FakeConsumerOfSeveral((0, 0), (0, 10))
     for _ in range(5):
-        ears.positions[0] += 3
-        ears.ends[0] = ears.positions[0]
-        health.lag(ears)
+        consumer.positions[0] += 3
+        consumer.ends[0] = consumer.positions[0]
+        health.lag(consumer)
         now += 5
     assert health.stalled() == [("t", 1)]

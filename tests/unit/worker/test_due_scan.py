@@ -1,4 +1,4 @@
-"""Where the watchdog looks: soon at what is new, in the end at everything, and never at much at once (P5)."""
+"""The times that a timer scans: new times soon, all times in the end, and never many at once (P5)."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -22,7 +22,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Watch:
-    """A clock of the process, and one of the database, which both stand still by themselves."""
+    """A clock of the process and a clock of the database. Only the test moves them."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -33,7 +33,7 @@ class Watch:
         return START + timedelta(seconds=self.seconds)
 
     def run(self, cost_seconds: float = 0.0, taken: datetime | None = None) -> list[TimeRange]:
-        """Look at everything that a run may, each range at a cost; the first is full if `taken` is given."""
+        """Scan all ranges of one run, each in `cost_seconds`. If `taken` is given, the first range is full."""
         ranges = []
         for part in self.due.ranges(self.now):
             self.seconds += cost_seconds
@@ -44,7 +44,7 @@ class Watch:
         return ranges
 
 
-def test_the_first_run_looks_at_everything_there_can_be_in_a_few_slices() -> None:
+def test_the_first_run_scans_all_possible_times_in_a_few_slices() -> None:
     ranges = Watch().run()
     assert ranges[0] == TimeRange(START - timedelta(seconds=FIRST_SECONDS), START)
     assert all(later.upto == earlier.after for earlier, later in pairwise(ranges))
@@ -52,7 +52,7 @@ def test_the_first_run_looks_at_everything_there_can_be_in_a_few_slices() -> Non
     assert len(ranges) < 40
 
 
-def test_the_next_runs_look_at_what_has_become_due_since() -> None:
+def test_the_next_runs_scan_the_times_since_the_last_run() -> None:
     watch = Watch()
     watch.run()
     for _ in range(3):
@@ -61,14 +61,14 @@ def test_the_next_runs_look_at_what_has_become_due_since() -> None:
         assert watch.run() == [TimeRange(before - timedelta(seconds=LAG_SECONDS), watch.now)]
 
 
-def test_what_is_below_is_swept_again_after_a_pause() -> None:
+def test_the_times_below_are_swept_again_after_a_pause() -> None:
     watch = Watch()
     watch.run()
     watch.seconds += SWEEP_PAUSE_SECONDS
     assert watch.run()[-1].after == FLOOR
 
 
-def test_a_sweep_over_many_dead_entries_makes_way_and_goes_on_where_it_was() -> None:
+def test_a_slow_sweep_pauses_and_continues_where_it_stopped() -> None:
     watch = Watch()
     lowest = watch.now
     for _ in range(5):
@@ -79,14 +79,14 @@ def test_a_sweep_over_many_dead_entries_makes_way_and_goes_on_where_it_was() -> 
         lowest = ranges[-1].after
 
 
-def test_a_full_run_goes_on_at_the_time_of_what_it_took_last() -> None:
+def test_after_a_full_run_the_next_run_begins_at_the_last_claimed_time() -> None:
     watch = Watch()
     taken = watch.now - timedelta(seconds=30)
     watch.run(taken=taken)
     assert watch.run(taken=taken)[0] == TimeRange(taken - RESOLUTION, watch.now)
 
 
-def test_a_full_slice_is_looked_at_again() -> None:
+def test_a_full_slice_is_scanned_again() -> None:
     watch = Watch()
     ranges = watch.due.ranges(watch.now)
     fresh = next(ranges)
@@ -104,7 +104,7 @@ def test_each_round_begins_with_a_narrow_slice() -> None:
     assert first.upto - first.after == SLICE_FIRST
 
 
-def test_a_slice_that_took_too_long_is_tried_again_with_a_narrower_one() -> None:
+def test_after_a_timeout_the_next_slice_is_narrower() -> None:
     watch = Watch()
     ranges = watch.due.ranges(watch.now)
     watch.due.note_scanned(next(ranges), None, 0)

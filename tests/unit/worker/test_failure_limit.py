@@ -9,7 +9,7 @@ from orderstream.worker.failure_limit import MIN_FAILURES, FailureLimit, TooMany
 
 
 class Clock:
-    """Time as the test says."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -18,7 +18,7 @@ class Clock:
         return self.now
 
 
-def test_twenty_failures_are_borne_and_one_more_is_not() -> None:
+def test_twenty_failures_are_allowed_and_one_more_is_not() -> None:
     limit = FailureLimit(Clock())
     limit.check(20, 20)
     limit.note(20, 20)
@@ -26,7 +26,7 @@ def test_twenty_failures_are_borne_and_one_more_is_not() -> None:
         limit.check(1, 1)
 
 
-def test_of_many_records_a_tenth_may_fail() -> None:
+def test_a_tenth_of_many_records_may_fail() -> None:
     limit = FailureLimit(Clock())
     limit.note(1_000, 100)
     limit.check(10, 1)
@@ -44,7 +44,7 @@ def test_failures_are_forgotten_after_five_minutes() -> None:
         clock.now += 301
 
 
-def test_records_without_failures_are_never_too_many() -> None:
+def test_records_without_failures_never_reach_the_limit() -> None:
     limit = FailureLimit(Clock())
     for _ in range(100):
         limit.check(500, 0)
@@ -56,7 +56,7 @@ def _letters(number: int, reason: Reason = "UNKNOWN_ORDER") -> list[DeadLetter]:
     return [DeadLetter(record, reason, "", 1)] * number
 
 
-def test_many_unknown_orders_are_warned_of_once_in_a_while() -> None:
+def test_many_unknown_orders_cause_one_warning_in_five_minutes() -> None:
     clock = iter([0.0] * 100)
     subject = UnknownOrders(lambda: next(clock))
     with capture_logs() as lines:
@@ -69,7 +69,7 @@ def test_many_unknown_orders_are_warned_of_once_in_a_while() -> None:
     assert "KAFKA_TOPIC_PREFIX" in line["hint"]
 
 
-def test_few_unknown_orders_and_other_letters_are_not_warned_of() -> None:
+def test_few_unknown_orders_and_other_dead_letters_cause_no_warning() -> None:
     subject = UnknownOrders(lambda: 0.0)
     with capture_logs() as lines:
         subject.note(10_000, _letters(1_000))

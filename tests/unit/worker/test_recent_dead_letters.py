@@ -1,4 +1,4 @@
-"""A record that fails again and again is a dead letter once an hour (P9)."""
+"""A record that fails repeatedly becomes a dead letter once an hour (P9)."""
 
 import pytest
 
@@ -15,34 +15,34 @@ def _letter(value: bytes, offset: int = 0, topic: str = "t.v1", key: bytes = b"k
 
 def test_the_same_record_at_another_offset_is_not_new() -> None:
     seen = RecentDeadLetters(Clock())
-    seen.remember([_letter(b"one", 1)])
-    others = [_letter(b"two"), _letter(b"one", topic="u.v1"), _letter(b"eyone", key=b"k")]
-    assert seen.new([_letter(b"one", 2), *others]) == others
+    seen.remember([_letter(b"first", 1)])
+    others = [_letter(b"second"), _letter(b"first", topic="u.v1"), _letter(b"eyfirst", key=b"k")]
+    assert seen.new([_letter(b"first", 2), *others]) == others
 
 
-def test_only_what_was_noted_is_known() -> None:
+def test_a_record_is_new_until_it_is_remembered() -> None:
     seen = RecentDeadLetters(Clock())
-    assert seen.new([_letter(b"one")]) == seen.new([_letter(b"one")]) == [_letter(b"one")]
+    assert seen.new([_letter(b"first")]) == seen.new([_letter(b"first")]) == [_letter(b"first")]
 
 
-def test_of_the_same_record_twice_in_one_batch_the_first_is_new() -> None:
-    first, other = _letter(b"one", 1), _letter(b"two", 2)
-    assert RecentDeadLetters(Clock()).new([first, other, _letter(b"one", 3)]) == [first, other]
+def test_the_same_record_twice_in_one_batch_is_one_dead_letter() -> None:
+    first, other = _letter(b"first", 1), _letter(b"second", 2)
+    assert RecentDeadLetters(Clock()).new([first, other, _letter(b"first", 3)]) == [first, other]
 
 
-def test_after_an_hour_it_is_a_letter_again() -> None:
+def test_after_an_hour_the_record_is_new_again() -> None:
     clock = Clock()
     seen = RecentDeadLetters(clock)
-    seen.remember([_letter(b"one")])
+    seen.remember([_letter(b"first")])
     clock.now += REPEAT_SECONDS - 1
-    assert seen.new([_letter(b"one")]) == []
+    assert seen.new([_letter(b"first")]) == []
     clock.now += 1
-    assert seen.new([_letter(b"one")]) == [_letter(b"one")]
+    assert seen.new([_letter(b"first")]) == [_letter(b"first")]
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_records_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent_dead_letters, "REMEMBERED_MAX", 2)
     seen = RecentDeadLetters(Clock())
-    letters = [_letter(value) for value in (b"one", b"two", b"three")]
+    letters = [_letter(value) for value in (b"first", b"second", b"third")]
     seen.remember(letters)
     assert seen.new(letters) == letters[:1]

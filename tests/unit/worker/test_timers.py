@@ -1,4 +1,4 @@
-"""Every timer that is written is registered, and every timer that is registered reaches the loop of its process."""
+"""Every timer function is registered, and the loop of its process runs every registered timer."""
 
 import ast
 from collections.abc import Iterator
@@ -29,14 +29,14 @@ def _is_timer(function: Function) -> bool:
 
 
 @pytest.mark.parametrize("service", WORKERS)
-def test_the_process_runs_each_timer_that_is_written(monkeypatch: pytest.MonkeyPatch, service: str) -> None:
+def test_the_process_runs_each_timer_function_of_its_service(monkeypatch: pytest.MonkeyPatch, service: str) -> None:
     handler = wired_handler(monkeypatch, service, Settings.model_validate({}))
     written = {function.name for function in _functions(service) if _is_timer(function)}
     assert {timer.run.__name__ for timer in handler.timers} == written
     assert len({timer.name for timer in handler.timers}) == len(handler.timers) == len(written)
 
 
-def test_the_signature_finds_the_timers() -> None:
+def test_the_signature_check_finds_the_timer_functions() -> None:
     found = {service: sum(map(_is_timer, _functions(service))) for service in WORKERS}
     assert found["order-service"] >= 3
     assert found["payment-worker"] >= 2
