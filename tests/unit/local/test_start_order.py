@@ -8,7 +8,8 @@ import pytest
 
 from orderstream.local.processes.child import StoppingError
 from orderstream.local.processes.progress import Terminal
-from orderstream.local.processes.start_order import StartStep, run
+from orderstream.local.processes.start_order import START_AFTER, StartStep, run
+from orderstream.settings import SERVICES
 
 Report = Callable[[str], None]
 
@@ -64,3 +65,8 @@ def test_a_stop_does_not_wait_for_a_step_that_hangs() -> None:
 def test_steps_that_need_each_other_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="need each other"):
         run([StartStep("a", ("b",), print), StartStep("b", ("a",), print)], quiet(), threading.Event())
+
+
+def test_the_start_order_has_every_service_and_names_only_its_own_steps() -> None:
+    assert set(SERVICES) <= set(START_AFTER)
+    assert {need for needs in START_AFTER.values() for need in needs} <= set(START_AFTER)
