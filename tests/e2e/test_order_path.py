@@ -268,7 +268,7 @@ def test_the_load_script_places_orders_that_settle_within_its_limits(running: Se
     assert not any(crossed)
 
 
-def test_the_load_script_fails_when_no_order_is_taken(running: Services, tmp_path: Path) -> None:
+def test_the_load_script_fails_if_no_order_is_accepted(running: Services, tmp_path: Path) -> None:
     assert _k6(running, "/no-orders", tmp_path / "summary.json") == K6_THRESHOLDS_CROSSED
 
 

@@ -1,4 +1,4 @@
-"""One trace an order, over all five services and real Kafka, as it arrives at a collector; and one that hangs."""
+"""Each order has one trace over all five services and real Kafka. A collector that hangs delays no order."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

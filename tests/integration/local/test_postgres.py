@@ -130,7 +130,7 @@ def test_lost_passwords_are_replaced_and_the_data_is_kept(local_servers: LocalSe
     assert migrate(second.url) == []
 
 
-def test_an_order_path_needs_no_superuser(local_servers: LocalServers) -> None:
+def test_statements_about_the_whole_server_need_no_superuser(local_servers: LocalServers) -> None:
     """An ordinary account may run the statements that concern the whole server."""
     postgres = server(local_servers)
     local_servers.start(postgres)

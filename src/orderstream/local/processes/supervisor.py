@@ -32,7 +32,7 @@ _RESTART_PAUSE_MAX_SECONDS = 5.0
 
 
 def _problem_with_life(child: Child) -> str | None:
-    """Return why a running process does no work, or None. A server has no /livez; it is checked for SIGSTOP only."""
+    """Return why a running process does no work, or None. A server has no /livez. It is checked for SIGSTOP only."""
     if is_stopped(child.pid):
         return "stopped by a signal"
     url = child.command.health_url
