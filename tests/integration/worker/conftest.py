@@ -1,4 +1,4 @@
-"""A group, a table for decisions, and orders that only this test knows."""
+"""Fixtures for the worker loop: a consumer group, a table for decisions, and orders of their own."""
 
 import itertools
 from uuid import uuid4
@@ -18,7 +18,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def group(settings: Settings, connection: Connection) -> str:
-    """A consumer group that begins with what this test writes; its dead letters have a topic, its decisions a table."""
+    """Return a new consumer group that begins at the end of the topics. Creates its dead-letter topic and its table."""
     connection.execute(SCHEMA.encode())
     name = f"recorder-{next(_numbers)}"
     new_group(settings.kafka_brokers, name)
@@ -26,7 +26,7 @@ def group(settings: Settings, connection: Connection) -> str:
 
 
 def authorized(number: int, sku: str = ITEMS[0].sku) -> list[Event[Payload]]:
-    """Return so many payment.authorized, each of an order of its own."""
+    """Return payment.authorized events of `number` orders."""
     items = (structs.replace(ITEMS[0], sku=sku), *ITEMS[1:])
     return [
         build(PaymentAuthorized(order_id=str(uuid4()), items=items, amount=ITEMS[0].price, currency="USD"), AT)

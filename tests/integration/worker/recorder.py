@@ -1,7 +1,7 @@
-"""A worker service made for tests: it records a decision per order in a table of its own and answers from it.
+"""A worker service for tests. It records a decision for each order in its own table, and publishes events from the
+table.
 
-It consumes payment.authorized and answers inventory.reserved, whatever the order; faults are put in where a test wants
-them.
+It consumes payment.authorized and publishes inventory.reserved for every order. A test can inject faults.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,11 +32,11 @@ Hook = Callable[[Connection, Sequence[Received]], None]
 
 
 def _no_fault(_connection: Connection, _batch: Sequence[Received]) -> None:
-    """Go on."""
+    """Do nothing."""
 
 
 class Recorder:
-    """`fault` runs first in every decision; `after_commit` when it is durable."""
+    """A handler. `fault` runs first in every decision, and `after_commit` after its commit."""
 
     topics: tuple[str, ...] = (IN,)
     emits: tuple[str, ...] = ("inventory.reserved",)
@@ -57,22 +57,22 @@ class Recorder:
 
     @property
     def batches(self) -> list[list[str]]:
-        """The order ids of every decision so far, those that failed included."""
+        """The order ids of every decision so far, including failed decisions."""
         with self._lock:
             return list(self._batches)
 
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> BatchResult:
-        """Record each order once and answer every record."""
+        """Record each order once and return an event for every record."""
         with self._lock:
-            self._batches.append([one.order_id for one in batch])
+            self._batches.append([received.order_id for received in batch])
         self._fault(tx, batch)
-        rows = tx.execute(_RECORD.encode(), {"ids": [one.order_id for one in batch]}).fetchall()
+        rows = tx.execute(_RECORD.encode(), {"ids": [received.order_id for received in batch]}).fetchall()
         decided: dict[str, datetime] = dict(rows)
         return BatchResult(
-            emit=[Outgoing(_answer(one.order_id, decided[one.order_id]), one) for one in batch],
+            emit=[Outgoing(_answer(received.order_id, decided[received.order_id]), received) for received in batch],
             after_commit=self._after_commit,
         )
 

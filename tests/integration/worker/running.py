@@ -1,4 +1,4 @@
-"""Runs a worker's loop in a thread of the test, or in a process of its own that may be killed."""
+"""Runs a worker's loop in a thread of the test, or in a process that a test can kill."""
 
 import sys
 import threading
@@ -18,7 +18,7 @@ _REPOSITORY = Path(__file__).parents[3]
 
 
 class Running:
-    """A loop in a thread. `error` is what ended it, if anything did."""
+    """A loop in a thread. `error` is the error that ended it, or None."""
 
     def __init__(self, handler: Any, settings: Settings) -> None:
         self._signal = threading.Event()
@@ -34,22 +34,22 @@ class Running:
             self.error = error
 
     def ending(self) -> BaseException | str | None:
-        """Return how it ended without being told to; None while it runs."""
+        """Return how the loop ended without a stop signal; None while it runs."""
         if self._signal.is_set() or self._thread.is_alive():
             return None
         return self.error or "it returned"
 
     def wait_ready(self) -> None:
-        """Wait until the group has given it partitions."""
+        """Wait until the group has assigned partitions to the loop."""
         wait_until(lambda: self.runner.ready, 20, "the runner joins its group")
 
     def wait_end(self) -> BaseException | None:
-        """Wait until it ends by itself and return why it did."""
+        """Wait until the loop ends by itself, and return its error."""
         wait_until(lambda: not self._thread.is_alive(), STOP_SECONDS, "the runner ends by itself")
         return self.error
 
     def stop(self) -> None:
-        """Stop it as SIGTERM would."""
+        """Stop the loop as SIGTERM does."""
         self._signal.set()
         self._thread.join(STOP_SECONDS)
         assert not self._thread.is_alive(), "the runner does not stop"
@@ -57,7 +57,7 @@ class Running:
 
 @contextmanager
 def running(handler: Any, settings: Settings, *, ready: bool = True) -> Iterator[Running]:
-    """Run a handler's loop until the block ends; the block fails if the loop did."""
+    """Run a handler's loop until the block ends. The block fails if the loop fails."""
     loop = Running(handler, settings)
     try:
         with watched(f"the runner of {handler.group}", loop.ending):
@@ -72,7 +72,7 @@ def running(handler: Any, settings: Settings, *, ready: bool = True) -> Iterator
 
 @contextmanager
 def process(module: str, settings: Settings, *arguments: str) -> Iterator[Process]:
-    """Run `python -m module arguments` as a service is run, and kill it when the block ends."""
+    """Run `python -m module arguments` like a service, and kill it when the block ends."""
     names = ("postgres_url", "redis_url", "kafka_brokers", "drain_timeout_seconds")
     env = {name.upper(): str(getattr(settings, name)) for name in names}
     env |= {"KAFKA_OPTIONS": ",".join(f"{key}={value}" for key, value in settings.kafka_options.items())}

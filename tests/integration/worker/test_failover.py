@@ -1,4 +1,4 @@
-"""The loops of a worker and the relay amid a failover: they leave a server that takes no writes, or that hangs (P5)."""
+"""A worker and the relay during a failover: they leave a server that refuses writes or hangs (P5)."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def _append(connection: Connection) -> str:
     return event.correlation_id
 
 
-def test_a_worker_works_again_after_a_failover(settings: Settings, connection: Connection, group: str) -> None:
+def test_a_worker_continues_after_a_failover(settings: Settings, connection: Connection, group: str) -> None:
     with (
         Tap(settings.kafka_brokers, [OUT, dead_letter_topic(group)]) as tap,
         running(Recorder(group), settings) as loop,
@@ -61,21 +61,21 @@ def test_a_worker_works_again_after_a_failover(settings: Settings, connection: C
         with read_only(settings.postgres_url):
             _end_sessions(connection, group)
             publish_events(settings.kafka_brokers, authorized(5))
-            wait_until(lambda: not loop.runner.ready, 20, "it is not ready while nothing takes writes")
+            wait_until(lambda: not loop.runner.ready, 20, "it is not ready while no server accepts writes")
         assert {letter.topic for letter in tap.count(5)} == {OUT}
         assert loop.runner.ready
 
 
-def test_the_relay_publishes_again_after_a_failover(settings: Settings, connection: Connection) -> None:
+def test_the_relay_continues_after_a_failover(settings: Settings, connection: Connection) -> None:
     with Tap(settings.kafka_brokers, [CREATED]) as tap, relay_running(settings):
         with read_only(settings.postgres_url):
             _end_sessions(connection, SERVICE)
             order_id = _append(connection)
-            wait_until(lambda: not _sessions(connection, SERVICE), 20, "it keeps no session that takes no writes")
+            wait_until(lambda: not _sessions(connection, SERVICE), 20, "it keeps no read-only session")
         assert tap.count(1)[0].key == order_id.encode()
 
 
-def test_the_relay_leaves_a_backend_that_hangs(
+def test_the_relay_replaces_a_session_that_hangs(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedConnection, "answer_limit_seconds", 1.0)
@@ -83,14 +83,14 @@ def test_the_relay_leaves_a_backend_that_hangs(
         (hanging,) = wait_until(lambda: _sessions(connection, SERVICE), 10, "the relay has a session")
         os.kill(hanging, signal.SIGSTOP)
         try:
-            wait_until(lambda: len(_sessions(connection, SERVICE)) == 2, 20, "it has another session")
+            wait_until(lambda: len(_sessions(connection, SERVICE)) == 2, 20, "it has a new session")
             order_id = _append(connection)
             assert tap.count(1)[0].key == order_id.encode()
         finally:
             os.kill(hanging, signal.SIGCONT)
 
 
-def test_a_worker_leaves_a_backend_that_hangs(
+def test_a_worker_replaces_a_session_that_hangs(
     settings: Settings, connection: Connection, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedConnection, "answer_limit_seconds", 1.0)
@@ -104,7 +104,7 @@ def test_a_worker_leaves_a_backend_that_hangs(
     try:
         with Tap(settings.kafka_brokers, [OUT]) as tap, running(Recorder(group, fault), settings):
             publish_events(settings.kafka_brokers, authorized(5))
-            tap.until(lambda seen: len({letter.key for letter in seen}) == 5, 30, "all are answered")
+            tap.until(lambda seen: len({letter.key for letter in seen}) == 5, 30, "all events are published")
     finally:
         os.kill(hanging[0], signal.SIGCONT)
 
@@ -120,12 +120,12 @@ def test_an_error_of_the_session_is_no_dead_letter(settings: Settings, group: st
 
     publish_events(settings.kafka_brokers, authorized(5))
     with Tap(settings.kafka_brokers, [OUT, dead_letter_topic(group)]) as tap, running(Recorder(group, fault), settings):
-        letters = tap.until(lambda seen: len({letter.key for letter in seen}) == 5, 20, "all are answered")
+        letters = tap.until(lambda seen: len({letter.key for letter in seen}) == 5, 20, "all events are published")
     assert {letter.topic for letter in letters} == {OUT}
     assert len(set(sessions)) >= 3, "each try has a session of its own"
 
 
-def test_an_error_that_nobody_knows_is_retried_and_then_stops_the_worker(
+def test_an_unknown_error_is_retried_and_then_stops_the_worker(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "RETRY_SECONDS", 0.5)

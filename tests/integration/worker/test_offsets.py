@@ -1,4 +1,4 @@
-"""The offsets: they move after the batch is settled, they are committed for certain, and a batch comes again whole."""
+"""Offsets are committed after the batch is processed, commits are retried, and a rewound batch comes back complete."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,18 +23,18 @@ from tests.support.waiting import wait_until
 
 
 class Commits:
-    """Takes the place of a consumer: notes each commit, and refuses the first ones with these codes."""
+    """Counts the commits of a consumer, and refuses the first ones with the given codes."""
 
     def __init__(self, refusals: Sequence[int]) -> None:
         self.count = 0
         self._refusals = iter(refusals)
 
     def of(self, settings: Settings, group: str) -> "_Watched":
-        """Return a real consumer whose commits come by here."""
+        """Return a real consumer whose commits are counted here."""
         return _Watched(client.consumer(settings, group), self)
 
     def begin(self, asynchronous: bool) -> None:
-        """Note a commit, which has to wait for its answer; raise its refusal, if it has one."""
+        """Count a commit, which must be synchronous. Raise its refusal, if it has one."""
         assert not asynchronous, "an asynchronous commit may fail unseen"
         self.count += 1
         if code := next(self._refusals, None):
@@ -62,7 +62,7 @@ def _wait_caught_up(settings: Settings, group: str) -> None:
     wait_until(lambda: _caught_up(settings, group), 20, "every offset is committed")
 
 
-def test_a_commit_that_fails_for_a_moment_is_tried_again(
+def test_an_offset_commit_is_retried_after_a_transient_error(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits = Commits([KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError._TIMED_OUT])
@@ -76,7 +76,7 @@ def test_a_commit_that_fails_for_a_moment_is_tried_again(
 @pytest.mark.parametrize(
     ("code", "attempts"), [(KafkaError.ILLEGAL_GENERATION, 1), (KafkaError._TIMED_OUT, subscription.COMMIT_ATTEMPTS)]
 )
-def test_a_commit_that_cannot_succeed_is_given_up_and_its_records_come_again_or_with_the_next(
+def test_after_a_permanent_error_the_offsets_move_with_the_next_commit(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch, code: int, attempts: int
 ) -> None:
     commits = Commits([code] * attempts)
@@ -85,7 +85,7 @@ def test_a_commit_that_cannot_succeed_is_given_up_and_its_records_come_again_or_
     with Tap(settings.kafka_brokers, [OUT]) as tap, running(Recorder(group), settings):
         (event,) = authorized(1)
         publish_events(settings.kafka_brokers, [event])
-        wait_until(lambda: commits.count == attempts, 20, "the commit is tried")
+        wait_until(lambda: commits.count == attempts, 20, "the commit is attempted")
         tap.count(1)
         assert offsets_of(settings.kafka_brokers, group, [IN]) == before
         publish_events(settings.kafka_brokers, [event])
@@ -94,10 +94,10 @@ def test_a_commit_that_cannot_succeed_is_given_up_and_its_records_come_again_or_
 
 
 def _failing(_connection: Connection, _batch: Sequence[Received]) -> None:
-    raise psycopg.OperationalError("Postgres is away")
+    raise psycopg.OperationalError("Postgres is down")
 
 
-def test_a_stop_while_a_batch_is_repeated_is_at_once_and_moves_no_offset(
+def test_a_stop_during_the_retries_of_a_batch_is_immediate_and_commits_no_offset(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "BACKOFF_FIRST_SECONDS", 600.0)
@@ -105,14 +105,14 @@ def test_a_stop_while_a_batch_is_repeated_is_at_once_and_moves_no_offset(
     publish_events(settings.kafka_brokers, authorized(4))
     handler = Recorder(group, _failing)
     with running(handler, settings):
-        wait_until(lambda: handler.batches, 20, "the batch is tried")
+        wait_until(lambda: handler.batches, 20, "the batch is attempted")
     assert offsets_of(settings.kafka_brokers, group, [IN]) == before
 
 
-def test_a_batch_with_poison_in_it_that_goes_back_comes_again_whole(
+def test_a_rewound_batch_with_bad_records_is_received_again_completely(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The poison is there before the loop starts, so that it shares a batch, and partitions, with good records."""
+    """The bad records are published before the loop starts, so that they share a batch with good records."""
     monkeypatch.setattr(runner, "RETRY_SECONDS", 0)
     failures = iter(range(3))
 
@@ -121,15 +121,19 @@ def test_a_batch_with_poison_in_it_that_goes_back_comes_again_whole(
             _failing(tx, batch)
 
     events = authorized(60)
-    poison: list[tuple[str, bytes | None, bytes | None]] = [(IN, str(number).encode(), b"{") for number in range(15)]
-    publish(settings.kafka_brokers, poison)
+    bad_records: list[tuple[str, bytes | None, bytes | None]] = [
+        (IN, str(number).encode(), b"{") for number in range(15)
+    ]
+    publish(settings.kafka_brokers, bad_records)
     publish_events(settings.kafka_brokers, events)
-    publish(settings.kafka_brokers, poison)
+    publish(settings.kafka_brokers, bad_records)
     handler = Recorder(group, fail_thrice)
     with Tap(settings.kafka_brokers, [OUT, dead_letter_topic(group)]) as tap, running(handler, settings):
         letters = tap.count(90)
         _wait_caught_up(settings, group)
-    assert {one.key for one in letters if one.topic == OUT} == {event.correlation_id.encode() for event in events}
+    assert {letter.key for letter in letters if letter.topic == OUT} == {
+        event.correlation_id.encode() for event in events
+    }
     assert next(failures, None) is None
 
 
@@ -137,7 +141,7 @@ def _ends(handler: Recorder, settings: Settings) -> BaseException | None:
     return Running(handler, settings).wait_end()
 
 
-def test_a_database_that_is_not_there_ends_the_loop_before_any_record(settings: Settings, group: str) -> None:
+def test_a_missing_database_ends_the_loop_before_the_first_record(settings: Settings, group: str) -> None:
     server = settings.postgres_url.rpartition("/")[0]
     wrong = settings.model_copy(update={"postgres_url": f"{server}/not_there"})
     assert isinstance(_ends(Recorder(group), wrong), psycopg.OperationalError)
@@ -152,18 +156,16 @@ def test_a_timer_that_no_retry_can_help_ends_the_loop(settings: Settings, group:
     assert _ends(Recorder(group, timers=[Timer("broken", 0, fail)]), settings) is error
 
 
-def test_the_loop_shows_that_it_comes_round_and_that_kafka_has_not_given_it_partitions(
-    settings: Settings, group: str
-) -> None:
+def test_without_kafka_the_loop_makes_progress_and_is_not_ready(settings: Settings, group: str) -> None:
     alone = settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
     with running(Recorder(group), alone, ready=False) as loop:
         wait_until(lambda: loop.runner._session.ready, 20, "Postgres is reached")
         beat = loop.runner.beat
-        wait_until(lambda: loop.runner.beat > beat, 20, "it comes round")
+        wait_until(lambda: loop.runner.beat > beat, 20, "a new round begins")
         assert not loop.runner.ready
 
 
-def test_after_the_commit_a_decision_is_seen_by_others_and_nothing_is_published_yet(
+def test_after_commit_runs_when_the_decision_is_visible_and_its_event_is_not_published(
     settings: Settings, group: str, postgres_url: str
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -182,7 +184,7 @@ def test_after_the_commit_a_decision_is_seen_by_others_and_nothing_is_published_
 
 @pytest.fixture
 def ensured(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The times at which the loop looked for missing topics."""
+    """The settings of each check for missing topics."""
     calls: list[Settings] = []
 
     def ensure(settings: Settings) -> list[str]:
@@ -200,9 +202,9 @@ def ensured(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
         lambda loop: loop._recover(PublishError(KafkaError(KafkaError._UNKNOWN_TOPIC), 1)),
         lambda loop: loop._recover(PublishError(KafkaError(KafkaError._MSG_TIMED_OUT), 1)),
     ],
-    ids=["consumer", "producer", "producer-that-knew-it"],
+    ids=["consumer", "producer", "producer-with-a-timeout"],
 )
-def test_a_topic_that_is_gone_has_the_missing_topics_made_once_in_a_while(
+def test_missing_topics_are_created_at_most_once_a_second(
     settings: Settings, group: str, ensured: list[Settings], report: Callable[[runner.Runner[None]], None]
 ) -> None:
     with running(Recorder(group), settings) as loop:
@@ -211,7 +213,7 @@ def test_a_topic_that_is_gone_has_the_missing_topics_made_once_in_a_while(
         assert ensured == [settings]
 
 
-def test_a_consumer_whose_topics_are_gone_may_be_left_out(
+def test_the_subscription_notes_that_its_topics_were_lost(
     settings: Settings, group: str, ensured: list[Settings]
 ) -> None:
     with running(Recorder(group), settings) as loop:
@@ -220,15 +222,15 @@ def test_a_consumer_whose_topics_are_gone_may_be_left_out(
         assert loop.runner._subscription._health._topics_were_lost
 
 
-def test_a_client_that_has_failed_for_good_ends_the_loop(settings: Settings, group: str) -> None:
+def test_a_fatal_client_error_ends_the_loop(settings: Settings, group: str) -> None:
     with running(Recorder(group), settings) as loop, pytest.raises(KafkaException):
         loop.runner._subscription._client_error(KafkaError(KafkaError._FATAL, "fenced", fatal=True))
 
 
-def test_a_failure_after_the_commit_repeats_the_recorded_decision(
+def test_after_a_failure_behind_the_commit_the_recorded_decision_is_published_once(
     settings: Settings, group: str, connection: Connection
 ) -> None:
-    """The decision is durable and its answer is not sent: what the database knows is told, once."""
+    """The decision is durable and its event is not published. The retry publishes the recorded decision once."""
     failures = iter([psycopg.OperationalError("the connection is lost after the commit")])
 
     def fail_once() -> None:

@@ -1,4 +1,4 @@
-"""An error about a row of ours is no bad record: it is a failure, told once an hour until the row is right (P3)."""
+"""An error about a damaged row is a failure of the record: one dead letter an hour until the row is repaired (P3)."""
 
 import json
 from typing import Any
@@ -26,11 +26,11 @@ SPOILED = {
         "NumericValueOutOfRange",
     ),
 }
-"""How a row may be spoiled, by hand or by an older version, and what Postgres makes of it."""
+"""Ways to damage a row, by hand or by an older version, and the resulting error of Postgres."""
 
 
 def _cancelled(connection: Connection, sku: str) -> str:
-    """Insert a cancelled order that holds a unit."""
+    """Insert a cancelled order that holds one unit."""
     order_id = place(connection, {sku: 1})
     connection.execute("INSERT INTO inventory VALUES (%s, 5, 1) ON CONFLICT DO NOTHING", (sku,))
     connection.execute("UPDATE orders SET status = 'CANCELLED', aborted_at = now() WHERE id = %s", (order_id,))
@@ -42,7 +42,7 @@ def _cancelled(connection: Connection, sku: str) -> str:
 
 
 @pytest.mark.parametrize("how", SPOILED)
-def test_an_abort_that_fails_each_time_is_one_dead_letter_and_is_released_once_the_row_is_right(
+def test_an_abort_that_fails_each_time_is_one_dead_letter_and_is_released_after_the_row_is_repaired(
     settings: Settings, connection: Connection, how: str
 ) -> None:
     statements, error = SPOILED[how]
@@ -54,14 +54,14 @@ def test_an_abort_that_fails_each_time_is_one_dead_letter_and_is_released_once_t
     begin_here(settings.kafka_brokers, "inventory-worker")
     with Tap(settings.kafka_brokers, [LETTERS, RELEASED]) as tap, running(InventoryHandler(), settings):
         for other in others:
-            # As the watchdog repeats it, together with others.
+            # The watchdog repeats the abort together with others.
             publish_events(settings.kafka_brokers, [aborted(stuck, None), aborted(other, None), aborted(stuck, None)])
             tap.until(lambda seen, other=other: _of(seen, other), 20, "the other order is released")  # type: ignore[misc]
         connection.execute("UPDATE inventory SET available = 4, reserved = 1 WHERE sku = 'STUCK'")
         publish_events(settings.kafka_brokers, [aborted(stuck, None)])
         seen = tap.until(lambda seen: RELEASED in _of(seen, stuck), 20, "the stuck order is released")
     assert _of(seen, stuck).count(LETTERS) == 1
-    (letter,) = [one for one in seen if one.topic == LETTERS]
+    (letter,) = [record for record in seen if record.topic == LETTERS]
     notes = assert_dead_letter_headers(letter.headers)
     assert notes["dlq-reason"] == "FAILED"
     assert notes["dlq-error"].startswith(error)

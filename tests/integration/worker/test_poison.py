@@ -1,4 +1,4 @@
-"""Poison of every kind in every topic, met at once by the three real workers: each keeps it aside and goes on (P9)."""
+"""Bad records of every kind in every topic: each of the three workers makes dead letters of them and continues (P9)."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,7 +44,7 @@ HEADERS = {"traceparent": b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331
 
 
 def _poison() -> Iterator[tuple[Reason, tuple[str, bytes | None, bytes | None]]]:
-    """Every kind for every topic that a worker reads: the reason it must be given, topic, key and value."""
+    """Yield each kind of bad record for each topic that a worker reads: the expected reason, topic, key and value."""
     for payload, (kind, reason) in product(poison._PAYLOADS, REASONS.items()):
         event = build(payload(str(uuid4())), AT)
         key, spoiled = poison._spoiled(kind, event.correlation_id, msgspec.to_builtins(event))
@@ -56,7 +56,7 @@ def _poison() -> Iterator[tuple[Reason, tuple[str, bytes | None, bytes | None]]]
 
 @contextmanager
 def _workers(settings: Settings) -> Iterator[None]:
-    """The three workers, wired as their processes are; the block fails if one of them stops."""
+    """Run the three workers as their processes do. The block fails if one of them stops."""
     provider = SimulatedProvider(success_rate=1, throw_rate=0)
     provider_calls = ProviderCalls(settings.payment_concurrency, settings.payment_batch_budget_seconds)
     attempts = Attempts(provider, provider_calls, Backoff(8, 0.2, 30), 86_400)
@@ -82,7 +82,7 @@ def _caught_up(settings: Settings) -> bool:
     )
 
 
-def test_every_poison_is_one_dead_letter_of_each_that_reads_it_and_a_good_order_passes(
+def test_every_bad_record_is_one_dead_letter_of_each_reader_and_a_good_order_is_confirmed(
     settings: Settings, connection: Connection
 ) -> None:
     records = list(_poison())

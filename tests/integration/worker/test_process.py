@@ -1,7 +1,4 @@
-"""A worker as a process: killed where it hurts most, another takes over; told to stop, it drains.
-
-It keeps P5 and P7.
-"""
+"""A worker as a process: if it is killed at any point, another worker takes over; after SIGTERM it drains (P5, P7)."""
 
 import signal
 from collections.abc import Sequence
@@ -21,7 +18,7 @@ from tests.support.waiting import wait_until
 
 VICTIM = "tests.integration.worker.victim"
 SHORT_SESSION = {"session.timeout.ms": "6000"}
-"""The shortest that a broker allows: how long a group waits for a member that was killed."""
+"""The shortest session timeout that a broker allows: the time that a group waits for a killed member."""
 
 
 def _by_order(letters: Sequence[Letter]) -> dict[str, set[bytes | None]]:
@@ -32,7 +29,7 @@ def _by_order(letters: Sequence[Letter]) -> dict[str, set[bytes | None]]:
 
 
 @pytest.mark.parametrize("point", ["before-publishing", "before-offsets"])
-def test_kill_9_loses_nothing_and_decides_nothing_twice(
+def test_after_kill_9_no_order_is_lost_or_decided_twice(
     settings: Settings, connection: Connection, group: str, point: str
 ) -> None:
     settings = settings.model_copy(update={"kafka_options": SHORT_SESSION})
@@ -48,7 +45,7 @@ def test_kill_9_loses_nothing_and_decides_nothing_twice(
         published = {letter.event().correlation_id for letter in tap.so_far()}
         assert published == (set() if point == "before-publishing" else set(decided))
         with running(Recorder(group), settings):
-            letters = tap.until(lambda seen: len({one.key for one in seen}) == 50, 30, "all are answered")
+            letters = tap.until(lambda seen: len({letter.key for letter in seen}) == 50, 30, "all events are published")
             wait_until(
                 lambda: offsets_of(settings.kafka_brokers, group, [IN]) == end_offsets(settings.kafka_brokers, [IN]),
                 20,
@@ -57,7 +54,9 @@ def test_kill_9_loses_nothing_and_decides_nothing_twice(
             letters = tap.so_far()
     values = _by_order(letters)
     assert set(values) == {event.correlation_id for event in events}
-    assert {len(one) for one in values.values()} == {1}, "a repeat differs from what was decided"
+    assert {len(different) for different in values.values()} == {1}, (
+        "a repeated event differs from the recorded decision"
+    )
     times = {letter.event().correlation_id: letter.event().occurred_at for letter in letters}
     assert {order_id: times[order_id] for order_id in decided} == decided
 
@@ -70,7 +69,7 @@ def test_sigterm_finishes_the_batch_and_leaves_the_group(
     with Tap(settings.kafka_brokers, [OUT]) as tap, process(VICTIM, settings, group, "slowly") as worker:
         connection.execute("SELECT pg_advisory_lock(%s)", (GATE,))
         try:
-            wait_until(lambda: _waits_at_gate(connection), 20, "it is in the middle of a batch")
+            wait_until(lambda: _waits_at_gate(connection), 20, "it is processing a batch")
             worker.send_signal(signal.SIGTERM)
             assert worker.poll() is None
         finally:
@@ -84,7 +83,7 @@ def test_sigterm_finishes_the_batch_and_leaves_the_group(
     assert sum(ends.values()) - sum(committed.values()) == len(events) - len(answered)
     with Tap(settings.kafka_brokers, [OUT]) as tap, running(Recorder(group), settings):
         publish_events(settings.kafka_brokers, authorized(1))
-        tap.until(lambda seen: seen, 4, "a new member takes over at once, as the old one has left")
+        tap.until(lambda seen: seen, 4, "a new member takes over at once, because the old one has left the group")
 
 
 def _waits_at_gate(connection: Connection) -> bool:
@@ -92,26 +91,32 @@ def _waits_at_gate(connection: Connection) -> bool:
     return row is not None
 
 
-def test_a_drain_that_takes_too_long_ends_with_1(settings: Settings, connection: Connection, group: str) -> None:
+def test_a_drain_that_takes_too_long_ends_with_exit_code_1(
+    settings: Settings, connection: Connection, group: str
+) -> None:
     settings = settings.model_copy(update={"drain_timeout_seconds": 0.5})
     before = offsets_of(settings.kafka_brokers, group, [IN])
     publish_events(settings.kafka_brokers, authorized(5))
     connection.execute("SELECT pg_advisory_lock(%s)", (GATE,))
     with process(VICTIM, settings, group, "slowly") as worker:
-        wait_until(lambda: _waits_at_gate(connection), 20, "it is in the middle of a batch")
+        wait_until(lambda: _waits_at_gate(connection), 20, "it is processing a batch")
         worker.send_signal(signal.SIGTERM)
         assert worker.ends(5) == 1
     assert offsets_of(settings.kafka_brokers, group, [IN]) == before
 
 
-def test_what_no_retry_can_help_ends_with_1(settings: Settings, connection: Connection, group: str) -> None:
+def test_an_error_that_no_retry_helps_ends_with_exit_code_1(
+    settings: Settings, connection: Connection, group: str
+) -> None:
     publish_events(settings.kafka_brokers, authorized(1))
     connection.execute("DROP TABLE decisions")
     with process(VICTIM, settings, group, "nowhere") as worker:
         assert worker.ends() == 1
 
 
-def test_a_failure_is_the_end_whatever_hangs(settings: Settings, connection: Connection, group: str) -> None:
+def test_after_a_failure_the_process_ends_although_a_thread_hangs(
+    settings: Settings, connection: Connection, group: str
+) -> None:
     settings = settings.model_copy(update={"drain_timeout_seconds": 0.5})
     publish_events(settings.kafka_brokers, authorized(1))
     with process(VICTIM, settings, group, "hung") as worker:
@@ -119,7 +124,7 @@ def test_a_failure_is_the_end_whatever_hangs(settings: Settings, connection: Con
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_each_signal_that_asks_for_the_end_is_followed(settings: Settings, group: str, number: signal.Signals) -> None:
+def test_sigterm_and_sigint_end_the_process(settings: Settings, group: str, number: signal.Signals) -> None:
     publish_events(settings.kafka_brokers, authorized(1))
     with Tap(settings.kafka_brokers, [OUT]) as tap, process(VICTIM, settings, group, "nowhere") as worker:
         tap.count(1)

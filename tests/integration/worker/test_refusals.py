@@ -1,4 +1,4 @@
-"""A worker on a Kafka that refuses what it publishes: the record is kept, and no good record is held up (P5, P9)."""
+"""If Kafka refuses a record of a worker, Postgres keeps the record, and no good record is blocked (P5, P9)."""
 
 import threading
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def _keys(letters: Sequence[Letter]) -> set[str]:
 
 
 class _Verbose(Recorder):
-    """Answers some orders with events of a given size in bytes."""
+    """Publishes events of a given size in bytes for some orders."""
 
     def __init__(self, group: str, orders: set[str], size: int) -> None:
         super().__init__(group)
@@ -62,8 +62,10 @@ class _Verbose(Recorder):
 
 
 @pytest.mark.parametrize("size", [MAX_MESSAGE_BYTES, 20_000], ids=["client", "broker"])
-def test_an_answer_that_kafka_refuses_is_kept_and_holds_up_no_other(settings: Settings, group: str, size: int) -> None:
-    """More than the failures that stop a process: a refusal is not a defect of the handler."""
+def test_an_event_that_kafka_refuses_is_kept_and_blocks_no_other_event(
+    settings: Settings, group: str, size: int
+) -> None:
+    """There are more refusals than failures that stop a process, because a refusal is not a defect of the handler."""
     events = authorized(MIN_FAILURES + 20)
     bad = {event.correlation_id for event in events[: MIN_FAILURES + 5]}
     publish_events(settings.kafka_brokers, events)
@@ -84,7 +86,7 @@ def test_an_answer_that_kafka_refuses_is_kept_and_holds_up_no_other(settings: Se
     [({"cleanup.policy": "compact"}, [None]), ({"max.message.bytes": "80"}, [None, b"key"])],
     ids=["compacted", "small"],
 )
-def test_a_dead_letter_that_its_topic_refuses_is_kept_whole(
+def test_a_dead_letter_that_its_topic_refuses_is_kept_completely(
     settings: Settings, group: str, values: dict[str, str], kept: list[bytes | None]
 ) -> None:
     publish(settings.kafka_brokers, POISON)
@@ -107,7 +109,7 @@ def test_a_dead_letter_that_its_topic_refuses_is_kept_whole(
 
 
 class _Sending(Publisher):
-    """Fails the first publishes of some topic instead of sending anything."""
+    """Fails the first publishes to one topic without sending anything."""
 
     topic = ""
     failures = 0
@@ -119,7 +121,7 @@ class _Sending(Publisher):
         super().publish(records)
 
 
-def test_an_answer_that_was_never_sent_is_sent_later(
+def test_an_event_is_published_after_failed_attempts(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "Publisher", _Sending)
@@ -131,7 +133,7 @@ def test_an_answer_that_was_never_sent_is_sent_later(
         assert _keys(tap.so_far()) == {event.correlation_id for event in events}
 
 
-def test_a_dead_letter_that_was_never_sent_is_sent_later(
+def test_a_dead_letter_is_published_after_failed_attempts(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "Publisher", _Sending)
@@ -144,7 +146,7 @@ def test_a_dead_letter_that_was_never_sent_is_sent_later(
     assert newest(settings.postgres_url, 10) == []
 
 
-def test_a_dead_letter_topic_that_never_acknowledges_holds_up_no_good_record(
+def test_a_dead_letter_topic_that_never_acknowledges_blocks_no_good_record(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "Publisher", _Sending)
@@ -161,7 +163,7 @@ def test_a_dead_letter_topic_that_never_acknowledges_holds_up_no_good_record(
 def test_offsets_move_only_after_kafka_has_acknowledged_the_dead_letter(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Poison and good records are there before the runner starts, so that they share a batch."""
+    """Bad and good records are published before the runner starts, so that they share a batch."""
     reached, opened = threading.Event(), threading.Event()
 
     class Held(Publisher):

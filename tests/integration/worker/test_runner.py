@@ -1,4 +1,4 @@
-"""The worker loop on real Kafka: nothing is lost, nothing decided twice, a bad record hurts no other (P5, P7, P9)."""
+"""The worker loop on a real Kafka: no order is lost or decided twice, and a bad record blocks no other (P5, P7, P9)."""
 
 import threading
 from collections import Counter
@@ -46,7 +46,9 @@ def _tap(settings: Settings, group: str) -> Tap:
     return Tap(settings.kafka_brokers, [OUT, dead_letter_topic(group)])
 
 
-def test_what_waits_is_decided_in_batches_and_answered(settings: Settings, connection: Connection, group: str) -> None:
+def test_waiting_records_are_decided_in_batches_and_their_events_published(
+    settings: Settings, connection: Connection, group: str
+) -> None:
     events = authorized(200)
     trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
     publish_events(settings.kafka_brokers, events, {"traceparent": trace, "tracestate": b"a=b"})
@@ -54,7 +56,7 @@ def test_what_waits_is_decided_in_batches_and_answered(settings: Settings, conne
     with _tap(settings, group) as tap, running(handler, settings):
         letters = tap.count(200)
         _wait_caught_up(settings, group)
-    assert {letter.event().correlation_id for letter in letters} == {one.correlation_id for one in events}
+    assert {letter.event().correlation_id for letter in letters} == {event.correlation_id for event in events}
     assert max(map(len, handler.batches)) > 10
     assert set(_seen(connection).values()) == {1}
     for letter in letters:
@@ -64,13 +66,13 @@ def test_what_waits_is_decided_in_batches_and_answered(settings: Settings, conne
         assert (letter.headers["traceparent"], letter.headers["tracestate"]) == (trace, b"a=b")
 
 
-def test_a_record_alone_is_answered_without_waiting_for_others(settings: Settings, group: str) -> None:
+def test_a_single_record_does_not_wait_for_a_batch(settings: Settings, group: str) -> None:
     with _tap(settings, group) as tap, running(Recorder(group), settings):
         publish_events(settings.kafka_brokers, authorized(1))
         tap.count(1, limit_seconds=2)
 
 
-def test_many_unknown_orders_are_dead_letters_and_stop_nobody(settings: Settings, group: str) -> None:
+def test_many_unknown_orders_are_dead_letters_and_do_not_stop_the_worker(settings: Settings, group: str) -> None:
     class Foreign(Recorder):
         def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> BatchResult:
             tx.execute("INSERT INTO reservations (order_id, state) VALUES (%s, 'FAILED')", (batch[0].order_id,))
@@ -83,7 +85,7 @@ def test_many_unknown_orders_are_dead_letters_and_stop_nobody(settings: Settings
     assert {letter.headers["dlq-reason"] for letter in letters} == {b"UNKNOWN_ORDER"}
 
 
-def test_duplicates_are_answered_with_the_same_event(settings: Settings, connection: Connection, group: str) -> None:
+def test_a_duplicate_publishes_the_same_event(settings: Settings, connection: Connection, group: str) -> None:
     events = authorized(20)
     with _tap(settings, group) as tap, running(Recorder(group), settings):
         publish_events(settings.kafka_brokers, [*events, *events])
@@ -96,7 +98,9 @@ def test_duplicates_are_answered_with_the_same_event(settings: Settings, connect
     assert len(_seen(connection)) == 20
 
 
-def test_a_poison_record_is_a_dead_letter_and_its_neighbours_pass(settings: Settings, group: str) -> None:
+def test_a_bad_record_is_a_dead_letter_and_the_others_of_its_batch_are_processed(
+    settings: Settings, group: str
+) -> None:
     events = authorized(10)
     headers = {"traceparent": b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", "x-mine": b"\xff"}
     poison: list[tuple[str, bytes | None, bytes | None]] = [
@@ -124,7 +128,7 @@ def test_a_poison_record_is_a_dead_letter_and_its_neighbours_pass(settings: Sett
         assert {name: letter.headers[name] for name in headers} == headers
 
 
-def test_a_record_larger_than_a_letter_is_cut_and_blocks_nobody(settings: Settings, group: str) -> None:
+def test_a_record_larger_than_a_dead_letter_is_cut_and_blocks_no_other_record(settings: Settings, group: str) -> None:
     (event,) = authorized(1)
     value = b"{" * 5_000_000
     compressing = Producer(
@@ -136,7 +140,7 @@ def test_a_record_larger_than_a_letter_is_cut_and_blocks_nobody(settings: Settin
         publish_events(settings.kafka_brokers, [event])
         letters = tap.count(2)
         _wait_caught_up(settings, group)
-    (letter,) = (one for one in letters if one.topic != OUT)
+    (letter,) = (letter for letter in letters if letter.topic != OUT)
     assert letter.key == b"key"
     assert letter.value is not None
     assert value.startswith(letter.value)
@@ -148,22 +152,22 @@ def test_a_record_larger_than_a_letter_is_cut_and_blocks_nobody(settings: Settin
     [ValueError("a defect"), psycopg.errors.CheckViolation("refused"), psycopg.DataError("NUL")],
     ids=lambda error: type(error).__name__,
 )
-def test_a_record_that_fails_is_found_by_halving(
+def test_a_failing_record_is_found_by_halving_the_batch(
     settings: Settings, connection: Connection, group: str, error: Exception
 ) -> None:
     events = authorized(64)
     bad = {events[7].correlation_id, events[50].correlation_id}
 
     def fault(_tx: Connection, batch: Sequence[Received]) -> None:
-        if bad & {one.order_id for one in batch}:
+        if bad & {received.order_id for received in batch}:
             raise error
 
     publish_events(settings.kafka_brokers, events)
     with _tap(settings, group) as tap, running(Recorder(group, fault), settings):
-        letters = tap.until(lambda seen: _orders(seen, OUT) and len(_both(seen)) == 64, 20, "all are settled")
+        letters = tap.until(lambda seen: _orders(seen, OUT) and len(_both(seen)) == 64, 20, "all records are processed")
         _wait_caught_up(settings, group)
     assert _orders(letters, dead_letter_topic(group)) == bad
-    assert _orders(letters, OUT) == {one.correlation_id for one in events} - bad == set(_seen(connection))
+    assert _orders(letters, OUT) == {event.correlation_id for event in events} - bad == set(_seen(connection))
     for letter in letters:
         if letter.topic != OUT:
             notes = assert_dead_letter_headers(letter.headers)
@@ -181,20 +185,20 @@ def _both(letters: Sequence[Letter]) -> set[bytes | None]:
 
 
 @pytest.mark.parametrize(("size", "number"), [(900_000, 40), (100_000, 400)])
-def test_a_batch_of_large_records_weighs_little_more_than_what_is_fetched_ahead(
+def test_a_batch_of_large_records_is_little_larger_than_the_records_fetched_ahead(
     settings: Settings, group: str, size: int, number: int
 ) -> None:
-    weights: list[int] = []
+    sizes_bytes: list[int] = []
 
-    def weigh(_tx: Connection, batch: Sequence[Received]) -> None:
-        weights.append(sum(len(one.record.value or b"") for one in batch))
+    def note_size(_tx: Connection, batch: Sequence[Received]) -> None:
+        sizes_bytes.append(sum(len(received.record.value or b"") for received in batch))
 
     publish_events(settings.kafka_brokers, authorized(number, sku="S" * size))
-    with _tap(settings, group) as tap, running(Recorder(group, weigh), settings):
+    with _tap(settings, group) as tap, running(Recorder(group, note_size), settings):
         tap.count(number)
         _wait_caught_up(settings, group)
-    assert number * size <= sum(weights)
-    assert max(weights) <= 16 << 20
+    assert number * size <= sum(sizes_bytes)
+    assert max(sizes_bytes) <= 16 << 20
 
 
 def test_a_real_sql_error_rolls_back_only_its_own_part(settings: Settings, connection: Connection, group: str) -> None:
@@ -203,24 +207,26 @@ def test_a_real_sql_error_rolls_back_only_its_own_part(settings: Settings, conne
 
     def fault(tx: Connection, batch: Sequence[Received]) -> None:
         tx.execute("INSERT INTO inventory VALUES (%s, 1, 0)", (batch[0].order_id,))
-        if bad in [one.order_id for one in batch]:
+        if bad in [received.order_id for received in batch]:
             tx.execute("INSERT INTO inventory VALUES ('X', -1, 0)")
 
     publish_events(settings.kafka_brokers, events)
     with _tap(settings, group) as tap, running(Recorder(group, fault), settings):
-        tap.until(lambda seen: len(_both(seen)) == 16, 20, "all are settled")
+        tap.until(lambda seen: len(_both(seen)) == 16, 20, "all records are processed")
     (row,) = connection.execute("SELECT count(*) FROM inventory WHERE sku = %s", (bad,)).fetchall()
     assert row == (0,)
     assert bad not in _seen(connection)
 
 
-def test_a_rejected_record_is_a_dead_letter_with_the_handler_s_reason(settings: Settings, group: str) -> None:
+def test_a_rejected_record_is_a_dead_letter_with_the_reason_of_the_handler(settings: Settings, group: str) -> None:
     events = authorized(5)
 
     class Rejecting(Recorder):
         def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> BatchResult:
-            known = [one for one in batch if one.order_id != events[2].correlation_id]
-            unknown = [Rejected(one, "UNKNOWN_ORDER", one.order_id) for one in batch if one not in known]
+            known = [received for received in batch if received.order_id != events[2].correlation_id]
+            unknown = [
+                Rejected(received, "UNKNOWN_ORDER", received.order_id) for received in batch if received not in known
+            ]
             return BatchResult(super().decide(tx, known, prepared).emit, unknown)
 
     publish_events(settings.kafka_brokers, events)
@@ -231,7 +237,7 @@ def test_a_rejected_record_is_a_dead_letter_with_the_handler_s_reason(settings: 
     assert dead.key == events[2].correlation_id.encode()
 
 
-def test_a_defect_stops_the_process_before_it_drains_the_topic(settings: Settings, group: str) -> None:
+def test_a_defect_stops_the_process_before_all_records_become_dead_letters(settings: Settings, group: str) -> None:
     def fault(_tx: Connection, _batch: Sequence[Received]) -> None:
         raise ValueError("a defect that hits every record")
 
@@ -244,7 +250,7 @@ def test_a_defect_stops_the_process_before_it_drains_the_topic(settings: Setting
 
 
 class _Failing:
-    """Fails so many decisions, then none."""
+    """Fails the first decisions, then none."""
 
     def __init__(self, times: int, error: Exception) -> None:
         self.left = times
@@ -268,18 +274,18 @@ TRANSIENT = [
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=lambda error: f"{type(error).__name__}")
-def test_a_transient_error_repeats_the_whole_batch(settings: Settings, group: str, error: Exception) -> None:
+def test_after_a_transient_error_the_whole_batch_is_retried(settings: Settings, group: str, error: Exception) -> None:
     events = authorized(8)
     publish_events(settings.kafka_brokers, events)
     handler = Recorder(group, _Failing(2, error))
     with _tap(settings, group) as tap, running(handler, settings):
         letters = tap.count(8)
         _wait_caught_up(settings, group)
-    assert _orders(letters, OUT) == {one.correlation_id for one in events}
+    assert _orders(letters, OUT) == {event.correlation_id for event in events}
     assert handler.batches[0] == handler.batches[1] == handler.batches[2]
 
 
-def test_a_lost_connection_is_opened_again(settings: Settings, connection: Connection, group: str) -> None:
+def test_a_lost_connection_is_replaced(settings: Settings, connection: Connection, group: str) -> None:
     fail_once = _Failing(1, ValueError())
 
     def fault(tx: Connection, _batch: Sequence[Received]) -> None:
@@ -293,7 +299,7 @@ def test_a_lost_connection_is_opened_again(settings: Settings, connection: Conne
     assert set(_seen(connection).values()) == {1}
 
 
-def test_after_its_time_a_batch_goes_back_to_kafka_and_comes_again(
+def test_a_batch_is_rewound_after_its_retry_time_and_received_again(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "RETRY_SECONDS", 0.2)
@@ -302,15 +308,17 @@ def test_after_its_time_a_batch_goes_back_to_kafka_and_comes_again(
     publish_events(settings.kafka_brokers, events)
     handler = Recorder(group, _Failing(12, psycopg.OperationalError("Postgres is gone")))
     with _tap(settings, group) as tap, running(handler, settings):
-        wait_until(lambda: len(handler.batches) >= 8, 20, "it is tried again and again")
+        wait_until(lambda: len(handler.batches) >= 8, 20, "it is retried")
         assert not _caught_up(settings, group)
         letters = tap.count(8)
         _wait_caught_up(settings, group)
-    assert _orders(letters, OUT) == {one.correlation_id for one in events}
+    assert _orders(letters, OUT) == {event.correlation_id for event in events}
 
 
 @pytest.mark.parametrize("error", [psycopg.errors.UndefinedColumn("42703"), psycopg.errors.InvalidPassword("28P01")])
-def test_what_no_retry_can_help_stops_the_process_at_once(settings: Settings, group: str, error: Exception) -> None:
+def test_an_error_that_no_retry_helps_stops_the_process_at_once(
+    settings: Settings, group: str, error: Exception
+) -> None:
     before = offsets_of(settings.kafka_brokers, group, [IN])
     publish_events(settings.kafka_brokers, authorized(4))
     handler = Recorder(group, _Failing(100, error))
@@ -320,7 +328,7 @@ def test_what_no_retry_can_help_stops_the_process_at_once(settings: Settings, gr
 
 
 class _Gate:
-    """Holds every publish until it is opened."""
+    """Holds every publish until the gate is opened."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -352,7 +360,7 @@ def test_offsets_move_only_after_kafka_has_acknowledged(
         _wait_caught_up(settings, group)
 
 
-def test_an_unacknowledged_publish_is_repeated(settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unacknowledged_publish_is_retried(settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = iter([PublishError(KafkaError(KafkaError._MSG_TIMED_OUT), 1)] * 2)
 
     class Failing(Publisher):
@@ -364,7 +372,7 @@ def test_an_unacknowledged_publish_is_repeated(settings: Settings, group: str, m
     monkeypatch.setattr(runner, "Publisher", Failing)
     publish_events(settings.kafka_brokers, authorized(4))
     with _tap(settings, group) as tap, running(Recorder(group), settings):
-        tap.until(lambda seen: len(_both(seen)) == 4, 20, "all are answered")
+        tap.until(lambda seen: len(_both(seen)) == 4, 20, "all events are published")
         _wait_caught_up(settings, group)
         assert len({letter.value for letter in tap.read()}) == 4
 
@@ -393,29 +401,29 @@ def test_a_refused_commit_drops_the_batch(
     assert next(refusals, None) is None
 
 
-def test_two_consumers_share_the_work_through_a_rebalance(
+def test_two_consumers_share_the_work_before_and_after_a_rebalance(
     settings: Settings, connection: Connection, group: str
 ) -> None:
-    one, two = Recorder(group), Recorder(group)
+    first_handler, second_handler = Recorder(group), Recorder(group)
     events = authorized(300)
     with _tap(settings, group) as tap, ExitStack() as stack:
-        first = stack.enter_context(running(one, settings))
+        first = stack.enter_context(running(first_handler, settings))
         publish_events(settings.kafka_brokers, events[:100])
-        tap.until(lambda seen: len(_both(seen)) == 100, 20, "the first works alone")
-        with running(two, settings):
+        tap.until(lambda seen: len(_both(seen)) == 100, 20, "the first one works alone")
+        with running(second_handler, settings):
             publish_events(settings.kafka_brokers, events[100:200])
             tap.until(lambda seen: len(_both(seen)) == 200, 20, "they work together")
-            wait_until(lambda: one.batches and two.batches, 5, "both have work")
+            wait_until(lambda: first_handler.batches and second_handler.batches, 5, "both have work")
             first.stop()
             publish_events(settings.kafka_brokers, events[200:])
-            tap.until(lambda seen: len(_both(seen)) == 300, 20, "the second works alone")
+            tap.until(lambda seen: len(_both(seen)) == 300, 20, "the second one works alone")
             _wait_caught_up(settings, group)
     assert set(_seen(connection)) == {event.correlation_id for event in events}
     values = {letter.key: letter.value for letter in tap.letters}
     assert all(letter.value == values[letter.key] for letter in tap.letters)
 
 
-def test_timers_run_while_there_is_nothing_to_consume_and_while_there_is(settings: Settings, group: str) -> None:
+def test_timers_run_with_and_without_records(settings: Settings, group: str) -> None:
     runs: list[str] = []
     due = iter([True, True, False])
     transient = iter([psycopg.OperationalError("gone")])
@@ -436,16 +444,16 @@ def test_timers_run_while_there_is_nothing_to_consume_and_while_there_is(setting
 
     timers = (Timer("often", 0.2, often), Timer("in-rounds", 3600, in_rounds), Timer("failing", 0.2, failing))
     with _tap(settings, group) as tap, running(Recorder(group, timers=timers), settings):
-        wait_until(lambda: runs.count("often") >= 3, 10, "a timer comes round")
-        wait_until(lambda: runs.count("failing") >= 2, 10, "a timer that failed comes round")
+        wait_until(lambda: runs.count("often") >= 3, 10, "a timer runs again")
+        wait_until(lambda: runs.count("failing") >= 2, 10, "a timer that failed runs again")
         publish_events(settings.kafka_brokers, authorized(5))
         tap.count(5)
         seen = runs.count("often")
-        wait_until(lambda: runs.count("often") > seen, 10, "a timer comes round after a batch")
+        wait_until(lambda: runs.count("often") > seen, 10, "a timer runs after a batch")
     assert runs.count("in-rounds") == 3
 
 
-def test_a_timer_that_is_never_done_makes_way_for_the_next_batch(settings: Settings, group: str) -> None:
+def test_a_timer_that_never_finishes_gives_way_to_the_next_batch(settings: Settings, group: str) -> None:
     rounds: list[int] = []
 
     def endless(_connection: Connection) -> bool:
@@ -459,34 +467,32 @@ def test_a_timer_that_is_never_done_makes_way_for_the_next_batch(settings: Setti
     assert len(rounds) > 3
 
 
-def test_a_consumer_that_takes_nothing_is_replaced(
-    settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stalled_consumer_is_replaced(settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer_health, "STALLED_SECONDS", 0.5)
     monkeypatch.setattr(subscription, "MEASURE_SECONDS", 0.1)
-    deafened: list[Consumer] = []
+    stalled: list[Consumer] = []
 
-    def deafen(_connection: Connection) -> bool:
-        if not deafened:
-            deafened.append(loop.runner._subscription._consumer)
-            deafened[0].pause(deafened[0].assignment())
+    def stall(_connection: Connection) -> bool:
+        if not stalled:
+            stalled.append(loop.runner._subscription._consumer)
+            stalled[0].pause(stalled[0].assignment())
         return False
 
     handler = Recorder(group)
     with _tap(settings, group) as tap, running(handler, settings) as loop:
-        loop.runner._due["deafen"] = 0.0
-        handler.timers = (Timer("deafen", 0.1, deafen),)
-        wait_until(lambda: deafened, 5, "the consumer is deaf")
+        loop.runner._due["stall"] = 0.0
+        handler.timers = (Timer("stall", 0.1, stall),)
+        wait_until(lambda: stalled, 5, "the consumer is paused")
         publish_events(settings.kafka_brokers, authorized(1))
         tap.count(1)
         replaced = loop.runner._subscription._consumer
-        assert replaced is not deafened[0]
+        assert replaced is not stalled[0]
         publish_events(settings.kafka_brokers, authorized(20))
         _wait_caught_up(settings, group)
         assert loop.runner._subscription._consumer is replaced
 
 
-def test_a_worker_whose_batch_and_timers_fail_says_so_until_they_succeed(
+def test_a_failing_batch_is_reported_until_it_succeeds(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness, "NOT_READY_AFTER_SECONDS", 0.5)
@@ -496,7 +502,7 @@ def test_a_worker_whose_batch_and_timers_fail_says_so_until_they_succeed(
         operator.execute("CREATE TABLE seen (id TEXT)")
 
         class Writer(Recorder):
-            """Writes, as every worker does."""
+            """A recorder that writes, as every worker does."""
 
             def decide(self, connection: Any, batch: Any, prepared: Any) -> Any:
                 connection.execute("INSERT INTO seen VALUES ('one')")
@@ -506,13 +512,13 @@ def test_a_worker_whose_batch_and_timers_fail_says_so_until_they_succeed(
             operator.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on".encode())
             operator.execute(_END_SESSIONS, [group])
             publish_events(settings.kafka_brokers, authorized(1))
-            problem = str(wait_until(loop.runner.readiness.problem, 20, "the worker says that it stands still"))
+            problem = str(wait_until(loop.runner.readiness.problem, 20, "the worker reports the failure"))
             assert problem.startswith(("has finished no batch for ", "has not reached PostgreSQL for "))
             assert "read-only" in problem
             operator.execute("SET default_transaction_read_only = off")
             operator.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only".encode())
             operator.execute(_END_SESSIONS, [group])
-            wait_until(lambda: loop.runner.readiness.problem() is None, 20, "the worker is well again")
+            wait_until(lambda: loop.runner.readiness.problem() is None, 20, "the worker reports no failure")
 
 
 _END_SESSIONS = (

@@ -1,4 +1,4 @@
-"""Each timer of the wired workers has its effect in the running loop, on real parts (P5, P8)."""
+"""Each timer of the workers has its effect in the running loop, on real servers (P5, P8)."""
 
 import pytest
 import redis
@@ -27,7 +27,7 @@ def _wait_queued(connection: Connection, order_id: str, *topics: str) -> None:
     wait_until(lambda: _queued(connection, order_id) == list(topics), 20, f"{', '.join(topics)} in the outbox")
 
 
-def test_the_order_service_nudges_ends_and_repeats_by_the_clock(
+def test_the_timers_of_the_order_service_nudge_fail_and_repeat_orders(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stalled, overdue, aborted = (place(connection) for _ in range(3))
@@ -45,10 +45,12 @@ def test_the_order_service_nudges_ends_and_repeats_by_the_clock(
         _wait_queued(connection, stalled, "order.created.v1")
         _wait_queued(connection, overdue, "order.updated.v1", "order.aborted.v1")
         _wait_queued(connection, aborted, "order.aborted.v1")
-        wait_until(lambda: metrics.UNCOMPENSATED_OLDEST_SECONDS._value.get() > 3_500, 20, "the oldest abort is shown")
+        wait_until(
+            lambda: metrics.UNCOMPENSATED_OLDEST_SECONDS._value.get() > 3_500, 20, "the metric has the oldest abort"
+        )
 
 
-def test_the_order_service_deletes_later_what_redis_did_not_take(
+def test_the_order_service_deletes_cache_keys_later_if_redis_refused_the_deletion(
     settings: Settings, connection: Connection, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order_id = place(connection)
@@ -81,7 +83,7 @@ def _payment(connection: Connection, state: PaymentState, due: str) -> str:
     return order_id
 
 
-def test_the_payment_worker_repeats_attempts_and_shows_the_oldest_void_by_the_clock(
+def test_the_timers_of_the_payment_worker_repeat_attempts_and_measure_the_oldest_void(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings.model_copy(update={"payment_success_rate": 1.0})
@@ -91,4 +93,4 @@ def test_the_payment_worker_repeats_attempts_and_shows_the_oldest_void_by_the_cl
     begin_here(settings.kafka_brokers, "payment-worker")
     with running(wired_handler(monkeypatch, "payment-worker", settings), settings, ready=False):
         _wait_queued(connection, pending, "payment.authorized.v1")
-        wait_until(lambda: metrics.VOIDING_OLDEST_SECONDS._value.get() > 3_500, 20, "the oldest void is shown")
+        wait_until(lambda: metrics.VOIDING_OLDEST_SECONDS._value.get() > 3_500, 20, "the metric has the oldest void")

@@ -1,4 +1,4 @@
-"""What anyone writes to a topic in a transaction of Kafka holds up no order, and is passed (P5)."""
+"""Records that another producer writes in a Kafka transaction block no order, and their markers are skipped (P5)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ _SECONDS = 10
 
 @contextmanager
 def _transaction(settings: Settings, name: str, records: int) -> Iterator[Producer]:
-    """Write records to IN in a transaction that is open until the block ends it."""
+    """Write records to IN in a transaction that the block ends."""
     producer = Producer({"bootstrap.servers": settings.kafka_brokers, "transactional.id": name, "log_level": 0})
     producer.init_transactions(_SECONDS)
     producer.begin_transaction()
@@ -39,7 +39,7 @@ def _decided(connection: Connection) -> int:
     return int(row[0])
 
 
-def test_an_open_transaction_holds_up_no_order(settings: Settings, connection: Connection, group: str) -> None:
+def test_an_open_transaction_blocks_no_order(settings: Settings, connection: Connection, group: str) -> None:
     with _transaction(settings, group, 20) as producer:
         publish_events(settings.kafka_brokers, authorized(20))
         with running(Recorder(group), settings):
@@ -48,7 +48,7 @@ def test_an_open_transaction_holds_up_no_order(settings: Settings, connection: C
 
 
 @pytest.mark.parametrize("end", ["commit_transaction", "abort_transaction"])
-def test_the_marker_of_a_transaction_is_passed(
+def test_the_offsets_move_past_the_marker_of_a_transaction(
     settings: Settings, connection: Connection, group: str, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     monkeypatch.setattr(subscription, "MEASURE_SECONDS", 0.1)
@@ -58,7 +58,7 @@ def test_the_marker_of_a_transaction_is_passed(
         wait_until(
             lambda: offsets_of(settings.kafka_brokers, group, [IN]) == end_offsets(settings.kafka_brokers, [IN]),
             20,
-            "the markers are passed",
+            "the offsets are behind the markers",
         )
         publish_events(settings.kafka_brokers, authorized(20))
         wait_until(lambda: _decided(connection) == 40, 20, "every order is decided")

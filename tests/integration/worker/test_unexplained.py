@@ -1,4 +1,4 @@
-"""An error that is not known to be about data stops no other order, and is charged to none without proof (P9)."""
+"""An unknown error of Postgres blocks no other order, and is charged to a record only if others succeed (P9)."""
 
 from collections.abc import Sequence
 
@@ -46,7 +46,7 @@ def _wait_caught_up(settings: Settings, group: str) -> None:
 
 
 @pytest.mark.parametrize("sqlstate", ["P0001", "XX000", "XX001", "38000", "54001"])
-def test_an_order_that_meets_an_error_of_the_server_is_set_aside_and_stops_no_other(
+def test_an_order_that_causes_an_unknown_error_is_a_dead_letter_and_blocks_no_other(
     settings: Settings, connection: Connection, group: str, sqlstate: str
 ) -> None:
     events = authorized(30)
@@ -56,7 +56,7 @@ def test_an_order_that_meets_an_error_of_the_server_is_set_aside_and_stops_no_ot
     with Tap(settings.kafka_brokers, [OUT, dead_letter_topic(group)]) as tap, running(Recorder(group), settings):
         letters = tap.count(30)
         _wait_caught_up(settings, group)
-        # It is repeated, alone: there are no others whose success would tell that it is at fault.
+        # The record is retried alone. There is no other record whose success would show that it is at fault.
         publish_events(settings.kafka_brokers, [events[7]])
         _wait_caught_up(settings, group)
         tap.count(30)
@@ -66,7 +66,7 @@ def test_an_order_that_meets_an_error_of_the_server_is_set_aside_and_stops_no_ot
     assert _decided(connection) == {event.correlation_id for event in events} - {bad}
 
 
-def test_an_error_that_passes_is_charged_to_no_record(settings: Settings, group: str) -> None:
+def test_a_transient_unknown_error_makes_no_dead_letter(settings: Settings, group: str) -> None:
     tries: list[int] = []
 
     def fail_at_first(tx: Connection, batch: Sequence[Received]) -> None:
@@ -77,12 +77,12 @@ def test_an_error_that_passes_is_charged_to_no_record(settings: Settings, group:
     publish_events(settings.kafka_brokers, authorized(2))
     topics, handler = [OUT, dead_letter_topic(group)], Recorder(group, fail_at_first)
     with Tap(settings.kafka_brokers, topics) as tap, running(handler, settings):
-        letters = tap.until(lambda seen: len({letter.key for letter in seen}) == 2, 20, "both are answered")
+        letters = tap.until(lambda seen: len({letter.key for letter in seen}) == 2, 20, "both events are published")
     assert {letter.topic for letter in letters} == {OUT}
 
 
 @pytest.mark.parametrize("orders", [1, 30])
-def test_an_error_that_every_order_meets_is_charged_to_none(
+def test_an_unknown_error_of_every_order_makes_no_dead_letter(
     settings: Settings, connection: Connection, group: str, orders: int
 ) -> None:
     failed: list[int] = []
@@ -95,7 +95,7 @@ def test_an_error_that_every_order_meets_is_charged_to_none(
     publish_events(settings.kafka_brokers, events)
     topics, handler = [OUT, dead_letter_topic(group)], Recorder(group, note)
     with Tap(settings.kafka_brokers, topics) as tap, running(handler, settings):
-        wait_until(lambda: failed.count(max(failed, default=0)) > 1, 20, "the batch is repeated")
+        wait_until(lambda: failed.count(max(failed, default=0)) > 1, 20, "the batch is retried")
         _raise_on(connection, "FALSE")
         letters = tap.count(orders)
         _wait_caught_up(settings, group)

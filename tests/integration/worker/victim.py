@@ -1,7 +1,8 @@
-"""A recorder in a process of its own, which kills itself (SIGKILL) at the point that its arguments name.
+"""A recorder in a process of its own, which kills itself with SIGKILL at the point that its second argument names.
 
-Arguments: group, and one of `nowhere`, `before-publishing`, `before-offsets`, `slowly`, which holds its first batch
-until an advisory lock is free, or `hung`, which fails for good while a thread of a pool hangs.
+The first argument is the group. The second one is `nowhere`, `before-publishing`, `before-offsets`, `slowly` or `hung`.
+With `slowly` the process holds its first batch until an advisory lock is free. With `hung` it fails with an error that
+no retry helps while a thread of a pool hangs.
 """
 
 import os
@@ -29,13 +30,13 @@ GATE = 4711
 
 
 def die(*_arguments: object, **_named: object) -> NoReturn:
-    """End this process as kill -9 does."""
+    """Kill this process as kill -9 does."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
 class _DiesBeforeOffsets:
-    """A consumer whose first commit is the end."""
+    """A consumer whose first commit kills the process."""
 
     commit = staticmethod(die)
 
@@ -56,7 +57,7 @@ def _leave_a_thread(_tx: Connection, _batch: Sequence[Received]) -> None:
 
 
 def main(group: str, point: str) -> int:
-    """Run until killed or told to stop."""
+    """Run until the process is killed or gets a stop signal."""
     settings = load()
     handler = Recorder(group, after_commit=die if point == "before-publishing" else nothing)
     if point == "slowly":

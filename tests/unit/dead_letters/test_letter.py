@@ -25,7 +25,7 @@ def test_the_record_is_kept_as_it_was(key: bytes | None, value: bytes | None) ->
     }
 
 
-def test_a_record_larger_than_a_letter_is_cut_and_says_so() -> None:
+def test_the_dead_letter_of_a_large_record_is_cut_and_has_the_original_size() -> None:
     record = Record("t.v1", 0, 0, b"k" * 5_000, b"v" * 3_000_000, [("large", b"h" * 1_000)])
     letter = publication("a-worker", DeadLetter(record, "NOT_JSON", "", 0))
     assert isinstance(letter.key, bytes)
