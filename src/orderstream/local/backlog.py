@@ -25,24 +25,24 @@ def report(settings: Settings) -> list[str]:
     """
     answers: dict[str, list[str]] = {}
 
-    def ask(store: str, question: Callable[[Settings], list[str]]) -> threading.Thread:
+    def ask(server: str, question: Callable[[Settings], list[str]]) -> threading.Thread:
         def run() -> None:
             try:
-                answers[store] = question(settings)
+                answers[server] = question(settings)
             except Exception as error:  # noqa: BLE001 - the operator reads it
-                answers[store] = [f"{store} refuses: {masked(' '.join(str(error).split()))}"]
+                answers[server] = [f"{server} refuses: {masked(' '.join(str(error).split()))}"]
 
         # A daemon thread does not keep the command from ending while it hangs.
-        thread = threading.Thread(target=run, name=store, daemon=True)
+        thread = threading.Thread(target=run, name=server, daemon=True)
         thread.start()
         return thread
 
     threads = {"PostgreSQL": ask("PostgreSQL", _orders), "Kafka": ask("Kafka", _lag)}
     lines = []
     deadline = time.monotonic() + ANSWER_SECONDS
-    for store, thread in threads.items():
+    for server, thread in threads.items():
         thread.join(max(0.0, deadline - time.monotonic()))
-        lines += answers.get(store, [f"{store} has not answered for {ANSWER_SECONDS:.0f} s"])
+        lines += answers.get(server, [f"{server} has not answered for {ANSWER_SECONDS:.0f} s"])
     return lines
 
 
