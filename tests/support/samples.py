@@ -1,4 +1,4 @@
-"""One payload of every event type, of the order that the README places and of one that failed."""
+"""One payload of every event type: of the order of the README, and of an order that failed."""
 
 from datetime import UTC, datetime
 from decimal import Decimal

@@ -1,8 +1,7 @@
-"""Every course that an order can take, as the payment and stock events that it leaves behind (P7).
+"""Every course that an order can take, as its payment and stock events (P7).
 
-A scenario is run by playing its events into `domain.order` in some order, in some batches, with duplicates. Where a
-cancel or the deadline closes the order, events that only answer the abort come after the close, as in life; all
-others come whenever they like.
+A test plays the events of a scenario into `domain.order` in some order, in some batches, with duplicates. If a cancel
+or the deadline closes the order, the events that answer the abort come after the close. All others come at any time.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +48,7 @@ Step = Event[Payload] | Close
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
-    """`events` come at any time, `answers` after the close if there is one; the rest says where the order ends."""
+    """`events` come at any time, `answers` only after the close. The other fields are the final state of the order."""
 
     name: str
     events: tuple[Event[Payload], ...] = ()
@@ -62,7 +61,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """All that happens, in one order that is possible."""
+        """All steps, in one possible order."""
         return (*self.events, *((self.close,) if self.close else ()), *self.answers)
 
     def possible(self, sequence: Sequence[Step]) -> bool:
@@ -206,7 +205,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 
 
 def update_of(event: Event[Payload]) -> FactUpdate:
-    """Return what the decision behind an event tells its order."""
+    """Return the update of the payment or reservation behind an event."""
     at = event.occurred_at
     match event.payload:
         case PaymentAuthorized():
@@ -226,7 +225,7 @@ def update_of(event: Event[Payload]) -> FactUpdate:
 
 
 def close(order: OrderState, how: Close) -> OrderState:
-    """Write a cancel or the deadline as the row lock's holder does: refused if the order has ended otherwise."""
+    """Return the order after a cancel or the deadline. It stays if it has settled before."""
     if how == "cancel" and order.status != "FAILED":
         return replace(order, status="CANCELLED", failure_reason=None, version=order.version + 1)
     if how == "deadline" and not settled(order.status):
@@ -235,7 +234,7 @@ def close(order: OrderState, how: Close) -> OrderState:
 
 
 def play(batches: Iterable[Sequence[Step]], order: OrderState = NEW) -> OrderState:
-    """Return the order after every batch: within one, the events up to a close are folded before they are applied."""
+    """Return the order after all batches. Within a batch, the events before a close are folded and then applied."""
     for batch in batches:
         pending: FactUpdate | None = None
         for step in batch:
@@ -249,7 +248,7 @@ def play(batches: Iterable[Sequence[Step]], order: OrderState = NEW) -> OrderSta
 
 
 def orderings(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
-    """Yield every distinct order of `steps`, equal ones counting as the same."""
+    """Yield every distinct order of `steps`. Equal steps count as the same."""
     for order in _orderings([steps.index(step) for step in steps]):
         yield tuple(steps[index] for index in order)
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what the domain speaks of."""
+"""Hypothesis strategies for the types of the domain."""
 
 from datetime import UTC, datetime
 from typing import get_args
@@ -30,7 +30,7 @@ TIMES = st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2100, 1,
     lambda naive: naive.replace(tzinfo=UTC)
 )
 REASONS: st.SearchStrategy[FailureReason] = st.sampled_from(get_args(FailureReason))
-# Whatever can stand in a JSON string and in Postgres.
+# Every text that a JSON string and Postgres can hold.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
 QUANTITIES = st.integers(1, 1_000_000)
 CURRENCIES = st.sampled_from(sorted(MINOR_DIGITS))

@@ -118,7 +118,7 @@ def test_there_is_no_cycle() -> None:
     assert {name for name, _ in done} == set(PAYLOADS)
 
 
-def test_an_abort_is_answered_by_what_ends_it() -> None:
+def test_the_answers_to_an_abort_cause_only_order_updated() -> None:
     answers = {name for (_, consumed), emitted in ANSWERS.items() if consumed == "order.aborted" for name in emitted}
     assert answers == {"payment.voided", "payment.failed", "inventory.released"}
     for name in answers:

@@ -63,7 +63,7 @@ def created(order_id: str, lines: dict[str, int] | None = None) -> Event[Payload
 
 
 def aborted(order_id: str, reason: FailureReason | None = "OUT_OF_STOCK") -> Event[Payload]:
-    """Return an order.aborted; without a reason it is that of a cancel."""
+    """Return an order.aborted. Without a reason, it is that of a cancel."""
     return build(OrderAborted(order_id=order_id, status="FAILED" if reason else "CANCELLED", reason=reason), AT)
 
 
@@ -91,7 +91,7 @@ STOCK_STATES = ("RESERVED", "FAILED", "RELEASED")
 
 
 def record(connection: Connection, *events: Event[Payload]) -> None:
-    """Record the decisions behind events, as the services that publish them do; a decision never goes back."""
+    """Record the payments and reservations of events, as the services do that publish them. A state never goes back."""
     for event in events:
         if isinstance(event.payload, OrderAborted):
             abort(connection, event.correlation_id, reason=event.payload.reason)
@@ -125,7 +125,7 @@ def abort(connection: Connection, *order_ids: str, reason: str | None = "OUT_OF_
 
 
 def received(events: Sequence[Event[Payload]]) -> list[Received]:
-    """Return the events as they come out of Kafka."""
+    """Return the events as records from Kafka."""
     headers: list[tuple[str, bytes | None]] = [("traceparent", TRACEPARENT.encode())]
     return [
         Received(Record(topic_of(event.type), 0, number, event.correlation_id.encode(), b"", headers), event)
@@ -139,7 +139,7 @@ def rejections(decision: BatchResult) -> list[tuple[str, str]]:
 
 
 def decide(handler: Any, connection: Connection, *events: Event[Payload]) -> BatchResult:
-    """Have a handler decide a batch as the runner does; every answer must be one that the event graph knows."""
+    """Decide a batch with a handler, as the worker does. Every answer must be in the event graph."""
     batch = received(events)
     prepared = handler.prepare(connection, batch)
     with connection.transaction():

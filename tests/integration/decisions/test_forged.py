@@ -1,4 +1,4 @@
-"""Events that no service has decided, written by someone with access to a topic: no worker believes them (P2 to P7)."""
+"""Forged events, written by someone with access to a topic: every worker rejects them (P2 to P7)."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -52,7 +52,7 @@ DECISIONS = ("payments", "reservations", "inventory")
 
 
 class Cache(CacheInvalidator):
-    """No cache."""
+    """Does nothing."""
 
     def __init__(self) -> None:
         pass
@@ -65,7 +65,7 @@ class Cache(CacheInvalidator):
 
 
 class Provider(SimulatedProvider):
-    """Authorizes everything, and notes what it was asked."""
+    """Authorizes every charge and records its calls."""
 
     def __init__(self) -> None:
         super().__init__(success_rate=1, throw_rate=0)
@@ -109,7 +109,7 @@ def _tables(connection: Connection) -> list[Any]:
 
 # order-service
 
-# Event type -> states of the decision's row that such an event may follow.
+# Event type -> states of the payment or reservation in which the event is accepted.
 FOLLOWS = {
     "payment.authorized": {"AUTHORIZED", "VOIDING", "VOIDED", "VOIDING again"},
     "payment.failed": {"FAILED", "VOIDED", "VOIDING again"},
@@ -144,7 +144,7 @@ def _put(connection: Connection, order_id: str, event_type: str, state: str | No
 
 
 @pytest.mark.parametrize(("event_type", "state"), CELLS)
-def test_the_order_service_believes_what_the_decision_s_row_allows(
+def test_order_service_accepts_an_event_only_if_the_payment_or_reservation_allows_it(
     order_service: OrderHandler, connection: Connection, event_type: str, state: str | None
 ) -> None:
     order_id = place(connection)
@@ -162,9 +162,7 @@ def test_the_order_service_believes_what_the_decision_s_row_allows(
         assert row(connection, FACTS) == before
 
 
-def test_the_issue_s_example_a_forged_authorization_confirms_nothing(
-    order_service: OrderHandler, connection: Connection
-) -> None:
+def test_a_forged_authorization_confirms_no_order(order_service: OrderHandler, connection: Connection) -> None:
     connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
     order_id = place(connection)
     forged = [authorized(order_id), result("inventory.reserved", order_id)]
@@ -178,7 +176,7 @@ def test_the_issue_s_example_a_forged_authorization_confirms_nothing(
 
 
 @pytest.mark.parametrize("event_type", FOLLOWS)
-def test_times_and_reasons_are_those_of_the_decision(
+def test_times_and_reasons_are_those_of_the_payment_and_the_reservation(
     order_service: OrderHandler, connection: Connection, event_type: str
 ) -> None:
     order_id = place(connection)
@@ -196,7 +194,9 @@ def test_times_and_reasons_are_those_of_the_decision(
         assert reason == {"inventory.failed": "UNKNOWN_SKU"}.get(event_type, "PROVIDER_UNAVAILABLE")
 
 
-def test_a_forged_neighbour_holds_nothing_up(order_service: OrderHandler, connection: Connection) -> None:
+def test_a_forged_record_does_not_delay_the_other_records_of_its_batch(
+    order_service: OrderHandler, connection: Connection
+) -> None:
     good, victim = place(connection), place(connection)
     record(connection, authorized(good), authorized(victim))
     decision = decide(
@@ -205,17 +205,17 @@ def test_a_forged_neighbour_holds_nothing_up(order_service: OrderHandler, connec
         result("payment.voided", victim),
         authorized(victim),
         authorized(good),
-        authorized("nobody-s"),
+        authorized("unknown-order"),
     )
     assert rejections(decision) == [
         (victim, "NOT_DECIDED"),
-        ("nobody-s", "UNKNOWN_ORDER"),
+        ("unknown-order", "UNKNOWN_ORDER"),
     ]
     assert types(decision) == ["order.updated", "order.updated"]
     assert connection.execute("SELECT status FROM orders").fetchall() == [("PAID",), ("PAID",)]
 
 
-def test_an_authorization_is_not_believed_once_its_payment_is_being_given_up(
+def test_an_authorization_is_rejected_while_its_payment_is_voided_after_no_answer(
     order_service: OrderHandler, connection: Connection
 ) -> None:
     """The provider never answered: the payment is voided, and the order is still open."""
@@ -232,7 +232,7 @@ def test_an_authorization_is_not_believed_once_its_payment_is_being_given_up(
 
 
 @pytest.mark.parametrize("state", PAYMENTS)
-def test_stock_is_reserved_for_an_authorized_payment_alone(connection: Connection, state: str | None) -> None:
+def test_stock_is_reserved_only_for_an_authorized_payment(connection: Connection, state: str | None) -> None:
     connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
     order_id = place(connection)
     _put(connection, order_id, "payment.authorized", state)
@@ -242,7 +242,7 @@ def test_stock_is_reserved_for_an_authorized_payment_alone(connection: Connectio
     assert row(connection, "SELECT reserved FROM inventory") == (1 if state == "AUTHORIZED" else 0,)
 
 
-def test_the_lines_that_are_reserved_are_those_of_the_order(connection: Connection) -> None:
+def test_the_reserved_lines_are_those_of_the_order_and_not_of_the_event(connection: Connection) -> None:
     connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0), ('GOLD', 10, 0)")
     order_id = place(connection, {"SKU-1": 2})
     record(connection, authorized(order_id))
@@ -255,9 +255,7 @@ def test_the_lines_that_are_reserved_are_those_of_the_order(connection: Connecti
 
 
 @pytest.mark.parametrize("status", ["PROCESSING", "CONFIRMED"])
-def test_an_order_that_is_not_aborted_stays(
-    payment_worker: PaymentHandler, connection: Connection, status: str
-) -> None:
+def test_a_forged_abort_changes_nothing(payment_worker: PaymentHandler, connection: Connection, status: str) -> None:
     connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
     order_id = place(connection)
     record(connection, authorized(order_id))
@@ -271,7 +269,7 @@ def test_an_order_that_is_not_aborted_stays(
     assert _tables(connection) == before
 
 
-def test_a_forged_abort_beside_the_true_events_of_its_order_changes_nothing(
+def test_a_forged_abort_in_a_batch_with_the_true_events_of_its_order_changes_nothing(
     payment_worker: PaymentHandler, provider: Provider, connection: Connection
 ) -> None:
     connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
@@ -283,7 +281,7 @@ def test_a_forged_abort_beside_the_true_events_of_its_order_changes_nothing(
     assert (_rejections(decision), types(decision)) == (["NOT_DECIDED"], ["inventory.reserved"])
 
 
-def test_the_reason_of_an_abort_is_that_of_the_order(payment_worker: PaymentHandler, connection: Connection) -> None:
+def test_the_reason_of_an_abort_is_read_from_the_order(payment_worker: PaymentHandler, connection: Connection) -> None:
     order_id = place(connection)
     record(connection, aborted(order_id, "TIMED_OUT"))
     forged = aborted(order_id, "PROVIDER_UNAVAILABLE")
@@ -294,12 +292,12 @@ def test_the_reason_of_an_abort_is_that_of_the_order(payment_worker: PaymentHand
     assert row(connection, "SELECT reason FROM reservations") == ("TIMED_OUT",)
 
 
-def test_an_abort_of_an_order_that_does_not_exist_is_unknown(
+def test_an_abort_of_an_order_that_does_not_exist_is_rejected(
     payment_worker: PaymentHandler, connection: Connection
 ) -> None:
-    for handler, event in product((payment_worker, INVENTORY_WORKER), (aborted("nobody-s"),)):
+    for handler, event in product((payment_worker, INVENTORY_WORKER), (aborted("unknown-order"),)):
         assert _rejections(decide(handler, connection, event)) == ["UNKNOWN_ORDER"]
-    assert _rejections(decide(INVENTORY_WORKER, connection, authorized("nobody-s"))) == ["UNKNOWN_ORDER"]
+    assert _rejections(decide(INVENTORY_WORKER, connection, authorized("unknown-order"))) == ["UNKNOWN_ORDER"]
 
 
 # order.created
@@ -312,7 +310,7 @@ def _forged_created(order_id: str) -> Event[Payload]:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_what_is_charged_and_told_is_what_was_accepted(
+def test_the_charge_and_the_event_have_the_accepted_amount_and_lines(
     payment_worker: PaymentHandler, provider: Provider, connection: Connection, *, again: bool
 ) -> None:
     order_id = place(connection, {"SKU-1": 2, "SKU-2": 1})

@@ -1,4 +1,4 @@
-"""Every cell of the inventory worker's decision table, on PostgreSQL (P3, P7)."""
+"""Every cell of the table of inventory-worker, on PostgreSQL (P3, P7)."""
 
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -27,7 +27,7 @@ HANDLER = InventoryHandler()
 
 
 def decide(handler: InventoryHandler, connection: Connection, *events: Event[Payload]) -> BatchResult:
-    """Record the decisions behind events, then have the handler decide the batch."""
+    """Record the payments and reservations of events, then decide the batch with the handler."""
     record(connection, *events)
     return orders.decide(handler, connection, *events)
 
@@ -71,7 +71,7 @@ def test_authorized_without_a_row_reserves_all_lines(connection: Connection) -> 
         ({"SKU-1": 1, "NEVER-SEEN": 1}, "UNKNOWN_SKU", ("NEVER-SEEN",)),
     ],
 )
-def test_authorized_without_a_row_takes_nothing_when_a_line_does_not_fit(
+def test_authorized_without_a_row_reserves_nothing_if_a_line_does_not_fit(
     connection: Connection, lines: dict[str, int], reason: str, skus: tuple[str, ...]
 ) -> None:
     order_id, decision = _reserved(connection, lines)
@@ -89,7 +89,7 @@ def test_authorized_again_repeats_reserved(connection: Connection) -> None:
     assert _stock_of(connection) == (7, 3)
 
 
-def test_authorized_again_repeats_failed_even_when_there_is_stock_by_now(connection: Connection) -> None:
+def test_authorized_again_repeats_failed_even_if_there_is_stock_meanwhile(connection: Connection) -> None:
     order_id, first = _reserved(connection, {"EMPTY": 1})
     connection.execute("UPDATE inventory SET available = 5 WHERE sku = 'EMPTY'")
     assert emitted(decide(HANDLER, connection, authorized(order_id, {"EMPTY": 1}))) == emitted(first)
@@ -103,7 +103,7 @@ def test_authorized_after_an_abort_repeats_released(connection: Connection) -> N
     assert _stock_of(connection) == (10, 0)
 
 
-def test_aborted_without_a_row_is_a_tombstone(connection: Connection) -> None:
+def test_aborted_without_a_row_inserts_a_tombstone(connection: Connection) -> None:
     order_id = place(connection)
     (event,) = emitted(decide(HANDLER, connection, aborted(order_id, "TIMED_OUT")))
     assert event.payload == InventoryReleased(order_id=order_id, items=(), reason="TIMED_OUT")
@@ -139,7 +139,7 @@ def test_aborted_again_repeats_released_and_gives_nothing_back_twice(connection:
 
 
 @pytest.mark.parametrize("abort_first", [True, False])
-def test_in_one_batch_the_abort_wins(connection: Connection, abort_first: bool) -> None:
+def test_an_abort_in_the_batch_of_an_authorization_wins(connection: Connection, abort_first: bool) -> None:
     order_id = place(connection)
     events = [authorized(order_id), aborted(order_id)]
     decision = decide(HANDLER, connection, *(reversed(events) if abort_first else events))
@@ -154,7 +154,7 @@ def test_a_hot_sku_in_one_batch_is_not_oversold(connection: Connection) -> None:
     assert _stock_of(connection) == (1, 9)
 
 
-def test_what_a_batch_gives_back_it_can_reserve(connection: Connection) -> None:
+def test_units_that_a_batch_gives_back_can_be_reserved_in_the_same_batch(connection: Connection) -> None:
     held, _ = _reserved(connection, {"SKU-2": 1})
     wants = place(connection, {"SKU-2": 1})
     decision = decide(HANDLER, connection, aborted(held), authorized(wants, {"SKU-2": 1}))
@@ -162,8 +162,8 @@ def test_what_a_batch_gives_back_it_can_reserve(connection: Connection) -> None:
     assert _stock_of(connection, "SKU-2") == (0, 1)
 
 
-def test_a_stored_reservation_is_given_back_whatever_was_ordered(connection: Connection) -> None:
-    """What was taken is what the row says: an order's lines are not asked again."""
+def test_the_lines_of_the_reservation_are_given_back_and_not_those_of_the_order(connection: Connection) -> None:
+    """The row of the reservation says what was taken. The lines of the order are not read again."""
     order_id = place(connection, {"SKU-1": 9})
     connection.execute("UPDATE inventory SET available = 8, reserved = 2 WHERE sku = 'SKU-1'")
     connection.execute(
@@ -174,11 +174,11 @@ def test_a_stored_reservation_is_given_back_whatever_was_ordered(connection: Con
 
 
 @pytest.mark.parametrize("available", [2**31 - 1, UNITS_MAX])
-def test_the_most_units_are_reserved_and_given_back(connection: Connection, available: int) -> None:
+def test_the_largest_number_of_units_is_reserved_and_given_back(connection: Connection, available: int) -> None:
     connection.execute("UPDATE inventory SET available = %s WHERE sku = 'SKU-1'", (available,))
     orders = [place(connection, {"SKU-1": 2_000_000_000}) for _ in range(3)]
     events = [authorized(order_id, {"SKU-1": 2_000_000_000}) for order_id in orders]
-    for number in (1, 2, 3):  # more than an INT in one batch, too, where there is so much
+    for number in (1, 2, 3):  # more than an INT in one batch, too, if there are so many
         decide(HANDLER, connection, *events[:number])
     assert sum(_stock_of(connection)) == available
     decide(HANDLER, connection, *(aborted(order_id) for order_id in orders))
@@ -186,7 +186,7 @@ def test_the_most_units_are_reserved_and_given_back(connection: Connection, avai
 
 
 def _decide_until_done(url: str, order_ids: tuple[str, ...], seed: int) -> None:
-    """Decide, and abort some, in batches, as a replica that meets others: repeating what it is told to repeat."""
+    """Decide batches of authorizations and aborts as a replica does, and repeat a batch after RepeatBatchError."""
     random = Random(seed)
     with connect(url, "replica") as replica:
         shuffled = random.sample(order_ids, len(order_ids))
@@ -204,7 +204,7 @@ def _decide_until_done(url: str, order_ids: tuple[str, ...], seed: int) -> None:
                 raise AssertionError("the batch is repeated without end")
 
 
-def test_replicas_at_once_conserve_stock(connection: Connection, postgres_url: str) -> None:
+def test_concurrent_replicas_conserve_stock(connection: Connection, postgres_url: str) -> None:
     connection.execute("INSERT INTO inventory VALUES ('HOT', 30, 0)")
     connection.execute("UPDATE inventory SET available = 1000 WHERE sku = 'SKU-1'")
     order_ids = tuple(place(connection, {"SKU-1": 1, "HOT": 2}) for _ in range(60))

@@ -1,4 +1,4 @@
-"""Two that decide stock at once: the second decides on what the first has left, and nothing is moved twice (P3)."""
+"""Two concurrent transactions on stock: the second sees the result of the first, and no unit is moved twice (P3)."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -34,7 +34,7 @@ def _stock(connection: Connection) -> None:
 
 @pytest.fixture
 def second(connection: Connection, postgres_url: str) -> Second:
-    """Decides the second event on a connection of its own, while the transaction that decided the first is open."""
+    """Decides the second event on its own connection, while the transaction of the first event is open."""
 
     def decided(first: Event[Payload], then: Event[Payload]) -> BatchResult:
         with ExitStack() as stack:
@@ -52,14 +52,16 @@ def _stock_of(connection: Connection, sku: str) -> tuple[int, int]:
     return available, reserved
 
 
-def test_the_second_of_two_that_want_the_last_unit_is_refused(connection: Connection, second: Second) -> None:
+def test_of_two_concurrent_orders_for_the_last_unit_the_second_is_refused(
+    connection: Connection, second: Second
+) -> None:
     events = [authorized(place(connection)) for _ in range(2)]
     record(connection, *events)
     assert types(second(*events)) == ["inventory.failed"]
     assert _stock_of(connection, "SKU-1") == (0, 1)
 
 
-def test_the_second_of_two_aborts_gives_nothing_back(connection: Connection, second: Second) -> None:
+def test_of_two_concurrent_aborts_the_second_gives_nothing_back(connection: Connection, second: Second) -> None:
     order_id = place(connection, {"SKU-2": 3})
     connection.execute(
         "INSERT INTO reservations (order_id, state, lines) VALUES (%s, 'RESERVED', %s)", (order_id, Jsonb({"SKU-2": 3}))
@@ -70,7 +72,7 @@ def test_the_second_of_two_aborts_gives_nothing_back(connection: Connection, sec
     assert _stock_of(connection, "SKU-2") == (10, 0)
 
 
-def test_the_second_of_two_decisions_about_one_order_is_told_to_look_again(
+def test_of_two_concurrent_reservations_of_one_order_the_second_batch_is_repeated(
     connection: Connection, second: Second
 ) -> None:
     order_id = place(connection)
@@ -82,7 +84,7 @@ def test_the_second_of_two_decisions_about_one_order_is_told_to_look_again(
     assert _stock_of(connection, "SKU-1") == (0, 1)
 
 
-def test_a_release_has_a_time_of_its_own(connection: Connection) -> None:
+def test_a_release_has_its_own_time(connection: Connection) -> None:
     order_id = place(connection)
     event = authorized(order_id)
     record(connection, event)

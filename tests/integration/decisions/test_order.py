@@ -1,4 +1,4 @@
-"""What the order service makes of results, on PostgreSQL: the status table, what freezes, whom it tells (P4 to P8)."""
+"""How order-service merges results, on PostgreSQL: the status table, settled orders, emitted events (P4 to P8)."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ from tests.support.scenarios import ORDER_ID, SCENARIOS, Scenario, Step, cuts, o
 
 
 class Cache(CacheInvalidator):
-    """Notes what is asked of it, in order."""
+    """Records its calls, in order."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, list[str]]] = []
@@ -38,20 +38,20 @@ class Cache(CacheInvalidator):
 
 
 def decide(handler: OrderHandler, connection: Connection, *events: Event[Payload]) -> BatchResult:
-    """Record the decisions behind events, then have the handler decide the batch."""
+    """Record the payments and reservations of events, then decide the batch with the handler."""
     record(connection, *events)
     return orders.decide(handler, connection, *events)
 
 
 @pytest.fixture
 def cache() -> Cache:
-    """A cache that notes what is asked of it."""
+    """A cache that records its calls."""
     return Cache()
 
 
 @pytest.fixture
 def handler(cache: Cache) -> OrderHandler:
-    """The order service's handler."""
+    """The handler of order-service."""
     return OrderHandler(cache, ())
 
 
@@ -109,7 +109,7 @@ def test_the_first_event_of_a_paid_and_reserved_order_confirms_it(
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_every_scenario_ends_as_it_must_in_any_order(
+def test_every_scenario_has_the_same_end_in_any_order(
     handler: OrderHandler, connection: Connection, scenario: Scenario
 ) -> None:
     order_id = place(connection, order_id=ORDER_ID)
@@ -135,7 +135,7 @@ CLOSE = {
 
 
 def _play(handler: OrderHandler, connection: Connection, batch: Sequence[Step]) -> None:
-    """Close the order if the batch says so, then decide its events."""
+    """Cancel the order or time it out if the batch has that step, then decide the events."""
     for step in batch:
         if isinstance(step, str):
             connection.execute(CLOSE[step].encode())
@@ -145,7 +145,7 @@ def _play(handler: OrderHandler, connection: Connection, batch: Sequence[Step]) 
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
 @pytest.mark.parametrize("late", ["payment.voided", "inventory.released", "inventory.failed", "payment.failed"])
-def test_a_settled_status_stays_while_facts_go_on(
+def test_a_settled_status_stays_while_facts_still_change(
     handler: OrderHandler, connection: Connection, status: Status, late: str
 ) -> None:
     order_id = place(connection)
@@ -161,7 +161,7 @@ def test_a_settled_status_stays_while_facts_go_on(
 # order.updated
 
 
-def test_every_touched_order_is_told_of_once_a_batch(handler: OrderHandler, connection: Connection) -> None:
+def test_every_order_of_a_batch_is_emitted_once(handler: OrderHandler, connection: Connection) -> None:
     one, two = place(connection), place(connection)
     decision = decide(
         handler,
@@ -171,9 +171,11 @@ def test_every_touched_order_is_told_of_once_a_batch(handler: OrderHandler, conn
         result("inventory.reserved", one),
         result("payment.authorized", one),
     )
-    told = {event.correlation_id: event.payload for event in emitted(decision)}
-    assert len(emitted(decision)) == len(told) == 2
-    assert {order_id: payload.status for order_id, payload in told.items() if isinstance(payload, OrderUpdated)} == {
+    payloads = {event.correlation_id: event.payload for event in emitted(decision)}
+    assert len(emitted(decision)) == len(payloads) == 2
+    assert {
+        order_id: payload.status for order_id, payload in payloads.items() if isinstance(payload, OrderUpdated)
+    } == {
         one: "CONFIRMED",
         two: "PAID",
     }
@@ -212,7 +214,7 @@ def test_order_updated_is_the_row(handler: OrderHandler, connection: Connection)
     assert emitted(decision)[0].occurred_at == updated.updated_at
 
 
-def test_a_duplicate_changes_nothing_and_is_told_of_the_same(handler: OrderHandler, connection: Connection) -> None:
+def test_a_duplicate_changes_nothing_and_gets_the_same_event(handler: OrderHandler, connection: Connection) -> None:
     order_id = place(connection)
     events = [result("payment.authorized", order_id), result("inventory.reserved", order_id)]
     first = decide(handler, connection, *events)
@@ -222,12 +224,14 @@ def test_a_duplicate_changes_nothing_and_is_told_of_the_same(handler: OrderHandl
     assert row(connection, "SELECT * FROM orders") == before
 
 
-def test_an_unknown_order_is_rejected_and_its_neighbours_pass(handler: OrderHandler, connection: Connection) -> None:
+def test_an_unknown_order_is_rejected_and_the_other_records_are_decided(
+    handler: OrderHandler, connection: Connection
+) -> None:
     order_id = place(connection)
     decision = decide(
-        handler, connection, result("payment.authorized", "nobody-s"), result("payment.authorized", order_id)
+        handler, connection, result("payment.authorized", "unknown-order"), result("payment.authorized", order_id)
     )
-    assert rejections(decision) == [("nobody-s", "UNKNOWN_ORDER")]
+    assert rejections(decision) == [("unknown-order", "UNKNOWN_ORDER")]
     assert types(decision) == ["order.updated"]
     assert _order(connection, order_id)[0] == "PAID"
 
@@ -251,7 +255,7 @@ def test_a_decline_aborts_nothing(handler: OrderHandler, connection: Connection)
     assert row(connection, "SELECT aborted_at FROM orders") == (None,)
 
 
-def test_no_stock_aborts_with_its_reason_and_time(handler: OrderHandler, connection: Connection) -> None:
+def test_missing_stock_aborts_the_order_with_its_reason_and_time(handler: OrderHandler, connection: Connection) -> None:
     order_id = place(connection)
     decide(handler, connection, result("payment.authorized", order_id))
     decision = decide(handler, connection, result("inventory.failed", order_id, reason="UNKNOWN_SKU"))
@@ -262,7 +266,7 @@ def test_no_stock_aborts_with_its_reason_and_time(handler: OrderHandler, connect
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
 @pytest.mark.parametrize("step", ["payment.authorized", "inventory.reserved", "inventory.failed"])
-def test_a_late_step_repeats_the_abort_as_itself(
+def test_a_late_step_repeats_the_abort_exactly(
     handler: OrderHandler, connection: Connection, status: Status, step: str
 ) -> None:
     order_id = place(connection)
@@ -283,7 +287,7 @@ def test_a_late_step_repeats_the_abort_as_itself(
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
 @pytest.mark.parametrize("answer", ["payment.voided", "payment.failed", "inventory.released"])
-def test_an_answer_to_the_abort_never_repeats_it(
+def test_an_answer_to_the_abort_does_not_repeat_the_abort(
     handler: OrderHandler, connection: Connection, status: Status, answer: str
 ) -> None:
     for known in ("none", "reserved"):
@@ -295,7 +299,7 @@ def test_an_answer_to_the_abort_never_repeats_it(
 
 
 @pytest.mark.parametrize("step", ["payment.authorized", "inventory.reserved", "inventory.failed"])
-def test_a_late_step_of_a_compensated_order_aborts_no_more(
+def test_a_late_step_of_a_compensated_order_does_not_repeat_the_abort(
     handler: OrderHandler, connection: Connection, step: str
 ) -> None:
     order_id = place(connection)
@@ -309,7 +313,7 @@ def test_a_late_step_of_a_compensated_order_aborts_no_more(
 # The cache
 
 
-def test_an_open_order_s_key_is_deleted_after_the_commit(
+def test_the_cache_key_of_an_open_order_is_deleted_after_the_commit(
     handler: OrderHandler, connection: Connection, cache: Cache
 ) -> None:
     order_id = place(connection)
@@ -323,7 +327,7 @@ def test_an_open_order_s_key_is_deleted_after_the_commit(
     assert cache.calls == [("delete", [order_id])]
 
 
-def test_a_settled_order_s_key_is_barred_before_the_commit_and_deleted_after(
+def test_the_cache_key_of_a_settled_order_is_barred_before_the_commit_and_deleted_after_it(
     handler: OrderHandler, connection: Connection, cache: Cache
 ) -> None:
     settled, open_one = place(connection), place(connection)
@@ -338,7 +342,7 @@ def test_a_settled_order_s_key_is_barred_before_the_commit_and_deleted_after(
     assert cache.calls == [("bar", [settled]), ("delete", sorted([settled, open_one]))]
 
 
-def test_the_cache_is_not_needed(connection: Connection, settings: Settings) -> None:
+def test_orders_are_decided_without_the_cache(connection: Connection, settings: Settings) -> None:
     order_id = place(connection)
     handler = OrderHandler(CacheInvalidator("redis://127.0.0.1:1/0", settings.cache_budget_seconds), ())
     connection.execute("UPDATE orders SET status = 'FAILED', aborted_at = now()")
@@ -346,10 +350,10 @@ def test_the_cache_is_not_needed(connection: Connection, settings: Settings) -> 
     assert _order(connection, order_id)[1] == "voided"
 
 
-# Several at once
+# Concurrent replicas
 
 
-def test_replicas_at_once_lose_no_fact(connection: Connection, postgres_url: str) -> None:
+def test_concurrent_replicas_lose_no_fact(connection: Connection, postgres_url: str) -> None:
     order_ids = [place(connection) for _ in range(40)]
     kinds = ["payment.authorized", "inventory.reserved"]
 

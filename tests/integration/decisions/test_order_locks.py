@@ -1,4 +1,4 @@
-"""Two that change one order at once: the second decides on what the first has left, without a deadlock (P4, P6, P7)."""
+"""Two concurrent changes of one order: the second sees the first, without a deadlock (P4, P6, P7)."""
 
 from contextlib import ExitStack
 
@@ -16,14 +16,14 @@ from tests.support.locks import after_it_waits
 
 @pytest.fixture
 def handler(settings: Settings) -> OrderHandler:
-    """The order service's handler, on a real cache."""
+    """The handler of order-service, with a real cache."""
     return OrderHandler(CacheInvalidator(settings.redis_url, settings.cache_budget_seconds), ())
 
 
 def _second_decision(
     handler: OrderHandler, connection: Connection, postgres_url: str, first: Event[Payload], second: Event[Payload]
 ) -> BatchResult:
-    """Decide `second` on a connection of its own, begun while the transaction that decided `first` is still open."""
+    """Decide `second` on its own connection, while the transaction of `first` is open."""
     record(connection, first)
     with ExitStack() as stack:
         replica, observer = (stack.enter_context(connect(postgres_url, name)) for name in ("replica", "observer"))
@@ -34,7 +34,7 @@ def _second_decision(
         return after_it_waits(observer, lambda: decide(handler, replica, second), open_.close)
 
 
-def test_the_second_of_two_facts_at_once_completes_the_order(
+def test_of_two_concurrent_facts_the_second_completes_the_order(
     handler: OrderHandler, connection: Connection, postgres_url: str
 ) -> None:
     order_id = place(connection)
@@ -49,7 +49,7 @@ def test_the_second_of_two_facts_at_once_completes_the_order(
     )
 
 
-def test_a_fact_that_comes_while_the_order_fails_does_not_reopen_it(
+def test_a_fact_that_arrives_while_the_order_fails_does_not_reopen_it(
     handler: OrderHandler, connection: Connection, postgres_url: str
 ) -> None:
     order_id = place(connection)
@@ -64,10 +64,10 @@ def test_a_fact_that_comes_while_the_order_fails_does_not_reopen_it(
     )
 
 
-def test_an_order_that_is_being_decided_lets_its_payment_be_recorded(
+def test_a_payment_can_be_recorded_while_its_order_is_decided(
     handler: OrderHandler, connection: Connection, postgres_url: str
 ) -> None:
-    """A foreign key locks its order's row as well: only a weaker lock than FOR UPDATE lets it pass."""
+    """The foreign key locks the row of the order, too. Only a lock weaker than FOR UPDATE does not block it."""
     order_id = place(connection)
     reserved = result("inventory.reserved", order_id)
     record(connection, reserved)
@@ -77,7 +77,7 @@ def test_an_order_that_is_being_decided_lets_its_payment_be_recorded(
         worker.execute("INSERT INTO payments (order_id, state) VALUES (%s, 'AUTHORIZED')", (order_id,))
 
 
-def test_an_order_that_has_changed_is_looked_at_again_after_its_full_time(
+def test_an_order_that_changed_is_checked_again_after_the_full_interval(
     handler: OrderHandler, connection: Connection
 ) -> None:
     order_id = place(connection)

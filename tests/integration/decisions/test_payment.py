@@ -1,4 +1,4 @@
-"""Every cell of the payment worker's decision table, on PostgreSQL (P2, P5, P7)."""
+"""Every cell of the table of payment-worker, on PostgreSQL (P2, P5, P7)."""
 
 import json
 import threading
@@ -42,7 +42,7 @@ MAX_ATTEMPTS = 3
 
 
 def decide(handler: PaymentHandler, connection: Connection, *events: Event[Payload]) -> BatchResult:
-    """Record the aborts behind events, then have the handler decide the batch."""
+    """Record the aborts of events, then decide the batch with the handler."""
     record(connection, *events)
     return orders.decide(handler, connection, *events)
 
@@ -52,7 +52,7 @@ Answer = Authorized | Declined | Pending | None
 
 
 class Provider:
-    """Answers what the test says; None is no answer. `asked` and `voided` record its calls."""
+    """Answers as the test says. None is no answer. `asked` and `voided` record the calls."""
 
     def __init__(self, answer: Answer = None, void_answer: Voided | NothingToVoid | None = None) -> None:
         self.answer: Answer = answer
@@ -109,7 +109,7 @@ def _payment(connection: Connection, order_id: str) -> tuple[PaymentState, Failu
 
 
 def _outbox(connection: Connection) -> list[dict[str, Any]]:
-    """Return the events in the outbox, each of which must keep its contract and continue the order's trace."""
+    """Return the events in the outbox. Each must keep its contract and continue the trace of the order."""
     rows = connection.execute("SELECT topic, order_id, event_id, value, traceparent FROM outbox ORDER BY id").fetchall()
     for name, order_id, event_id, value, traceparent in rows:
         body = assert_event(name, order_id.encode(), value.encode())
@@ -152,14 +152,14 @@ def test_an_unknown_order_is_rejected_and_never_charged(connection: Connection) 
     assert [charge.order_id for charge in provider.asked] == [known]
 
 
-def test_what_is_charged_is_what_was_accepted(connection: Connection) -> None:
+def test_the_charge_is_the_accepted_amount(connection: Connection) -> None:
     order_id, provider = place(connection), Provider(Authorized())
     connection.execute("UPDATE orders SET amount = 7.00, currency = 'EUR' WHERE id = %s", (order_id,))
     decide(_handler(provider), connection, created(order_id))
     assert [(charge.amount, charge.currency) for charge in provider.asked] == [(Decimal("7.00"), "EUR")]
 
 
-def test_an_order_older_than_half_the_key_s_lifetime_is_voided_not_asked_for(quiet: Connection) -> None:
+def test_an_order_older_than_half_the_key_lifetime_is_voided_and_not_authorized(quiet: Connection) -> None:
     new, pending, provider = place(quiet), _in_state(quiet, "PENDING"), Provider(Authorized(), NothingToVoid())
     quiet.execute("UPDATE orders SET created_at = now() - %s * interval '1 s'", (KEY_LIFETIME_SECONDS / 2 + 60,))
     handler = _handler(provider)
@@ -188,7 +188,7 @@ def test_created_without_an_answer_is_pending(connection: Connection, answer: An
     assert row(connection, "SELECT next_attempt_at > now() FROM payments") == (True,)
 
 
-def test_a_provider_slower_than_the_budget_is_asked_again_later(connection: Connection) -> None:
+def test_a_call_slower_than_the_budget_is_retried_later(connection: Connection) -> None:
     order_ids, gate = [place(connection) for _ in range(10)], threading.Event()
     provider = Provider(Authorized())
     provider.meanwhile = lambda: _wait(gate)
@@ -204,7 +204,7 @@ def _wait(gate: threading.Event) -> None:
     assert gate.wait(20)
 
 
-def test_created_while_pending_asks_nobody_and_says_nothing(connection: Connection) -> None:
+def test_created_while_pending_makes_no_call_and_emits_nothing(connection: Connection) -> None:
     order_id, provider = _in_state(connection, "PENDING"), Provider(Authorized())
     assert types(decide(_handler(provider), connection, created(order_id))) == []
     assert provider.asked == []
@@ -212,7 +212,7 @@ def test_created_while_pending_asks_nobody_and_says_nothing(connection: Connecti
 
 
 @pytest.mark.parametrize("answer", [Authorized(), Declined()])
-def test_created_again_repeats_what_was_decided(connection: Connection, answer: Answer) -> None:
+def test_created_again_repeats_the_recorded_event(connection: Connection, answer: Answer) -> None:
     order_id, provider = place(connection), Provider(answer)
     first = decide(_handler(provider), connection, created(order_id))
     provider.answer = Declined() if answer == Authorized() else Authorized()
@@ -221,7 +221,7 @@ def test_created_again_repeats_what_was_decided(connection: Connection, answer: 
     assert len(provider.asked) == 1
 
 
-def test_created_while_voiding_says_nothing(connection: Connection) -> None:
+def test_created_while_voiding_emits_nothing(connection: Connection) -> None:
     order_id, provider = _in_state(connection, "VOIDING", "TIMED_OUT"), Provider(Authorized())
     assert types(decide(_handler(provider), connection, created(order_id))) == []
     assert (provider.asked, _payment(connection, order_id)[0]) == ([], "VOIDING")
@@ -238,7 +238,7 @@ def test_created_after_the_void_repeats_voided(connection: Connection) -> None:
 # order.aborted
 
 
-def test_aborted_without_a_row_is_a_tombstone_to_be_voided_at_once(connection: Connection) -> None:
+def test_aborted_without_a_row_inserts_a_tombstone_that_is_voided_at_once(connection: Connection) -> None:
     order_id = place(connection)
     assert types(decide(_handler(Provider()), connection, aborted(order_id, "TIMED_OUT"))) == []
     assert _payment(connection, order_id) == ("VOIDING", "TIMED_OUT", 0)
@@ -247,7 +247,7 @@ def test_aborted_without_a_row_is_a_tombstone_to_be_voided_at_once(connection: C
 
 @pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
 @pytest.mark.parametrize("reason", ["OUT_OF_STOCK", None])
-def test_aborted_has_an_open_payment_voided_at_once(
+def test_aborted_voids_an_open_payment_at_once(
     connection: Connection, state: PaymentState, reason: FailureReason | None
 ) -> None:
     order_id = _in_state(connection, state, attempts=2)
@@ -263,7 +263,7 @@ def test_aborted_after_a_decline_repeats_failed(connection: Connection) -> None:
     assert _payment(connection, order_id)[0] == "FAILED"
 
 
-def test_aborted_again_while_voiding_says_nothing(connection: Connection) -> None:
+def test_aborted_again_while_voiding_emits_nothing(connection: Connection) -> None:
     order_id = _in_state(connection, "VOIDING", "TIMED_OUT", attempts=4)
     assert types(decide(_handler(Provider()), connection, aborted(order_id))) == []
     assert _payment(connection, order_id) == ("VOIDING", "TIMED_OUT", 4)
@@ -277,18 +277,20 @@ def test_aborted_after_the_void_repeats_voided(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("abort_first", [True, False])
-def test_in_one_batch_the_abort_wins_and_nobody_is_asked(connection: Connection, abort_first: bool) -> None:
+def test_an_abort_in_the_batch_wins_and_the_provider_is_not_called(connection: Connection, abort_first: bool) -> None:
     order_id, provider = place(connection), Provider(Authorized())
     events = [created(order_id), aborted(order_id)]
     assert types(decide(_handler(provider), connection, *(reversed(events) if abort_first else events))) == []
     assert (provider.asked, _payment(connection, order_id)[0]) == ([], "VOIDING")
 
 
-# Answers that come late
+# Answers that arrive late
 
 
 @pytest.mark.parametrize("state", ["VOIDED", "FAILED", "VOIDING"])
-def test_an_authorization_that_finds_its_payment_ended_is_voided(connection: Connection, state: PaymentState) -> None:
+def test_an_authorization_that_arrives_after_its_payment_ended_is_voided(
+    connection: Connection, state: PaymentState
+) -> None:
     order_id, handler = place(connection), _handler(Provider(Authorized()))
     batch = received([created(order_id)])
     prepared = handler.prepare(connection, batch)
@@ -302,7 +304,7 @@ def test_an_authorization_that_finds_its_payment_ended_is_voided(connection: Con
     assert _payment(connection, order_id)[:2] == ("VOIDING", "TIMED_OUT")
 
 
-def test_an_authorization_that_finds_another_s_repeats_it(connection: Connection) -> None:
+def test_an_authorization_that_another_process_has_recorded_is_repeated(connection: Connection) -> None:
     order_id, handler = place(connection), _handler(Provider(Authorized()))
     batch = received([created(order_id)])
     prepared = handler.prepare(connection, batch)
@@ -312,7 +314,7 @@ def test_an_authorization_that_finds_another_s_repeats_it(connection: Connection
     assert _payment(connection, order_id)[0] == "AUTHORIZED"
 
 
-def test_a_batch_of_everything_answers_each_of_its_own(connection: Connection) -> None:
+def test_each_record_of_a_mixed_batch_gets_its_own_answer(connection: Connection) -> None:
     fresh, old = place(connection), _in_state(connection, "VOIDED", "TIMED_OUT")
     undone, gone = _in_state(connection, "AUTHORIZED"), place(connection)
     decision = decide(
@@ -330,12 +332,12 @@ def test_a_batch_of_everything_answers_each_of_its_own(connection: Connection) -
 
 @pytest.fixture
 def quiet(connection: Connection) -> Iterator[Connection]:
-    """Fails a test whose handler says anything but through the outbox."""
+    """Fails the test if the handler publishes without the outbox."""
     yield connection
     _outbox(connection)
 
 
-def test_the_timer_does_nothing_before_its_time(quiet: Connection) -> None:
+def test_the_timer_does_nothing_before_an_attempt_is_due(quiet: Connection) -> None:
     order_id, provider = _in_state(quiet, "PENDING"), Provider(Authorized())
     quiet.execute("UPDATE payments SET next_attempt_at = now() + interval '1 hour'")
     assert not _run_timer(_handler(provider), quiet)
@@ -349,7 +351,7 @@ def test_the_timer_does_nothing_before_its_time(quiet: Connection) -> None:
         (Declined(), "FAILED", "PAYMENT_DECLINED", "payment.failed"),
     ],
 )
-def test_a_pending_payment_is_asked_again(
+def test_a_pending_payment_is_retried(
     quiet: Connection, answer: Answer, state: PaymentState, reason: FailureReason | None, event: str
 ) -> None:
     order_id, provider = _in_state(quiet, "PENDING"), Provider(answer)
@@ -360,7 +362,7 @@ def test_a_pending_payment_is_asked_again(
     assert (body["type"], body["correlationId"]) == (event, order_id)
 
 
-def test_the_timer_s_event_and_a_later_repeat_are_the_same(quiet: Connection) -> None:
+def test_the_event_of_the_timer_and_a_later_repeat_are_equal(quiet: Connection) -> None:
     order_id, handler = _in_state(quiet, "PENDING"), _handler(Provider(Authorized()))
     _run_timer(handler, quiet)
     (event,) = emitted(decide(handler, quiet, created(order_id)))
@@ -371,7 +373,7 @@ def test_the_timer_s_event_and_a_later_repeat_are_the_same(quiet: Connection) ->
 
 
 @pytest.mark.parametrize("answer", [None, Pending()])
-def test_a_pending_payment_without_an_answer_backs_off_then_is_voided_then_fails(
+def test_a_payment_that_stays_unanswered_is_retried_with_backoff_then_voided_and_failed(
     quiet: Connection, answer: Answer
 ) -> None:
     order_id, provider = _in_state(quiet, "PENDING"), Provider(answer, NothingToVoid())
@@ -405,7 +407,7 @@ def test_a_voiding_payment_is_voided(
     assert (body["type"], body["payload"]["reason"]) == ("payment.voided", reason)
 
 
-def test_a_void_without_an_answer_is_asked_again_without_end(quiet: Connection) -> None:
+def test_a_void_without_an_answer_is_retried_without_a_limit(quiet: Connection) -> None:
     order_id, provider = _in_state(quiet, "VOIDING", "TIMED_OUT", attempts=0), Provider()
     handler = _handler(provider)
     for attempts in range(1, 3 * MAX_ATTEMPTS):
@@ -421,7 +423,7 @@ def _abort_elsewhere(postgres_url: str, order_id: str) -> None:
         decide(_handler(Provider()), another, aborted(order_id))
 
 
-def test_an_abort_during_an_attempt_stands(quiet: Connection, postgres_url: str) -> None:
+def test_an_abort_during_an_attempt_is_kept(quiet: Connection, postgres_url: str) -> None:
     order_id, provider = _in_state(quiet, "PENDING"), Provider(Authorized(), Voided())
     handler = _handler(provider)
     provider.meanwhile = lambda: _abort_elsewhere(postgres_url, order_id)
@@ -433,9 +435,7 @@ def test_an_abort_during_an_attempt_stands(quiet: Connection, postgres_url: str)
     assert [body["type"] for body in _outbox(quiet)] == ["payment.voided"]
 
 
-def test_an_attempt_that_comes_back_authorized_after_the_void_is_voided_again(
-    quiet: Connection, postgres_url: str
-) -> None:
+def test_an_attempt_that_is_authorized_after_the_void_is_voided_again(quiet: Connection, postgres_url: str) -> None:
     order_id, provider = _in_state(quiet, "PENDING"), Provider(Authorized(), Voided())
     handler = _handler(provider)
 
@@ -455,7 +455,7 @@ def test_an_attempt_that_comes_back_authorized_after_the_void_is_voided_again(
     assert first == second
 
 
-def test_the_oldest_void_that_is_not_done_is_shown(quiet: Connection) -> None:
+def test_the_age_of_the_oldest_open_void_is_shown(quiet: Connection) -> None:
     _in_state(quiet, "VOIDED")
     measure = _handler(Provider()).timers[1].run
     assert measure(quiet) is False
@@ -466,7 +466,7 @@ def test_the_oldest_void_that_is_not_done_is_shown(quiet: Connection) -> None:
     assert 3_600 <= metrics.VOIDING_OLDEST_SECONDS._value.get() < 3_700
 
 
-def test_what_the_desk_had_no_time_to_ask_is_no_attempt(quiet: Connection) -> None:
+def test_a_call_that_does_not_begin_within_the_budget_is_no_attempt(quiet: Connection) -> None:
     ids = [_in_state(quiet, "PENDING", attempts=MAX_ATTEMPTS - 1) for _ in range(6)]
     provider = Provider(Authorized())
     never = threading.Event()
@@ -483,7 +483,7 @@ def test_what_the_desk_had_no_time_to_ask_is_no_attempt(quiet: Connection) -> No
         assert _payment(quiet, order_id) == ("PENDING", None, MAX_ATTEMPTS - 1)
 
 
-def test_one_round_claims_no_more_than_it_may(quiet: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_round_claims_at_most_the_limit(quiet: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orderstream.payment_worker.attempts.CLAIM_ROWS", 3)
     ids, provider = {_in_state(quiet, "PENDING") for _ in range(5)}, Provider(Authorized())
     handler = _handler(provider)
@@ -493,7 +493,7 @@ def test_one_round_claims_no_more_than_it_may(quiet: Connection, monkeypatch: py
     assert sorted(charge.order_id for charge in provider.asked) == sorted(ids)
 
 
-def test_an_attempt_under_way_is_not_made_by_another_too(quiet: Connection, postgres_url: str) -> None:
+def test_an_attempt_under_way_is_not_made_by_another_worker(quiet: Connection, postgres_url: str) -> None:
     order_id, gate, reached = _in_state(quiet, "PENDING"), threading.Event(), threading.Event()
     provider, idle = Provider(Authorized()), Provider(Authorized())
 
@@ -522,7 +522,7 @@ def _charge(order_id: str) -> Charge:
     return Charge(order_id, AMOUNT, "USD", AT)
 
 
-def test_the_simulated_provider_never_changes_its_mind() -> None:
+def test_the_simulated_provider_repeats_its_answer() -> None:
     provider = SimulatedProvider(0.5, 0)
     answers = [provider.authorize(_charge(str(number)), 1) for number in range(2_000)]
     assert answers == [provider.authorize(_charge(str(number)), 1) for number in range(2_000)]
@@ -542,7 +542,7 @@ def test_the_throw_rate_leaves_attempts_unanswered_but_no_void() -> None:
     assert provider.void("1", 1) == Voided()
 
 
-def test_an_adapter_s_defect_is_no_answer(connection: Connection) -> None:
+def test_an_error_of_an_adapter_counts_as_no_answer(connection: Connection) -> None:
     order_id, provider = place(connection), Provider(Authorized())
 
     def defect() -> None:

@@ -1,4 +1,4 @@
-"""What guards a payment against a second writer, one test each: locks, states, times and amounts (P2, P5, P7)."""
+"""How a payment is protected against a concurrent writer: locks, states, times and amounts (P2, P5, P7)."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +47,7 @@ def _columns(connection: Connection, columns: str, order_id: str) -> tuple[Any, 
 # The claim
 
 
-def test_an_attempt_that_another_holds_is_left_alone_and_its_neighbours_are_made(
+def test_an_attempt_that_another_worker_holds_is_skipped_and_the_others_are_made(
     connection: Connection, postgres_url: str
 ) -> None:
     held, free = _in_state(connection, "PENDING"), _in_state(connection, "PENDING")
@@ -70,11 +70,11 @@ def test_an_attempt_whose_event_cannot_be_queued_is_not_recorded(connection: Con
     assert [body["type"] for body in _outbox(connection)] == ["payment.authorized"]
 
 
-# The state in which an attempt finds its payment
+# A payment that changes during an attempt
 
 
 def _finds(connection: Connection, postgres_url: str, state: PaymentState) -> str:
-    """Make an attempt that is answered AUTHORIZED and finds that another has put the payment into `state` meanwhile."""
+    """Make an attempt that is authorized, while another connection puts the payment into `state`."""
     order_id, provider = _in_state(connection, "PENDING"), Provider(Authorized())
 
     def meanwhile() -> None:
@@ -147,10 +147,10 @@ def test_an_abort_voids_with_its_own_trace_its_time_and_the_amount(connection: C
     assert _columns(connection, "state, amount", order_id) == ("VOIDED", AMOUNT)
 
 
-# What repeats must repeat as itself
+# Repeated events are equal
 
 
-def test_a_payment_that_ends_again_and_again_says_so_with_one_time(connection: Connection, postgres_url: str) -> None:
+def test_a_payment_that_ends_repeatedly_repeats_one_event(connection: Connection, postgres_url: str) -> None:
     order_id, provider = _in_state(connection, "VOIDING", "TIMED_OUT"), Provider(void_answer=Voided())
     handler = _handler(provider)
     _run_timer(handler, connection)
@@ -165,7 +165,7 @@ def test_a_payment_that_ends_again_and_again_says_so_with_one_time(connection: C
     assert events[0] == events[1] == events[2]
 
 
-def test_a_void_that_is_tried_again_keeps_its_age(connection: Connection) -> None:
+def test_a_retried_void_keeps_its_age(connection: Connection) -> None:
     order_id, handler = _in_state(connection, "VOIDING", "TIMED_OUT"), _handler(Provider())
     connection.execute("UPDATE payments SET decided_at = now() - interval '1 h'")
     pending = _in_state(connection, "PENDING")
@@ -175,10 +175,10 @@ def test_a_void_that_is_tried_again_keeps_its_age(connection: Connection) -> Non
     assert 3_600 <= _oldest_void(handler, connection) < 3_700
 
 
-# Two at once
+# Two workers at once
 
 
-def test_two_that_decide_a_new_order_at_once_charge_and_answer_it_as_one(
+def test_two_workers_that_decide_an_order_at_once_charge_it_once_and_answer_equally(
     connection: Connection, postgres_url: str
 ) -> None:
     order_id = place(connection)

@@ -1,6 +1,6 @@
-"""The payment timers while a snapshot is held: the entries of ended payments are not read again and again (P5).
+"""The payment timers while a snapshot is held: they do not read the index entries of ended payments repeatedly (P5).
 
-What is counted are the index entries and pages that are read. The time depends on the machine.
+The tests count the index entries and pages that are read, because the time depends on the machine.
 """
 
 from itertools import pairwise
@@ -32,7 +32,7 @@ PAYMENTS = (
 
 
 def _voiding(connection: Connection, rows: int, ago: float) -> None:
-    """Leave payments of one transaction that should be voided, all of them due since the same time."""
+    """Insert VOIDING payments in one transaction, all with the same due time."""
     parameters = {"prefix": f"{uuid4()}-", "rows": rows, "ago": ago}
     connection.execute(ORDERS.encode(), parameters)
     connection.execute(PAYMENTS.encode(), parameters)
@@ -58,18 +58,18 @@ def _pages(connection: Connection, statement: str, parameters: dict[str, Any]) -
 
 @pytest.fixture
 def provider() -> Provider:
-    """A provider that voids what it is asked to."""
+    """A provider that confirms every void."""
     return Provider(void_answer=Voided())
 
 
 @pytest.fixture
 def attempts(provider: Provider) -> Attempts:
-    """The timers of a payment worker that has just started."""
+    """The timers of a payment-worker that has just started."""
     return Attempts(provider, ProviderCalls(16, 2), Backoff(3, 0.2, 30), 3_600)
 
 
 @pytest.mark.parametrize("index", ["payments_due", "payments_voiding_since"])
-def test_the_entries_of_ended_payments_are_not_read_again_and_again(
+def test_the_index_entries_of_ended_payments_are_not_read_repeatedly(
     attempts: Attempts, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, index: str
 ) -> None:
     monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 3_600)
@@ -88,7 +88,7 @@ def test_the_entries_of_ended_payments_are_not_read_again_and_again(
         assert sum(by_run) < 2 * DEAD
 
 
-def test_a_claim_reads_few_pages_once_the_ended_payments_were_passed(
+def test_a_claim_reads_few_pages_behind_the_ended_payments(
     attempts: Attempts, connection: Connection, postgres_url: str
 ) -> None:
     with connect(postgres_url, "dump") as dump:
@@ -104,10 +104,10 @@ def test_a_claim_reads_few_pages_once_the_ended_payments_were_passed(
         assert _pages(connection, SQL["claim_due"], claim | {"after": part.after}) <= PAGES_MAX
 
 
-def test_payments_that_are_due_at_one_time_are_all_taken_without_a_sweep(
+def test_payments_with_the_same_due_time_are_all_claimed_without_a_sweep(
     attempts: Attempts, provider: Provider, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch of cancels schedules all its voids for the same time, and one round claims a part of them."""
+    """A batch of cancels schedules all its voids for the same time. One round claims a part of them."""
     monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 3_600)
     assert not attempts.run(connection)
     _voiding(connection, 2 * CLAIM_ROWS + 1, ago=0)
@@ -115,7 +115,7 @@ def test_payments_that_are_due_at_one_time_are_all_taken_without_a_sweep(
     assert len(set(provider.voided)) == 2 * CLAIM_ROWS + 1
 
 
-def test_a_payment_that_is_committed_late_is_found_by_the_sweep(
+def test_the_sweep_finds_a_payment_that_was_committed_late(
     attempts: Attempts, provider: Provider, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 0)

@@ -1,4 +1,4 @@
-"""An order that waits in Kafka is not nudged, not ended and not aborted again until the workers have passed it (P5)."""
+"""The watchdog leaves an order alone that waits in Kafka, until the workers have passed its events (P5)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ DUE = "UPDATE orders SET next_check_at = now() - interval '1 s', nudges = %s, cr
 
 
 class Deployment:
-    """Topics and groups of this test alone, and a watchdog that asks Kafka at each run."""
+    """Topics and groups of this test only, and a watchdog that asks Kafka in each run."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings.model_copy(update={"kafka_topic_prefix": f"{uuid4().hex[:8]}."})
@@ -50,7 +50,7 @@ class Deployment:
         self._publisher.publish([Publication(topic_of(event.type), event.correlation_id, encode(event), [])])
 
     def consume(self, *groups: str) -> None:
-        """Move the offsets of these groups to the ends of what they read."""
+        """Move the offsets of these groups to the ends of their topics."""
         prefix = self.settings.kafka_topic_prefix
         for group in groups:
             client = Consumer({"bootstrap.servers": self.settings.kafka_brokers, "group.id": prefix + group})
@@ -79,7 +79,7 @@ def _nudges(connection: Connection) -> tuple[Any, ...]:
         (lambda order_id: result("inventory.reserved", order_id), "order-service"),
     ],
 )
-def test_an_order_whose_event_waits_for_a_worker_is_not_nudged_until_the_worker_has_passed_it(
+def test_an_order_is_not_nudged_while_its_event_waits_for_a_worker(
     deployment: Deployment, connection: Connection, event: Callable[[str], Event[Payload]], group: str
 ) -> None:
     order_id = place(connection)
@@ -96,7 +96,9 @@ def test_an_order_whose_event_waits_for_a_worker_is_not_nudged_until_the_worker_
     assert _nudges(connection) == ("PROCESSING", 1, 1)
 
 
-def test_the_deadline_ends_no_order_that_waits_in_kafka(deployment: Deployment, connection: Connection) -> None:
+def test_an_order_that_waits_in_kafka_does_not_fail_at_its_deadline(
+    deployment: Deployment, connection: Connection
+) -> None:
     order_id = place(connection)
     deployment.consume(*READERS)
     connection.execute(DUE, (3, 3_600))
@@ -113,10 +115,8 @@ def test_the_deadline_ends_no_order_that_waits_in_kafka(deployment: Deployment, 
     assert _nudges(connection)[0] == "FAILED"
 
 
-def test_an_order_whose_event_is_still_in_the_outbox_of_others_waits(
-    deployment: Deployment, connection: Connection
-) -> None:
-    """The relay is behind: what was decided since its oldest row may be published after the ends that Kafka tells."""
+def test_an_order_waits_while_older_events_are_in_the_outbox(deployment: Deployment, connection: Connection) -> None:
+    """The relay is behind: it may publish newer events after Kafka has returned the ends."""
     connection.execute(
         "INSERT INTO outbox (topic, order_id, event_id, value, created_at)"
         " VALUES ('order.created.v1', 'another', gen_random_uuid(), '', now() - interval '1 h')"
@@ -145,7 +145,7 @@ def test_an_abort_that_waits_for_a_worker_is_not_repeated(deployment: Deployment
     assert _nudges(connection)[2] == 1
 
 
-def test_orders_whose_topics_are_gone_are_nudged(settings: Settings, connection: Connection) -> None:
+def test_orders_are_nudged_after_their_topics_were_deleted(settings: Settings, connection: Connection) -> None:
     settings = settings.model_copy(update={"kafka_topic_prefix": f"{uuid4().hex[:8]}."})
     place(connection)
     connection.execute(DUE, (0, 60))
@@ -153,7 +153,7 @@ def test_orders_whose_topics_are_gone_are_nudged(settings: Settings, connection:
     assert _nudges(connection) == ("PROCESSING", 1, 1)
 
 
-def test_while_kafka_does_not_answer_no_order_is_touched(settings: Settings, connection: Connection) -> None:
+def test_no_order_is_changed_while_kafka_does_not_answer(settings: Settings, connection: Connection) -> None:
     place(connection)
     connection.execute(DUE, (3, 3_600))
     before = connection.execute("SELECT * FROM orders").fetchall()

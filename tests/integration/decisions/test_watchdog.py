@@ -1,4 +1,4 @@
-"""The watchdog on PostgreSQL: the stalled are nudged, the overdue end, what is not undone is told of again (P5)."""
+"""The watchdog on PostgreSQL: it nudges stalled orders, fails overdue ones and repeats unanswered aborts (P5)."""
 
 import json
 from itertools import pairwise
@@ -16,12 +16,12 @@ from tests.support.contracts import assert_event
 
 @pytest.fixture
 def watchdog() -> Watchdog:
-    """A watchdog as patient as that of the service."""
+    """A watchdog with the schedule of the service."""
     return Watchdog(WatchdogSchedule())
 
 
 def _outbox(connection: Connection) -> list[dict[str, Any]]:
-    """Return the events in the outbox, each held to its contract and to the order's trace; and empty it."""
+    """Return and delete the events in the outbox. Each must keep its contract and continue the trace of the order."""
     rows = connection.execute(
         "DELETE FROM outbox RETURNING id, topic, order_id, event_id, value, traceparent"
     ).fetchall()
@@ -50,7 +50,7 @@ def _aborted(connection: Connection, status: Status, payment: PaymentFact, stock
     return order_id
 
 
-def test_a_stalled_order_is_told_of_again_as_itself(watchdog: Watchdog, connection: Connection) -> None:
+def test_the_first_event_of_a_stalled_order_is_repeated_exactly(watchdog: Watchdog, connection: Connection) -> None:
     order_id = _stalled(connection)
     connection.execute("UPDATE orders SET created_at = %s", (created(order_id).occurred_at,))
     watchdog.nudge(connection)
@@ -61,7 +61,7 @@ def test_a_stalled_order_is_told_of_again_as_itself(watchdog: Watchdog, connecti
     assert row(connection, "SELECT status, version, nudges FROM orders") == ("PROCESSING", 1, 1)
 
 
-def test_nudges_come_at_growing_intervals_up_to_a_limit(watchdog: Watchdog, connection: Connection) -> None:
+def test_the_interval_between_nudges_grows_up_to_a_limit(watchdog: Watchdog, connection: Connection) -> None:
     order_id = _stalled(connection)
     for nudges, longest in enumerate((60, 120, 240, 300, 300), start=1):
         connection.execute("UPDATE orders SET next_check_at = now()")
@@ -76,7 +76,9 @@ def test_nudges_come_at_growing_intervals_up_to_a_limit(watchdog: Watchdog, conn
         assert longest * 0.74 < wait <= longest
 
 
-def test_an_order_that_is_not_due_queued_or_settled_is_left_alone(watchdog: Watchdog, connection: Connection) -> None:
+def test_an_order_that_is_not_due_or_queued_or_settled_is_not_nudged(
+    watchdog: Watchdog, connection: Connection
+) -> None:
     place(connection)
     queued = _stalled(connection)
     connection.execute(
@@ -89,7 +91,7 @@ def test_an_order_that_is_not_due_queued_or_settled_is_left_alone(watchdog: Watc
     assert row(connection, "SELECT count(*) FROM outbox") == (1,)
 
 
-def test_one_run_nudges_no_more_than_the_cap(
+def test_one_run_nudges_at_most_the_limit(
     watchdog: Watchdog, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orderstream.order_service.watchdog.ROWS_PER_RUN", 3)
@@ -110,7 +112,7 @@ def test_two_watchdogs_at_once_never_nudge_the_same_order(
 
 
 @pytest.mark.parametrize("status", ["PROCESSING", "PAID"])
-def test_an_overdue_order_fails_and_is_undone(watchdog: Watchdog, connection: Connection, status: Status) -> None:
+def test_an_overdue_order_fails_and_is_aborted(watchdog: Watchdog, connection: Connection, status: Status) -> None:
     order_id = _stalled(connection)
     payment = "authorized" if status == "PAID" else "none"
     connection.execute(
@@ -131,7 +133,7 @@ def test_an_overdue_order_fails_and_is_undone(watchdog: Watchdog, connection: Co
 
 
 @pytest.mark.parametrize(("nudges", "minutes"), [(2, 16), (3, 14)])
-def test_an_order_is_given_its_time_and_its_nudges(
+def test_an_order_fails_only_after_its_deadline_and_its_nudges(
     watchdog: Watchdog, connection: Connection, nudges: int, minutes: int
 ) -> None:
     _stalled(connection)
@@ -146,7 +148,7 @@ def test_an_order_is_given_its_time_and_its_nudges(
     ("payment", "stock"),
     [("authorized", "none"), ("voided", "reserved"), ("none", "none"), ("voided", "none"), ("failed", "failed")],
 )
-def test_an_abort_that_was_not_answered_is_repeated_as_itself(
+def test_an_unanswered_abort_is_repeated_exactly(
     watchdog: Watchdog, connection: Connection, status: Status, payment: PaymentFact, stock: StockFact
 ) -> None:
     order_id = _aborted(connection, status, payment, stock)
@@ -163,7 +165,7 @@ def test_an_abort_that_was_not_answered_is_repeated_as_itself(
 
 
 @pytest.mark.parametrize(("payment", "stock"), [("voided", "released"), ("failed", "released")])
-def test_a_compensated_order_is_left_alone(
+def test_the_abort_of_a_compensated_order_is_not_repeated(
     watchdog: Watchdog, connection: Connection, payment: PaymentFact, stock: StockFact
 ) -> None:
     _aborted(connection, "FAILED", payment, stock)
@@ -172,7 +174,7 @@ def test_a_compensated_order_is_left_alone(
 
 
 def _entries_read(connection: Connection, index: str) -> int:
-    """Return how many entries of an index were read so far, dead ones too."""
+    """Return how many entries of an index were read so far, including dead ones."""
     connection.execute("SELECT pg_stat_force_next_flush()")
     connection.execute("SELECT pg_stat_clear_snapshot()")
     (entries,) = row(connection, "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = %s", index)
@@ -183,7 +185,7 @@ DEAD = 20_000
 
 
 @pytest.mark.parametrize("timer", ["orders_open", "orders_uncompensated"])
-def test_while_a_snapshot_is_held_the_entries_of_settled_orders_are_not_read_again_and_again(
+def test_while_a_snapshot_is_held_the_index_entries_of_settled_orders_are_not_read_repeatedly(
     watchdog: Watchdog, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, timer: str
 ) -> None:
     monkeypatch.setattr("orderstream.worker.due_scan.SWEEP_PAUSE_SECONDS", 3_600)
@@ -210,7 +212,7 @@ def test_while_a_snapshot_is_held_the_entries_of_settled_orders_are_not_read_aga
     assert [event["correlationId"] for event in _outbox(connection)] == [order_id]
 
 
-def test_a_slice_with_too_many_dead_entries_is_ended_in_time_and_the_sweep_goes_on(
+def test_the_scan_of_a_slice_with_too_many_dead_entries_is_ended_in_time_and_the_sweep_goes_on(
     watchdog: Watchdog, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orderstream.worker.due_scan.SLICE_STATEMENT_SECONDS", 0.001)

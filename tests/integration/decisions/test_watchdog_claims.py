@@ -1,4 +1,4 @@
-"""What the watchdog's claims guard: each guard, lock and limit of the three timers, one test each (P5, P6)."""
+"""The conditions, locks and limits of the watchdog's claims, with one test for each (P5, P6)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +14,14 @@ from tests.integration.decisions.orders import place, row
 
 Run = Callable[[Connection], bool]
 QUEUES = {"nudge": 1, "end_overdue": 2, "repeat_aborts": 1}
-"""Events that each timer queues for one order that is due."""
+"""The number of events that each timer queues for one due order."""
 
 
 class Runs(dict[str, Run]):
-    """What each timer runs, of a watchdog that is new in each test; the nudge is also what ends the overdue."""
+    """The functions of the timers, of a new watchdog in each test. The nudge also fails overdue orders."""
 
     def renew(self) -> None:
-        """Forget where the last test's watchdog looked."""
+        """Create a new watchdog, without the position of the last one."""
         self.update({timer.name: timer.run for timer in Watchdog(WatchdogSchedule()).timers})
         self["end_overdue"] = self["nudge"]
 
@@ -43,13 +43,13 @@ def _order(connection: Connection, status: Status, payment: PaymentFact, stock: 
         (status, payment, stock, status, order_id),
     )
     for column, expression in columns.items():
-        statement = f"UPDATE orders SET {column} = {expression} WHERE id = %s"  # noqa: S608 - the test's own words
+        statement = f"UPDATE orders SET {column} = {expression} WHERE id = %s"  # noqa: S608 - constants of the test
         connection.execute(statement.encode(), (order_id,))
     return order_id
 
 
 def _due(connection: Connection, timer: str, seconds: int = 1) -> str:
-    """Place an order that the timer must take and that has been due for `seconds`."""
+    """Place an order that the timer must claim and that has been due for `seconds`."""
     past = f"now() - interval '{seconds} s'"
     match timer:
         case "nudge":
@@ -84,7 +84,7 @@ def test_a_run_whose_events_cannot_be_queued_changes_no_order(connection: Connec
 
 
 @pytest.mark.parametrize("timer", RUNS)
-def test_an_order_that_another_holds_is_left_alone_and_its_neighbours_are_not(
+def test_an_order_that_another_transaction_holds_is_skipped_and_the_others_are_claimed(
     connection: Connection, postgres_url: str, timer: str
 ) -> None:
     held, free = _due(connection, timer), _due(connection, timer)
@@ -97,7 +97,9 @@ def test_an_order_that_another_holds_is_left_alone_and_its_neighbours_are_not(
 
 
 @pytest.mark.parametrize("timer", RUNS)
-def test_two_at_once_queue_the_events_of_an_order_once(connection: Connection, postgres_url: str, timer: str) -> None:
+def test_two_concurrent_runs_queue_the_events_of_an_order_once(
+    connection: Connection, postgres_url: str, timer: str
+) -> None:
     order_id = _due(connection, timer)
     with connect(postgres_url, "another") as another:
         with connection.transaction():
@@ -107,9 +109,7 @@ def test_two_at_once_queue_the_events_of_an_order_once(connection: Connection, p
 
 
 @pytest.mark.parametrize("timer", RUNS)
-def test_one_run_takes_no_more_than_the_cap(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch, timer: str
-) -> None:
+def test_one_run_claims_at_most_the_limit(connection: Connection, monkeypatch: pytest.MonkeyPatch, timer: str) -> None:
     monkeypatch.setattr("orderstream.order_service.watchdog.ROWS_PER_RUN", 2)
     orders = [_due(connection, timer, seconds) for seconds in (10, 20, 30)]
     RUNS[timer](connection)
@@ -119,10 +119,10 @@ def test_one_run_takes_no_more_than_the_cap(
 
 
 @pytest.mark.parametrize("timer", RUNS)
-def test_its_locks_let_a_payment_of_the_order_be_recorded(
+def test_a_payment_can_be_recorded_while_its_order_is_claimed(
     connection: Connection, postgres_url: str, timer: str
 ) -> None:
-    """A foreign key locks its order's row as well: only a weaker lock than FOR UPDATE lets it pass."""
+    """The foreign key locks the row of the order, too. Only a lock weaker than FOR UPDATE does not block it."""
     order_id = _due(connection, timer)
     with connect(postgres_url, "payment-worker") as worker, connection.transaction():
         RUNS[timer](connection)
@@ -131,7 +131,7 @@ def test_its_locks_let_a_payment_of_the_order_be_recorded(
 
 
 @pytest.mark.parametrize("timer", ["nudge", "repeat_aborts"])
-def test_an_order_of_which_an_event_waits_is_rescheduled_only(connection: Connection, timer: str) -> None:
+def test_an_order_whose_event_waits_is_only_rescheduled(connection: Connection, timer: str) -> None:
     order_id = _due(connection, timer)
     connection.execute(
         "INSERT INTO outbox (topic, order_id, event_id, value) VALUES ('order.created.v1', %s, gen_random_uuid(), '')",
@@ -150,7 +150,7 @@ SETTLED: list[tuple[Status, PaymentFact, StockFact]] = [
 
 
 @pytest.mark.parametrize("timer", RUNS)
-def test_a_settled_order_takes_no_turn_of_another(
+def test_a_settled_order_does_not_use_up_the_limit(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, timer: str
 ) -> None:
     monkeypatch.setattr("orderstream.order_service.watchdog.ROWS_PER_RUN", 1)
@@ -165,7 +165,7 @@ def test_a_settled_order_takes_no_turn_of_another(
     assert row(connection, "SELECT count(*) FROM outbox") == (QUEUES[timer],)
 
 
-def test_the_oldest_abort_that_is_shown_is_one_not_compensated(connection: Connection) -> None:
+def test_the_age_of_the_oldest_abort_ignores_compensated_orders(connection: Connection) -> None:
     _order(connection, "CANCELLED", "voided", "released", aborted_at="now() - interval '2 h'")
     _order(connection, "CANCELLED", "voided", "reserved", aborted_at="now() - interval '1 h'")
     RUNS["repeat_aborts"](connection)

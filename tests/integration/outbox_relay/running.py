@@ -1,4 +1,4 @@
-"""A relay in a thread, for tests that need it as it runs."""
+"""A relay that runs in a thread of the test."""
 
 import threading
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class _Loop:
 
 @contextmanager
 def running(settings: Settings) -> Iterator[None]:
-    """Have a relay run for the length of the block; raises what ended it before."""
+    """Run a relay during the block. Raises the error that ended the relay early."""
     loop = _Loop(settings)
     try:
         with watched("the relay", loop.ending):

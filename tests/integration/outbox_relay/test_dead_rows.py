@@ -1,6 +1,6 @@
 """The outbox while another session holds a snapshot: no statement reads the dead rows, and no row is lost (P1, P5).
 
-What is counted are the pages that a statement reads. Its time depends on the machine.
+The tests count the pages that a statement reads, because its time depends on the machine.
 """
 
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ CREATED = topic_of("order.created")
 DEAD_ROWS = 100_000
 AT_ONCE = 10_000
 PAGES_MAX = 60
-"""What a statement may read in that state: the paths to a few rows."""
+"""The pages that a statement may read: the index paths to a few rows."""
 INSERT = "INSERT INTO outbox (topic, order_id, event_id, value) VALUES (%s, %s, %s, %s)"
 
 
 @contextmanager
 def _snapshot(postgres_url: str) -> Iterator[None]:
-    """Hold a snapshot, as pg_dump does, for the length of the block."""
+    """Hold a snapshot during the block, as pg_dump does."""
     with connect(postgres_url, "dump") as holder:
         holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         holder.execute("SET idle_in_transaction_session_timeout = 0")
@@ -68,7 +68,7 @@ def _floor(connection: Connection) -> int:
     return floor
 
 
-def test_no_statement_reads_dead_rows_once_a_relay_has_passed_them(
+def test_no_statement_reads_dead_rows_that_a_relay_has_passed(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "MEASURE_SECONDS", 0.05)
@@ -94,10 +94,10 @@ def _assert_few_pages(settings: Settings, connection: Connection) -> None:
     assert _pages(connection, outbox_bound.SQL["outbox_exceeds"], exceeds) <= PAGES_MAX
 
 
-def test_a_relay_that_starts_before_dead_rows_walks_over_them_in_slices(
+def test_a_starting_relay_reads_dead_rows_in_slices(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It knows nothing of them, and no statement may read all of them: it might reach its time limit every time."""
+    """A new relay does not know where dead rows are. A statement that reads all of them may reach its time limit."""
     monkeypatch.setattr(position, "SLICE_SECONDS", 0)
     parts: list[position.Range] = []
     claimed = position.Position.claimed
@@ -123,10 +123,10 @@ def test_a_relay_that_starts_before_dead_rows_walks_over_them_in_slices(
     assert max(part.upto - part.after for part in walked) <= position.SLICE_FIRST_IDS
 
 
-def test_a_row_that_is_committed_late_is_found_by_the_sweep(
+def test_the_sweep_finds_a_row_that_was_committed_late(
     settings: Settings, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two are: one from before the relay began, and one whose neighbours it has passed over since."""
+    """There are two rows: one from before the start of the relay, and one behind which the relay has claimed since."""
     monkeypatch.setattr(position, "LAG_SECONDS", 0.05)
     monkeypatch.setattr(relay, "MEASURE_SECONDS", 0.05)
     late = [created(str(uuid4())) for _ in range(2)]
@@ -155,7 +155,7 @@ def test_a_row_that_is_committed_late_is_found_by_the_sweep(
     assert {event.id for event in late} <= {letter.event().id for letter in letters}
 
 
-def test_ids_that_begin_again_are_found(
+def test_rows_are_found_after_the_ids_started_again(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(position, "LAG_SECONDS", 0.05)

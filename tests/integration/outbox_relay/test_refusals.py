@@ -1,4 +1,5 @@
-"""The relay on a Kafka that refuses rows for good: they are kept with the reason, and all others go on (P1, P9)."""
+"""The relay and a Kafka that permanently refuses rows: the relay keeps them with the reason and publishes the others
+(P1, P9)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +73,7 @@ def _ids(events: Sequence[Event[Payload]]) -> list[str]:
     return sorted(event.correlation_id for event in events)
 
 
-def test_rows_that_are_too_large_are_set_aside_and_all_others_are_published_once(
+def test_rows_that_are_too_large_are_kept_aside_and_the_others_are_published_once(
     settings: Settings, connection: Connection
 ) -> None:
     good, large = _events(618), [_large(), _large()]
@@ -96,7 +97,7 @@ def test_a_row_that_is_refused_again_is_kept_once_and_counted(settings: Settings
     assert record.times == 2
 
 
-def test_what_was_refused_is_listed_shown_and_redriven(settings: Settings, connection: Connection) -> None:
+def test_refused_records_are_listed_shown_and_redriven(settings: Settings, connection: Connection) -> None:
     large = _large()
     run = CliRunner(env={"POSTGRES_URL": settings.postgres_url, "KAFKA_BROKERS": settings.kafka_brokers})
     with topic_settings(settings.kafka_brokers, CREATED, {"max.message.bytes": "10000"}):
@@ -120,7 +121,7 @@ def test_what_was_refused_is_listed_shown_and_redriven(settings: Settings, conne
 
 
 @pytest.mark.parametrize("name", ["no.such.topic", "not a legal name", "", ".", "x" * 5_000])
-def test_a_row_of_a_topic_that_does_not_exist_is_set_aside_at_once(
+def test_a_row_of_a_topic_that_does_not_exist_is_kept_aside_at_once(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     tried: list[str] = []
@@ -143,7 +144,7 @@ def test_a_row_of_a_topic_that_does_not_exist_is_set_aside_at_once(
 
 
 def _refusing(refused: str, code: int) -> type[Producer]:
-    """Return a producer that gets this answer to every record of a topic."""
+    """Return a producer that gets this error for every record of a topic."""
 
     class Refusing(Producer):
         def produce(self, topic: str, *record: Any, **options: Any) -> None:
@@ -159,10 +160,10 @@ REFUSALS = [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION, K
 
 
 @pytest.mark.parametrize("code", REFUSALS)
-def test_rows_of_a_topic_that_refuses_all_are_set_aside(
+def test_rows_of_a_topic_that_refuses_every_record_are_kept_aside(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """The broker of the tests has no authorizer, so the refusal is made in the delivery report."""
+    """The broker of the tests has no authorizer, so the test puts the refusal into the delivery report."""
     aborted = topic_of("order.aborted")
 
     monkeypatch.setattr(client, "Producer", _refusing(aborted, code))
@@ -177,7 +178,7 @@ def test_rows_of_a_topic_that_refuses_all_are_set_aside(
     assert record.publication.topic == aborted
 
 
-def test_rows_that_were_acknowledged_leave_though_others_failed(
+def test_acknowledged_rows_are_deleted_although_others_failed(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = _events(10)
@@ -204,7 +205,7 @@ def test_rows_that_were_acknowledged_leave_though_others_failed(
     assert len(before) == 10
 
 
-def test_a_topic_that_never_acknowledges_is_set_aside_while_others_do(
+def test_rows_of_a_topic_without_acknowledgements_are_kept_aside_if_other_topics_acknowledge(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     updated = topic_of("order.updated")
@@ -219,10 +220,10 @@ def test_a_topic_that_never_acknowledges_is_set_aside_while_others_do(
     assert record.publication.topic == updated
 
 
-def test_a_refused_row_and_its_reason_survive_together_or_not_at_all(
+def test_a_refused_row_is_deleted_only_together_with_the_record_of_its_reason(
     settings: Settings, connection: Connection
 ) -> None:
-    """Without the table the rows stay in the outbox: they are deleted in the transaction that keeps them."""
+    """Without the table the rows stay in the outbox: one transaction deletes them and keeps the refused ones."""
     connection.execute("DROP TABLE refused_records")
     _insert(connection, "no.such.topic", _events(1)[0])
     with pytest.raises(AssertionError, match="UndefinedTable"), running(settings):

@@ -1,4 +1,4 @@
-"""The relay on real servers: what is in the outbox reaches Kafka, also when Kafka answers late or not (P1, P5)."""
+"""The relay on real servers: every event of the outbox reaches Kafka, even if Kafka answers late or fails (P1, P5)."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -64,7 +64,7 @@ def _assert_published(letters: Sequence[Letter], events: Sequence[Event[Payload]
         }
 
 
-def test_what_waits_is_published_once_and_deleted(settings: Settings, connection: Connection) -> None:
+def test_waiting_rows_are_published_once_and_deleted(settings: Settings, connection: Connection) -> None:
     events = _events(1_200)
     _append(connection, events)
     with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings):
@@ -72,7 +72,7 @@ def test_what_waits_is_published_once_and_deleted(settings: Settings, connection
         _wait_empty(connection)
 
 
-def test_what_is_more_than_a_batch_may_weigh_is_the_next_batch(
+def test_rows_beyond_the_bytes_of_a_batch_are_in_the_next_batch(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order_id = str(uuid4())
@@ -93,7 +93,7 @@ def test_what_is_more_than_a_batch_may_weigh_is_the_next_batch(
     assert [(size, waiting) for size, waiting in batches if size] == [(3, 9), (3, 6), (3, 3)]
 
 
-def test_a_commit_wakes_it(settings: Settings, connection: Connection) -> None:
+def test_a_commit_wakes_the_relay(settings: Settings, connection: Connection) -> None:
     slow = settings.model_copy(update={"relay_poll_seconds": 4})
     with Tap(settings.kafka_brokers, [CREATED]) as tap, running(slow):
         for number in range(1, 6):
@@ -102,10 +102,10 @@ def test_a_commit_wakes_it(settings: Settings, connection: Connection) -> None:
 
 
 @pytest.mark.parametrize(("rows", "full"), [(relay.GATHER_FROM - 1, False), (relay.GATHER_FROM, False), (1, True)])
-def test_every_notice_is_taken_at_once(
+def test_all_notices_are_taken_at_once(
     settings: Settings, connection: Connection, postgres_url: str, rows: int, full: bool
 ) -> None:
-    """A connection keeps what it was told; notices that are left behind would add up, and later wake in vain."""
+    """The connection keeps every notice. Notices that stay there would pile up, and wake the relay without need."""
     subject = relay.Relay(settings, start("outbox-relay", settings), threading.Event())
     with connect(postgres_url, "relay") as listening:
         listening.execute(relay.SQL["listen"])
@@ -116,7 +116,7 @@ def test_every_notice_is_taken_at_once(
         assert list(listening.notifies(timeout=0)) == []
 
 
-def test_it_finds_rows_that_nobody_told_it_of(settings: Settings, connection: Connection) -> None:
+def test_the_relay_finds_rows_without_a_notice(settings: Settings, connection: Connection) -> None:
     with Tap(settings.kafka_brokers, [CREATED]) as tap, running(settings):
         (event,) = _events(1)
         connection.execute(
@@ -126,7 +126,7 @@ def test_it_finds_rows_that_nobody_told_it_of(settings: Settings, connection: Co
         assert [letter.event() for letter in tap.count(1)] == [event]
 
 
-def test_when_kafka_answers_late_rows_stay_until_it_does(
+def test_rows_stay_until_a_late_acknowledgement_of_kafka(
     settings: Settings, connection: Connection, servers: Servers
 ) -> None:
     events = _events(20)
@@ -143,12 +143,12 @@ def test_when_kafka_answers_late_rows_stay_until_it_does(
 
 
 def _claimed(connection: Connection) -> bool:
-    """Say whether somebody holds every row of the outbox, in a transaction that has not committed."""
+    """Say whether an open transaction of another connection has locked every row of the outbox."""
     free = connection.execute("SELECT FROM outbox FOR UPDATE SKIP LOCKED").fetchall()
     return not free and _waiting(connection) > 0
 
 
-def test_while_kafka_is_down_orders_wait_and_later_leave(
+def test_events_wait_while_kafka_is_down_and_are_published_later(
     settings: Settings, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "DELIVERY_TIMEOUT_SECONDS", 2)
@@ -167,7 +167,7 @@ def test_while_kafka_is_down_orders_wait_and_later_leave(
 
 @contextmanager
 def _stopped(server: Server) -> Iterator[None]:
-    """Have a server stopped for the length of the block."""
+    """Stop a server during the block."""
     server.stop()
     try:
         yield
@@ -205,7 +205,9 @@ def test_relays_share_the_work_and_publish_nothing_twice(settings: Settings, con
         _wait_empty(connection)
 
 
-def test_a_lost_connection_is_opened_again_and_listens(settings: Settings, connection: Connection) -> None:
+def test_after_a_lost_connection_the_relay_connects_and_listens_again(
+    settings: Settings, connection: Connection
+) -> None:
     slow = settings.model_copy(update={"relay_poll_seconds": 4})
     with Tap(settings.kafka_brokers, [CREATED]) as tap, running(slow):
         connection.execute(
@@ -217,7 +219,7 @@ def test_a_lost_connection_is_opened_again_and_listens(settings: Settings, conne
             tap.count(number, limit_seconds=3)
 
 
-def test_a_relay_that_publishes_nothing_says_so_until_it_does_again(
+def test_a_relay_that_publishes_nothing_reports_it_until_it_publishes_again(
     settings: Settings, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness, "NOT_READY_AFTER_SECONDS", 0.5)

@@ -1,4 +1,4 @@
-"""Retention on PostgreSQL: what is over goes, whatever may still be needed stays, and the books stay clean (P3)."""
+"""Retention on PostgreSQL: it removes ended orders, keeps all others, and the audit finds nothing (P3)."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ def _order(
     clock_is_wrong_by: timedelta = timedelta(),
     lines: dict[str, int] | None = None,
 ) -> str:
-    """Insert an order of that age; payment and stock are its fact and the state of the decision, None without a row."""
+    """Insert an order of that age. `payment` and `stock` are a fact and the state of its row, None without a row."""
     at = datetime.now(UTC) - age
     order_id = place(connection, lines, new_order_id((at + clock_is_wrong_by).timestamp()))
     connection.execute(
@@ -84,7 +84,7 @@ def _failed(connection: Connection) -> str:
 
 
 def _walk(connection: Connection) -> list[RetentionStep]:
-    """Take steps until one has looked at the last old order."""
+    """Take steps until one has read the last old order."""
     walker = Walk(DAYS)
     steps: list[RetentionStep] = []
     while not steps or not steps[-1].last:
@@ -104,7 +104,7 @@ def _assert_clean(postgres_url: str) -> None:
     assert not [violation for found in audit(postgres_url, 0).values() for violation in found]
 
 
-def test_orders_that_are_over_go_with_all_that_hangs_on_them(connection: Connection, postgres_url: str) -> None:
+def test_ended_orders_are_removed_with_all_their_rows(connection: Connection, postgres_url: str) -> None:
     _confirmed(connection, {"SKU-1": 2, "SKU-2": 3})
     _confirmed(connection, {"SKU-2": 4})
     _cancelled(connection)
@@ -135,14 +135,14 @@ VOIDED, RELEASED, NOTHING = ("voided", "VOIDED"), ("released", "RELEASED"), ("no
         ("CANCELLED", VOIDED, NOTHING, True),
         ("FAILED", VOIDED, ("failed", "FAILED"), True),
         ("FAILED", ("failed", "FAILED"), RESERVED, False),
-        # What the order says is not all that there is to it.
+        # The rows of the payment and the reservation differ from the facts of the order.
         ("CANCELLED", ("voided", "VOIDING"), RELEASED, True),
         ("CANCELLED", VOIDED, ("released", "RESERVED"), True),
         ("CONFIRMED", AUTHORIZED, ("reserved", "RELEASED"), False),
         ("CONFIRMED", AUTHORIZED, ("reserved", None), False),
     ],
 )
-def test_what_is_open_or_not_undone_or_contradicts_itself_stays(
+def test_an_order_that_is_open_or_not_compensated_or_inconsistent_is_kept(
     connection: Connection, status: str, payment: tuple[str, str | None], stock: tuple[str, str | None], aborted: bool
 ) -> None:
     order_id = _order(connection, status, payment, stock, aborted=aborted)
@@ -152,14 +152,14 @@ def test_what_is_open_or_not_undone_or_contradicts_itself_stays(
     assert _stock(connection) == before
 
 
-def test_more_units_are_sold_in_one_step_than_an_int_holds(connection: Connection) -> None:
+def test_one_step_can_sell_more_units_than_an_int_holds(connection: Connection) -> None:
     for _ in range(3):
         _confirmed(connection, {"SKU-1": 2_000_000_000})
     assert _walk(connection) == [RetentionStep(3, 3, 6_000_000_000, last=True)]
     assert connection.execute("SELECT available, reserved FROM inventory").fetchall() == [(10, 0)]
 
 
-def test_an_order_of_which_an_event_waits_to_be_published_stays(connection: Connection) -> None:
+def test_an_order_with_an_event_in_the_outbox_is_kept(connection: Connection) -> None:
     order_id = _confirmed(connection)
     with connection.transaction():
         append(connection, [OutboxRow(created(order_id))])
@@ -168,19 +168,19 @@ def test_an_order_of_which_an_event_waits_to_be_published_stays(connection: Conn
     assert _walk(connection) == [RetentionStep(1, 1, 1, last=True)]
 
 
-def test_an_old_order_that_changed_lately_stays(connection: Connection) -> None:
+def test_an_old_order_with_a_recent_change_is_kept(connection: Connection) -> None:
     order_id = _cancelled(connection)
     connection.execute("UPDATE orders SET updated_at = now() WHERE id = %s", (order_id,))
     assert _walk(connection) == [RetentionStep(1, 0, 0, last=True)]
 
 
-def test_an_order_younger_than_the_retention_is_not_even_looked_at(connection: Connection) -> None:
+def test_an_order_younger_than_the_retention_is_not_read(connection: Connection) -> None:
     _cancelled(connection, timedelta(days=DAYS) - timedelta(seconds=10))
     _cancelled(connection, timedelta(days=DAYS) + timedelta(seconds=10))
     assert _walk(connection) == [RetentionStep(1, 1, 0, last=True)]
 
 
-def test_an_order_that_is_being_cancelled_is_left_alone(connection: Connection, postgres_url: str) -> None:
+def test_an_order_that_is_being_cancelled_is_skipped(connection: Connection, postgres_url: str) -> None:
     order_id = _confirmed(connection)
     other = _confirmed(connection)
     with connect(postgres_url, "gateway") as gateway, gateway.transaction():
@@ -189,7 +189,7 @@ def test_an_order_that_is_being_cancelled_is_left_alone(connection: Connection, 
         assert other not in _ids(connection)
 
 
-def test_one_step_looks_at_a_bounded_number_and_what_stays_is_passed_by(connection: Connection) -> None:
+def test_one_step_reads_a_limited_number_and_the_next_step_begins_behind_them(connection: Connection) -> None:
     kept = {_order(connection, "PAID", AUTHORIZED, NOTHING) for _ in range(ROWS_PER_STEP + 10)}
     _cancelled(connection, timedelta(days=DAYS, hours=1))
     walker = Walk(DAYS)
@@ -201,7 +201,7 @@ def test_one_step_looks_at_a_bounded_number_and_what_stays_is_passed_by(connecti
     )
 
 
-def test_a_walk_does_not_begin_below_what_is_gone(connection: Connection) -> None:
+def test_a_walk_begins_behind_the_removed_orders(connection: Connection) -> None:
     for days in (9, 8):
         _cancelled(connection, timedelta(days=DAYS + days))
     kept = _order(connection, "PAID", AUTHORIZED, NOTHING, age=timedelta(days=DAYS + 7))
@@ -233,7 +233,7 @@ def test_many_relays_remove_each_order_once(connection: Connection, postgres_url
     _assert_clean(postgres_url)
 
 
-def test_a_step_waits_for_a_lock_only_briefly_and_comes_again(connection: Connection, postgres_url: str) -> None:
+def test_a_step_waits_briefly_for_a_lock_and_is_repeated_later(connection: Connection, postgres_url: str) -> None:
     order_id = _confirmed(connection)
     walker = Walk(DAYS)
     with connect(postgres_url, "inventory-worker") as worker, worker.transaction():
@@ -245,7 +245,7 @@ def test_a_step_waits_for_a_lock_only_briefly_and_comes_again(connection: Connec
     assert connection.execute("SHOW lock_timeout").fetchone() == ("5s",)
 
 
-def test_a_step_s_statement_is_ended_in_time_and_comes_again(
+def test_a_slow_statement_of_a_step_is_ended_and_the_step_is_repeated_later(
     connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _confirmed(connection)
@@ -271,7 +271,7 @@ def test_after_a_failure_steps_are_shorter_until_they_succeed(connection: Connec
     assert [walker.step(connection).removed for _ in range(5)] == [12, 24, 48, 16, 0]
 
 
-def test_what_no_repetition_can_help_is_passed_by_until_the_next_walk(connection: Connection) -> None:
+def test_orders_with_a_permanent_error_are_skipped_until_the_next_walk(connection: Connection) -> None:
     for _ in range(ROWS_PER_STEP):
         _confirmed(connection)
     connection.execute("UPDATE inventory SET reserved = 1")
@@ -287,13 +287,13 @@ def test_what_no_repetition_can_help_is_passed_by_until_the_next_walk(connection
 
 @pytest.fixture
 def session(postgres_url: str) -> Iterator[Session]:
-    """The relay's session."""
+    """A session as that of the relay."""
     opened = Session(postgres_url, "outbox-relay")
     yield opened
     opened.close()
 
 
-def test_it_comes_due_at_once_while_there_is_more_and_later_when_there_is_not(
+def test_the_next_step_is_due_soon_within_a_walk_and_later_after_it(
     connection: Connection, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0
@@ -339,7 +339,7 @@ def test_a_wrong_time_in_an_id_neither_keeps_an_order_nor_removes_it(
     assert _ids(connection) == {kept, young}
 
 
-def test_every_order_is_looked_at_in_bounded_steps_from_the_first_id(
+def test_the_slow_walk_reads_every_order_in_limited_steps_from_the_first_id(
     connection: Connection, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0
@@ -359,7 +359,9 @@ def test_every_order_is_looked_at_in_bounded_steps_from_the_first_id(
     assert behind not in _ids(connection)
 
 
-def test_orders_are_kept_for_ever_by_default(settings: Settings, connection: Connection, session: Session) -> None:
+def test_orders_are_kept_without_a_time_limit_by_default(
+    settings: Settings, connection: Connection, session: Session
+) -> None:
     order_id = _cancelled(connection, timedelta(days=10_000))
     Retention(settings.order_retention_days).run_if_due(session)
     assert _ids(connection) == {order_id}
@@ -369,7 +371,7 @@ def _kept_for_days(settings: Settings) -> Settings:
     return settings.model_copy(update={"order_retention_days": DAYS})
 
 
-def test_a_relay_publishes_and_removes(settings: Settings, connection: Connection) -> None:
+def test_a_relay_publishes_events_and_removes_orders(settings: Settings, connection: Connection) -> None:
     _confirmed(connection)
     with Tap(settings.kafka_brokers, [topic_of("order.created")]) as tap, running(_kept_for_days(settings)):
         _publish_one(connection, tap)

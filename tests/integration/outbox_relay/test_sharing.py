@@ -1,4 +1,4 @@
-"""Several relays on one outbox: none waits for what another holds, and what the other gives back is published (P1)."""
+"""Several relays on one outbox: none waits for rows that another holds, and released rows are published (P1)."""
 
 from collections.abc import Sequence
 from uuid import uuid4
@@ -18,7 +18,7 @@ def _ids(letters: Sequence[Letter]) -> set[object]:
     return {letter.event().id for letter in letters}
 
 
-def test_what_another_relay_holds_is_passed_by_and_published_when_it_is_given_back(
+def test_rows_that_another_relay_holds_are_skipped_and_published_after_their_release(
     settings: Settings, connection: Connection, postgres_url: str
 ) -> None:
     held, *free = [created(str(uuid4())) for _ in range(3)]

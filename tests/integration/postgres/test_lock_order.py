@@ -1,7 +1,7 @@
-"""Every statement that waits for several rows takes them in the order of their keys under every plan.
+"""Every statement that locks several rows locks them in the order of their keys, under every plan.
 
-Two that take them in different orders wait for each other. Postgres ends one of them, which is repeated: nothing else
-would show it.
+Two statements with different orders can deadlock. Postgres ends one of them, and the service repeats it. No
+other test would fail.
 """
 
 import json
@@ -26,11 +26,11 @@ from tests.support.locks import after_it_waits
 FIRST, HELD, LAST = "a", "b", "c"
 UNSORTED = [LAST, HELD, FIRST]
 PLANS = {"as planned": "jit", "no index scan": "enable_indexscan", "no nested loop": "enable_nestloop"}
-"""Settings that are switched off: Postgres may choose the plans that remain by itself, on a table of another size."""
+"""Settings that the test switches off. On a table of another size, Postgres may choose one of the remaining plans."""
 
 
 class Locking(Struct, frozen=True):
-    """A statement, its parameters, and the table and column whose rows it takes. `order` is that of the parameters."""
+    """A statement, its parameters, and the table and column whose rows it locks. `order` is that of the parameters."""
 
     statement: str
     parameters: dict[str, Any]
@@ -65,7 +65,7 @@ LOCKING = {
 
 @pytest.fixture
 def rows(connection: Connection) -> Connection:
-    """Three rows in each table, which lie there in the order opposite to that of their keys."""
+    """Three rows in each table, stored in the reverse order of their keys."""
     for key in UNSORTED:
         place(connection, {key: 1}, key)
         connection.execute("INSERT INTO inventory VALUES (%s, 1, 1)", (key,))
@@ -101,7 +101,7 @@ INSERTS = {
 
 
 def _is_inserted(observer: Connection, insert: str, key: str) -> bool:
-    """Say whether another transaction has inserted a key: its twin would have to wait."""
+    """Say whether another transaction has inserted a key, by whether a second insert waits."""
     try:
         with observer.transaction(force_rollback=True):
             observer.execute("SET LOCAL lock_timeout = '50ms'")
@@ -113,7 +113,7 @@ def _is_inserted(observer: Connection, insert: str, key: str) -> bool:
 
 @pytest.mark.parametrize("table", INSERTS)
 def test_rows_are_inserted_in_the_order_of_their_keys(connection: Connection, postgres_url: str, table: str) -> None:
-    """A key that another transaction has inserted is waited for."""
+    """An insert waits for a key that another transaction has inserted."""
     insert, work = INSERTS[table]
     taken: list[str] = []
     for key in UNSORTED:
@@ -139,7 +139,7 @@ def test_rows_are_inserted_in_the_order_of_their_keys(connection: Connection, po
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", LOCKING)
-def test_rows_are_taken_in_the_order_of_their_keys(rows: Connection, postgres_url: str, name: str, plan: str) -> None:
+def test_rows_are_locked_in_the_order_of_their_keys(rows: Connection, postgres_url: str, name: str, plan: str) -> None:
     locking = LOCKING[name]
     taken: list[str] = []
     with (

@@ -1,4 +1,4 @@
-"""A rolling upgrade: the previous version's rows, events and statements meet this version's schema and code."""
+"""A rolling upgrade: rows, events and statements of the previous version work with this schema and code."""
 
 import json
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def previous_url(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.fixture
 def upgraded(previous_url: str) -> Iterator[Connection]:
-    """The database of the previous version, with an order of each course in it, after the migration."""
+    """A database of the previous version with an order in each state, after the migration."""
     with connect(previous_url, "previous") as connection:
         _write_as_before(connection)
         migrate(previous_url)
@@ -122,7 +122,7 @@ def test_the_previous_version_s_statements_change_an_order_as_before(upgraded: C
     assert [order_id for order_id, *_ in claimed] == [ORDER_ID]
 
 
-def test_the_previous_version_s_events_bring_its_order_to_its_end(upgraded: Connection) -> None:
+def test_the_events_of_the_previous_version_settle_its_order(upgraded: Connection) -> None:
     payment, inventory, order_service = _handlers()
     assert types(decide(payment, upgraded, _event("order.created"))) == ["payment.authorized"]
     assert types(decide(inventory, upgraded, _event("payment.authorized"))) == ["inventory.reserved"]
@@ -156,12 +156,12 @@ NEW_VALUES = [
 
 
 @pytest.mark.parametrize(("name", "changes"), NEW_VALUES)
-def test_an_event_with_a_value_that_is_not_known_is_read(name: str, changes: dict[str, Any]) -> None:
+def test_an_event_with_an_unknown_value_is_read(name: str, changes: dict[str, Any]) -> None:
     assert _event(name, **changes).type == name
 
 
 @pytest.mark.parametrize("kind", ["payment.failed", "inventory.failed"])
-def test_a_reason_that_is_not_known_is_passed_on(connection: Connection, kind: str) -> None:
+def test_an_unknown_reason_is_passed_on(connection: Connection, kind: str) -> None:
     order_id = place(connection)
     event = result(kind, order_id, AT, NEW)  # type: ignore[arg-type]
     record(connection, event)
@@ -177,7 +177,7 @@ def test_a_reason_that_is_not_known_is_passed_on(connection: Connection, kind: s
 
 
 def _open(connection: Connection, table: str, column: str) -> None:
-    """Take the closed set away from a column, as a newer version's migration does when it adds a value."""
+    """Remove the CHECK of a column's values, as the migration of a newer version does that adds a value."""
     found = connection.execute(
         "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'c'"
         " AND pg_get_constraintdef(oid) LIKE %s",
@@ -188,7 +188,7 @@ def _open(connection: Connection, table: str, column: str) -> None:
 
 
 @pytest.mark.parametrize(("column", "value"), [("payment", "captured"), ("stock", "picked"), ("status", "SHIPPED")])
-def test_an_order_in_a_state_that_is_not_known_is_left_to_the_newer_version(
+def test_an_order_in_an_unknown_state_is_left_to_the_newer_version(
     connection: Connection, column: str, value: str
 ) -> None:
     order_id = place(connection)
@@ -205,7 +205,7 @@ def test_an_order_in_a_state_that_is_not_known_is_left_to_the_newer_version(
     assert row(connection, "SELECT status FROM orders") == status
 
 
-def test_a_decision_in_a_state_that_is_not_known_is_left_to_the_newer_version(connection: Connection) -> None:
+def test_a_payment_or_reservation_in_an_unknown_state_is_left_to_the_newer_version(connection: Connection) -> None:
     order_id = place(connection)
     _open(connection, "payments", "state")
     _open(connection, "reservations", "state")
@@ -268,7 +268,7 @@ def _valid(connection: Connection) -> dict[str, bool]:
     return dict(connection.execute(query.encode()).fetchall())
 
 
-def test_an_index_that_failed_halfway_is_built_again(with_concurrent: str, connection: Connection) -> None:
+def test_an_index_whose_build_failed_is_built_again(with_concurrent: str, connection: Connection) -> None:
     place(connection)
     second = place(connection)
     with pytest.raises(psycopg.errors.UniqueViolation):
@@ -283,7 +283,7 @@ def test_an_index_that_failed_halfway_is_built_again(with_concurrent: str, conne
 def test_an_index_is_built_while_another_migration_waits_and_orders_are_written(
     with_concurrent: str, connection: Connection
 ) -> None:
-    """A migration that waited within a statement would hold a snapshot, and the index would wait for it."""
+    """A migration that waits inside a statement would hold a snapshot, and the index build would wait for it."""
     place(connection)
     with ThreadPoolExecutor(3) as pool:
         applied = list(pool.map(migrate, [with_concurrent] * 3))
@@ -299,8 +299,8 @@ def test_a_file_outside_a_transaction_can_be_repeated() -> None:
             assert "IF NOT EXISTS" in statement or "IF EXISTS" in statement, statement
 
 
-def test_no_column_of_the_previous_version_is_gone_or_must_be_given(upgraded: Connection) -> None:
-    """The previous version names its columns: a new one must have a default or may be null."""
+def test_every_column_of_the_previous_version_exists_and_new_columns_are_optional(upgraded: Connection) -> None:
+    """The previous version names its columns. A new column must have a default or allow NULL."""
     needed = upgraded.execute(
         "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
         " AND is_nullable = 'NO' AND column_default IS NULL AND is_identity = 'NO'"

@@ -1,4 +1,4 @@
-"""Money survives any way of writing it exactly, and anything else is refused with a reason."""
+"""Every exact notation of an amount is parsed exactly, and any other text is refused with a reason."""
 
 import json
 import re
@@ -15,7 +15,7 @@ NUMBERISH = st.text(alphabet="0123456789.eE+-", max_size=24)
 
 
 @given(NUMBERISH | st.text(max_size=70) | st.floats().map(repr) | st.decimals().map(str), st.booleans())
-def test_any_text_is_read_exactly_or_refused(text: str, quoted: bool) -> None:
+def test_any_text_is_parsed_exactly_or_refused(text: str, quoted: bool) -> None:
     try:
         amount = parse(text, quoted=quoted)
     except MoneyError:
@@ -27,7 +27,7 @@ def test_any_text_is_read_exactly_or_refused(text: str, quoted: bool) -> None:
 
 
 @given(st.decimals(0, 999_999_999_999, allow_nan=False, places=4).filter(bool), CURRENCIES)
-def test_in_currency_changes_only_the_writing(amount: Decimal, currency: str) -> None:
+def test_in_currency_changes_only_the_notation(amount: Decimal, currency: str) -> None:
     digits = MINOR_DIGITS[currency]
     exact = amount == round(amount, digits)
     try:

@@ -1,4 +1,4 @@
-"""The laws that make duplicates and reordering harmless: of merge, of fold, of apply (P7)."""
+"""The laws of merge, fold and apply that make duplicates and reordering harmless (P7)."""
 
 from functools import reduce
 
@@ -43,7 +43,7 @@ def test_fold_is_idempotent(first: FactUpdate) -> None:
 
 
 @given(FACTS, st.lists(FACT_UPDATES, min_size=1, max_size=6), st.data())
-def test_facts_do_not_depend_on_order_repeats_or_batches(
+def test_facts_do_not_depend_on_order_or_repeats_or_batches(
     known: Facts, updates: list[FactUpdate], data: st.DataObject
 ) -> None:
     order = OrderState(derive(known.payment, known.stock), known)

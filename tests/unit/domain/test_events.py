@@ -1,4 +1,4 @@
-"""Events are the same whoever makes them: ids follow from order and type, topics from the type (P7)."""
+"""Every service builds equal events: the id follows from the order and the type, the topic from the type (P7)."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -50,13 +50,13 @@ def test_an_event_is_its_payload_in_an_envelope(payload: Payload) -> None:
 
 
 @pytest.mark.parametrize("payload", SAMPLES.values(), ids=SAMPLES)
-def test_a_repeat_has_the_same_id_and_everything_else_the_same(payload: Payload) -> None:
+def test_a_repeated_event_is_equal_with_the_same_id(payload: Payload) -> None:
     assert build(payload, NOW) == build(payload, NOW)
     assert build(payload, NOW).id == build(payload, NOW + timedelta(days=1)).id
     assert UUID(build(payload, NOW).id).version == 5
 
 
-def test_ids_stay_what_they_were_when_first_published() -> None:
+def test_the_ids_of_published_events_do_not_change() -> None:
     assert UUID("6f1d1c0e-5a55-5d0b-9d6e-0d7a3b1f4c21") == NAMESPACE
     ids = {name: build(payload, NOW).id for name, payload in SAMPLES.items()}
     assert ids == KNOWN_IDS

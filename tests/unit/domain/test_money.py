@@ -1,4 +1,4 @@
-"""Money is read exactly, or refused with the reason; nothing is rounded and nothing passes through a float."""
+"""Amounts are parsed exactly or refused with the reason. No amount is rounded or becomes a float."""
 
 from decimal import Decimal
 
@@ -26,7 +26,7 @@ def test_plain_numbers_are_read_as_written(text: str, amount: str, quoted: bool)
 
 
 @pytest.mark.parametrize(("text", "amount"), [("1e2", "100"), ("1.29E+2", "129"), ("12900e-2", "129"), ("1E0", "1")])
-def test_a_bare_number_may_have_an_exponent_and_a_quoted_one_not(text: str, amount: str) -> None:
+def test_a_number_may_have_an_exponent_and_a_string_may_not(text: str, amount: str) -> None:
     assert parse(text, quoted=False) == Decimal(amount)
     with pytest.raises(MoneyError, match="decimal number"):
         parse(text, quoted=True)
@@ -115,7 +115,7 @@ def test_12_digits_before_the_point_are_accepted() -> None:
         ("5." + "0" * 60, "USD", "5.00"),
     ],
 )
-def test_digits_follow_the_currency(text: str, currency: str, written: str) -> None:
+def test_the_digits_after_the_point_depend_on_the_currency(text: str, currency: str, written: str) -> None:
     assert f"{in_currency(parse(text, quoted=False), currency):f}" == written
     assert str(in_currency(parse(text, quoted=False), currency)) == written
 
@@ -138,7 +138,7 @@ def test_more_digits_than_the_currency_has_are_refused_not_rounded(text: str, cu
         in_currency(parse(text, quoted=False), currency)
 
 
-def test_the_same_money_is_one_value_however_it_was_written() -> None:
+def test_different_notations_of_one_amount_are_equal() -> None:
     assert (
         len({str(in_currency(parse(text, quoted=False), "USD")) for text in ("129", "129.0", "1.29e2", "129.00")}) == 1
     )

@@ -28,7 +28,7 @@ from orderstream.domain.order import (
 EARLY = datetime(2026, 1, 2, tzinfo=UTC)
 LATE = EARLY + timedelta(seconds=1)
 
-# The table as it stands in the design: a row per payment fact, a column per stock fact.
+# The table of docs/architecture.md: a row for each payment fact, a column for each stock fact.
 TABLE = """
               none        reserved    failed   released
  none         PROCESSING  PROCESSING  FAILED   FAILED
@@ -58,7 +58,7 @@ def test_the_table_has_every_cell() -> None:
     assert {(payment, stock) for payment, stock, _ in _cells()} == set(product(PAYMENTS, STOCKS))
 
 
-def test_facts_grow_in_the_order_of_the_design() -> None:
+def test_the_ranks_order_the_facts() -> None:
     assert sorted(PAYMENTS, key=PAYMENT_RANK.__getitem__) == ["none", "authorized", "failed", "voided"]
     assert sorted(STOCKS, key=STOCK_RANK.__getitem__) == ["none", "reserved", "failed", "released"]
 
@@ -76,14 +76,14 @@ def test_a_fact_keeps_its_own_time() -> None:
     assert merge(authorized, Facts(payment="voided", payment_at=EARLY)).payment_at == EARLY
 
 
-def test_of_equal_facts_the_earlier_time_stays() -> None:
+def test_the_earlier_time_of_two_equal_facts_stays() -> None:
     early, late, undated = (Facts(stock="reserved", stock_at=at) for at in (EARLY, LATE, None))
     assert merge(early, late) == merge(late, early) == early
     assert merge(undated, late) == merge(late, undated) == late
 
 
 @pytest.mark.parametrize("status", ["CONFIRMED", "FAILED", "CANCELLED"])
-def test_a_settled_status_stays_whatever_is_learned(status: Status) -> None:
+def test_a_settled_status_stays_with_any_new_fact(status: Status) -> None:
     for facts in ALL_FACTS:
         after = apply(OrderState(status, Facts(), version=7), FactUpdate(facts))
         assert after.status == status
@@ -95,7 +95,7 @@ def test_open_statuses_are_processing_and_paid() -> None:
 
 
 @pytest.mark.parametrize("before", ALL_FACTS)
-def test_version_grows_by_one_exactly_when_something_changes(before: Facts) -> None:
+def test_the_version_grows_by_one_exactly_if_something_changes(before: Facts) -> None:
     order = OrderState(derive(before.payment, before.stock), before, version=3)
     for facts in ALL_FACTS:
         after = apply(order, FactUpdate(facts))
@@ -104,7 +104,7 @@ def test_version_grows_by_one_exactly_when_something_changes(before: Facts) -> N
         assert changed or after is order
 
 
-def test_a_failed_order_has_the_reason_of_what_failed_it() -> None:
+def test_a_failed_order_has_the_reason_of_the_fact_that_failed_it() -> None:
     order = OrderState("PROCESSING", Facts())
     declined = FactUpdate(Facts(payment="failed"), payment_reason="PAYMENT_DECLINED")
     refused = FactUpdate(Facts(stock="failed"), stock_reason="OUT_OF_STOCK")
@@ -126,9 +126,9 @@ def test_an_order_may_hold_money_until_the_payment_ends_and_stock_while_it_is_re
     assert may_hold_money_or_stock(facts) == (facts.payment in ("none", "authorized") or facts.stock == "reserved")
 
 
-def _aborts(status: Status, known: Facts, told: Facts) -> bool:
+def _aborts(status: Status, known: Facts, learned: Facts) -> bool:
     before = OrderState(status, known)
-    update = FactUpdate(told)
+    update = FactUpdate(learned)
     return aborts(before, apply(before, update), update)
 
 
@@ -138,20 +138,20 @@ def test_a_decline_alone_aborts_nothing() -> None:
 
 @pytest.mark.parametrize("refused", [Facts(stock="failed"), Facts("authorized", "failed")])
 @pytest.mark.parametrize(("status", "known"), [("PROCESSING", Facts()), ("PAID", Facts(payment="authorized"))])
-def test_setting_failed_with_something_to_undo_aborts(status: Status, known: Facts, refused: Facts) -> None:
+def test_an_order_that_fails_with_something_to_undo_is_aborted(status: Status, known: Facts, refused: Facts) -> None:
     assert _aborts(status, known, refused)
 
 
-def test_a_decline_that_meets_held_stock_aborts() -> None:
+def test_a_decline_while_stock_is_reserved_aborts() -> None:
     assert _aborts("PROCESSING", Facts(stock="reserved"), Facts(payment="failed"))
 
 
 def test_an_order_that_stays_open_or_is_confirmed_aborts_nothing() -> None:
-    for known, told in product(ALL_FACTS, ALL_FACTS):
+    for known, learned in product(ALL_FACTS, ALL_FACTS):
         before = OrderState(derive(known.payment, known.stock), known)
-        after = apply(before, FactUpdate(told))
+        after = apply(before, FactUpdate(learned))
         if after.status not in ("FAILED", "CANCELLED"):
-            assert not aborts(before, after, FactUpdate(told))
+            assert not aborts(before, after, FactUpdate(learned))
 
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])

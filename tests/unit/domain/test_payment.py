@@ -1,4 +1,4 @@
-"""Every cell of the payment worker's table in docs/architecture.md, without a database (P2)."""
+"""Every cell of the table of payment-worker in docs/architecture.md, without a database (P2)."""
 
 from itertools import product
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every course of an order ends the same, however its events are ordered, repeated and batched (P6, P7)."""
+"""Every course of an order has one end, for any order, repeats and batches of its events (P6, P7)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -45,7 +45,7 @@ def test_every_scenario_settles_and_is_compensated_unless_confirmed(scenario: Sc
 
 
 @ANY_SCENARIO
-def test_a_settled_status_never_changes_but_by_cancel(scenario: Scenario) -> None:
+def test_only_a_cancel_changes_a_settled_status(scenario: Scenario) -> None:
     for sequence in _possible(scenario, scenario.steps):
         for end in range(1, len(sequence)):
             before, after = play([sequence[:end]]), play([[step] for step in sequence[: end + 1]])

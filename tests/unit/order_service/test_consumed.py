@@ -1,4 +1,4 @@
-"""Until when the workers have consumed, from where the topics ended and where their readers are."""
+"""The time up to which the workers have consumed, calculated from the ends of the topics and the committed offsets."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -35,13 +35,13 @@ def test_the_readers_are_those_of_the_handlers() -> None:
     }
 
 
-def test_without_a_backlog_all_that_was_published_is_consumed() -> None:
+def test_without_a_backlog_all_published_events_are_consumed() -> None:
     consumed = _consumed()
     consumed.note(_at(0), _offsets(10, 10))
     assert consumed.until == _at(0)
 
 
-def test_with_a_backlog_it_is_known_until_when_once_its_end_is_passed() -> None:
+def test_with_a_backlog_the_time_is_known_after_its_end_is_passed() -> None:
     consumed = _consumed()
     for second in range(10):
         consumed.note(_at(second), _offsets(100 * second + 100, 50))
@@ -54,7 +54,7 @@ def test_with_a_backlog_it_is_known_until_when_once_its_end_is_passed() -> None:
     assert consumed.until == _at(12)
 
 
-def test_a_topic_that_was_made_again_holds_up_nothing() -> None:
+def test_a_topic_that_was_created_again_delays_nothing() -> None:
     consumed = _consumed()
     consumed.note(_at(0), _offsets(1_000, 0))
     assert consumed.until is None
@@ -64,14 +64,14 @@ def test_a_topic_that_was_made_again_holds_up_nothing() -> None:
     assert consumed.until == _at(2)
 
 
-def test_a_new_topic_that_nobody_reads_holds_up_what_was_published_since() -> None:
+def test_a_new_topic_without_a_reader_delays_the_events_published_after_it() -> None:
     consumed = _consumed()
     consumed.note(_at(0), Offsets({}, {}))
     consumed.note(_at(1), _offsets(5, 0))
     assert consumed.until == _at(0)
 
 
-def test_however_long_a_backlog_lasts_few_points_are_kept_and_one_of_them_is_passed() -> None:
+def test_during_a_long_backlog_few_points_are_kept_and_one_of_them_is_passed() -> None:
     consumed = _consumed()
     for second in range(5_000):
         consumed.note(_at(second), _offsets(second + 1, 0))
@@ -82,7 +82,7 @@ def test_however_long_a_backlog_lasts_few_points_are_kept_and_one_of_them_is_pas
 
 
 class Row:
-    """A connection that knows until when the outbox is published."""
+    """A connection that returns the time up to which the outbox is published."""
 
     def execute(self, _statement: str) -> "Row":
         return self
@@ -91,7 +91,7 @@ class Row:
         return (START,)
 
 
-def test_kafka_is_asked_no_more_often_than_it_may_be() -> None:
+def test_kafka_is_asked_at_most_once_in_each_interval() -> None:
     now, asked = 0.0, 0
 
     def ask() -> Offsets:

@@ -1,4 +1,4 @@
-"""Where the relay looks: behind ids claimed a moment ago, and in slices everywhere below them, without end (P1)."""
+"""The ranges that the relay reads: behind the last claimed ids, and repeatedly in slices below them (P1)."""
 
 from orderstream.outbox_relay.position import (
     ID_MAX,
@@ -30,7 +30,7 @@ def _at(low: int, clock: Clock) -> Position:
     return position
 
 
-def test_a_claim_passes_over_ids_only_some_time_after_they_were_claimed() -> None:
+def test_a_claim_skips_ids_only_some_time_after_their_claim() -> None:
     clock = Clock()
     position = _at(100, clock)
     position.claimed(position.next_claim(), [101, 105, 103], full=False, seconds=0)
@@ -43,7 +43,7 @@ def test_a_claim_passes_over_ids_only_some_time_after_they_were_claimed() -> Non
     assert position.next_claim() == Range(120, ID_MAX)
 
 
-def test_what_was_put_back_is_claimed_again() -> None:
+def test_rows_that_were_inserted_again_are_claimed_again() -> None:
     clock = Clock()
     position = _at(100, clock)
     position.claimed(position.next_claim(), [101], full=False, seconds=0)
@@ -52,7 +52,7 @@ def test_what_was_put_back_is_claimed_again() -> None:
     assert position.next_claim() == Range(100, ID_MAX)
 
 
-def test_the_start_walks_from_the_floor_to_the_newest_id_in_slices() -> None:
+def test_the_first_claims_go_from_the_floor_to_the_newest_id_in_slices() -> None:
     position = Position(Clock(), 50, 100_000)
     seen = [50]
     while position.is_starting:
@@ -66,7 +66,7 @@ def test_the_start_walks_from_the_floor_to_the_newest_id_in_slices() -> None:
     assert position.next_claim() == Range(100_000, ID_MAX)
 
 
-def test_the_start_stays_where_there_may_be_more() -> None:
+def test_the_first_claims_stay_at_a_slice_that_may_have_more() -> None:
     position = Position(Clock(), 0, 100)
     part = position.next_claim()
     position.claimed(part, [7], full=True, seconds=0)
@@ -75,7 +75,7 @@ def test_the_start_stays_where_there_may_be_more() -> None:
     assert position.next_claim() == part
 
 
-def test_the_sweep_covers_every_id_below_again_and_again() -> None:
+def test_the_sweep_reads_every_id_below_repeatedly() -> None:
     clock = Clock()
     position = _at(35_000, clock)
     for _ in range(3):
@@ -91,8 +91,8 @@ def test_the_sweep_covers_every_id_below_again_and_again() -> None:
         assert left == 0
 
 
-def test_cheap_slices_follow_each_other_until_the_sweep_is_over() -> None:
-    """Where no dead rows are, one round covers a billion ids."""
+def test_fast_slices_follow_each_other_until_the_sweep_ends() -> None:
+    """Without dead rows, one round covers a billion ids."""
     position = _at(10**9, Clock())
     slices = 0
     while part := position.next_sweep():
@@ -102,7 +102,7 @@ def test_cheap_slices_follow_each_other_until_the_sweep_is_over() -> None:
     assert slices < 20
 
 
-def test_the_sweep_stays_where_there_may_be_more_and_goes_on_at_once() -> None:
+def test_the_sweep_stays_at_a_slice_that_may_have_more_and_goes_on_at_once() -> None:
     position = _at(35_000, Clock())
     part = position.next_sweep()
     assert part is not None
@@ -110,7 +110,7 @@ def test_the_sweep_stays_where_there_may_be_more_and_goes_on_at_once() -> None:
     assert position.next_sweep() == part
 
 
-def test_a_slice_is_as_large_as_its_cost_allows() -> None:
+def test_the_size_of_a_slice_adapts_to_its_time() -> None:
     clock = Clock()
     position = _at(10**12, clock)
 
@@ -127,8 +127,8 @@ def test_a_slice_is_as_large_as_its_cost_allows() -> None:
     assert costly[-1] == SLICE_MIN_IDS
 
 
-def test_each_sweep_meets_the_newest_ids_with_a_small_slice() -> None:
-    """They are where dead rows lie that cannot be removed; a large slice would hold up new rows."""
+def test_each_sweep_reads_the_newest_ids_in_a_small_slice() -> None:
+    """The newest ids have the dead rows that cannot be removed. A large slice would delay new rows."""
     clock = Clock()
     position = _at(10**9, clock)
     for _ in range(3):
@@ -138,14 +138,14 @@ def test_each_sweep_meets_the_newest_ids_with_a_small_slice() -> None:
         clock.now += SWEEP_SECONDS
 
 
-def test_a_statement_that_fails_is_tried_again_with_fewer_ids() -> None:
-    """It may have reached its time limit, and would reach it again."""
+def test_a_failed_statement_is_repeated_with_fewer_ids() -> None:
+    """The statement may have reached its time limit, and would reach it again."""
     position = Position(Clock(), 0, 10**9)
     position.put_back()
     assert position.next_claim() == Range(0, SLICE_FIRST_IDS // 2)
 
 
-def test_another_relay_s_floor_moves_it_forward_only() -> None:
+def test_the_floor_of_another_relay_only_moves_the_position_forward() -> None:
     position = _at(100, Clock())
     position.raise_to(90)
     assert position.low == 100

@@ -1,4 +1,4 @@
-"""The waits between two attempts, and what a claim must outlast."""
+"""The waits between two attempts, and the duration of a claim."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_the_wait_doubles_up_to_its_maximum(attempts: int, longest: float) -> No
     assert longest / 2 <= min(waits) < max(waits) <= longest
 
 
-def test_a_claim_outlasts_the_longest_budget_of_a_batch() -> None:
+def test_a_claim_lasts_longer_than_the_longest_budget_of_a_batch() -> None:
     budget = Settings.model_fields["payment_batch_budget_seconds"]
     (longest,) = (constraint.le for constraint in budget.metadata if hasattr(constraint, "le"))
     assert longest < CLAIM_SECONDS
