@@ -32,7 +32,7 @@ PAGE = ROOT / "docs" / "add-a-step.md"
 GROUP, UPDATED, CREATED = "shipping-worker", "order.updated.v1", "shipment.created.v1"
 COMMAND_SECONDS = 120
 
-_COPIED = ("src", "tests", "contracts", "pyproject.toml", ".importlinter", "docker-compose.yml")
+_COPIED = ("src", "tests", "contracts", "docs", "pyproject.toml", ".importlinter", "docker-compose.yml")
 _BLOCK = re.compile(r"^```(python|sql|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"(?:#|--) (\S+)\n")
 
@@ -167,10 +167,11 @@ class Copy:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
-    """The copy, with its contracts written as `make contracts` does."""
+    """The copy, with its contracts and diagrams written as `make contracts` and `make diagrams` write them."""
     made = Copy(tmp_path_factory.mktemp("tutorial"))
     _apply(made.root)
     made.run("contracts.generate")
+    made.run("docs.generate")
     return made
 
 
@@ -259,6 +260,12 @@ def _kept_contract(copy: Copy, letter: Letter) -> dict[str, Any]:
 def test_the_step_is_in_each_list_of_services_in_the_code(copy: Copy, tmp_path: Path) -> None:
     copy.python(_LISTED, GROUP, str(tmp_path))
     assert f"command: [{GROUP}]" in (copy.root / "docker-compose.yml").read_text(encoding="utf-8")
+
+
+def test_the_diagram_of_the_events_shows_the_step(copy: Copy) -> None:
+    diagrams = (copy.root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert GROUP in diagrams
+    assert "shipment.created" in diagrams
 
 
 def test_the_layers_are_those_of_the_other_services(copy: Copy) -> None:
