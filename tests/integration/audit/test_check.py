@@ -1,4 +1,4 @@
-"""The audit on PostgreSQL: clean books pass, and every planted breach is named with its promise and its order."""
+"""The audit on PostgreSQL: a correct database passes, and each breach is reported with its promise and its subject."""
 
 from decimal import Decimal
 from typing import Any
@@ -22,8 +22,8 @@ DECLINED = "d0000000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture
-def books(connection: Connection) -> Connection:
-    """A database with an order that was confirmed, one that failed and was undone, one that was declined, and stock."""
+def database(connection: Connection) -> Connection:
+    """A database with a confirmed order, a failed and compensated order, a declined order, and stock."""
     place(connection, order_id=CONFIRMED)
     place(connection, order_id=FAILED)
     place(connection, order_id=DECLINED)
@@ -55,11 +55,11 @@ def books(connection: Connection) -> Connection:
 
 
 def _broken(postgres_url: str) -> set[tuple[str, str]]:
-    return {(one.promise, one.subject) for found in audit(postgres_url, 0).values() for one in found}
+    return {(breach.promise, breach.subject) for found in audit(postgres_url, 0).values() for breach in found}
 
 
-def test_clean_books_pass(books: Connection, postgres_url: str) -> None:
-    assert books.info.dbname in postgres_url
+def test_a_correct_database_passes(database: Connection, postgres_url: str) -> None:
+    assert database.info.dbname in postgres_url
     assert _broken(postgres_url) == set()
 
 
@@ -107,8 +107,10 @@ def test_clean_books_pass(books: Connection, postgres_url: str) -> None:
         ),
     ],
 )
-def test_a_breach_is_named(books: Connection, postgres_url: str, breach: str, promise: str, subject: str) -> None:
-    books.execute(breach.format(c=CONFIRMED, f=FAILED, d=DECLINED).encode())
+def test_a_breach_is_reported_with_its_promise_and_subject(
+    database: Connection, postgres_url: str, breach: str, promise: str, subject: str
+) -> None:
+    database.execute(breach.format(c=CONFIRMED, f=FAILED, d=DECLINED).encode())
     assert (promise, subject) in _broken(postgres_url)
 
 
@@ -120,27 +122,27 @@ def test_a_breach_is_named(books: Connection, postgres_url: str, breach: str, pr
         ("DELETE FROM reservations WHERE order_id = '{f}'", "p7_facts_agree"),
     ],
 )
-def test_what_no_event_under_way_could_explain_is_named_at_once(
-    books: Connection, postgres_url: str, breach: str, promise: str
+def test_a_breach_that_no_pending_event_explains_is_reported_within_the_grace(
+    database: Connection, postgres_url: str, breach: str, promise: str
 ) -> None:
-    books.execute(breach.format(f=FAILED).encode())
-    assert FAILED in {one.subject for one in audit(postgres_url, 60)[promise]}
+    database.execute(breach.format(f=FAILED).encode())
+    assert FAILED in {found.subject for found in audit(postgres_url, 60)[promise]}
 
 
-def test_no_more_violations_are_shown_than_may_be(
-    books: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+def test_the_number_of_reported_breaches_is_limited(
+    database: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orderstream.audit.check.SHOWN_PER_PROMISE", 2)
-    books.execute("INSERT INTO inventory SELECT 'LOST-' || n, 0, 1 FROM generate_series(1, 3) AS n")
+    database.execute("INSERT INTO inventory SELECT 'LOST-' || n, 0, 1 FROM generate_series(1, 3) AS n")
     assert len(audit(postgres_url, 0)["p3_stock_conserved"]) == 2
 
 
-def test_the_orders_are_read_in_pieces_each_in_a_snapshot_of_its_own(
-    books: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+def test_the_audit_reads_the_orders_in_pieces_each_in_its_own_snapshot(
+    database: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A breach in any piece is found, and between two statements no transaction is open."""
+    """A breach in any piece is found. No transaction is open between two statements."""
     monkeypatch.setattr(check, "PIECE_ORDERS", 2)
-    orders = [place(books) for _ in range(9)]
+    orders = [place(database) for _ in range(9)]
     ran: list[str] = []
 
     class Watched(psycopg.Connection[TupleRow]):
@@ -158,23 +160,23 @@ def test_the_orders_are_read_in_pieces_each_in_a_snapshot_of_its_own(
     assert ran.count(check.SQL["p3_stock_conserved"]) == 1
 
 
-def test_what_is_on_its_way_is_given_grace(books: Connection, postgres_url: str) -> None:
-    open_order = place(books)
+def test_an_order_in_progress_passes_within_the_grace(database: Connection, postgres_url: str) -> None:
+    open_order = place(database)
     assert ("p5_settles", open_order) in _broken(postgres_url)
     assert not any(audit(postgres_url, 60).values())
 
 
-def test_the_command_prints_a_table_and_tells_by_its_exit_code(books: Connection, postgres_url: str) -> None:
+def test_the_command_prints_a_table_and_sets_its_exit_code(database: Connection, postgres_url: str) -> None:
     run = CliRunner(env={"POSTGRES_URL": postgres_url})
     clean = run.invoke(main, ["audit", "--grace", "0"])
     assert clean.exit_code == 0
     assert "ok   p3_stock_conserved" in clean.output
-    books.execute("UPDATE payments SET amount = %s WHERE order_id = %s", (Decimal("128.99"), CONFIRMED))
+    database.execute("UPDATE payments SET amount = %s WHERE order_id = %s", (Decimal("128.99"), CONFIRMED))
     broken = run.invoke(main, ["audit", "--grace", "0"])
     assert broken.exit_code == 1
     assert "FAIL p2_charged_once" in broken.output
     assert CONFIRMED in broken.output
-    books.execute("DROP TABLE outbox")
+    database.execute("DROP TABLE outbox")
     unknown = run.invoke(main, ["audit", "--grace", "0"])
     assert unknown.exit_code == 2
     assert "FAIL" not in unknown.output

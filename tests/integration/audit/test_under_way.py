@@ -44,12 +44,12 @@ def test_each_kind_of_work_is_counted_with_the_age_of_its_oldest_row(connection:
     assert not found.is_quiet
 
 
-def test_each_of_event_order_and_compensation_keeps_the_system_from_being_quiet() -> None:
-    one = Backlog(1, 0.0)
-    assert not UnderWay(one, NONE, NONE, NONE).is_quiet
-    assert not UnderWay(NONE, one, NONE, NONE).is_quiet
-    assert not UnderWay(NONE, NONE, one, NONE).is_quiet
-    assert UnderWay(NONE, NONE, NONE, one).is_quiet
+def test_the_system_is_not_quiet_with_an_event_an_open_order_or_a_compensation() -> None:
+    some = Backlog(1, 0.0)
+    assert not UnderWay(some, NONE, NONE, NONE).is_quiet
+    assert not UnderWay(NONE, some, NONE, NONE).is_quiet
+    assert not UnderWay(NONE, NONE, some, NONE).is_quiet
+    assert UnderWay(NONE, NONE, NONE, some).is_quiet
 
 
 def test_a_limit_bounds_each_count(connection: Connection) -> None:

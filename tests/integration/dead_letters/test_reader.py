@@ -1,4 +1,4 @@
-"""Dead letters read back from real Kafka, by the functions and by the commands (P9)."""
+"""Reading dead letters from a real Kafka, with the functions and with the commands (P9)."""
 
 from typing import Any, cast
 from uuid import uuid4
@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 GROUP = "inventory-worker"
 
 
-def _bury(settings: Settings, number: int) -> list[str]:
+def _write_letters(settings: Settings, number: int) -> list[str]:
     keys = [str(uuid4()) for _ in range(number)]
     publisher = Publisher(settings, "test")
     for offset, key in enumerate(keys):
@@ -29,8 +29,8 @@ def _bury(settings: Settings, number: int) -> list[str]:
     return keys
 
 
-def test_the_newest_letters_come_oldest_first_and_each_can_be_shown(settings: Settings) -> None:
-    keys = _bury(settings, 4)
+def test_the_newest_dead_letters_are_listed_and_each_can_be_shown(settings: Settings) -> None:
+    keys = _write_letters(settings, 4)
     letters = newest(settings, GROUP, 3)
     assert [(letter.key or b"").decode() for letter in letters] == keys[1:]
     letter = letters[-1]
@@ -40,8 +40,8 @@ def test_the_newest_letters_come_oldest_first_and_each_can_be_shown(settings: Se
     assert letter_at(settings, GROUP, letter.partition, letter.offset + 1_000_000) is None
 
 
-def test_the_commands_show_them(settings: Settings) -> None:
-    (key,) = _bury(settings, 1)
+def test_the_commands_list_and_show_dead_letters(settings: Settings) -> None:
+    (key,) = _write_letters(settings, 1)
     run = CliRunner(env={"KAFKA_BROKERS": settings.kafka_brokers})
     listed = run.invoke(main, ["dlq", "list", GROUP, "-n", "1"])
     assert listed.exit_code == 0
@@ -55,8 +55,8 @@ def test_the_commands_show_them(settings: Settings) -> None:
     assert missing.exit_code == 1
 
 
-def test_a_letter_that_anyone_may_have_written_is_shown_and_rules_no_terminal(settings: Settings) -> None:
-    """Anyone with access to the topic can write any bytes, and in a topic with CreateTime any time."""
+def test_a_forged_dead_letter_is_shown_without_terminal_control_characters(settings: Settings) -> None:
+    """Anyone with access to the topic can write any bytes. In a topic with CreateTime, they can write any time."""
     topic = dead_letter_topic(GROUP)
     any_time = {"message.timestamp.type": "CreateTime", "message.timestamp.after.max.ms": str(2**63 - 1)}
     with topic_settings(settings.kafka_brokers, topic, any_time):
@@ -66,7 +66,7 @@ def test_a_letter_that_anyone_may_have_written_is_shown_and_rules_no_terminal(se
         producer.produce(topic, b"late", b"late", timestamp=300_000_000_000_000_000)
         assert producer.flush(10) == 0
     letters = newest(settings, GROUP, 1_000)
-    late, forged = (next(one for one in letters if one.key == sought) for sought in (b"late", key))
+    late, forged = (next(letter for letter in letters if letter.key == sought) for sought in (b"late", key))
     assert late.at is None
     shown = forged.line + forged.text.replace("\n", "")
     assert shown.isprintable()
@@ -77,7 +77,7 @@ def test_a_letter_that_anyone_may_have_written_is_shown_and_rules_no_terminal(se
 
 
 class _BadName:
-    """A message with a header whose name is not UTF-8; this client can receive it, and cannot send it."""
+    """A message with a header whose name is not UTF-8. The client can receive such a message, but cannot send it."""
 
     def __init__(self, message: Message) -> None:
         self._message = message
@@ -89,9 +89,9 @@ class _BadName:
         raise SystemError
 
 
-def test_a_letter_whose_headers_cannot_be_read_is_shown_without_them(settings: Settings) -> None:
+def test_a_dead_letter_with_unreadable_headers_is_shown_without_them(settings: Settings) -> None:
     with Tap(settings.kafka_brokers, [dead_letter_topic(GROUP)]) as tap:
-        (key,) = _bury(settings, 1)
+        (key,) = _write_letters(settings, 1)
         (place,) = tap.count(1)
     reader = consumer(settings, "test")
     try:

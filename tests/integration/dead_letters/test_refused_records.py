@@ -1,4 +1,4 @@
-"""Refused records in PostgreSQL: with any bytes, they are kept, counted, redriven and forgotten in time (P9)."""
+"""Refused records in PostgreSQL: they are kept with any bytes, counted, redriven, and deleted after a time (P9)."""
 
 import threading
 from uuid import uuid4
@@ -35,7 +35,7 @@ def _records(number: int) -> list[Publication]:
     return [Publication(UPDATED, str(uuid4()), b"{}", []) for _ in range(number)]
 
 
-def test_any_bytes_are_kept_and_redriven_as_they_were(settings: Settings, connection: Connection) -> None:
+def test_records_with_any_bytes_are_kept_and_redriven_unchanged(settings: Settings, connection: Connection) -> None:
     keep(connection, "relay", [(record, "why") for record in [*ANY_BYTES, ANY_BYTES[0]]])
     assert len(newest(settings.postgres_url, 10)) == len(ANY_BYTES)
     assert all(record.text for record in newest(settings.postgres_url, 10))
@@ -50,7 +50,9 @@ def test_any_bytes_are_kept_and_redriven_as_they_were(settings: Settings, connec
     assert newest(settings.postgres_url, 10) == []
 
 
-def test_a_record_rules_no_terminal(settings: Settings, connection: Connection) -> None:
+def test_a_forged_record_is_shown_without_terminal_control_characters(
+    settings: Settings, connection: Connection
+) -> None:
     forged = Publication(UPDATED, "\x1b]0;key\x07\nforged line", "\x1b[2Jvalue", [("x\n", b"\x1b[8m")])
     keep(connection, "relay", [(forged, "why\r")])
     (record,) = newest(settings.postgres_url, 10)
@@ -59,8 +61,8 @@ def test_a_record_rules_no_terminal(settings: Settings, connection: Connection) 
     assert "forged line" in record.line
 
 
-def test_refusals_are_counted_from_zero(settings: Settings) -> None:
-    """A counter that appears with its first refusal shows no increase, and raises no alert."""
+def test_the_counters_of_refusals_start_at_zero(settings: Settings) -> None:
+    """A counter that appears only with its first refusal shows no increase, so that no alert fires."""
     Relay(settings, start("outbox-relay", settings), threading.Event())
     handler = InventoryHandler()
     Runner(handler, settings, start(handler.group, settings), threading.Event())
@@ -81,7 +83,7 @@ def test_a_long_reason_is_cut(settings: Settings, connection: Connection) -> Non
     assert record.reason == "r" * REASON_MAX_CHARACTERS
 
 
-def test_a_redrive_goes_on_until_all_are_sent(
+def test_a_redrive_sends_all_records(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refused_records, "REDRIVE_ROWS", 2)
@@ -92,7 +94,7 @@ def test_a_redrive_goes_on_until_all_are_sent(
         assert {(letter.key or b"").decode() for letter in tap.count(5)} == {record.key for record in records}
 
 
-def test_a_redrive_that_kafka_does_not_answer_loses_nothing(
+def test_a_redrive_without_a_response_of_kafka_loses_no_record(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_publisher: Publisher, records: list[Publication]) -> None:
@@ -105,7 +107,7 @@ def test_a_redrive_that_kafka_does_not_answer_loses_nothing(
     assert len(newest(settings.postgres_url, 10)) == 3
 
 
-def test_records_are_counted_and_forgotten_in_time(settings: Settings, connection: Connection) -> None:
+def test_records_are_counted_and_deleted_after_their_retention(settings: Settings, connection: Connection) -> None:
     keep(connection, "relay", [(record, "why") for record in _records(3)])
     connection.execute(
         "UPDATE refused_records SET refused_at = now() - interval '5 hours' WHERE record_id ="
@@ -116,7 +118,7 @@ def test_records_are_counted_and_forgotten_in_time(settings: Settings, connectio
     assert len(newest(settings.postgres_url, 10)) == 2
 
 
-def test_records_that_another_redrive_holds_are_left_to_it(settings: Settings, connection: Connection) -> None:
+def test_a_redrive_skips_records_that_another_redrive_has_locked(settings: Settings, connection: Connection) -> None:
     keep(connection, "relay", [(record, "why") for record in _records(4)])
     connection.execute("UPDATE refused_records SET refused_at = now() - interval '5 hours'")
     with Tap(settings.kafka_brokers, [UPDATED]) as tap, connect(settings.postgres_url, "another") as another:
@@ -128,8 +130,10 @@ def test_records_that_another_redrive_holds_are_left_to_it(settings: Settings, c
         assert measure(connection, kept_hours=4) == 0
 
 
-def test_two_processes_may_keep_the_same_records_at_once(settings: Settings, connection: Connection) -> None:
-    """They are locked in one order: two batches with the same records in another order never wait crosswise."""
+def test_two_processes_can_keep_the_same_records_at_once_without_a_deadlock(
+    settings: Settings, connection: Connection
+) -> None:
+    """Rows are locked in the order of their ids, so that two batches with the same records cannot deadlock."""
     records = _records(50)
     errors: list[Exception] = []
 

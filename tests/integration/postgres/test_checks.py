@@ -1,4 +1,4 @@
-"""What Postgres itself refuses, whoever asks: the promises that are CHECKs (P3, P4, P10)."""
+"""The promises that are constraints: Postgres refuses a row that breaks one, from any writer (P3, P4, P10)."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -16,7 +16,7 @@ from tests.support.databases import Databases
 
 @pytest.fixture(scope="module")
 def shared(databases: Databases) -> Iterator[Connection]:
-    """One database for all tests of this module, none of which commits."""
+    """One database for all tests of this module. No test commits."""
     with databases.migrated() as url, connect(url, "test") as opened:
         yield opened
 
@@ -36,7 +36,7 @@ def _order(connection: Connection, **columns: object) -> None:
 
 
 @pytest.mark.parametrize(("payment", "stock"), [*product(get_args(PaymentFact), get_args(StockFact))])
-def test_confirmed_needs_payment_and_stock(connection: Connection, payment: str, stock: str) -> None:
+def test_a_confirmed_order_needs_payment_and_stock(connection: Connection, payment: str, stock: str) -> None:
     facts = {"status": "CONFIRMED", "payment": payment, "stock": stock}
     if (payment, stock) == ("authorized", "reserved"):
         _order(connection, **facts)
@@ -47,7 +47,9 @@ def test_confirmed_needs_payment_and_stock(connection: Connection, payment: str,
 
 @pytest.mark.parametrize("status", get_args(Status))
 @pytest.mark.parametrize("reason", get_args(FailureReason))
-def test_only_a_failed_order_has_a_reason(connection: Connection, status: Status, reason: FailureReason) -> None:
+def test_only_a_failed_order_has_a_failure_reason(
+    connection: Connection, status: Status, reason: FailureReason
+) -> None:
     columns = {"status": status, "failure_reason": reason, "payment": "authorized", "stock": "reserved"}
     if status == "FAILED":
         _order(connection, **columns)
@@ -57,7 +59,7 @@ def test_only_a_failed_order_has_a_reason(connection: Connection, status: Status
 
 
 @pytest.mark.parametrize("status", get_args(Status))
-def test_every_status_is_known(connection: Connection, status: Status) -> None:
+def test_every_status_of_the_domain_is_accepted(connection: Connection, status: Status) -> None:
     _order(connection, status=status, payment="authorized", stock="reserved")
 
 
@@ -73,7 +75,9 @@ def test_every_status_is_known(connection: Connection, status: Status) -> None:
     ],
     ids=str,
 )
-def test_sets_are_closed_and_amounts_positive(connection: Connection, columns: dict[str, object]) -> None:
+def test_unknown_values_and_amounts_that_are_not_positive_are_refused(
+    connection: Connection, columns: dict[str, object]
+) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
         _order(connection, **columns)
 
@@ -85,7 +89,9 @@ def test_stock_is_never_negative(connection: Connection, available: int, reserve
 
 
 @pytest.mark.parametrize(("available", "reserved"), [(UNITS_MAX, 0), (0, UNITS_MAX), (UNITS_MAX - 1, 1)])
-def test_units_are_bounded_together(connection: Connection, available: int, reserved: int) -> None:
+def test_the_sum_of_available_and_reserved_units_is_bounded(
+    connection: Connection, available: int, reserved: int
+) -> None:
     connection.execute("INSERT INTO inventory VALUES ('A', %s, %s)", (available, reserved))
     for column in ("available", "reserved"):
         with pytest.raises(psycopg.errors.CheckViolation, match="inventory_units_bounded"), connection.transaction():
@@ -93,7 +99,7 @@ def test_units_are_bounded_together(connection: Connection, available: int, rese
 
 
 @pytest.mark.parametrize(("qty", "price"), [(0, 1), (-1, 1), (1, 0), (1, -1)])
-def test_items_are_positive(connection: Connection, qty: int, price: int) -> None:
+def test_quantity_and_price_of_an_item_are_positive(connection: Connection, qty: int, price: int) -> None:
     _order(connection)
     with pytest.raises(psycopg.errors.CheckViolation):
         connection.execute("INSERT INTO order_items VALUES ('o-1', 'A', %s, %s)", (qty, price))
@@ -101,7 +107,7 @@ def test_items_are_positive(connection: Connection, qty: int, price: int) -> Non
 
 @pytest.mark.parametrize("state", get_args(PaymentState))
 @pytest.mark.parametrize("scheduled", [True, False])
-def test_a_payment_is_scheduled_exactly_while_unfinished(
+def test_a_payment_has_a_next_attempt_if_and_only_if_it_is_unfinished(
     connection: Connection, state: PaymentState, scheduled: bool
 ) -> None:
     _order(connection)
@@ -114,19 +120,19 @@ def test_a_payment_is_scheduled_exactly_while_unfinished(
 
 
 @pytest.mark.parametrize("table", ["payments", "reservations"])
-def test_states_of_payments_and_reservations_are_closed(connection: Connection, table: str) -> None:
+def test_unknown_states_of_payments_and_reservations_are_refused(connection: Connection, table: str) -> None:
     _order(connection)
     with pytest.raises(psycopg.errors.CheckViolation):
         connection.execute(f"INSERT INTO {table} (order_id, state) VALUES ('o-1', 'LOST')".encode())  # noqa: S608
 
 
 @pytest.mark.parametrize("table", ["payments", "reservations"])
-def test_nothing_is_decided_about_an_order_that_is_not_there(connection: Connection, table: str) -> None:
+def test_a_decision_needs_an_existing_order(connection: Connection, table: str) -> None:
     with pytest.raises(psycopg.errors.ForeignKeyViolation):
         connection.execute(f"INSERT INTO {table} (order_id, state) VALUES ('none', 'FAILED')".encode())  # noqa: S608
 
 
-def test_an_idempotency_key_has_one_order(connection: Connection) -> None:
+def test_an_idempotency_key_belongs_to_one_order(connection: Connection) -> None:
     _order(connection, id="a", idempotency_key="k")
     _order(connection, id="b")
     _order(connection, id="c")

@@ -1,4 +1,4 @@
-"""Every connection has its limits, and tells which failures may pass."""
+"""Every connection has time limits, and its errors are transient or fatal."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize(("name", "value"), LIMITS.items())
-def test_limits_are_in_force(connection: Connection, name: str, value: str) -> None:
+def test_the_time_limits_are_set(connection: Connection, name: str, value: str) -> None:
     assert connection.execute(f"SHOW {name}".encode()).fetchone() == (value,)
     assert connection.autocommit
 
@@ -38,7 +38,7 @@ async def _limits(url: str) -> dict[str, str]:
         return dict(await cursor.fetchall())
 
 
-def test_limits_are_in_force_on_asyncio_connections(postgres_url: str) -> None:
+def test_the_time_limits_are_set_on_asyncio_connections(postgres_url: str) -> None:
     assert asyncio.run(_limits(postgres_url)) == LIMITS | {"application_name": "a-service"}
 
 
@@ -49,7 +49,7 @@ def test_a_refused_connection_is_transient() -> None:
     assert not is_fatal(refused.value)
 
 
-def test_a_server_that_says_nothing_is_waited_for_so_long_and_may_speak_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connecting_to_a_silent_server_ends_in_time_and_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orderstream.postgres.connect.CONNECT_TIMEOUT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(psycopg.OperationalError) as waited:
         connect(f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/orders", "test")
@@ -70,7 +70,9 @@ def test_a_server_that_says_nothing_is_waited_for_so_long_and_may_speak_later(mo
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_which_failures_may_pass(postgres_url: str, statements: list[str], transient: bool, fatal: bool) -> None:
+def test_an_error_is_transient_or_fatal_by_its_sqlstate(
+    postgres_url: str, statements: list[str], transient: bool, fatal: bool
+) -> None:
     with connect(postgres_url, "holder") as holder, holder.transaction():
         holder.execute("LOCK orders IN ACCESS SHARE MODE")
         error = _error_of(lambda: _execute(postgres_url, statements))
@@ -85,14 +87,14 @@ def test_a_deadlock_is_transient_and_counted(databases: Databases) -> None:
 
 
 def _deadlock(url: str) -> list[psycopg.Error]:
-    with connect(url, "one") as one, connect(url, "two") as two, ThreadPoolExecutor(1) as pool:
-        one.execute("BEGIN")
-        two.execute("BEGIN")
-        one.execute("LOCK orders")
-        two.execute("LOCK inventory")
-        waiting = pool.submit(one.execute, "LOCK inventory")
-        errors = [_error_of(lambda: two.execute("LOCK orders"))]
-        two.execute("ROLLBACK")
+    with connect(url, "first") as first, connect(url, "second") as second, ThreadPoolExecutor(1) as pool:
+        first.execute("BEGIN")
+        second.execute("BEGIN")
+        first.execute("LOCK orders")
+        second.execute("LOCK inventory")
+        waiting = pool.submit(first.execute, "LOCK inventory")
+        errors = [_error_of(lambda: second.execute("LOCK orders"))]
+        second.execute("ROLLBACK")
         errors.append(_error_of(waiting.result))
     return [error for error in errors if error]
 
@@ -115,7 +117,7 @@ def _error_of(work: Callable[[], object]) -> psycopg.Error | None:
 @pytest.mark.parametrize(
     ("user", "database"), [("app", "not_there"), ("nobody_known", "postgres"), ("locked_out", "postgres")]
 )
-def test_a_connection_that_the_server_will_never_grant_is_fatal(postgres_url: str, user: str, database: str) -> None:
+def test_a_permanently_refused_connection_is_fatal(postgres_url: str, user: str, database: str) -> None:
     with connect(postgres_url, "test") as connection:
         connection.execute("DROP ROLE IF EXISTS locked_out")
         connection.execute("CREATE ROLE locked_out NOLOGIN")
@@ -134,13 +136,13 @@ def test_a_wrong_password_is_fatal(words: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["the database system is starting up", "sorry, too many clients already"])
-def test_a_server_that_is_busy_is_transient(words: str) -> None:
+def test_a_busy_server_is_transient(words: str) -> None:
     error = psycopg.OperationalError(f"connection failed: FATAL:  {words}")
     assert is_transient(error)
     assert not is_fatal(error)
 
 
-def test_options_of_the_connection_string_hold_beside_ours(postgres_url: str) -> None:
+def test_options_of_the_connection_string_are_kept_beside_our_settings(postgres_url: str) -> None:
     with connect(f"{postgres_url}?options=-cwork_mem%3D5MB%20-cenable_seqscan%3Don", "test") as opened:
         assert opened.execute("SHOW work_mem").fetchone() == ("5MB",)
         assert opened.execute("SHOW enable_seqscan").fetchone() == ("off",)
@@ -158,27 +160,27 @@ GIVEN = {
 }
 
 
-def test_what_the_connection_string_says_about_the_transport_wins(postgres_url: str) -> None:
+def test_the_connection_string_overrides_our_defaults_for_the_transport(postgres_url: str) -> None:
     with connect(make_conninfo(postgres_url, **GIVEN), "a-service") as opened:
         in_use = {option.keyword.decode(): option.val for option in opened.pgconn.info}
         assert {name: (in_use[name] or b"").decode() for name in GIVEN} == GIVEN
         assert opened.execute("SHOW application_name").fetchone() == ("shop",)
 
 
-def test_the_service_s_name_and_our_limits_are_defaults(postgres_url: str) -> None:
+def test_the_service_s_name_and_our_transport_limits_are_defaults(postgres_url: str) -> None:
     with connect(postgres_url, "a-service") as opened:
         in_use = {option.keyword.decode(): option.val for option in opened.pgconn.info}
         assert (in_use["connect_timeout"], in_use["keepalives_idle"]) == (b"3", b"5")
         assert opened.execute("SHOW application_name").fetchone() == ("a-service",)
 
 
-def test_what_orders_rely_on_is_ours(postgres_url: str) -> None:
+def test_the_connection_string_cannot_change_the_encoding_or_the_need_for_writes(postgres_url: str) -> None:
     with connect(make_conninfo(postgres_url, client_encoding="LATIN1", target_session_attrs="any"), "test") as opened:
         in_use = {option.keyword.decode(): option.val for option in opened.pgconn.info}
         assert (in_use["client_encoding"], in_use["target_session_attrs"]) == (b"UTF8", b"read-write")
 
 
-def test_libpq_s_variables_are_heard(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libpq_s_environment_variables_apply(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "8")
     monkeypatch.setenv("PGAPPNAME", "from-outside")
     with connect(postgres_url, "a-service") as opened:

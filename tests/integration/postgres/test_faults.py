@@ -1,4 +1,4 @@
-"""What an error of a real server is about: only what Postgres says of data may be charged to a record or an order."""
+"""The faults of a real server's errors. Only an error about data may be charged to a record or an order."""
 
 import psycopg
 import pytest
@@ -73,12 +73,12 @@ def _error_of(connection: Connection, statement: str) -> psycopg.Error:
 @pytest.mark.parametrize(
     ("fault", "statement"), [(fault, statement) for fault, statements in CASES.items() for statement in statements]
 )
-def test_an_error_of_the_server_is_about(connection: Connection, fault: Fault, statement: str) -> None:
+def test_the_fault_of_a_server_error(connection: Connection, fault: Fault, statement: str) -> None:
     error = _error_of(connection, statement)
     assert fault_of(error) is fault, (error.sqlstate, error.diag.source_function)
 
 
-def test_a_value_that_psycopg_cannot_send_is_about_the_value(connection: Connection) -> None:
+def test_a_value_that_psycopg_cannot_send_is_a_value_fault(connection: Connection) -> None:
     with pytest.raises(psycopg.DataError) as refused:
         connection.execute("SELECT %s::text", ("NUL \x00",))
     assert fault_of(refused.value) is Fault.VALUE
@@ -88,32 +88,32 @@ class _NotAdaptable(Struct):
     pass
 
 
-def test_a_statement_that_psycopg_cannot_build_is_never_charged_to_a_value(connection: Connection) -> None:
+def test_a_statement_that_psycopg_cannot_build_is_not_a_value_fault(connection: Connection) -> None:
     with pytest.raises(psycopg.ProgrammingError) as refused:
         connection.execute("SELECT %s", (_NotAdaptable(),))
     assert fault_of(refused.value) is Fault.UNKNOWN
 
 
-def test_a_closed_connection_is_about_the_session(connection: Connection) -> None:
+def test_a_closed_connection_is_a_session_fault(connection: Connection) -> None:
     connection.close()
     with pytest.raises(psycopg.OperationalError) as refused:
         connection.execute("SELECT 1")
     assert fault_of(refused.value) is Fault.SESSION
 
 
-def test_messages_in_another_language_change_nothing(connection: Connection) -> None:
-    """Nothing is read out of the words of an error that has a SQLSTATE."""
+def test_the_fault_does_not_depend_on_the_language_of_the_messages(connection: Connection) -> None:
+    """The message of an error with a SQLSTATE is not parsed."""
     error = _error_of(connection, "DO $$ BEGIN RAISE 'value is out of range' USING ERRCODE = '22003'; END $$")
     assert fault_of(error) is Fault.ROW
 
 
-def test_another_exception_is_none_of_postgres() -> None:
+def test_an_exception_of_another_library_has_no_fault() -> None:
     assert fault_of(ValueError("a defect")) is None
     assert not is_transient(ValueError("a defect"))
     assert is_transient(StaleSessionError("relation does not exist"))
 
 
-def test_only_a_row_for_an_unknown_order_names_one(connection: Connection) -> None:
+def test_only_a_row_without_its_order_is_an_unknown_order(connection: Connection) -> None:
     assert names_unknown_order(_error_of(connection, CASES[Fault.ROW][-1]))
     connection.execute("CREATE TABLE others (id TEXT PRIMARY KEY REFERENCES inventory (sku))")
     assert not names_unknown_order(_error_of(connection, "INSERT INTO others VALUES ('nowhere')"))

@@ -1,4 +1,4 @@
-"""Migrations bring any database that may be met to the schema of this version, once, or refuse to touch it."""
+"""A migration brings every supported database to the schema of this version once, or refuses to change it."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 NAMES = [name for name, _ in migrations()]
 DB = Path(__file__).parents[3] / "db"
 
-# What the project's first description told everyone to run.
+# The documented seed statements.
 SEED_SNIPPET = """
 CREATE TABLE IF NOT EXISTS inventory (
   sku TEXT PRIMARY KEY,
@@ -38,7 +38,7 @@ SEED_COLUMNS = {
 
 @pytest.fixture
 def empty_url(databases: Databases) -> Iterator[str]:
-    """A database without any table."""
+    """A database without tables."""
     with databases.empty() as url:
         yield url
 
@@ -58,13 +58,13 @@ def _tables(url: str) -> list[str]:
     return [str(name) for (name,) in found]
 
 
-def test_a_fresh_database(empty_url: str) -> None:
+def test_a_new_database_gets_the_whole_schema(empty_url: str) -> None:
     assert migrate(empty_url) == NAMES
     wanted = {"inventory", "order_items", "orders", "outbox", "payments", "reservations", "schema_migrations"}
     assert wanted <= set(_tables(empty_url))
 
 
-def test_the_second_time_nothing_is_done(empty_url: str) -> None:
+def test_a_second_migration_changes_nothing(empty_url: str) -> None:
     migrate(empty_url)
     _run(empty_url, "INSERT INTO inventory VALUES ('A', 1, 2)")
     assert migrate(empty_url) == []
@@ -79,7 +79,7 @@ def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None:
 
 @pytest.fixture
 def half_migrated_url(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A database with all migrations but one, which changes `orders`; a lock is not waited for long."""
+    """A database without the last migration, which changes `orders`. The time limit for a lock is short."""
     migrate(empty_url)
     later = [*migrations(), ("9998_later.sql", "CREATE TABLE more (); ALTER TABLE orders ADD COLUMN more TEXT;")]
     monkeypatch.setattr(migrate_module, "migrations", lambda: later)
@@ -87,7 +87,7 @@ def half_migrated_url(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return empty_url
 
 
-def test_a_table_in_use_is_not_waited_for_long(half_migrated_url: str) -> None:
+def test_a_migration_waits_only_shortly_for_a_locked_table(half_migrated_url: str) -> None:
     with psycopg.connect(half_migrated_url) as busy:
         busy.execute("INSERT INTO orders (id, user_id, amount, currency, status) VALUES ('1', '1', 1, 'USD', 'PAID')")
         run = CliRunner().invoke(main, ["migrate"], env={"POSTGRES_URL": half_migrated_url})
@@ -106,17 +106,17 @@ def test_limits_of_the_connection_string_do_not_end_a_migration(
     assert migrate(f"{half_migrated_url}?options=-c%20statement_timeout%3D100") == ["9998_slow.sql"]
 
 
-def test_another_migration_is_waited_for_longer_than_a_table(half_migrated_url: str) -> None:
+def test_a_migration_waits_longer_for_another_migration_than_for_a_table(half_migrated_url: str) -> None:
     with ThreadPoolExecutor(1) as pool, psycopg.connect(half_migrated_url) as other:
         other.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
         waiting = pool.submit(migrate, f"{half_migrated_url}?options=-c%20lock_timeout%3D100")
-        wait_until(lambda: _waits_since(half_migrated_url) > 1, 20, "it waits")
+        wait_until(lambda: _waits_since(half_migrated_url) > 1, 20, "the migration waits")
         other.rollback()
         assert waiting.result(20) == ["9998_later.sql"]
 
 
 def _waits_since(url: str) -> float:
-    """Return for how many seconds a migration has been waiting for another one."""
+    """Return the seconds for which a migration has waited for another migration."""
     ((seconds,),) = _rows(
         url,
         """
@@ -143,7 +143,7 @@ def test_a_database_of_a_newer_version_is_refused(empty_url: str) -> None:
         migrate(empty_url)
 
 
-def test_a_failing_migration_leaves_nothing(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_migration_changes_nothing(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [*migrations()[:2], ("9998_broken.sql", "CREATE TABLE half (); SELECT 1 / 0;")]
     monkeypatch.setattr(migrate_module, "migrations", lambda: broken)
     with pytest.raises(psycopg.errors.DivisionByZero):
@@ -152,7 +152,7 @@ def test_a_failing_migration_leaves_nothing(empty_url: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("script", [SEED_SNIPPET, (DB / "init_inventory.sql").read_text()], ids=["seed", "db"])
-def test_the_inventory_scripts_work_before_and_after(empty_url: str, script: str) -> None:
+def test_the_inventory_scripts_work_before_and_after_the_migration(empty_url: str, script: str) -> None:
     _run(empty_url, script)
     _run(empty_url, "INSERT INTO inventory VALUES ('SKU-9', 5, 0)")
     assert migrate(empty_url) == NAMES
@@ -162,14 +162,14 @@ def test_the_inventory_scripts_work_before_and_after(empty_url: str, script: str
     assert _rows(empty_url, "SELECT * FROM inventory WHERE sku = 'SKU-1'") == [("SKU-1", 100, 42)]
 
 
-def test_an_inventory_from_before_gets_the_checks(empty_url: str) -> None:
+def test_an_existing_inventory_table_gets_the_checks(empty_url: str) -> None:
     _run(empty_url, SEED_SNIPPET)
     migrate(empty_url)
     with pytest.raises(psycopg.errors.CheckViolation):
         _run(empty_url, "UPDATE inventory SET available = -1")
 
 
-# What the inventory-worker of the version before prepares, `stock_of` and `move_stock`.
+# The statements `stock_of` and `move_stock` of the previous inventory-worker.
 STOCK_OF = "SELECT sku, available FROM inventory WHERE sku = ANY(%(skus)b::text[]) ORDER BY sku FOR NO KEY UPDATE"
 MOVE_STOCK = """
 UPDATE inventory i
@@ -181,7 +181,7 @@ WHERE i.sku = m.sku
 
 @pytest.fixture
 def before_0003_url(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A database of the version before, with stock at the limit of INT."""
+    """A database of the previous version, with stock at the limit of INT."""
     with monkeypatch.context() as patch:
         patch.setattr(migrate_module, "migrations", lambda: migrations()[:2])
         migrate(empty_url)
@@ -190,19 +190,19 @@ def before_0003_url(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def _move(connection: Connection, units: int) -> list[tuple[object, ...]]:
-    """Reserve units of B as the version before does."""
+    """Reserve units of B like the previous version."""
     with connection.transaction():
         found = connection.execute(STOCK_OF, {"skus": ["B"]}).fetchall()
         connection.execute(MOVE_STOCK, {"skus": ["B"], "quantities": [units]})
     return found
 
 
-def test_an_inventory_worker_of_the_version_before_goes_on(before_0003_url: str) -> None:
+def test_an_inventory_worker_of_the_previous_version_continues(before_0003_url: str) -> None:
     with connect(before_0003_url, "inventory-worker") as worker, connect(before_0003_url, "other") as other:
         assert _move(worker, 1) == [("B", 5)]
         assert other.execute("SELECT 1", prepare=True).fetchone() == (1,)
         assert migrate(before_0003_url)[0].startswith("0003_")
-        # It takes this error for one of the connection, and repeats its batch on a new one.
+        # The worker treats this error as an error of the connection, and retries its batch on a new connection.
         with pytest.raises(psycopg.OperationalError) as caught:
             _move(worker, 1)
         assert caught.value.sqlstate in (None, "57P01")
@@ -213,10 +213,10 @@ def test_an_inventory_worker_of_the_version_before_goes_on(before_0003_url: str)
     assert _rows(before_0003_url, "SELECT * FROM inventory ORDER BY 1") == [("A", 2**31 - 1, 1), ("B", 3, 2)]
 
 
-def test_a_worker_that_waits_for_the_migration_finds_the_new_type(
+def test_a_worker_that_waits_for_the_migration_uses_the_new_column_type(
     before_0003_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It connects after the others were ended and before the commit: it must not prepare for what is replaced."""
+    """The worker connects after the others were ended and before the commit. It must not prepare for the old type."""
     name, text = migrations()[2]
     slow = [*migrations()[:2], (name, text + "SELECT pg_advisory_xact_lock(1);")]
     monkeypatch.setattr(migrate_module, "migrations", lambda: slow)
@@ -238,12 +238,12 @@ def test_a_worker_that_waits_for_the_migration_finds_the_new_type(
 
 
 @pytest.mark.parametrize("table", SEED_COLUMNS)
-def test_the_first_description_s_columns_are_there(postgres_url: str, table: str) -> None:
+def test_the_columns_of_the_documented_seed_tables_exist(postgres_url: str, table: str) -> None:
     found = _rows(postgres_url, f"SELECT column_name FROM information_schema.columns WHERE table_name = '{table}'")  # noqa: S608
     assert set(SEED_COLUMNS[table].split()) <= {str(name) for (name,) in found}
 
 
-def test_the_first_description_s_statements_work(postgres_url: str) -> None:
+def test_the_documented_seed_statements_work(postgres_url: str) -> None:
     _run(
         postgres_url,
         """

@@ -1,4 +1,4 @@
-"""With a million rows in every state that waits, each query that runs by the clock reads a bounded number of them."""
+"""With a million waiting rows of each kind, each periodic query reads a bounded number of rows."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ SCHEDULE = WatchdogSchedule()
 LATER = datetime.now(UTC) + timedelta(days=1)
 DUE = {"after": FLOOR, "upto": LATER, "limit": ROWS_PER_RUN, "passed": LATER}
 
-# One statement a table. A million orders are open and a million are aborted, all of them due for long.
+# One statement for each table. A million orders are open and a million are aborted. All have been due for long.
 FILL = (
     """
     INSERT INTO orders (id, user_id, amount, currency, status, aborted_at, next_check_at, created_at, updated_at)
@@ -41,7 +41,7 @@ FILL = (
     """,
 )
 
-# (room, block) -> its parameters, and how many rows it may read: a few for each row that it may take.
+# By (package, block): its parameters, and the number of rows that it may read, a few for each row that it may claim.
 PERIODIC: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("order_service", "now"): ({}, 0),
     ("order_service", "any_stalled"): (DUE, 1),
@@ -81,7 +81,7 @@ def full(databases: Databases) -> Iterator[Connection]:
     """A database with a million open orders, a million aborted ones, a million payments due, and a full outbox."""
     with databases.migrated() as url, connect(url, "test") as connection:
         connection.execute("SET statement_timeout = 0")
-        # Millions of foreign keys would be looked up one by one.
+        # Otherwise Postgres would check millions of foreign keys one by one.
         connection.execute("SET session_replication_role = replica")
         for statement in FILL:
             ClientCursor(connection).execute(statement.encode(), {"million": MILLION})
@@ -97,7 +97,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _explain(connection: Connection, query: Query, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Run a statement as its services do, with a plan that does not know the parameters, and undo it."""
+    """Run a statement like its service, with a generic plan, and roll it back."""
     with connection.transaction(force_rollback=True):
         connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
         cursor = ClientCursor(connection)
@@ -123,7 +123,7 @@ def _names(query: Query) -> Iterator[str]:
 
 
 def _rows_read(plan: dict[str, Any]) -> int:
-    """Return how many rows the plan's scans of tables have looked at, whether they were returned or not."""
+    """Return the number of rows that the plan's scans of tables have read, including rows that they did not return."""
     return sum(
         round((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
         + node.get("Rows Removed by Index Recheck", 0)
@@ -133,7 +133,7 @@ def _rows_read(plan: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.room}-{query.name}")
-def test_it_reads_a_bounded_number_of_rows_through_an_index(full: Connection, query: Query) -> None:
+def test_a_periodic_query_reads_a_bounded_number_of_rows_through_an_index(full: Connection, query: Query) -> None:
     parameters, rows_max = PERIODIC[query.room, query.name]
     plan = _explain(full, query, parameters)
     assert _rows_read(plan) <= rows_max
@@ -142,7 +142,7 @@ def test_it_reads_a_bounded_number_of_rows_through_an_index(full: Connection, qu
     assert scans <= {"outbox_floor"}
 
 
-def test_the_measure_finds_the_query_of_the_previous_version_that_read_all(full: Connection) -> None:
+def test_the_check_finds_the_query_of_the_previous_version_that_read_all_rows(full: Connection) -> None:
     query = Query("previous", "claim_overdue", load("tests.previous", "order_service.sql")["claim_overdue"])
     parameters = {"limit": 200, "deadline_seconds": 900.0, "nudges": 3}
     assert _rows_read(_explain(full, query, parameters)) >= MILLION

@@ -1,4 +1,4 @@
-"""A real PgBouncer between: in session mode all works, in the others every process refuses it with one clear line."""
+"""A real PgBouncer in front of Postgres: session mode works, and every process refuses other modes with one line."""
 
 import asyncio
 import json
@@ -35,14 +35,14 @@ def test_a_pool_that_does_not_keep_sessions_is_refused(postgres_url: str, mode: 
             asyncio.run(connect_async(url, "test"))
 
 
-def test_it_is_refused_while_others_use_it(postgres_url: str) -> None:
-    """Others take and give back server connections, also the one that the probe looks for."""
+def test_a_pool_without_sessions_is_refused_while_others_use_it(postgres_url: str) -> None:
+    """Other clients take and return server connections, also the connection that the check waits for."""
     with (
         pgbouncer(postgres_url, free_port(), "transaction") as url,
-        psycopg.connect(url, prepare_threshold=None) as one,
-        psycopg.connect(url, prepare_threshold=None) as two,
+        psycopg.connect(url, prepare_threshold=None) as first,
+        psycopg.connect(url, prepare_threshold=None) as second,
     ):
-        for holder in (one, two):
+        for holder in (first, second):
             holder.execute("SELECT 1")
         with pytest.raises(UnsuitableServerError, match=_SAYS):
             connect(url, "test")
@@ -66,14 +66,14 @@ def test_a_session_mode_pool_works_for_the_gateway(postgres_url: str) -> None:
         assert asyncio.run(ask(url)) == ("off",)
 
 
-def test_a_session_mode_pool_without_a_connection_to_spare_is_used(postgres_url: str) -> None:
-    """The probe finds no connection, and its own takes the only one."""
+def test_a_session_mode_pool_without_a_free_connection_is_accepted(postgres_url: str) -> None:
+    """The check gets no connection, because the session has the only one."""
     with pgbouncer(postgres_url, free_port(), "session", pool_size=1) as url, connect(url, "test") as opened:
         assert opened.execute("SELECT 1").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("command", ["api-gateway", "outbox-relay", "order-service"])
-def test_a_service_refuses_it_with_one_line(settings: Settings, command: str) -> None:
+def test_a_service_refuses_a_pool_without_sessions_with_one_line(settings: Settings, command: str) -> None:
     with pgbouncer(settings.postgres_url, free_port(), "transaction") as url:
         rest = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields}
         given = {"POSTGRES_URL": url, "KAFKA_BROKERS": settings.kafka_brokers, "REDIS_URL": settings.redis_url}
@@ -92,7 +92,7 @@ def test_a_service_refuses_it_with_one_line(settings: Settings, command: str) ->
     assert "exception" not in failures[-1]
 
 
-def test_a_command_refuses_it_with_one_line(postgres_url: str) -> None:
+def test_a_command_refuses_a_pool_without_sessions_with_one_line(postgres_url: str) -> None:
     with pgbouncer(postgres_url, free_port(), "transaction") as url:
         ended = CliRunner(env={"POSTGRES_URL": url}).invoke(cli.main, ["migrate"])
     assert ended.exit_code == 1

@@ -1,4 +1,4 @@
-"""Every statement fits the schema, and the hot ones are planned over an index while the tables are still empty."""
+"""Every statement fits the schema, and frequent statements use an index even while the tables are empty."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ PLANNED = [query for query in queries() if not query.utility]
 HOT = [query for query in PLANNED if query.room != "audit" or query.name == "under_way"]
 UTILITY = [query for query in queries() if query.utility]
 
-# (room, block): why it may read a whole table. Nothing hot may stand here.
+# By (package, block): why the statement may read a whole table. No frequent statement may be listed here.
 MAY_SCAN: dict[tuple[str, str], str] = {
     ("inventory_worker", "list_stock"): "a person asks for the whole list",
 }
@@ -29,13 +29,13 @@ def _id(query: Query) -> str:
 
 @pytest.fixture(scope="module")
 def empty(databases: Databases) -> Iterator[Connection]:
-    """A connection as the services make it, to a database of which no table was ever filled or analyzed."""
+    """A connection like that of a service, to a database whose tables were never filled or analyzed."""
     with databases.migrated() as url, connect(url, "test") as opened:
         yield opened
 
 
 @pytest.mark.parametrize("query", PLANNED, ids=_id)
-def test_every_statement_prepares(empty: Connection, query: Query) -> None:
+def test_every_statement_can_be_prepared(empty: Connection, query: Query) -> None:
     empty.execute(f"PREPARE q AS {query.numbered}".encode())
     empty.execute("DEALLOCATE q")
 
@@ -53,7 +53,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _plan(connection: Connection, query: Query) -> list[dict[str, Any]]:
-    # The simple protocol: the extended one would want the parameters that this statement is explained without.
+    # The simple protocol needs no parameters to explain the statement. The extended protocol would need them.
     explain = ClientCursor(connection).execute(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {query.numbered}".encode())
     row = explain.fetchone()
     assert row is not None
@@ -61,7 +61,7 @@ def _plan(connection: Connection, query: Query) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("query", HOT, ids=_id)
-def test_no_hot_table_is_scanned_whole(empty: Connection, query: Query) -> None:
+def test_no_statement_scans_a_large_table(empty: Connection, query: Query) -> None:
     nodes = _plan(empty, query)
     scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} & HOT_TABLES
     whole_index = {
@@ -69,17 +69,17 @@ def test_no_hot_table_is_scanned_whole(empty: Connection, query: Query) -> None:
         for node in nodes
         if node["Node Type"] in ("Index Scan", "Index Only Scan")
         and "Index Cond" not in node
-        and "Limit" not in {one["Node Type"] for one in nodes}
+        and "Limit" not in {other["Node Type"] for other in nodes}
         and not _partial(node["Index Name"])
     }
     if (query.room, query.name) in MAY_SCAN:
-        assert scanned | whole_index, "it scans nothing any more: strike it from the list"
+        assert scanned | whole_index, "it scans no whole table any more: remove it from the list"
         return
     assert not scanned | whole_index, json.dumps(nodes[0], indent=1)
 
 
 def _partial(index: str) -> bool:
-    """Say whether an index holds only the few rows that are still to be worked on."""
+    """Say whether an index holds only the few rows with pending work."""
     return index in ("orders_open", "orders_uncompensated", "payments_due", "orders_idempotency_key")
 
 

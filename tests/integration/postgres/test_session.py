@@ -1,4 +1,4 @@
-"""The one session of a worker or relay: no state of it outlives its cause, and no answer is waited for without end."""
+"""The session of a worker or relay: it is replaced after errors, and every wait for a response is bounded."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def _fails(session: Session, statement: str) -> psycopg.Error:
 
 @contextmanager
 def read_only(url: str) -> Iterator[None]:
-    """Have the database take no writes in sessions that begin now, and end those that are there."""
+    """Make the database read-only for new sessions, and end the existing sessions."""
     given = conninfo_to_dict(url)
     name = sql.Identifier(str(given["dbname"]))
     with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as server:
@@ -59,7 +59,7 @@ def read_only(url: str) -> Iterator[None]:
         "SELECT pg_terminate_backend(pg_backend_pid())",
     ],
 )
-def test_after_an_error_that_is_not_about_data_there_is_a_new_session(session: Session, statement: str) -> None:
+def test_after_an_error_that_is_not_about_data_the_session_is_replaced(session: Session, statement: str) -> None:
     before = _pid(session)
     assert is_transient(_fails(session, statement))
     assert session.ready, "a session that was closed says nothing about the server"
@@ -67,20 +67,20 @@ def test_after_an_error_that_is_not_about_data_there_is_a_new_session(session: S
 
 
 @pytest.mark.parametrize("statement", ["SELECT 1 / 0", "INSERT INTO inventory VALUES ('A', -1, 0)", "SELECT 'x'::uuid"])
-def test_an_error_about_data_keeps_it(session: Session, statement: str) -> None:
+def test_an_error_about_data_keeps_the_session(session: Session, statement: str) -> None:
     before = _pid(session)
     _fails(session, statement)
     assert _pid(session) == before
 
 
-def test_an_error_of_others_keeps_it(session: Session) -> None:
+def test_an_error_of_another_library_keeps_the_session(session: Session) -> None:
     before = _pid(session)
     with pytest.raises(ValueError, match="Kafka"), session.use():
         raise ValueError("Kafka is away")
     assert _pid(session) == before
 
 
-def test_a_fatal_error_counts_only_on_a_fresh_session(session: Session) -> None:
+def test_a_fatal_error_is_fatal_only_on_a_new_session(session: Session) -> None:
     _pid(session)
     stale = _fails(session, "SELECT * FROM nowhere")
     assert isinstance(stale, StaleSessionError)
@@ -107,7 +107,7 @@ def test_a_session_that_cannot_be_set_up_is_closed(postgres_url: str) -> None:
     assert not session.ready
 
 
-def test_a_server_that_takes_no_writes_is_not_used(session: Session, postgres_url: str) -> None:
+def test_a_read_only_server_is_not_used(session: Session, postgres_url: str) -> None:
     with read_only(postgres_url):
         with pytest.raises(psycopg.OperationalError, match="read-only") as refused:
             session.open()
@@ -121,7 +121,7 @@ def test_the_client_s_limit_is_longer_than_the_server_s() -> None:
     assert ANSWER_LIMIT_SECONDS > STATEMENT_TIMEOUT_SECONDS
 
 
-def test_a_backend_that_hangs_is_left_in_time(
+def test_a_session_that_hangs_is_closed_in_time(
     session: Session, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LimitedConnection, "answer_limit_seconds", 0.5)
@@ -140,7 +140,9 @@ def test_a_backend_that_hangs_is_left_in_time(
         os.kill(before, signal.SIGCONT)
 
 
-def test_a_backend_that_hangs_at_the_commit_is_left_in_time(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_hangs_at_the_commit_is_closed_in_time(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(LimitedConnection, "answer_limit_seconds", 0.5)
     before = _pid(session)
 
@@ -158,7 +160,7 @@ def test_a_backend_that_hangs_at_the_commit_is_left_in_time(session: Session, mo
 
 
 class _Silent:
-    """A host that accepts connections and says nothing."""
+    """A host that accepts connections and sends nothing."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
         self.socket = socket.create_server((address, 0))
@@ -173,7 +175,7 @@ def silent() -> Iterator[_Silent]:
 
 
 def _hosts(postgres_url: str, *ports: int) -> str:
-    """Return the URL with further hosts before its own, one for each port."""
+    """Return the URL with more hosts before its own, one for each port."""
     own = conninfo_to_dict(postgres_url)
     return make_conninfo(
         postgres_url,
@@ -182,6 +184,8 @@ def _hosts(postgres_url: str, *ports: int) -> str:
     )
 
 
-def test_a_worker_finds_the_host_behind_a_silent_and_a_refusing_one(postgres_url: str, silent: _Silent) -> None:
+def test_a_worker_connects_to_the_third_host_if_the_others_are_silent_or_refuse(
+    postgres_url: str, silent: _Silent
+) -> None:
     with connect(_hosts(postgres_url, silent.port, free_port()) + " connect_timeout=2", "test") as connection:
         assert connection.info.port == int(str(conninfo_to_dict(postgres_url)["port"]))

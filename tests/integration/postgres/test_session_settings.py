@@ -1,4 +1,4 @@
-"""The settings that our SQL relies on hold against the connection string, the role and the database."""
+"""The connection string, the role and the database cannot change the settings that our SQL relies on."""
 
 import asyncio
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ NAMES = [*PINNED, "synchronous_commit", "search_path", "client_encoding"]
 
 @contextmanager
 def _set(url: str, scope: str, values: dict[str, str]) -> Iterator[None]:
-    """Have a database, or a role in a database, bring these settings along."""
+    """Store settings in a database, or in a role of a database, until the block ends."""
     given = conninfo_to_dict(url)
     names = {"name": sql.Identifier(str(given["dbname"])), "role": sql.Identifier(str(given["user"]))}
     target = sql.SQL({"database": "DATABASE {name}", "role": "ROLE {role} IN DATABASE {name}"}[scope]).format(**names)
@@ -78,13 +78,13 @@ def _assert_pinned(shown: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("scope", ["database", "role"])
-def test_no_setting_of_the_database_or_the_role_comes_through(postgres_url: str, scope: str) -> None:
+def test_settings_of_the_database_or_the_role_are_overridden(postgres_url: str, scope: str) -> None:
     values = HOSTILE | {"synchronous_commit": "off", "search_path": "nowhere", "client_encoding": "LATIN1"}
     with _set(postgres_url, scope, values), connect(postgres_url, "test") as connection:
         _assert_pinned(_shown(connection))
 
 
-def test_no_setting_of_the_connection_string_comes_through(postgres_url: str) -> None:
+def test_settings_of_the_connection_string_are_overridden(postgres_url: str) -> None:
     values = HOSTILE | {"synchronous_commit": "off", "search_path": "nowhere"}
     escaped = {name: value.replace(" ", "\\ ") for name, value in values.items()}
     options = quote(" ".join(f"-c {name}={value}" for name, value in escaped.items()))
@@ -111,7 +111,7 @@ def test_a_commit_is_never_less_durable_than_on(postgres_url: str, given: str) -
         assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
 
 
-def test_a_more_durable_commit_stays(postgres_url: str) -> None:
+def test_a_more_durable_commit_is_kept(postgres_url: str) -> None:
     with (
         _set(postgres_url, "role", {"synchronous_commit": "remote_apply"}),
         connect(postgres_url, "test") as connection,
@@ -119,7 +119,7 @@ def test_a_more_durable_commit_stays(postgres_url: str) -> None:
         assert connection.execute("SHOW synchronous_commit").fetchone() == ("remote_apply",)
 
 
-def test_tables_in_a_schema_of_their_own_are_found_there(databases: Databases) -> None:
+def test_tables_in_another_schema_are_found(databases: Databases) -> None:
     with databases.empty() as url:
         with psycopg.connect(url) as connection:
             connection.execute('CREATE SCHEMA "My Shop"')
@@ -137,7 +137,7 @@ def test_tables_in_a_schema_of_their_own_are_found_there(databases: Databases) -
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-def test_a_database_in_another_encoding_is_refused_in_one_line(databases: Databases, encoding: str) -> None:
+def test_a_database_with_another_encoding_is_refused_with_one_line(databases: Databases, encoding: str) -> None:
     with databases.empty() as server, psycopg.connect(server, autocommit=True) as connection:
         name = f"in_{encoding.lower()}"
         connection.execute(
@@ -166,7 +166,7 @@ def test_sessions_without_foreign_keys_are_refused(postgres_url: str) -> None:
         connect(postgres_url, "test")
 
 
-def test_an_ordinary_role_may_set_all_of_them(postgres_url: str) -> None:
+def test_an_ordinary_role_can_set_all_settings(postgres_url: str) -> None:
     with psycopg.connect(postgres_url, autocommit=True) as superuser:
         superuser.execute("DROP ROLE IF EXISTS ordinary")
         superuser.execute("CREATE ROLE ordinary LOGIN PASSWORD 'ordinary'")

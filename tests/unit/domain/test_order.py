@@ -114,7 +114,7 @@ def test_a_failed_order_has_the_reason_of_the_fact_that_failed_it() -> None:
     assert apply(order, fold(FactUpdate(Facts(payment="authorized")), refused)).failure_reason == "OUT_OF_STOCK"
 
 
-def test_only_a_failed_order_has_a_reason() -> None:
+def test_only_a_failed_order_has_a_failure_reason() -> None:
     for before, facts, reason in product(ALL_FACTS, ALL_FACTS, get_args(FailureReason)):
         order = OrderState(derive(before.payment, before.stock), before)
         after = apply(order, FactUpdate(facts, payment_reason=reason, stock_reason=reason))
