@@ -57,7 +57,7 @@ def test_the_picture_in_the_documents_is_drawn_from_the_recorded_spans() -> None
 
 def test_the_recorded_spans_are_those_of_a_confirmed_order() -> None:
     spans = recorded()
-    assert {span.service for span in spans} == set(SERVICES)
+    assert {span.service for span in spans} <= set(SERVICES)
     processed = sorted(span.name.removeprefix("process ") for span in spans if span.kind == "CONSUMER")
     assert processed == PROCESSED
     assert len({span.attributes["order.id"] for span in spans}) == 1
