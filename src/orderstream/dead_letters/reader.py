@@ -85,7 +85,7 @@ def _topic(settings: Settings, group: str) -> str:
 
 
 def _read(reader: Consumer, group: str, start: TopicPartition, end: int) -> Iterator[StoredLetter]:
-    """Yield the letters of a partition from the offset of `start` up to the offset `end`, without it."""
+    """Yield the letters of a partition from the offset of `start` up to, but not including, the offset `end`."""
     if start.offset >= end:
         return
     reader.assign([start])

@@ -26,7 +26,7 @@ Reason = Literal[
 Headers = list[tuple[str, bytes | None]]
 
 _YEARS = range(1970, 9_999)
-"""Valid years of `occurredAt`. Near other limits, an offset from UTC gives a time that Python cannot read back."""
+"""Valid years of `occurredAt`. With an offset from UTC, Postgres may store a time outside that Python cannot read."""
 
 _encode = msgspec.json.Encoder().encode
 _decoders = {

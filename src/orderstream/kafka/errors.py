@@ -1,4 +1,4 @@
-"""The errors of Kafka: which are permanent, and for what. The client and the publisher raise them.
+"""The exceptions and error codes of Kafka: which of them are permanent, and for which records.
 
 KafkaRefusedError: Kafka and this client cannot connect, and no retry helps.
 PublishError: Kafka did not acknowledge every record of a publish.

@@ -1,4 +1,4 @@
-"""Detects a topic that acknowledges nothing while other topics do, such as a topic with too few replicas (P9).
+"""Detects a topic that acknowledges nothing while other topics do, such as a topic with too few replicas.
 
 Each publish to such a topic would delay all other records by the delivery timeout. Therefore the topic is suspended:
 its records count as refused. After STUCK_EVIDENCE_SECONDS, one publish tries the topic again.

@@ -1,6 +1,6 @@
 """Refuses a pooler that gives a session another server connection for each transaction, such as PgBouncer.
 
-Settings, prepared statements, LISTEN and advisory locks belong to a session. A pooler in session mode keeps the
+Settings, prepared statements, LISTEN and the wait for a lock belong to a session. A pooler in session mode keeps the
 session.
 """
 

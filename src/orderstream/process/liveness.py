@@ -20,8 +20,7 @@ BACKSTOP_SECONDS = 10.0
 
 
 def exit_when_stuck(beat: Callable[[], float], limit_seconds: float) -> None:
-    """End the process with code 1 when `beat` (a monotonic time) is older than the limit. A thread of its own watches
-    it.
+    """End the process with code 1 when `beat` (a monotonic time) is older than the limit. A separate thread checks it.
 
     Before that, log `stuck` and write the stack of every thread to stderr. No order is lost: its work is repeated.
     """

@@ -34,7 +34,7 @@ class Readiness:
         self._why.pop(activity, None)
 
     def problem(self) -> str | None:
-        """Return the activity that has failed for the longest time, if that is NOT_READY_AFTER_SECONDS, else None."""
+        """Describe the activity without success for the longest time; None if that is below NOT_READY_AFTER_SECONDS."""
         now = self._clock()
         oldest = sorted((since, activity) for activity, since in list(self._since.items()))
         lasting = [(now - since, activity) for since, activity in oldest if now - since >= NOT_READY_AFTER_SECONDS]

@@ -175,7 +175,7 @@ class Tracer:
     def batch(self, name: str, started_ns: int, spans: Sequence[Span]) -> None:
         """Record a batch that began at `started_ns` (Unix time) and ends now, with a link to each of `spans`.
 
-        A batch belongs to many orders, so it is a trace of its own. If none of `spans` is recorded, it is not either.
+        A batch belongs to many orders, so it is a trace of its own. If none of `spans` is recorded, the batch is not.
         """
         links = [span for span in spans if isinstance(span, RecordedSpan)]
         if self._sink is None or not links:

@@ -137,9 +137,9 @@ def positions_ahead_of_group(
     """Return the consumer's position in each partition without lag, if it is ahead of the group's committed offset.
 
     A transaction of another producer leaves a marker behind its records. The consumer skips the marker and returns no
-    record for it. Without a commit, the group would seem to be one record behind forever. Partitions in `rewound` are
-    left out, because their position may be ahead of records that are not processed. Raises KafkaException if Kafka does
-    not answer.
+    record for it. Without a commit, the group would seem to be one record behind all the time. Partitions in `rewound`
+    are skipped, because their position may be ahead of records that are not processed. Raises KafkaException if Kafka
+    does not answer.
     """
     idle = [
         TopicPartition(*partition) for partition, records in lag.items() if not records and partition not in rewound

@@ -2,7 +2,7 @@
 
 PostgreSQL cannot remove the index entry of a settled order or payment while another session holds an older snapshot.
 Millions of dead entries then lie at the low end of the index. The time at which a row is due only moves forward.
-Therefore a claim begins shortly before the times that the last claim scanned. A sweep scans the range below, slice by
+Therefore a claim skips the times that were scanned more than LAG_SECONDS ago. A sweep scans these times, slice by
 slice. The sweep finds each row that another transaction held or committed late.
 """
 
@@ -16,7 +16,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 
 LAG_SECONDS = 5.0
-"""A claim does not scan times again this long after their scan. The sweep finds rows that were locked at that time."""
+"""A claim skips times that were scanned this long ago. The sweep finds rows that were locked during that scan."""
 FIRST_SECONDS = 60.0
 """The first claim begins this long before now. The sweep scans the times below."""
 SWEEP_PAUSE_SECONDS = 10.0

@@ -133,7 +133,7 @@ class Runner(Generic[P]):
             self.readiness.succeeded(POSTGRES)
 
     def _run_timers(self) -> None:
-        """Run every timer that is due. A timer that fails runs again after its interval, and stops no order."""
+        """Run every timer that is due. A timer that fails runs again after its interval. It does not stop orders."""
         for timer in self._handler.timers:
             if time.monotonic() < self._due[timer.name]:
                 continue

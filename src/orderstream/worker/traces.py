@@ -1,7 +1,6 @@
-"""Makes the spans of one batch: one for each record, one for each event, and one for the batch with links to the
-others.
+"""Makes the spans of one batch: one a record, one an event, and one for the batch, which links to the others.
 
-If the trace of a record is not sampled, it gets no span, and its trace context is passed on unchanged.
+If the trace of a record is not sampled, the record gets no span, and its trace context is passed on unchanged.
 """
 
 import time
