@@ -180,7 +180,7 @@ def test_a_stored_amount_keeps_all_its_digits(shared: Gateway, rows: Connection)
     assert b'"amount":100000000000000000000,' in shared.client.get(path).content
 
 
-def test_orders_are_accepted_and_read_whatever_state_redis_is_in(
+def test_orders_are_accepted_and_read_in_every_state_of_redis(
     start: Start, servers: Servers, connection: Connection
 ) -> None:
     gateway = start()

@@ -178,7 +178,7 @@ def test_the_largest_number_of_units_is_reserved_and_given_back(connection: Conn
     connection.execute("UPDATE inventory SET available = %s WHERE sku = 'SKU-1'", (available,))
     orders = [place(connection, {"SKU-1": 2_000_000_000}) for _ in range(3)]
     events = [authorized(order_id, {"SKU-1": 2_000_000_000}) for order_id in orders]
-    for number in (1, 2, 3):  # more than an INT in one batch, too, if there are so many
+    for number in (1, 2, 3):  # with two or three orders, one batch moves more units than fit into an INT
         decide(HANDLER, connection, *events[:number])
     assert sum(_stock_of(connection)) == available
     decide(HANDLER, connection, *(aborted(order_id) for order_id in orders))

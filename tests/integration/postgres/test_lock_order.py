@@ -42,7 +42,7 @@ def _array(statement: str, table: str, column: str, name: str) -> Locking:
     return Locking(statement, {name: UNSORTED}, table, column)
 
 
-ATTEMPTS = [{"order_id": one, "began": "PENDING", "state": "FAILED", "attempts": 1} for one in UNSORTED]
+ATTEMPTS = [{"order_id": order_id, "began": "PENDING", "state": "FAILED", "attempts": 1} for order_id in UNSORTED]
 VOIDS = {"ids": UNSORTED, "reasons": [None] * 3, "traceparents": [None] * 3, "tracestates": [None] * 3}
 LOCKING = {
     "stock_of": _array(INVENTORY_WORKER["stock_of"], "inventory", "sku", "skus"),

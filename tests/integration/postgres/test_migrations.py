@@ -18,8 +18,8 @@ from tests.support.waiting import wait_until
 NAMES = [name for name, _ in migrations()]
 DB = Path(__file__).parents[3] / "db"
 
-# The documented seed statements.
-SEED_SNIPPET = """
+# A script that users may have run before the first migration.
+EARLY_SCRIPT = """
 CREATE TABLE IF NOT EXISTS inventory (
   sku TEXT PRIMARY KEY,
   available INT NOT NULL DEFAULT 0,
@@ -29,7 +29,7 @@ INSERT INTO inventory (sku, available, reserved)
 VALUES ('SKU-1', 100, 0)
 ON CONFLICT (sku) DO UPDATE SET available = EXCLUDED.available;
 """
-SEED_COLUMNS = {
+EARLY_COLUMNS = {
     "orders": "id user_id amount currency status failure_reason created_at updated_at",
     "order_items": "order_id sku qty price",
     "inventory": "sku available reserved",
@@ -151,7 +151,7 @@ def test_a_failed_migration_changes_nothing(empty_url: str, monkeypatch: pytest.
     assert _tables(empty_url) == []
 
 
-@pytest.mark.parametrize("script", [SEED_SNIPPET, (DB / "init_inventory.sql").read_text()], ids=["seed", "db"])
+@pytest.mark.parametrize("script", [EARLY_SCRIPT, (DB / "init_inventory.sql").read_text()], ids=["early script", "db"])
 def test_the_inventory_scripts_work_before_and_after_the_migration(empty_url: str, script: str) -> None:
     _run(empty_url, script)
     _run(empty_url, "INSERT INTO inventory VALUES ('SKU-9', 5, 0)")
@@ -163,7 +163,7 @@ def test_the_inventory_scripts_work_before_and_after_the_migration(empty_url: st
 
 
 def test_an_existing_inventory_table_gets_the_checks(empty_url: str) -> None:
-    _run(empty_url, SEED_SNIPPET)
+    _run(empty_url, EARLY_SCRIPT)
     migrate(empty_url)
     with pytest.raises(psycopg.errors.CheckViolation):
         _run(empty_url, "UPDATE inventory SET available = -1")
@@ -237,13 +237,13 @@ def test_a_worker_that_waits_for_the_migration_uses_the_new_column_type(
             assert _move(worker, 1) == [("B", 4)]
 
 
-@pytest.mark.parametrize("table", SEED_COLUMNS)
-def test_the_columns_of_the_documented_seed_tables_exist(postgres_url: str, table: str) -> None:
+@pytest.mark.parametrize("table", EARLY_COLUMNS)
+def test_the_columns_of_the_first_version_exist(postgres_url: str, table: str) -> None:
     found = _rows(postgres_url, f"SELECT column_name FROM information_schema.columns WHERE table_name = '{table}'")  # noqa: S608
-    assert set(SEED_COLUMNS[table].split()) <= {str(name) for (name,) in found}
+    assert set(EARLY_COLUMNS[table].split()) <= {str(name) for (name,) in found}
 
 
-def test_the_documented_seed_statements_work(postgres_url: str) -> None:
+def test_the_statements_of_the_first_version_work(postgres_url: str) -> None:
     _run(
         postgres_url,
         """
