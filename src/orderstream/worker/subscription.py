@@ -31,7 +31,7 @@ MEASURE_SECONDS = 5.0
 ENSURE_SECONDS = 1.0
 """Shortest time between two checks for missing topics."""
 
-KAFKA = "had no answer of Kafka"
+KAFKA = "had no response from Kafka"
 """The activity that `readiness` reports while Kafka does not answer."""
 
 log = logs.get()
