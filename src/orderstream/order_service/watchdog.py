@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import psycopg
 from msgspec import Struct
@@ -51,7 +51,7 @@ class WatchdogSchedule(Struct, frozen=True):
     deadline_nudges: int = 3
 
 
-class Stalled(Struct, frozen=True):
+class DueOrder(Struct, frozen=True):
     """An open order that was due: the columns of `claim_stalled`."""
 
     order_id: str
@@ -165,9 +165,8 @@ class Watchdog:
     def _nudge_or_end(self, connection: Connection, parameters: dict[str, Any]) -> list[datetime]:
         with connection.transaction():
             rows = connection.execute(SQL["claim_stalled"], parameters | asdict(self._schedule))
-            orders = [Stalled(*row) for row in rows]
-            stalled = [order for order in orders if order.state == "stalled"]
-            overdue = {order.order_id: order for order in orders if order.state == "overdue"}
+            orders = [DueOrder(*row) for row in rows]
+            stalled, overdue = _by_state(orders)
             items = items_of(connection, [order.order_id for order in stalled])
             append(connection, [_created(order, items.get(order.order_id, ())) for order in stalled])
             ended = _end(connection, overdue)
@@ -201,14 +200,31 @@ class Watchdog:
         self._oldest_after = max(self._oldest_after, (oldest or now) - OLDEST_LAG)
 
 
-def _created(order: Stalled, items: tuple[Item, ...]) -> OutboxRow:
+def _by_state(orders: Sequence[DueOrder]) -> tuple[list[DueOrder], dict[str, DueOrder]]:
+    """Return the stalled orders, and the overdue orders by id. Waiting orders are left alone."""
+    stalled: list[DueOrder] = []
+    overdue: dict[str, DueOrder] = {}
+    for order in orders:
+        match order.state:
+            case "stalled":
+                stalled.append(order)
+            case "overdue":
+                overdue[order.order_id] = order
+            case "waiting":
+                pass
+            case _:
+                assert_never(order.state)
+    return stalled, overdue
+
+
+def _created(order: DueOrder, items: tuple[Item, ...]) -> OutboxRow:
     payload = OrderCreated(
         order_id=order.order_id, user_id=order.user_id, items=items, amount=order.amount, currency=order.currency
     )
     return OutboxRow(build(payload, order.created_at), order.trace_context)
 
 
-def _end(connection: Connection, overdue: dict[str, Stalled]) -> int:
+def _end(connection: Connection, overdue: dict[str, DueOrder]) -> int:
     """Fail and abort the orders that are still open. Their rows are locked already. Return the number of orders."""
     if not overdue:
         return 0

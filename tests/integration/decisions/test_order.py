@@ -56,8 +56,8 @@ def handler(cache: Cache) -> OrderHandler:
 
 
 EVENT_OF: dict[str, dict[str, str | None]] = {
-    "payment": {name: f"payment.{name}" for name in get_args(PaymentFact)} | {"none": None},
-    "stock": {name: f"inventory.{name}" for name in get_args(StockFact)} | {"none": None},
+    "payment": {fact: f"payment.{fact}" for fact in get_args(PaymentFact)} | {"none": None},
+    "stock": {fact: f"inventory.{fact}" for fact in get_args(StockFact)} | {"none": None},
 }
 
 
@@ -82,12 +82,17 @@ def test_every_pair_of_facts_gives_its_status(
     handler: OrderHandler, connection: Connection, payment: PaymentFact, stock: StockFact
 ) -> None:
     payment_event, stock_event = EVENT_OF["payment"][payment], EVENT_OF["stock"][stock]
-    names = [name for name in (payment_event, stock_event) if name]
-    ways = ([names], [names[::-1]], [[name] for name in names], [[name] for name in names[::-1]])
+    emitted_types = [event for event in (payment_event, stock_event) if event]
+    ways = (
+        [emitted_types],
+        [emitted_types[::-1]],
+        [[event] for event in emitted_types],
+        [[event] for event in emitted_types[::-1]],
+    )
     for batches in ways:
         order_id = place(connection)
         for batch in batches:
-            decide(handler, connection, *(result(name, order_id) for name in batch))
+            decide(handler, connection, *(result(event, order_id) for event in batch))
         status, *facts, _, _ = _order(connection, order_id)
         assert facts == [payment, stock]
         assert status == derive(payment, stock)
@@ -98,7 +103,7 @@ def test_the_first_event_of_a_paid_and_reserved_order_confirms_it(
     handler: OrderHandler, connection: Connection, first: str
 ) -> None:
     order_id = place(connection)
-    events = {name: result(name, order_id) for name in ("payment.authorized", "inventory.reserved")}
+    events = {event: result(event, order_id) for event in ("payment.authorized", "inventory.reserved")}
     record(connection, *events.values())
     orders.decide(handler, connection, events.pop(first))
     assert _order(connection, order_id) == ("CONFIRMED", "authorized", "reserved", None, 2)

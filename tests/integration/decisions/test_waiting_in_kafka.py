@@ -39,7 +39,9 @@ class Deployment:
             offsets = self._ask()
         except KafkaException:
             return False
-        return len({name for name, _ in offsets.ends}) == len({name for names in READERS.values() for name in names})
+        return len({topic for topic, _ in offsets.ends}) == len(
+            {event for events in READERS.values() for event in events}
+        )
 
     def _clock(self) -> float:
         self._seconds += 3_600
@@ -54,8 +56,8 @@ class Deployment:
         prefix = self.settings.kafka_topic_prefix
         for group in groups:
             client = Consumer({"bootstrap.servers": self.settings.kafka_brokers, "group.id": prefix + group})
-            names = {prefix + topic_of(name) for name in READERS[group]}
-            ends = [TopicPartition(*place, end) for place, end in self._ask().ends.items() if place[0] in names]
+            topics = {prefix + topic_of(event) for event in READERS[group]}
+            ends = [TopicPartition(*place, end) for place, end in self._ask().ends.items() if place[0] in topics]
             client.commit(offsets=ends, asynchronous=False)
             client.close()
 

@@ -11,7 +11,7 @@ from orderstream.domain.events import TOPICS, Payload, build, topic_of
 from tests.support.contracts import CONTRACTS, assert_event, violations
 from tests.support.samples import AT, SAMPLES
 
-EVENTS = {topic_of(name): build(payload, AT) for name, payload in SAMPLES.items()}
+EVENTS = {topic_of(event_type): build(payload, AT) for event_type, payload in SAMPLES.items()}
 ANY_TOPIC = pytest.mark.parametrize("name", TOPICS)
 
 
@@ -22,7 +22,7 @@ def _body(name: str) -> dict[str, Any]:
 
 def test_the_files_are_those_of_the_types() -> None:
     files = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in (CONTRACTS / "events").iterdir()}
-    wanted = {f"{name}.schema.json": schema for name, schema in schemas().items()}
+    wanted = {f"{topic}.schema.json": schema for topic, schema in schemas().items()}
     assert files == wanted, "the types have changed: run `make contracts` and look at what it means for readers"
 
 

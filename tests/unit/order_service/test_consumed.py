@@ -30,7 +30,7 @@ def _consumed() -> Consumed:
 
 def test_the_readers_are_those_of_the_handlers() -> None:
     handlers: list[Any] = [PaymentHandler, InventoryHandler, OrderHandler]
-    assert {group: {topic_of(name) for name in names} for group, names in READERS.items()} == {
+    assert {group: {topic_of(event) for event in events} for group, events in READERS.items()} == {
         handler.group: set(handler.topics) for handler in handlers
     }
 
