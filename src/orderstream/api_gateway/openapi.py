@@ -98,9 +98,9 @@ def _read(view: Any, problem: Any) -> dict[str, Any]:
             "202": _response(
                 "The order is not settled yet. Read it again later.", view, {**head, "retry-after": _STRING}
             ),
-            "304": {"description": "The order still has a version in `if-none-match`.", "headers": {**head, **_TRACE}},
+            "304": {"description": "`if-none-match` contains the order's version.", "headers": {**head, **_TRACE}},
             "404": _problem("The order does not exist.", problem),
-            "412": _problem("The order does not have a version in `if-match`.", problem),
+            "412": _problem("`if-match` does not contain the order's version.", problem),
             "503": _problem("The order could not be read. Try again.", problem),
         },
     }
