@@ -274,7 +274,7 @@ def stock_set(sku: str, available: int) -> None:
     """Set the available units of SKU. Reserved units stay reserved."""
     import psycopg
 
-    from orderstream.inventory_worker.stock import StockError, set_available
+    from orderstream.inventory_worker.stock_commands import StockError, set_available
 
     with _plain_errors(psycopg.Error, StockError):
         set_available(_stack_settings().postgres_url, sku, available)
@@ -288,7 +288,7 @@ def stock_add(sku: str, quantity: int) -> None:
     """Add QUANTITY available units of SKU. A negative QUANTITY removes units."""
     import psycopg
 
-    from orderstream.inventory_worker.stock import StockError, add_available
+    from orderstream.inventory_worker.stock_commands import StockError, add_available
 
     with _plain_errors(psycopg.Error, StockError):
         add_available(_stack_settings().postgres_url, sku, quantity)
@@ -300,7 +300,7 @@ def stock_list() -> None:
     """List each SKU with its available and reserved units."""
     import psycopg
 
-    from orderstream.inventory_worker.stock import listing
+    from orderstream.inventory_worker.stock_commands import listing
 
     with _plain_errors(psycopg.Error):
         rows = listing(_stack_settings().postgres_url)

@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from orderstream.cli import main
 from orderstream.domain.limits import UNITS_MAX
-from orderstream.inventory_worker.stock import (
+from orderstream.inventory_worker.stock_commands import (
     TooFewError,
     TooManyError,
     UnknownSkuError,

@@ -26,7 +26,7 @@ from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.payment_worker.provider import SimulatedProvider
 from orderstream.payment_worker.provider_calls import ProviderCalls
-from tests.support.event_graph import ANSWERS, Node, successors
+from tests.support.event_walk import ANSWERS, Node, successors
 from tests.unit.test_documents import emitters
 
 HANDLERS: list[Any] = [PaymentHandler, InventoryHandler, OrderHandler]

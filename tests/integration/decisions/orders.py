@@ -26,7 +26,7 @@ from orderstream.domain.order import FailureReason
 from orderstream.kafka.envelope import Received, Record
 from orderstream.postgres.connect import Connection
 from orderstream.worker.handler import BatchResult
-from tests.support.event_graph import ANSWERS
+from tests.support.event_walk import ANSWERS
 from tests.support.samples import AT
 
 AMOUNT = Decimal("129.00")
