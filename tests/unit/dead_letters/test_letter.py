@@ -9,7 +9,7 @@ from tests.support.contracts import assert_dead_letter_headers
 
 @pytest.mark.parametrize("key", [b"key", b"\xff\x00", None])
 @pytest.mark.parametrize("value", [b"value", b"\xff\x00", b"", None])
-def test_the_record_is_kept_as_it_was(key: bytes | None, value: bytes | None) -> None:
+def test_the_original_record_is_kept_unchanged(key: bytes | None, value: bytes | None) -> None:
     headers: list[tuple[str, bytes | None]] = [("traceparent", b"00-a"), ("odd", b"\xff"), ("empty", None)]
     letter = publication("a-worker", DeadLetter(Record("t.v1", 3, 42, key, value, headers), "NOT_JSON", "x" * 5_000, 0))
     assert (letter.topic, letter.key, letter.value) == ("a-worker.dlq.v1", key, value)
