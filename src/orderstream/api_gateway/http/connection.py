@@ -22,7 +22,7 @@ BODY_BUFFER_MAX_BYTES = 64 * 1024
 DISCARD_MAX_BYTES = 64 << 20
 """Bytes that are read and dropped from a body that is already answered, or from a connection that is closing."""
 FLOOD_DISCARD_MAX_BYTES = 256 * 1024
-"""The same limit for a client that has sent only chunk framing or trailers, as many bytes as a whole head may have."""
+"""The same limit after HEAD_MAX_BYTES of chunk framing or trailers without a byte of body."""
 LINGER_SECONDS = 5
 DRAIN_LINGER_SECONDS = 0.2
 _REQUEST_BYTES, _FIELD_BYTES = 2_000, 150

@@ -168,7 +168,7 @@ async def _documents(cursor: psycopg.AsyncCursor[_OrderRow]) -> dict[str, OrderD
 
 
 def _cached(body: bytes) -> OrderDocument | None:
-    """Decode a cache entry. Return None if it is not one of this program."""
+    """Decode a cache entry. Return None if another program wrote it."""
     try:
         return OrderDocument(body, _decode_version(body).version, settled=True)
     except msgspec.DecodeError:
