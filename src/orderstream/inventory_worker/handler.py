@@ -79,7 +79,7 @@ class InventoryHandler:
     def decide(self, tx: Connection, batch: Sequence[Received], _prepared: None, /) -> BatchResult:
         """Reserve, refuse or release, each order once, and answer every record from the recorded reservation.
 
-        An order whose abort is in the batch is not reserved. Records that the tables refute are rejected.
+        An order whose abort is in the batch is not reserved. Records that the tables do not confirm are rejected.
         Raises RepeatBatchError.
         """
         authorized, aborted = _sort(batch)
@@ -187,14 +187,14 @@ def _answered(
     tx: Connection, batch: Sequence[Received], rows: Mapping[str, _Row], aborted: Container[str], paid: Container[str]
 ) -> BatchResult:
     """Answer the records that the tables confirm, and reject the others. An order with a reservation counts as paid."""
-    emit, refuted = [], []
+    emit, unconfirmed = [], []
     for received in batch:
         order_id = received.order_id
         if order_id not in (aborted if _is_abort(received) else paid):
-            refuted.append(received)
+            unconfirmed.append(received)
         elif (row := rows.get(order_id)) and (event := _event(row)):
             emit.append(Outgoing(event, received))
-    return BatchResult(emit, reject_unconfirmed(tx, refuted))
+    return BatchResult(emit, reject_unconfirmed(tx, unconfirmed))
 
 
 def _event(row: _Row) -> Event[Payload] | None:

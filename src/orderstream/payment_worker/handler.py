@@ -139,7 +139,7 @@ class PaymentHandler:
         """Record the new payments, and answer every record from the payment that is then recorded.
 
         If another process has recorded a payment that ended meanwhile, an authorization is voided. Records that the
-        tables refute are rejected.
+        tables do not confirm are rejected.
         """
         created, said_aborted = _sort(batch)
         orders, outcomes, aborts = prepared.orders, prepared.outcomes, prepared.aborts
@@ -222,11 +222,11 @@ def _answered(
     tx: Connection, batch: Sequence[Received], prepared: Prepared, payments: Mapping[str, _Payment]
 ) -> BatchResult:
     """Answer the records that the tables confirm, and reject the others."""
-    emit, refuted = [], []
+    emit, unconfirmed = [], []
     for received in batch:
         order_id = received.order_id
         if order_id not in (prepared.aborts if _is_abort(received) else payments):
-            refuted.append(received)
+            unconfirmed.append(received)
             continue
         payment, order = payments.get(order_id), prepared.orders.get(order_id)
         if payment is None:
@@ -234,4 +234,4 @@ def _answered(
         purchase = order.purchase if order else None
         if payload := answer(order_id, payment.state, payment.reason, purchase):
             emit.append(Outgoing(build(payload, payment.decided_at), received))
-    return BatchResult(emit, reject_unconfirmed(tx, refuted))
+    return BatchResult(emit, reject_unconfirmed(tx, unconfirmed))

@@ -133,9 +133,9 @@ def received(events: Sequence[Event[Payload]]) -> list[Received]:
     ]
 
 
-def rejections(decision: BatchResult) -> list[tuple[str, str]]:
-    """Return the order id and the reason of each record that a decision rejects."""
-    return [(rejected.received.order_id, rejected.reason) for rejected in decision.reject]
+def rejections(batch_result: BatchResult) -> list[tuple[str, str]]:
+    """Return the order id and the reason of each record that a batch result rejects."""
+    return [(rejected.received.order_id, rejected.reason) for rejected in batch_result.reject]
 
 
 def decide(handler: Any, connection: Connection, *events: Event[Payload]) -> BatchResult:
@@ -143,23 +143,23 @@ def decide(handler: Any, connection: Connection, *events: Event[Payload]) -> Bat
     batch = received(events)
     prepared = handler.prepare(connection, batch)
     with connection.transaction():
-        decision: BatchResult = handler.decide(connection, batch, prepared)
-    decision.after_commit()
-    for outgoing in decision.emit:
+        batch_result: BatchResult = handler.decide(connection, batch, prepared)
+    batch_result.after_commit()
+    for outgoing in batch_result.emit:
         assert outgoing.cause in batch
         assert outgoing.event.correlation_id == outgoing.cause.order_id
         assert outgoing.event.type in ANSWERS[handler.group, outgoing.cause.event.type]
-    return decision
+    return batch_result
 
 
-def emitted(decision: BatchResult) -> list[Event[Payload]]:
-    """Return the events of a decision, in order."""
-    return [outgoing.event for outgoing in decision.emit]
+def emitted(batch_result: BatchResult) -> list[Event[Payload]]:
+    """Return the events of a batch result, in order."""
+    return [outgoing.event for outgoing in batch_result.emit]
 
 
-def types(decision: BatchResult) -> list[str]:
-    """Return the types of the events of a decision, in order."""
-    return [event.type for event in emitted(decision)]
+def types(batch_result: BatchResult) -> list[str]:
+    """Return the types of the events of a batch result, in order."""
+    return [event.type for event in emitted(batch_result)]
 
 
 def row(connection: Connection, query: str, *parameters: object) -> tuple[Any, ...]:

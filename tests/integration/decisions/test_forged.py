@@ -99,8 +99,8 @@ def payment_worker(provider: Provider) -> PaymentHandler:
 INVENTORY_WORKER = InventoryHandler()
 
 
-def _rejections(decision: BatchResult) -> list[str]:
-    return [rejected.reason for rejected in decision.reject]
+def _rejections(batch_result: BatchResult) -> list[str]:
+    return [rejected.reason for rejected in batch_result.reject]
 
 
 def _tables(connection: Connection) -> list[Any]:
@@ -150,15 +150,15 @@ def test_order_service_accepts_an_event_only_if_the_payment_or_reservation_allow
     order_id = place(connection)
     _put(connection, order_id, event_type, state)
     before = row(connection, FACTS)
-    decision = decide(order_service, connection, result(event_type, order_id, FAR))
+    batch_result = decide(order_service, connection, result(event_type, order_id, FAR))
     if state in FOLLOWS[event_type]:
-        assert _rejections(decision) == []
+        assert _rejections(batch_result) == []
         kind = "payment" if event_type.startswith("payment.") else "stock"
         fact = "none" if state.startswith("VOIDING") else state.lower()
         assert row(connection, f"SELECT {kind} FROM orders") == (fact,)  # noqa: S608
     else:
-        assert _rejections(decision) == ["NOT_DECIDED"]
-        assert types(decision) == []
+        assert _rejections(batch_result) == ["NOT_DECIDED"]
+        assert types(batch_result) == []
         assert row(connection, FACTS) == before
 
 
@@ -166,10 +166,10 @@ def test_a_forged_authorization_confirms_no_order(order_service: OrderHandler, c
     connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
     order_id = place(connection)
     forged = [authorized(order_id), result("inventory.reserved", order_id)]
-    decision = decide(order_service, connection, *forged)
-    assert _rejections(decision) == ["NOT_DECIDED", "NOT_DECIDED"]
-    decision = decide(INVENTORY_WORKER, connection, forged[0])
-    assert _rejections(decision) == ["NOT_DECIDED"]
+    batch_result = decide(order_service, connection, *forged)
+    assert _rejections(batch_result) == ["NOT_DECIDED", "NOT_DECIDED"]
+    batch_result = decide(INVENTORY_WORKER, connection, forged[0])
+    assert _rejections(batch_result) == ["NOT_DECIDED"]
     assert row(connection, FACTS)[:3] == ("PROCESSING", "none", "none")
     assert row(connection, "SELECT available, reserved FROM inventory") == (10, 0)
     assert row(connection, "SELECT count(*) FROM reservations") == (0,)
@@ -199,7 +199,7 @@ def test_a_forged_record_does_not_delay_the_other_records_of_its_batch(
 ) -> None:
     good, victim = place(connection), place(connection)
     record(connection, authorized(good), authorized(victim))
-    decision = decide(
+    batch_result = decide(
         order_service,
         connection,
         result("payment.voided", victim),
@@ -207,11 +207,11 @@ def test_a_forged_record_does_not_delay_the_other_records_of_its_batch(
         authorized(good),
         authorized("unknown-order"),
     )
-    assert rejections(decision) == [
+    assert rejections(batch_result) == [
         (victim, "NOT_DECIDED"),
         ("unknown-order", "UNKNOWN_ORDER"),
     ]
-    assert types(decision) == ["order.updated", "order.updated"]
+    assert types(batch_result) == ["order.updated", "order.updated"]
     assert connection.execute("SELECT status FROM orders").fetchall() == [("PAID",), ("PAID",)]
 
 
@@ -236,9 +236,9 @@ def test_stock_is_reserved_only_for_an_authorized_payment(connection: Connection
     connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
     order_id = place(connection)
     _put(connection, order_id, "payment.authorized", state)
-    decision = decide(INVENTORY_WORKER, connection, authorized(order_id))
-    assert _rejections(decision) == (["NOT_DECIDED"] if state in (None, "PENDING", "FAILED") else [])
-    assert types(decision) == (["inventory.reserved"] if state == "AUTHORIZED" else [])
+    batch_result = decide(INVENTORY_WORKER, connection, authorized(order_id))
+    assert _rejections(batch_result) == (["NOT_DECIDED"] if state in (None, "PENDING", "FAILED") else [])
+    assert types(batch_result) == (["inventory.reserved"] if state == "AUTHORIZED" else [])
     assert row(connection, "SELECT reserved FROM inventory") == (1 if state == "AUTHORIZED" else 0,)
 
 
@@ -264,8 +264,8 @@ def test_a_forged_abort_changes_nothing(payment_worker: PaymentHandler, connecti
         connection.execute("UPDATE orders SET status = 'CONFIRMED', payment = 'authorized', stock = 'reserved'")
     before = _tables(connection)
     for handler in (payment_worker, INVENTORY_WORKER):
-        decision = decide(handler, connection, aborted(order_id))
-        assert (_rejections(decision), types(decision)) == (["NOT_DECIDED"], [])
+        batch_result = decide(handler, connection, aborted(order_id))
+        assert (_rejections(batch_result), types(batch_result)) == (["NOT_DECIDED"], [])
     assert _tables(connection) == before
 
 
@@ -274,11 +274,11 @@ def test_a_forged_abort_in_a_batch_with_the_true_events_of_its_order_changes_not
 ) -> None:
     connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
     order_id = place(connection)
-    decision = decide(payment_worker, connection, aborted(order_id), created(order_id), aborted(order_id))
-    assert (_rejections(decision), types(decision)) == (["NOT_DECIDED"] * 2, ["payment.authorized"])
+    batch_result = decide(payment_worker, connection, aborted(order_id), created(order_id), aborted(order_id))
+    assert (_rejections(batch_result), types(batch_result)) == (["NOT_DECIDED"] * 2, ["payment.authorized"])
     assert len(provider.charges) == 1
-    decision = decide(INVENTORY_WORKER, connection, aborted(order_id), authorized(order_id))
-    assert (_rejections(decision), types(decision)) == (["NOT_DECIDED"], ["inventory.reserved"])
+    batch_result = decide(INVENTORY_WORKER, connection, aborted(order_id), authorized(order_id))
+    assert (_rejections(batch_result), types(batch_result)) == (["NOT_DECIDED"], ["inventory.reserved"])
 
 
 def test_the_reason_of_an_abort_is_read_from_the_order(payment_worker: PaymentHandler, connection: Connection) -> None:

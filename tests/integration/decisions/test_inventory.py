@@ -52,8 +52,8 @@ def _reserved(connection: Connection, lines: dict[str, int]) -> tuple[str, Batch
 
 
 def test_authorized_without_a_row_reserves_all_lines(connection: Connection) -> None:
-    order_id, decision = _reserved(connection, {"SKU-1": 3, "SKU-2": 1})
-    (event,) = emitted(decision)
+    order_id, batch_result = _reserved(connection, {"SKU-1": 3, "SKU-2": 1})
+    (event,) = emitted(batch_result)
     assert event.payload == InventoryReserved(
         order_id=order_id, items=(StockLine(sku="SKU-1", qty=3), StockLine(sku="SKU-2", qty=1))
     )
@@ -74,8 +74,8 @@ def test_authorized_without_a_row_reserves_all_lines(connection: Connection) -> 
 def test_authorized_without_a_row_reserves_nothing_if_a_line_does_not_fit(
     connection: Connection, lines: dict[str, int], reason: str, skus: tuple[str, ...]
 ) -> None:
-    order_id, decision = _reserved(connection, lines)
-    (event,) = emitted(decision)
+    order_id, batch_result = _reserved(connection, lines)
+    (event,) = emitted(batch_result)
     assert isinstance(event.payload, InventoryFailed)
     assert (event.payload.reason, event.payload.skus) == (reason, skus)
     assert _stock_of(connection) == (10, 0)
@@ -142,23 +142,23 @@ def test_aborted_again_repeats_released_and_gives_nothing_back_twice(connection:
 def test_an_abort_in_the_batch_of_an_authorization_wins(connection: Connection, abort_first: bool) -> None:
     order_id = place(connection)
     events = [authorized(order_id), aborted(order_id)]
-    decision = decide(HANDLER, connection, *(reversed(events) if abort_first else events))
-    assert types(decision) == ["inventory.released", "inventory.released"]
+    batch_result = decide(HANDLER, connection, *(reversed(events) if abort_first else events))
+    assert types(batch_result) == ["inventory.released", "inventory.released"]
     assert _stock_of(connection) == (10, 0)
 
 
 def test_a_hot_sku_in_one_batch_is_not_oversold(connection: Connection) -> None:
     orders = [place(connection, {"SKU-1": 3}) for _ in range(5)]
-    decision = decide(HANDLER, connection, *(authorized(order_id, {"SKU-1": 3}) for order_id in orders))
-    assert types(decision) == ["inventory.reserved"] * 3 + ["inventory.failed"] * 2
+    batch_result = decide(HANDLER, connection, *(authorized(order_id, {"SKU-1": 3}) for order_id in orders))
+    assert types(batch_result) == ["inventory.reserved"] * 3 + ["inventory.failed"] * 2
     assert _stock_of(connection) == (1, 9)
 
 
 def test_units_that_a_batch_gives_back_can_be_reserved_in_the_same_batch(connection: Connection) -> None:
     held, _ = _reserved(connection, {"SKU-2": 1})
     wants = place(connection, {"SKU-2": 1})
-    decision = decide(HANDLER, connection, aborted(held), authorized(wants, {"SKU-2": 1}))
-    assert types(decision) == ["inventory.released", "inventory.reserved"]
+    batch_result = decide(HANDLER, connection, aborted(held), authorized(wants, {"SKU-2": 1}))
+    assert types(batch_result) == ["inventory.released", "inventory.reserved"]
     assert _stock_of(connection, "SKU-2") == (0, 1)
 
 
@@ -201,7 +201,7 @@ def _decide_until_done(url: str, order_ids: tuple[str, ...], seed: int) -> None:
                     continue
                 break
             else:
-                raise AssertionError("the batch is repeated without end")
+                raise AssertionError("the batch is repeated without a limit")
 
 
 def test_concurrent_replicas_conserve_stock(connection: Connection, postgres_url: str) -> None:

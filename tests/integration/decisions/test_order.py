@@ -68,8 +68,8 @@ def _order(connection: Connection, order_id: str) -> tuple[Status, PaymentFact, 
     return status, payment, stock, reason, version
 
 
-def _updated(decision: BatchResult) -> OrderUpdated:
-    (payload,) = [event.payload for event in emitted(decision) if event.type == "order.updated"]
+def _updated(batch_result: BatchResult) -> OrderUpdated:
+    (payload,) = [event.payload for event in emitted(batch_result) if event.type == "order.updated"]
     assert isinstance(payload, OrderUpdated)
     return payload
 
@@ -108,9 +108,9 @@ def test_the_first_event_of_a_paid_and_reserved_order_confirms_it(
     orders.decide(handler, connection, events.pop(first))
     assert _order(connection, order_id) == ("CONFIRMED", "authorized", "reserved", None, 2)
     (second,) = events.values()
-    decision = orders.decide(handler, connection, second)
+    batch_result = orders.decide(handler, connection, second)
     assert _order(connection, order_id) == ("CONFIRMED", "authorized", "reserved", None, 2)
-    assert _updated(decision).version == 2
+    assert _updated(batch_result).version == 2
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
@@ -168,7 +168,7 @@ def test_a_settled_status_stays_while_facts_still_change(
 
 def test_every_order_of_a_batch_is_emitted_once(handler: OrderHandler, connection: Connection) -> None:
     one, two = place(connection), place(connection)
-    decision = decide(
+    batch_result = decide(
         handler,
         connection,
         result("payment.authorized", one),
@@ -176,8 +176,8 @@ def test_every_order_of_a_batch_is_emitted_once(handler: OrderHandler, connectio
         result("inventory.reserved", one),
         result("payment.authorized", one),
     )
-    payloads = {event.correlation_id: event.payload for event in emitted(decision)}
-    assert len(emitted(decision)) == len(payloads) == 2
+    payloads = {event.correlation_id: event.payload for event in emitted(batch_result)}
+    assert len(emitted(batch_result)) == len(payloads) == 2
     assert {
         order_id: payload.status for order_id, payload in payloads.items() if isinstance(payload, OrderUpdated)
     } == {
@@ -189,13 +189,13 @@ def test_every_order_of_a_batch_is_emitted_once(handler: OrderHandler, connectio
 def test_order_updated_is_the_row(handler: OrderHandler, connection: Connection) -> None:
     order_id = place(connection)
     paid_at, held_at = AT + timedelta(seconds=1), AT + timedelta(seconds=2)
-    decision = decide(
+    batch_result = decide(
         handler,
         connection,
         result("payment.authorized", order_id, paid_at),
         result("inventory.reserved", order_id, held_at),
     )
-    updated = _updated(decision)
+    updated = _updated(batch_result)
     found = row(
         connection,
         "SELECT user_id, amount, currency, status, failure_reason, payment, payment_at, stock, stock_at, version,"
@@ -216,7 +216,7 @@ def test_order_updated_is_the_row(handler: OrderHandler, connection: Connection)
         updated.updated_at,
     )
     assert (updated.payment.decided_at, updated.stock.decided_at) == (paid_at, held_at)
-    assert emitted(decision)[0].occurred_at == updated.updated_at
+    assert emitted(batch_result)[0].occurred_at == updated.updated_at
 
 
 def test_a_duplicate_changes_nothing_and_gets_the_same_event(handler: OrderHandler, connection: Connection) -> None:
@@ -233,27 +233,27 @@ def test_an_unknown_order_is_rejected_and_the_other_records_are_decided(
     handler: OrderHandler, connection: Connection
 ) -> None:
     order_id = place(connection)
-    decision = decide(
+    batch_result = decide(
         handler, connection, result("payment.authorized", "unknown-order"), result("payment.authorized", order_id)
     )
-    assert rejections(decision) == [("unknown-order", "UNKNOWN_ORDER")]
-    assert types(decision) == ["order.updated"]
+    assert rejections(batch_result) == [("unknown-order", "UNKNOWN_ORDER")]
+    assert types(batch_result) == ["order.updated"]
     assert _order(connection, order_id)[0] == "PAID"
 
 
 # order.aborted
 
 
-def _abort(decision: BatchResult) -> OrderAborted | None:
-    found = [event.payload for event in emitted(decision) if isinstance(event.payload, OrderAborted)]
+def _abort(batch_result: BatchResult) -> OrderAborted | None:
+    found = [event.payload for event in emitted(batch_result) if isinstance(event.payload, OrderAborted)]
     assert len(found) <= 1
     return found[0] if found else None
 
 
 def test_a_decline_aborts_nothing(handler: OrderHandler, connection: Connection) -> None:
     order_id = place(connection)
-    decision = decide(handler, connection, result("payment.failed", order_id))
-    assert (_order(connection, order_id)[:4], _abort(decision)) == (
+    batch_result = decide(handler, connection, result("payment.failed", order_id))
+    assert (_order(connection, order_id)[:4], _abort(batch_result)) == (
         ("FAILED", "failed", "none", "PAYMENT_DECLINED"),
         None,
     )
@@ -263,9 +263,9 @@ def test_a_decline_aborts_nothing(handler: OrderHandler, connection: Connection)
 def test_missing_stock_aborts_the_order_with_its_reason_and_time(handler: OrderHandler, connection: Connection) -> None:
     order_id = place(connection)
     decide(handler, connection, result("payment.authorized", order_id))
-    decision = decide(handler, connection, result("inventory.failed", order_id, reason="UNKNOWN_SKU"))
-    assert _abort(decision) == OrderAborted(order_id=order_id, status="FAILED", reason="UNKNOWN_SKU")
-    (aborted,) = [event for event in emitted(decision) if event.type == "order.aborted"]
+    batch_result = decide(handler, connection, result("inventory.failed", order_id, reason="UNKNOWN_SKU"))
+    assert _abort(batch_result) == OrderAborted(order_id=order_id, status="FAILED", reason="UNKNOWN_SKU")
+    (aborted,) = [event for event in emitted(batch_result) if event.type == "order.aborted"]
     assert row(connection, "SELECT aborted_at FROM orders") == (aborted.occurred_at,)
 
 
@@ -281,8 +281,8 @@ def test_a_late_step_repeats_the_abort_exactly(
     )
     first = decide(handler, connection, result(step, order_id))
     second = decide(handler, connection, result(step, order_id))
-    for decision in (first, second):
-        (event,) = [event for event in emitted(decision) if event.type == "order.aborted"]
+    for batch_result in (first, second):
+        (event,) = [event for event in emitted(batch_result) if event.type == "order.aborted"]
         assert event.occurred_at == AT
         assert event.payload == OrderAborted(
             order_id=order_id, status=status, reason="TIMED_OUT" if status == "FAILED" else None
@@ -326,9 +326,9 @@ def test_the_cache_key_of_an_open_order_is_deleted_after_the_commit(
     record(connection, event)
     batch = received([event])
     with connection.transaction():
-        decision = handler.decide(connection, batch, None)
+        batch_result = handler.decide(connection, batch, None)
         assert cache.calls == []
-    decision.after_commit()
+    batch_result.after_commit()
     assert cache.calls == [("delete", [order_id])]
 
 
@@ -341,9 +341,9 @@ def test_the_cache_key_of_a_settled_order_is_barred_before_the_commit_and_delete
     record(connection, *events)
     batch = received(events)
     with connection.transaction():
-        decision = handler.decide(connection, batch, None)
+        batch_result = handler.decide(connection, batch, None)
         assert cache.calls == [("bar", [settled])]
-    decision.after_commit()
+    batch_result.after_commit()
     assert cache.calls == [("bar", [settled]), ("delete", sorted([settled, open_one]))]
 
 

@@ -39,8 +39,8 @@ def test_of_two_concurrent_facts_the_second_completes_the_order(
 ) -> None:
     order_id = place(connection)
     paid, reserved = result("payment.authorized", order_id), result("inventory.reserved", order_id)
-    decision = _second_decision(handler, connection, postgres_url, paid, reserved)
-    assert types(decision) == ["order.updated"]
+    batch_result = _second_decision(handler, connection, postgres_url, paid, reserved)
+    assert types(batch_result) == ["order.updated"]
     assert row(connection, "SELECT status, payment, stock, version FROM orders") == (
         "CONFIRMED",
         "authorized",
@@ -54,8 +54,8 @@ def test_a_fact_that_arrives_while_the_order_fails_does_not_reopen_it(
 ) -> None:
     order_id = place(connection)
     failed, paid = result("inventory.failed", order_id), result("payment.authorized", order_id)
-    decision = _second_decision(handler, connection, postgres_url, failed, paid)
-    assert types(decision) == ["order.updated", "order.aborted"]
+    batch_result = _second_decision(handler, connection, postgres_url, failed, paid)
+    assert types(batch_result) == ["order.updated", "order.aborted"]
     assert row(connection, "SELECT status, failure_reason, payment, stock FROM orders") == (
         "FAILED",
         "OUT_OF_STOCK",

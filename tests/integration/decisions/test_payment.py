@@ -146,9 +146,9 @@ def test_created_without_a_row_authorizes(connection: Connection) -> None:
 
 def test_an_unknown_order_is_rejected_and_never_charged(connection: Connection) -> None:
     known, unknown, provider = place(connection), str(uuid4()), Provider(Authorized())
-    decision = decide(_handler(provider), connection, created(unknown), created(known))
-    assert rejections(decision) == [(unknown, "UNKNOWN_ORDER")]
-    assert types(decision) == ["payment.authorized"]
+    batch_result = decide(_handler(provider), connection, created(unknown), created(known))
+    assert rejections(batch_result) == [(unknown, "UNKNOWN_ORDER")]
+    assert types(batch_result) == ["payment.authorized"]
     assert [charge.order_id for charge in provider.asked] == [known]
 
 
@@ -193,10 +193,10 @@ def test_a_call_slower_than_the_budget_is_retried_later(connection: Connection) 
     provider = Provider(Authorized())
     provider.meanwhile = lambda: _wait(gate)
     try:
-        decision = decide(_handler(provider, 0.2), connection, *map(created, order_ids))
+        batch_result = decide(_handler(provider, 0.2), connection, *map(created, order_ids))
     finally:
         gate.set()
-    assert types(decision) == []
+    assert types(batch_result) == []
     assert {_payment(connection, order_id)[0] for order_id in order_ids} == {"PENDING"}
 
 
@@ -317,10 +317,10 @@ def test_an_authorization_that_another_process_has_recorded_is_repeated(connecti
 def test_each_record_of_a_mixed_batch_gets_its_own_answer(connection: Connection) -> None:
     fresh, old = place(connection), _in_state(connection, "VOIDED", "TIMED_OUT")
     undone, gone = _in_state(connection, "AUTHORIZED"), place(connection)
-    decision = decide(
+    batch_result = decide(
         _handler(Provider(Authorized())), connection, created(fresh), created(old), aborted(undone), aborted(gone)
     )
-    assert [(event.correlation_id, event.type) for event in emitted(decision)] == [
+    assert [(event.correlation_id, event.type) for event in emitted(batch_result)] == [
         (fresh, "payment.authorized"),
         (old, "payment.voided"),
     ]

@@ -84,7 +84,7 @@ def test_the_index_entries_of_ended_payments_are_not_read_repeatedly(
             run(connection)
             reads.append(_entries_read(connection, index))
         by_run = [after - before for before, after in pairwise(reads)]
-        assert max(by_run) >= DEAD, "they are looked at once"
+        assert max(by_run) >= DEAD, "the entries are read once"
         assert sum(by_run) < 2 * DEAD
 
 
@@ -121,4 +121,4 @@ def test_the_sweep_finds_a_payment_that_was_committed_late(
     monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 0)
     assert not attempts.run(connection)
     _voiding(connection, 1, ago=CLAIM_SECONDS)
-    wait_until(lambda: attempts.run(connection) or provider.voided, 20, "the sweep has come by")
+    wait_until(lambda: attempts.run(connection) or provider.voided, 20, "the sweep has found the payment")

@@ -205,7 +205,7 @@ def test_while_a_snapshot_is_held_the_index_entries_of_settled_orders_are_not_re
             run(connection)
             reads.append(_entries_read(connection, timer))
     by_run = [after - before for before, after in pairwise(reads)]
-    assert max(by_run) >= DEAD, "the sweep looks at them once"
+    assert max(by_run) >= DEAD, "the sweep reads the entries once"
     assert sum(by_run) < 2 * DEAD
     order_id = _stalled(connection) if timer == "orders_open" else _aborted(connection, "CANCELLED", "none", "none")
     run(connection)

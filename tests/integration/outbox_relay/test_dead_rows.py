@@ -169,4 +169,4 @@ def test_rows_are_found_after_the_ids_started_again(
         with connection.transaction():
             append(connection, [OutboxRow(created(str(uuid4())))])
         tap.count(6)
-        wait_until(lambda: _floor(connection) < 5, 20, "everyone begins with the first id again")
+        wait_until(lambda: _floor(connection) < 5, 20, "the floor is reset")

@@ -138,7 +138,7 @@ def test_rows_stay_until_a_late_acknowledgement_of_kafka(
             assert _waiting(connection) == 20
         finally:
             servers.kafka.resume()
-        _assert_published(tap.until(lambda seen: len(seen) >= 20, 40, "they are published"), events)
+        _assert_published(tap.until(lambda seen: len(seen) >= 20, 40, "the events are published"), events)
         _wait_empty(connection)
 
 
@@ -157,11 +157,13 @@ def test_events_wait_while_kafka_is_down_and_are_published_later(
         with _stopped(servers.kafka):
             _append(connection, _events(5))
             wait_until(lambda: _claimed(connection), 10, "the relay tries")
-            wait_until(lambda: not _claimed(connection), 20, "it gives the rows back")
+            wait_until(lambda: not _claimed(connection), 20, "the relay gives the rows back")
             assert _waiting(connection) == 5
         with Tap(settings.kafka_brokers, [CREATED]) as tap:
             _append(connection, last := _events(1))
-            tap.until(lambda seen: last[0].id in {record.event().id for record in seen}, 40, "it goes on by itself")
+            tap.until(
+                lambda seen: last[0].id in {record.event().id for record in seen}, 40, "the relay publishes again"
+            )
             _wait_empty(connection)
 
 
@@ -230,7 +232,7 @@ def test_a_relay_that_publishes_nothing_reports_it_until_it_publishes_again(
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
-        problem = str(wait_until(loop.readiness.problem, 20, "the relay says that it stands still"))
+        problem = str(wait_until(loop.readiness.problem, 20, "the relay reports a problem"))
         assert problem.startswith("has published nothing for ")
         assert "read-only" in problem
         connection.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only".encode())
@@ -239,7 +241,7 @@ def test_a_relay_that_publishes_nothing_reports_it_until_it_publishes_again(
             " AND datname = current_database()"
         )
         _wait_empty(connection)
-        wait_until(lambda: loop.readiness.problem() is None, 20, "the relay is well again")
+        wait_until(lambda: loop.readiness.problem() is None, 20, "the relay reports no problem")
     finally:
         stop.set()
         thread.join(20)

@@ -197,7 +197,7 @@ def test_one_step_reads_a_limited_number_and_the_next_step_begins_behind_them(co
     assert walker.step(connection) == RetentionStep(11, 1, 0, last=True)
     assert _ids(connection) == kept
     assert walker.step(connection) == RetentionStep(ROWS_PER_STEP, 0, 0, last=False), (
-        "the next walk begins at the first order that is left"
+        "the next walk begins at the first order that was kept"
     )
 
 
@@ -399,4 +399,4 @@ def _publish_one(connection: Connection, tap: Tap) -> None:
     event = created(new_order_id(time.time()))
     with connection.transaction():
         append(connection, [OutboxRow(event)])
-    tap.until(lambda seen: event.id in {record.event().id for record in seen}, 20, "it is published")
+    tap.until(lambda seen: event.id in {record.event().id for record in seen}, 20, "the event is published")

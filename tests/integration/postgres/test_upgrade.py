@@ -166,12 +166,12 @@ def test_an_unknown_reason_is_passed_on(connection: Connection, kind: str) -> No
     event = result(kind, order_id, AT, NEW)  # type: ignore[arg-type]
     record(connection, event)
     _, inventory, order_service = _handlers()
-    decision = decide(order_service, connection, event)
-    told = {outgoing.event.type: outgoing.event.payload for outgoing in decision.emit}
+    batch_result = decide(order_service, connection, event)
+    told = {outgoing.event.type: outgoing.event.payload for outgoing in batch_result.emit}
     assert getattr(told["order.updated"], "failure_reason", None) == NEW
     assert row(connection, "SELECT status, failure_reason FROM orders") == ("FAILED", NEW)
     if kind == "inventory.failed":
-        (abort,) = [outgoing.event for outgoing in decision.emit if outgoing.event.type == "order.aborted"]
+        (abort,) = [outgoing.event for outgoing in batch_result.emit if outgoing.event.type == "order.aborted"]
         (released,) = decide(inventory, connection, abort).emit
         assert getattr(released.event.payload, "reason", None) == NEW
 
@@ -199,8 +199,8 @@ def test_an_order_in_an_unknown_state_is_left_to_the_newer_version(
     events = [result("payment.authorized", order_id), result("inventory.reserved", order_id)]
     record(connection, *events)
     _, _, order_service = _handlers()
-    decision = decide(order_service, connection, *events)
-    assert decision.reject == []
+    batch_result = decide(order_service, connection, *events)
+    assert batch_result.reject == []
     assert row(connection, f"SELECT {column} FROM orders") == (value,)  # noqa: S608
     assert row(connection, "SELECT status FROM orders") == status
 
@@ -212,7 +212,7 @@ def test_a_payment_or_reservation_in_an_unknown_state_is_left_to_the_newer_versi
     connection.execute("INSERT INTO payments (order_id, state) VALUES (%s, 'CAPTURED')", (order_id,))
     connection.execute("INSERT INTO reservations (order_id, state) VALUES (%s, 'PICKED')", (order_id,))
     record(connection, result("inventory.reserved", order_id))
-    decisions = []
+    answers = []
     for handler, names in zip(
         _handlers(),
         (("order.created",), ("payment.authorized",), ("payment.authorized", "inventory.reserved")),
@@ -220,17 +220,17 @@ def test_a_payment_or_reservation_in_an_unknown_state_is_left_to_the_newer_versi
     ):
         for name in names:
             event = result(name, order_id) if name != "order.created" else _created(order_id)
-            decisions.append(_only(decide(handler, connection, event)))
+            answers.append(_only(decide(handler, connection, event)))
     connection.execute("UPDATE orders SET status = 'CANCELLED', aborted_at = now()")
-    decisions += [_only(decide(handler, connection, _aborted(order_id))) for handler in _handlers()[:2]]
-    assert set(decisions) <= {(), ("order.updated",)}
+    answers += [_only(decide(handler, connection, _aborted(order_id))) for handler in _handlers()[:2]]
+    assert set(answers) <= {(), ("order.updated",)}
     assert row(connection, "SELECT state FROM payments") == ("CAPTURED",)
     assert row(connection, "SELECT state FROM reservations") == ("PICKED",)
 
 
-def _only(decision: BatchResult) -> tuple[str, ...]:
-    assert decision.reject == []
-    return tuple(types(decision))
+def _only(batch_result: BatchResult) -> tuple[str, ...]:
+    assert batch_result.reject == []
+    return tuple(types(batch_result))
 
 
 def _of(name: str, order_id: str) -> Event[Payload]:
