@@ -26,6 +26,10 @@ from tests.support.waiting import wait_until
 
 ORDERS, STOCK, SUCCESS_RATE = 1_000, 300, 0.7
 SKU = "SKU-1"
+UNFINISHED_ROWS = """
+SELECT (SELECT count(*) FROM payments WHERE state IN ('PENDING', 'VOIDING'))
+     + (SELECT count(*) FROM orders JOIN reservations ON order_id = id AND state = 'RELEASED' WHERE stock <> 'released')
+"""
 DEAD_LETTERS = [dead_letter_topic(group) for group in CONSUMER_GROUPS]
 
 
@@ -46,7 +50,11 @@ def _one(running: Services, query: str) -> tuple[Any, ...]:
 
 def _wait_finished(running: Services) -> None:
     with psycopg.connect(running.postgres_url, autocommit=True) as connection:
-        wait_until(lambda: under_way(connection).is_quiet, 90, "every order is settled and compensated")
+        wait_until(
+            lambda: under_way(connection).is_quiet and _one(running, UNFINISHED_ROWS) == (0,),
+            90,
+            "every order is settled and compensated, with its payment and its reservation",
+        )
 
 
 def _outcomes(running: Services) -> Counter[tuple[str, ...]]:

@@ -40,5 +40,5 @@ def exclusive_system(state_dir: Path, **settings: str) -> Iterator[System]:
             system.stop()
             print(f"The logs are kept in {system.state.logs}", file=sys.stderr)
             raise
-        system.stop()
+        system.end()
         system.command("reset")

@@ -68,14 +68,17 @@ def restart_postgres(system: System) -> None:
     os.kill(system.pid("postgres"), signal.SIGINT)
 
 
-def delete_topics(system: System) -> None:
-    """Delete every topic of events while services read and write them. Raises KafkaException."""
+def delete_topics(system: System, *, may_be_missing: bool = False) -> None:
+    """Delete every topic of events while services read and write them. Raises KafkaException.
+
+    With `may_be_missing`, a topic that an earlier fault removed is no error.
+    """
     client = admin(system.settings, "test")
     for future in client.delete_topics(list(TOPICS), operation_timeout=_DELETE_SECONDS).values():
         try:
             future.result(_RESULT_SECONDS)
         except KafkaException as error:
-            if "UNKNOWN_TOPIC" not in str(error):
+            if not may_be_missing or "UNKNOWN_TOPIC" not in str(error):
                 raise
 
 

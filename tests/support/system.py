@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 
 EXECUTABLE = Path(sys.executable).with_name("orderstream")
 # Generous limits: the machine may be busy.
-START_SECONDS = 150.0
+START_SECONDS = 180.0
 STOP_SECONDS = 60.0
 RESTART_SECONDS = 60.0
 _NOT_INHERITED = {"POSTGRES_URL", "REDIS_URL", "KAFKA_BROKERS", "KAFKA_OPTIONS", "OTEL_EXPORTER_OTLP_ENDPOINT"}
@@ -135,8 +135,13 @@ class System:
         assert done.returncode == 0, f"orderstream {' '.join(arguments)}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def end(self) -> None:
+        """Stop with `orderstream down`. It and every `up` must exit with 0 in time."""
+        self.command("down")
+        assert [up.ends() for up in self._ups] == [0] * len(self._ups), "`up` did not end in order"
+
     def stop(self) -> None:
-        """End every `up` that this object started."""
+        """End every `up` that this object started, also after a failure."""
         for up in self._ups:
             if up.process.poll() is None:
                 up.interrupt()
@@ -186,15 +191,19 @@ class System:
         return {child.name: child for child in run.children} if run else {}
 
     def pid(self, name: str) -> int:
-        """Return the pid of a process. If it is being restarted, wait until it runs again."""
+        """Return the pid of a process, which must run now."""
+        child = self.children[name]
+        assert is_alive(child), f"{name} does not run"
+        return child.pid
 
-        def running() -> int | None:
-            child = self.children.get(name)
-            return child.pid if child is not None and is_alive(child) else None
+    def await_restart(self, *names: str) -> None:
+        """Wait until these processes run. The supervisor may be restarting one of them."""
 
-        found = wait_until(running, RESTART_SECONDS, f"{name} runs")
-        assert found is not None
-        return found
+        def run() -> bool:
+            children = [self.children.get(name) for name in names]
+            return all(child is not None and is_alive(child) for child in children)
+
+        wait_until(run, RESTART_SECONDS, f"{', '.join(names)} run")
 
     def service_pids(self) -> dict[str, int]:
         """Return the pids of all recorded replicas of the five services, by name."""

@@ -81,11 +81,6 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def connected(system: System) -> psycopg.Connection:
-    """Connect to the database of the system, in autocommit mode."""
-    return psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True)
-
-
 def place_orders(phase: load.Phase, system: System, user: str, seconds: int, **variables: str) -> Load:
     """Place orders of SKU for `user` with k6, and return what it counted."""
     return load.run(phase, system.urls["BASE_URL"], seconds, USER=user, SKU=SKU, **variables)

@@ -19,6 +19,7 @@ from orderstream.settings import SERVICES
 from tests.support import faults
 from tests.support.faults import signal_if_alive
 from tests.support.system import System
+from tests.support.waiting import wait_until
 
 SESSION_SECONDS = 12
 """Longer than the session time-out of a consumer group."""
@@ -106,17 +107,23 @@ class Target:
 
 def kill(*names: str) -> Callable[[Target], None]:
     """Return a fault that kills these processes at the same time."""
-    return lambda target: faults.kill(target.system, *names)
+
+    def kill_all(target: Target) -> None:
+        target.system.await_restart(*names)
+        faults.kill(target.system, *names)
+
+    return kill_all
 
 
 def hang(name: str, seconds: float) -> Callable[[Target], None]:
     """Return a fault that pauses a process for `seconds`."""
 
-    def harm(target: Target) -> None:
+    def pause(target: Target) -> None:
+        target.system.await_restart(name)
         with faults.paused(target.system, name):
             target.wait(seconds)
 
-    return harm
+    return pause
 
 
 def stop_every_service(target: Target) -> None:
@@ -131,17 +138,20 @@ def kill_every_service(target: Target) -> None:
 
 def restart_postgres(target: Target) -> None:
     """Stop Postgres in good order. The supervisor restarts it."""
+    target.system.await_restart("postgres")
     faults.restart_postgres(target.system)
 
 
 def fail_over_postgres(target: Target) -> None:
     """Restart Postgres as a standby, which serves reads and refuses writes, and promote it later."""
+    target.system.await_restart("postgres")
     data = target.system.postgres_data
     (data / "standby.signal").touch()
     faults.restart_postgres(target.system)
     target.await_postgres("SELECT pg_is_in_recovery()")
     target.wait(HANG_SECONDS)
     (data / "promote").touch()
+    target.system.await_restart("postgres")
     os.kill(target.system.pid("postgres"), signal.SIGUSR1)
     target.await_postgres("SELECT NOT pg_is_in_recovery()")
 
@@ -189,11 +199,11 @@ def refuse_a_record(target: Target) -> None:
 
 def kill_valkey(target: Target) -> None:
     """Kill Valkey: the whole cache is lost."""
+    target.system.await_restart("valkey")
     before = target.system.pid("valkey")
     with target.without_redis():
         faults.kill(target.system, "valkey")
-        while not target.system.is_back("valkey", before):
-            target.wait(_POLL_SECONDS)
+        wait_until(lambda: target.system.is_back("valkey", before), LIMIT_SECONDS, "Valkey is restarted")
 
 
 def hang_valkey(target: Target) -> None:
@@ -204,12 +214,13 @@ def hang_valkey(target: Target) -> None:
 
 def delete_topics(target: Target) -> None:
     """Delete every topic of events. Raises KafkaException."""
-    faults.delete_topics(target.system)
+    faults.delete_topics(target.system, may_be_missing=True)
     target.topics_lost = time.monotonic()
 
 
 def wipe_kafka(target: Target) -> None:
     """Delete all data of Kafka and kill it."""
+    target.system.await_restart("kafka")
     faults.wipe_kafka(target.system)
     target.topics_lost = time.monotonic()
 

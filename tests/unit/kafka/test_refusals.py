@@ -171,29 +171,29 @@ BOTH = [Publication("dead", "k", "v", []), Publication("alive", "k", "v", [])]
 
 def test_a_topic_that_alone_fails_repeatedly_is_set_aside_and_retried_later() -> None:
     clock = Clock()
-    lonely = StuckTopics(clock)
+    stuck_topics = StuckTopics(clock)
     for _ in range(STUCK_FAILURES_MAX):
-        assert not lonely.is_suspended("dead")
-        lonely.note(BOTH, {0: TIMED_OUT}, ())
-    assert lonely.is_suspended("dead")
-    assert not lonely.is_suspended("alive")
-    lonely.note(BOTH, {}, {0})
-    assert lonely.is_suspended("dead")
+        assert not stuck_topics.is_suspended("dead")
+        stuck_topics.note(BOTH, {0: TIMED_OUT}, ())
+    assert stuck_topics.is_suspended("dead")
+    assert not stuck_topics.is_suspended("alive")
+    stuck_topics.note(BOTH, {}, {0})
+    assert stuck_topics.is_suspended("dead")
     clock.now += STUCK_EVIDENCE_SECONDS + 1
-    assert not lonely.is_suspended("dead")
-    lonely.note(BOTH, {}, ())
+    assert not stuck_topics.is_suspended("dead")
+    stuck_topics.note(BOTH, {}, ())
     for _ in range(STUCK_FAILURES_MAX - 1):
         clock.now += STUCK_EVIDENCE_SECONDS + 1
-        lonely.note(BOTH, {0: TIMED_OUT}, ())
-    assert not lonely.is_suspended("dead")
+        stuck_topics.note(BOTH, {0: TIMED_OUT}, ())
+    assert not stuck_topics.is_suspended("dead")
 
 
 def test_no_topic_is_set_aside_while_kafka_is_down() -> None:
     clock = Clock()
-    lonely = StuckTopics(clock)
-    lonely.note(BOTH[1:], {}, ())
+    stuck_topics = StuckTopics(clock)
+    stuck_topics.note(BOTH[1:], {}, ())
     for _ in range(10 * STUCK_FAILURES_MAX):
         clock.now += 5
-        lonely.note(BOTH, {0: TIMED_OUT, 1: TIMED_OUT}, ())
-    assert not lonely.is_suspended("dead")
-    assert not lonely.is_suspended("alive")
+        stuck_topics.note(BOTH, {0: TIMED_OUT, 1: TIMED_OUT}, ())
+    assert not stuck_topics.is_suspended("dead")
+    assert not stuck_topics.is_suspended("alive")

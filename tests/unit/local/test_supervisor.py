@@ -70,7 +70,7 @@ class PythonService:
         self._command = python(script, stop_order=stop_order)
         self.installed = 0
 
-    def install(self, _workshop: InstallContext, /) -> None:
+    def install(self, _context: InstallContext, /) -> None:
         """Count the calls."""
         self.installed += 1
 
