@@ -19,7 +19,6 @@ from orderstream.postgres.limited import LimitedConnection
 
 Connection = psycopg.Connection[TupleRow]
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
-AsyncCursor = psycopg.AsyncCursor[TupleRow]
 
 CONNECT_TIMEOUT_SECONDS = 3
 """Time limit for each address of each host, unless the connection string sets another one."""
