@@ -71,13 +71,14 @@ class Consumed:
         """Ask Kafka again. If Kafka does not answer, `until` is None."""
         row = connection.execute(SQL["published_until"]).fetchone()
         assert row is not None
+        (published_until,) = row
         try:
             offsets = self._ask()
         except (KafkaException, KafkaRefusedError) as error:
             log.warning("backlog_unknown", detail=str(error)[:300])
             self.until = None
         else:
-            self.note(row[0], offsets)
+            self.note(published_until, offsets)
         self._asked_at = self._clock()
 
     def note(self, published_until: datetime, offsets: Offsets) -> None:

@@ -119,7 +119,7 @@ class Watchdog:
         """Claim the due orders, range by range, at most ROWS_PER_RUN. Claim none while Kafka does not answer."""
         row = connection.execute(SQL["now"]).fetchone()
         assert row is not None
-        now, left = row[0], ROWS_PER_RUN
+        (now,), left = row, ROWS_PER_RUN
         for part in due.ranges(now):
             started = time.monotonic()
             try:

@@ -100,7 +100,7 @@ class Walk:
         try:
             with connection.transaction():
                 connection.execute(SQL["set_short_timeouts"], _TIMEOUTS)
-                page, removable = self._look(connection)
+                page, removable = self._read_page(connection)
                 sold = _remove(connection, removable) if removable else 0
         except psycopg.Error as error:
             if is_transient(error):
@@ -116,11 +116,12 @@ class Walk:
         self._advance(page, removable, last=last)
         return RetentionStep(len(page), len(removable), sold, last)
 
-    def _look(self, connection: Connection) -> tuple[list[str], list[str]]:
+    def _read_page(self, connection: Connection) -> tuple[list[str], list[str]]:
         parameters = {"after": self._after, "days": self._days, "limit": self._rows, "every_order": self._every_order}
         row = connection.execute(SQL["old_orders"], parameters).fetchone()
         assert row is not None
-        return row[0], row[1]
+        page, removable = row
+        return page, removable
 
     def _advance(self, page: list[str], removed: list[str], *, last: bool) -> None:
         """Begin the next step behind this page. After the last page, begin a new walk."""

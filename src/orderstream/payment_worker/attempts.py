@@ -134,8 +134,9 @@ class Attempts:
         """Claim the payments that are due, range by range, at most CLAIM_ROWS."""
         row = connection.execute(SQL["now"]).fetchone()
         assert row is not None
+        (now,) = row
         claims: dict[str, _Claim] = {}
-        for part in self._due.ranges(row[0]):
+        for part in self._due.ranges(now):
             started, left = time.monotonic(), CLAIM_ROWS - len(claims)
             between = {"after": part.after, "upto": part.upto, "limit": left}
             settings = {"push_seconds": CLAIM_SECONDS, "oldest_seconds": self.oldest_seconds}
