@@ -37,7 +37,7 @@ def _outcomes(root: Path, servers: Servers, databases: Databases, **settings: st
 
 
 @pytest.mark.usefixtures("kafka_brokers")
-def test_orders_are_confirmed_although_half_of_the_calls_get_no_answer(
+def test_orders_are_confirmed_if_the_provider_leaves_half_of_the_calls_unanswered(
     tmp_path: Path, servers: Servers, databases: Databases
 ) -> None:
     outcomes = _outcomes(tmp_path, servers, databases, PAYMENT_THROW_RATE="0.5", PAYMENT_MAX_ATTEMPTS="20")
@@ -45,6 +45,8 @@ def test_orders_are_confirmed_although_half_of_the_calls_get_no_answer(
 
 
 @pytest.mark.usefixtures("kafka_brokers")
-def test_without_any_answer_every_order_fails(tmp_path: Path, servers: Servers, databases: Databases) -> None:
+def test_if_the_provider_never_answers_every_order_fails(
+    tmp_path: Path, servers: Servers, databases: Databases
+) -> None:
     outcomes = _outcomes(tmp_path, servers, databases, PAYMENT_THROW_RATE="1", PAYMENT_MAX_ATTEMPTS="3")
     assert outcomes == [("FAILED", "PROVIDER_UNAVAILABLE", "failed", "FAILED", ORDERS)]

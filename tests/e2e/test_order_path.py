@@ -88,7 +88,7 @@ def test_the_lines_of_the_readme_without_curl_place_an_order_and_show_it_confirm
     )
 
 
-def test_the_walk_through_of_the_first_version_still_works(running: Services) -> None:
+def test_the_example_order_of_the_first_version_is_still_confirmed(running: Services) -> None:
     here = running.base_url
     with psycopg.connect(running.postgres_url) as connection:
         connection.execute(FIRST_STOCK.encode())
@@ -232,14 +232,14 @@ def _zero_at_rest() -> Iterator[Sample]:
             yield _sample(service, "lag_records", service=service, topic=name, partition=str(partition))
 
 
-def test_at_rest_every_metric_exists_and_no_work_is_left(running: Services) -> None:
+def test_a_system_without_open_work_shows_every_metric_and_zero_waiting_work(running: Services) -> None:
     for sample in _zero_at_rest():
         _await(running, sample, lambda value: value == 0)
     shown = {name.removesuffix("_bucket") for _, name, _ in _figures(running)}
     assert {metric.name for metric in CATALOGUE} <= shown
 
 
-def test_the_stock_commands(running: Services) -> None:
+def test_the_stock_commands_change_and_show_the_stock(running: Services) -> None:
     running.command("stock", "set", "SKU-9", "5")
     running.command("stock", "add", "SKU-9", "2")
     assert running.command("stock", "list").split()[-3:] == ["SKU-9", "7", "0"]

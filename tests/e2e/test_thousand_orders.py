@@ -67,7 +67,9 @@ def _outcomes(running: Services) -> Counter[tuple[str, ...]]:
 
 
 @pytest.mark.usefixtures("kafka_brokers")
-def test_a_thousand_orders_payments_and_stock_agree(tmp_path: Path, servers: Servers, databases: Databases) -> None:
+def test_after_a_thousand_orders_the_orders_payments_and_stock_agree(
+    tmp_path: Path, servers: Servers, databases: Databases
+) -> None:
     with (
         services(tmp_path, servers, databases, PAYMENT_SUCCESS_RATE=str(SUCCESS_RATE)) as running,
         Tap(servers.kafka_brokers, [*TOPICS, *DEAD_LETTERS]) as tap,

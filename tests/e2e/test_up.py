@@ -69,7 +69,7 @@ def settled(running: System, order_id: str) -> str:
     return str(wait_until(status, 30, f"order {order_id} settles"))
 
 
-def test_a_stopped_system_starts_again_offline_with_its_data(shared: System) -> None:
+def test_a_stopped_system_starts_without_a_network_and_keeps_its_data(shared: System) -> None:
     first = serving(shared)
     order_id = place_as_the_banner_says(shared)
     assert settled(shared, order_id) == "CONFIRMED"
@@ -94,7 +94,7 @@ def test_a_stopped_system_starts_again_offline_with_its_data(shared: System) -> 
     assert shared.run("stock", "list").stdout.split()[-3:] == ["SKU-1", "99", "1"]
 
 
-def test_a_second_up_prints_the_banner_of_the_first(shared: System) -> None:
+def test_a_second_up_prints_the_banner_of_the_running_system(shared: System) -> None:
     first = serving(shared)
     again = shared.run("up")
     assert again.returncode == 0
@@ -102,7 +102,7 @@ def test_a_second_up_prints_the_banner_of_the_first(shared: System) -> None:
     assert first.process.poll() is None
 
 
-def test_env_status_and_logs_of_a_running_system(shared: System) -> None:
+def test_the_commands_env_status_and_logs_work_on_a_running_system(shared: System) -> None:
     serving(shared)
     exported = shared.run("env").stdout
     script = f'{exported}\nprintf "%s\\n" "$BASE_URL"; "{EXECUTABLE}" up'
@@ -122,7 +122,7 @@ def test_env_status_and_logs_of_a_running_system(shared: System) -> None:
     assert shared.run("reset").returncode == 1
 
 
-def test_two_systems_run_at_once_one_with_replicas_and_a_given_server(shared: System, tmp_path: Path) -> None:
+def test_a_second_system_with_replicas_and_a_given_server_runs_beside_the_first(shared: System, tmp_path: Path) -> None:
     serving(shared)
     run = shared.state.read().run
     assert run is not None
@@ -139,7 +139,7 @@ def test_two_systems_run_at_once_one_with_replicas_and_a_given_server(shared: Sy
         assert not set(shared.state.read().ports.values()) & set(other.state.read().ports.values())
 
 
-def test_after_kill_9_the_next_up_ends_the_leftovers_and_starts(shared: System) -> None:
+def test_after_kill_9_the_next_up_ends_the_processes_left_behind_and_starts(shared: System) -> None:
     first = serving(shared)
     children = shared.children
     urls = dict(line.removeprefix("export ").split("=", 1) for line in shared.run("env").stdout.splitlines())
@@ -239,7 +239,7 @@ def fresh_checkout(tmp_path: Path) -> Iterator[System]:
         yield created
 
 
-def test_ctrl_c_ends_a_fetch_that_hangs(fresh_checkout: System) -> None:
+def test_ctrl_c_ends_a_download_that_hangs(fresh_checkout: System) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
         up = fresh_checkout.up(**dict.fromkeys(OFFLINE, proxy))
@@ -250,7 +250,7 @@ def test_ctrl_c_ends_a_fetch_that_hangs(fresh_checkout: System) -> None:
         assert alive(children) == []
 
 
-def test_without_a_network_up_names_the_file_that_it_cannot_fetch(fresh_checkout: System) -> None:
+def test_without_a_network_up_names_the_file_that_it_cannot_download(fresh_checkout: System) -> None:
     up = fresh_checkout.up(**OFFLINE)
     assert up.ends() == 1
     assert "cannot fetch " in up.said

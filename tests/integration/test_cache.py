@@ -50,7 +50,7 @@ def invalidator(redis_url: str) -> Any:
     cache_invalidator.close()
 
 
-def test_a_miss_gives_a_lease_and_its_holder_fills_the_key(redis_url: str) -> None:
+def test_a_cache_miss_gives_a_lease_with_which_the_reader_fills_the_key(redis_url: str) -> None:
     async def scenario(reader: AsyncCache) -> None:
         first, other = await reader.look_up(["a", "b"])
         assert isinstance(first, Lease)
@@ -138,7 +138,7 @@ def test_a_bar_replaces_an_entry(redis_url: str, invalidator: CacheInvalidator) 
     run_with_reader(redis_url, scenario)
 
 
-def test_only_the_process_that_set_a_bar_lifts_it(redis_url: str, invalidator: CacheInvalidator) -> None:
+def test_only_the_process_that_set_a_bar_removes_the_bar(redis_url: str, invalidator: CacheInvalidator) -> None:
     """If a change ends after the next one has begun, its delete must not lift the bar of the next one."""
 
     async def scenario(reader: AsyncCache) -> None:
@@ -211,7 +211,7 @@ def test_a_hanging_redis_delays_a_call_by_the_budget_at_most(servers: Servers, r
         servers.valkey.resume()
 
 
-def test_while_the_breaker_is_open_nothing_is_sent() -> None:
+def test_while_the_circuit_breaker_is_open_the_cache_sends_no_command() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.setblocking(False)
 
@@ -355,7 +355,7 @@ def test_the_number_of_pending_deletes_is_limited(monkeypatch: pytest.MonkeyPatc
     assert list(invalidator._pending_deletes) == ["c", "d", "e"]
 
 
-def test_the_breaker_closes_after_a_while() -> None:
+def test_the_circuit_breaker_of_the_cache_closes_after_a_while() -> None:
     now = 0.0
     breaker = cache.Breaker(lambda: now)
     assert not breaker.is_open

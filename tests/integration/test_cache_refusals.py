@@ -243,7 +243,7 @@ def test_after_a_refusal_the_host_name_is_resolved_again(redis_url: str) -> None
     invalidator.close()
 
 
-def test_a_delete_does_not_count_for_a_change_that_came_after_it_began() -> None:
+def test_a_delete_that_began_before_the_last_change_of_an_order_leaves_the_order_pending() -> None:
     pending = PendingDeletes()
     pending.add(["a", "b"])
     in_progress = pending.next_batch()

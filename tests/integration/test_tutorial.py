@@ -257,7 +257,7 @@ def _kept_contract(copy: Copy, letter: Letter) -> dict[str, Any]:
     return body
 
 
-def test_the_step_is_in_each_list_of_services_in_the_code(copy: Copy, tmp_path: Path) -> None:
+def test_the_service_of_the_new_step_is_in_each_list_of_services_in_the_code(copy: Copy, tmp_path: Path) -> None:
     copy.python(_LISTED, GROUP, str(tmp_path))
     assert f"command: [{GROUP}]" in (copy.root / "docker-compose.yml").read_text(encoding="utf-8")
 
@@ -268,5 +268,5 @@ def test_the_diagram_of_the_events_shows_the_step(copy: Copy) -> None:
     assert "shipment.created" in diagrams
 
 
-def test_the_layers_are_those_of_the_other_services(copy: Copy) -> None:
+def test_the_service_of_the_new_step_keeps_the_rules_of_the_layers(copy: Copy) -> None:
     copy.python("import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))")

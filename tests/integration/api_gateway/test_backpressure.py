@@ -50,7 +50,7 @@ class CountingSession(Session):
         return await super().check(statement, parameters, row_factory)
 
 
-def test_the_outbox_is_measured_once_a_second_and_the_result_counts_for_five(
+def test_the_outbox_is_measured_once_a_second_and_the_result_is_valid_for_five_seconds(
     postgres_url: str, connection: Connection
 ) -> None:
     now = 100.0
@@ -88,7 +88,7 @@ def test_the_outbox_is_measured_once_a_second_and_the_result_counts_for_five(
     asyncio.run(scenario())
 
 
-def test_a_hanging_measurement_blocks_no_order(postgres_url: str, connection: Connection) -> None:
+def test_a_hanging_measurement_of_the_outbox_blocks_no_order(postgres_url: str, connection: Connection) -> None:
     connection.execute("BEGIN")
     connection.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
 

@@ -17,7 +17,7 @@ PREFLIGHT = {
 
 
 @pytest.mark.parametrize(("path", "allow"), [("/orders", "POST"), ("/orders/x", "GET, HEAD"), ("/readyz", "GET, HEAD")])
-def test_a_preflight_is_refused(shared: Gateway, path: str, allow: str) -> None:
+def test_a_preflight_request_is_refused(shared: Gateway, path: str, allow: str) -> None:
     response = shared.client.options(path, headers=PREFLIGHT)
     assert (response.status_code, response.headers["allow"]) == (405, allow)
     problem(response, "method-not-allowed")
@@ -33,7 +33,7 @@ def test_a_browser_cannot_place_an_order_without_a_preflight(shared: Gateway, ro
     assert rows.execute("SELECT count(*) FROM orders").fetchone() == before
 
 
-def test_no_response_can_be_read_by_a_page_of_another_origin(shared: Gateway) -> None:
+def test_no_response_lets_a_page_of_another_origin_read_it(shared: Gateway) -> None:
     path = place(shared)
     responses = [
         shared.client.get(path, headers=ORIGIN),

@@ -98,7 +98,7 @@ def test_a_cancelled_order_is_stored_with_its_update_and_its_abort(
     assert shared.client.get(path).content == response.content
 
 
-def test_cancelling_again_changes_nothing(shared: Gateway, rows: Connection) -> None:
+def test_cancelling_a_cancelled_order_changes_nothing(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     first = cancel(shared, path)
     before = stored_order(rows, path), outbox_events(rows, path)
@@ -108,7 +108,7 @@ def test_cancelling_again_changes_nothing(shared: Gateway, rows: Connection) -> 
     assert (stored_order(rows, path), outbox_events(rows, path)) == before
 
 
-def test_a_failed_order_stays_failed(shared: Gateway, rows: Connection) -> None:
+def test_cancelling_a_failed_order_is_refused_and_leaves_it_failed(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     set_state(rows, path, "FAILED", "voided", "failed", "OUT_OF_STOCK")
     before = stored_order(rows, path)
@@ -277,7 +277,7 @@ def test_without_postgres_the_answer_is_503_within_the_time_limit(
     assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 2
 
 
-def test_a_row_that_stays_locked_ends_in_503(
+def test_a_cancel_of_an_order_that_stays_locked_is_answered_503(
     start: Start, connection: Connection, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = place(start())
@@ -330,7 +330,7 @@ def test_no_stale_order_is_read_while_redis_refuses_writes(
         assert {read.headers["x-cache"] for read in reads} == {"BYPASS"}
 
 
-def test_a_failed_delete_is_retried_without_a_further_request(
+def test_a_failed_delete_of_a_cache_entry_is_retried_without_a_further_request(
     start: Start, servers: Servers, connection: Connection, redis_url: str
 ) -> None:
     gateway = start()

@@ -74,7 +74,7 @@ def test_a_committed_cancel_is_visible_before_the_cache_entry_is_deleted(
     asyncio.run(scenario())
 
 
-def test_a_cancel_of_an_open_order_sets_no_bar(
+def test_a_cancel_of_an_open_order_bars_no_cache_entry(
     connection: Connection, postgres_url: str, redis_url: str, caches: list[_PausingCache]
 ) -> None:
     """An open order has no cache entry. A bar would need a round trip while the row is locked."""

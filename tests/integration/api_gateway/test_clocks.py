@@ -46,7 +46,7 @@ def event(connection: Connection) -> Any:
 
 
 @pytest.mark.parametrize("shift", WRONG_CLOCKS.values(), ids=WRONG_CLOCKS)
-def test_the_clock_of_a_gateway_sets_no_time_of_an_order(
+def test_the_times_of_an_order_do_not_depend_on_the_clock_of_the_gateway(
     postgres_url: str, connection: Connection, servers: Servers, shift: timedelta
 ) -> None:
     before = connection.execute("SELECT clock_timestamp()").fetchall()[0][0]
@@ -74,7 +74,7 @@ def test_the_clock_of_a_gateway_sets_no_time_of_an_order(
     assert not too_old
 
 
-def test_times_are_written_as_the_other_services_write_them(
+def test_the_gateway_writes_times_in_the_same_format_as_the_other_services(
     postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A nudge repeats the event byte by byte, also if its time has no fraction of a second."""
@@ -89,7 +89,7 @@ def test_times_are_written_as_the_other_services_write_them(
     assert again == first
 
 
-def test_no_change_is_dated_before_the_creation_of_the_order(
+def test_an_order_is_never_updated_before_the_time_of_its_creation(
     postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     """The clock of the database is set back by an hour, or a server with a slower clock takes over."""

@@ -142,7 +142,7 @@ def test_the_condition_of_a_cancel_is_checked_under_the_row_lock(
     assert stored_order(rows, path).state.status == "PAID"
 
 
-def test_a_repeated_cancel_is_not_refused_because_of_its_own_first_commit(
+def test_a_conditional_cancel_that_is_repeated_after_its_commit_succeeds(
     postgres_url: str, connection: Connection, servers: Servers
 ) -> None:
     order_id = UNKNOWN.removeprefix("/orders/")
@@ -181,7 +181,7 @@ def test_a_new_order_with_if_match_is_refused(shared: Gateway, rows: Connection)
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js"])
-def test_only_a_star_matches_a_page_without_an_entity_tag(shared: Gateway, path: str) -> None:
+def test_on_a_page_without_an_entity_tag_only_the_condition_star_matches(shared: Gateway, path: str) -> None:
     cases = [
         ({"if-match": '"1"'}, 412),
         ({"if-match": ""}, 412),

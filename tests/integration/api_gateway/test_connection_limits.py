@@ -33,7 +33,7 @@ def test_a_connection_queues_sixteen_requests() -> None:
     run(scenario)
 
 
-def test_a_body_behind_another_request_is_not_read_beyond_its_buffer() -> None:
+def test_the_body_of_a_waiting_request_is_read_only_up_to_the_size_of_its_buffer() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -49,20 +49,20 @@ def test_a_body_behind_another_request_is_not_read_beyond_its_buffer() -> None:
 
 
 @pytest.mark.parametrize("number", [99, 100])
-def test_a_request_may_have_a_hundred_fields_and_no_more(shared: Gateway, number: int) -> None:
+def test_a_request_may_have_at_most_a_hundred_header_fields(shared: Gateway, number: int) -> None:
     with shared.connect() as sock:
         sock.sendall(LIVE[:-2] + b"x: y\r\n" * number + b"\r\n")
         assert read_response(sock).startswith(b"HTTP/1.1 200" if number == 99 else b"HTTP/1.1 431")
 
 
-def test_a_head_may_have_64_kib_and_no_more(shared: Gateway) -> None:
+def test_a_request_head_may_have_at_most_64_kib(shared: Gateway) -> None:
     for more, status in ((0, b"200"), (1, b"431")):
         with shared.connect() as sock:
             sock.sendall(LIVE[:-2] + b"x: " + b"y" * (HEAD_MAX_BYTES - len(LIVE) - 5 + more) + b"\r\n\r\n")
             assert read_response(sock).startswith(b"HTTP/1.1 " + status)
 
 
-def test_a_target_beyond_8_kib_is_refused(shared: Gateway) -> None:
+def test_a_request_target_longer_than_8_kib_is_refused(shared: Gateway) -> None:
     for length, status in ((TARGET_MAX_BYTES, b"404"), (TARGET_MAX_BYTES + 1, b"414")):
         with shared.connect() as sock:
             sock.sendall(LIVE.replace(b"/livez", b"/" * length))
@@ -96,7 +96,7 @@ def test_the_server_closes_a_refused_connection_that_the_client_leaves_open(monk
     run(scenario)
 
 
-def test_a_request_is_not_started_while_the_client_does_not_read_the_response_before_it() -> None:
+def test_a_request_does_not_begin_while_the_client_does_not_read_the_previous_response() -> None:
     async def scenario() -> None:
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
             await respond(send, 200, bytes(32 << 20))

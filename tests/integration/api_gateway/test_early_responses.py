@@ -41,7 +41,7 @@ def test_an_early_response_to_a_client_that_waits_for_100_closes_the_connection(
         assert read_to_the_end(sock) == b""
 
 
-def test_100_is_sent_once_and_only_to_a_client_that_waits_for_it(shared: Gateway) -> None:
+def test_100_continue_is_sent_once_and_only_to_a_client_that_waits_for_it(shared: Gateway) -> None:
     head = POST.replace(b"host: x", b"host: x\r\nexpect: 100-Continue")
     with shared.connect() as sock:
         sock.sendall(head + README)
@@ -51,7 +51,7 @@ def test_100_is_sent_once_and_only_to_a_client_that_waits_for_it(shared: Gateway
         assert statuses(read_to_the_end(sock)) == [b"201"]
 
 
-def test_an_unknown_expectation_is_refused(shared: Gateway) -> None:
+def test_an_unknown_value_of_expect_is_refused(shared: Gateway) -> None:
     with shared.connect() as sock:
         sock.sendall(POST.replace(b"host: x", b"host: x\r\nexpect: 100-continue, luck"))
         assert statuses(read_to_the_end(sock)) == [b"417"]
@@ -105,7 +105,7 @@ def _is_open(gateway: Gateway, sock: socket.socket) -> bool:
     return read_response(sock).startswith(b"HTTP/1.1 200")
 
 
-def test_a_client_that_continues_to_send_can_read_the_timeout() -> None:
+def test_a_client_that_still_sends_can_read_the_timeout_response() -> None:
     async def scenario() -> None:
         async with serving(HeldApp(), request_timeout_seconds=0.1) as server:
             sock = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", server.port), 20)
@@ -157,7 +157,7 @@ def test_a_request_that_offers_an_upgrade_keeps_its_body(
             received += sock.recv(65_536)
 
 
-def test_bytes_behind_connect_are_not_served(shared: Gateway) -> None:
+def test_a_request_after_connect_is_not_served(shared: Gateway) -> None:
     with shared.connect() as sock:
         sock.sendall(b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc" + LIVE)
         assert statuses(read_to_the_end(sock)) == [b"501"]

@@ -110,7 +110,7 @@ def test_money_is_never_written_with_an_exponent(shared: Gateway, body: bytes, t
     assert text in shared.client.get(place(shared, body)).content
 
 
-def test_a_failed_order_has_its_reason(shared: Gateway, rows: Connection) -> None:
+def test_a_read_of_a_failed_order_returns_the_failure_reason(shared: Gateway, rows: Connection) -> None:
     path = place(shared)
     rows.execute(
         "UPDATE orders SET status = 'FAILED', failure_reason = 'OUT_OF_STOCK', stock = 'failed' WHERE id = %s",
@@ -168,7 +168,7 @@ def test_a_version_that_the_client_does_not_have_is_sent(shared: Gateway, rows: 
     assert shared.client.get(path, headers={"if-none-match": wanted}).status_code == 200
 
 
-def test_an_unchanged_open_order_is_answered_304_with_retry_after(shared: Gateway) -> None:
+def test_a_conditional_read_of_an_unchanged_open_order_is_answered_304_with_retry_after(shared: Gateway) -> None:
     response = shared.client.get(place(shared), headers={"if-none-match": '"1"'})
     assert response.status_code == 304
     assert "retry-after" in response.headers

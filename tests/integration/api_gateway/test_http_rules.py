@@ -153,7 +153,7 @@ RULES = [
 
 @pytest.mark.parametrize("split", [False, True], ids=["", "in pieces"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.where} {rule.what}")
-def test_a_rule_of_http_is_kept(shared: Gateway, rule: Rule, split: bool) -> None:
+def test_the_server_follows_each_rule_of_http(shared: Gateway, rule: Rule, split: bool) -> None:
     with shared.connect() as sock:
         if split:
             for at in range(0, len(rule.sent), 3):
@@ -240,7 +240,7 @@ def test_a_304_has_neither_body_nor_length(shared: Gateway, rows: Connection) ->
     assert rest.startswith(b"HTTP/1.1 200")
 
 
-def test_405_names_the_allowed_methods(shared: Gateway) -> None:
+def test_a_405_response_names_the_allowed_methods(shared: Gateway) -> None:
     """RFC 9110, 10.2.1 and 15.5.6."""
     with shared.connect() as sock:
         sock.sendall(LIVE.replace(b"GET", b"DELETE"))
@@ -253,14 +253,14 @@ def test_the_date_field_has_the_current_time(shared: Gateway) -> None:
     assert parsedate_to_datetime(first) <= parsedate_to_datetime(shared.client.get("/livez").headers["date"])
 
 
-def test_several_fields_with_one_name_are_one_list(shared: Gateway) -> None:
+def test_several_header_fields_with_the_same_name_are_one_list(shared: Gateway) -> None:
     """RFC 9110, 5.3. A list of two content types is not a valid content type."""
     with shared.connect() as sock:
         sock.sendall(POST[:-2] + b"content-type: application/json\r\n\r\n" + README)
         assert statuses(read_response(sock)) == [b"415"]
 
 
-def test_bytes_behind_the_last_request_are_not_served(shared: Gateway, rows: Connection) -> None:
+def test_a_request_after_the_last_request_of_a_connection_is_not_served(shared: Gateway, rows: Connection) -> None:
     """RFC 9112, 9.6."""
     before = _orders(rows)
     with shared.connect() as sock:

@@ -46,7 +46,7 @@ def test_the_same_order_with_the_same_key_gets_the_same_response(shared: Gateway
     assert count(rows) == before
 
 
-def test_the_sequence_and_the_split_of_lines_do_not_make_a_different_order(shared: Gateway) -> None:
+def test_an_order_with_its_lines_in_another_sequence_or_split_is_the_same_order(shared: Gateway) -> None:
     first = post(shared, "lines", order(items=f"[{TWO_LINES}]"))
     assert post(shared, "lines", order(items=f"[{TURNED}]")).content == first.content
 
@@ -104,7 +104,9 @@ def test_a_refused_order_does_not_use_up_its_key(shared: Gateway) -> None:
     assert "idempotent-replayed" not in response.headers
 
 
-def test_the_same_key_at_two_gateways_at_once_gives_one_order(start: Start, connection: Connection) -> None:
+def test_concurrent_requests_with_the_same_key_at_two_gateways_give_one_order(
+    start: Start, connection: Connection
+) -> None:
     gateways = [start(), start()]
     keys = [f"key-{number}" for number in range(10)]
     with ThreadPoolExecutor(16) as pool:
@@ -125,7 +127,7 @@ def keyed(number: int, key: str, digest: bytes = b"same", **changes: Any) -> New
     return NewOrder(plain.created, plain.trace_context, IdempotencyKey(key, digest))
 
 
-def test_the_same_key_twice_in_one_group_gives_one_order(postgres_url: str, connection: Connection) -> None:
+def test_two_requests_with_the_same_key_in_one_group_give_one_order(postgres_url: str, connection: Connection) -> None:
     group = [new(1), keyed(2, "b"), keyed(3, "a"), keyed(4, "b"), keyed(5, "b", b"other"), new(6)]
 
     async def scenario() -> None:
@@ -142,7 +144,9 @@ def test_the_same_key_twice_in_one_group_gives_one_order(postgres_url: str, conn
     assert stored(connection) == (ids(winners), ids(winners), 8)
 
 
-def test_a_group_repeated_after_a_lost_answer_is_not_a_replay(postgres_url: str, connection: Connection) -> None:
+def test_orders_of_a_group_that_is_repeated_after_a_lost_answer_are_not_marked_as_replayed(
+    postgres_url: str, connection: Connection
+) -> None:
     orders = [keyed(1, "a"), new(2), keyed(3, "c"), keyed(4, "a")]
 
     async def scenario() -> None:
@@ -215,7 +219,9 @@ def order_of(answer: BaseException | Stored) -> str:
     return answer.order_id
 
 
-def test_a_bad_order_blocks_neither_its_key_nor_the_other_orders(postgres_url: str, connection: Connection) -> None:
+def test_an_order_that_cannot_be_stored_blocks_neither_its_key_nor_other_orders(
+    postgres_url: str, connection: Connection
+) -> None:
     nothing = (Item(sku="A", qty=0, price=Decimal(1)),)
     group: Sequence[NewOrder] = [keyed(1, "a", items=nothing), keyed(2, "a"), keyed(3, "b"), keyed(4, "a")]
 

@@ -112,7 +112,7 @@ def test_each_request_has_its_own_time_limit() -> None:
     run(scenario)
 
 
-def test_no_deadline_runs_while_the_application_works() -> None:
+def test_the_time_limit_of_a_connection_is_off_while_the_application_handles_a_request() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -127,7 +127,7 @@ def test_no_deadline_runs_while_the_application_works() -> None:
     run(scenario)
 
 
-def test_a_body_without_room_is_refused_after_the_responses_to_earlier_requests() -> None:
+def test_a_body_that_exceeds_the_memory_limit_is_refused_after_the_responses_to_earlier_requests() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app, requests_bytes=20_000) as server:
@@ -185,7 +185,7 @@ def test_a_bug_in_parsing_does_not_affect_earlier_requests(monkeypatch: pytest.M
     run(scenario)
 
 
-def test_a_client_that_waits_for_100_behind_another_request_has_its_full_time_limit_afterwards() -> None:
+def test_the_time_limit_of_a_client_that_waits_for_100_begins_after_the_response_to_its_earlier_request() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -202,7 +202,7 @@ def test_a_client_that_waits_for_100_behind_another_request_has_its_full_time_li
     run(scenario)
 
 
-def test_a_refusal_is_counted(shared: Gateway) -> None:
+def test_a_request_that_the_server_refuses_is_counted_in_the_metrics(shared: Gateway) -> None:
     def refusals() -> float:
         sample = 'orderstream_http_requests_total{route="unreadable",status="431"} '
         lines = shared.client.get("/metrics").text.splitlines()
@@ -232,7 +232,7 @@ def test_a_drain_answers_all_requests_that_have_arrived() -> None:
     run(scenario)
 
 
-def test_the_end_of_a_drain_answers_503_once() -> None:
+def test_the_server_sends_one_503_when_a_drain_ends_with_several_open_requests() -> None:
     async def scenario() -> None:
         async def stuck(scope: Scope, receive: Receive, send: Send) -> None:
             try:
@@ -254,7 +254,7 @@ def test_the_end_of_a_drain_answers_503_once() -> None:
 
 
 @pytest.mark.parametrize("rest", [b"xyz\r\n", b"1;" + b"x" * 70_000], ids=["400", "431"])
-def test_a_response_of_the_application_is_not_replaced_by_a_refusal(rest: bytes) -> None:
+def test_a_response_that_the_application_has_begun_is_not_replaced_by_a_refusal(rest: bytes) -> None:
     """A cancel ignores its body, for example. It is done even if the rest of the body is invalid."""
 
     async def scenario() -> None:
@@ -288,7 +288,7 @@ def test_an_application_that_fails_is_answered_500() -> None:
     run(scenario)
 
 
-def test_a_client_that_has_closed_its_side_still_gets_its_responses() -> None:
+def test_a_client_that_has_closed_its_sending_side_gets_all_responses() -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -304,7 +304,7 @@ def test_a_client_that_has_closed_its_side_still_gets_its_responses() -> None:
     run(scenario)
 
 
-def test_a_disconnect_ends_the_request_that_waits() -> None:
+def test_a_disconnect_ends_the_waiting_request_of_the_client() -> None:
     async def scenario() -> None:
         ended: list[str] = []
 
@@ -324,7 +324,9 @@ def test_a_disconnect_ends_the_request_that_waits() -> None:
     run(scenario)
 
 
-def test_a_stored_order_is_not_answered_400(start: Start, postgres_url: str, connection: Connection) -> None:
+def test_a_stored_order_is_answered_201_although_invalid_bytes_follow_its_request(
+    start: Start, postgres_url: str, connection: Connection
+) -> None:
     gateway = start()
     with psycopg.connect(postgres_url) as blocker, gateway.connect() as sock:
         blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")

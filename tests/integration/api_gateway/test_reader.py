@@ -178,7 +178,7 @@ def test_concurrent_misses_share_a_query_that_has_not_begun(postgres_url: str, r
     asyncio.run(scenario())
 
 
-def test_if_a_client_disconnects_the_next_reader_gets_the_lease(
+def test_if_a_client_disconnects_the_next_reader_gets_its_cache_lease(
     postgres_url: str, redis_url: str, orders: Write
 ) -> None:
     orders(ORDER_ID, 3)
@@ -222,7 +222,7 @@ def test_an_unknown_order_is_not_cached(postgres_url: str, redis_url: str, order
     asyncio.run(scenario())
 
 
-def test_an_unused_lease_is_given_back(postgres_url: str, redis_url: str) -> None:
+def test_a_reader_gives_back_a_cache_lease_that_it_does_not_use(postgres_url: str, redis_url: str) -> None:
     async def scenario() -> None:
         async with reading(postgres_url, redis_url) as (reader, _):
             await reader.read(ORDER_ID)
@@ -244,7 +244,7 @@ def test_the_number_of_waiting_items_is_limited(postgres_url: str, redis_url: st
     asyncio.run(scenario())
 
 
-def test_decoding_many_large_orders_gives_other_requests_their_turn(
+def test_other_requests_are_served_while_many_large_orders_are_decoded(
     postgres_url: str, redis_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number of order lines that are decoded in one turn of the event loop is limited."""

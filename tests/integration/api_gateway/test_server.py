@@ -347,7 +347,7 @@ def test_two_gateways_on_one_port_have_separate_process_pages(start: Start) -> N
     assert second.stop() == 0
 
 
-def test_while_the_database_is_stopped_the_process_pages_say_alive_and_not_ready(start: Start) -> None:
+def test_while_postgres_is_down_livez_is_200_and_readyz_is_503(start: Start) -> None:
     page = free_port()
     start(METRICS_PORT=str(page), POSTGRES_URL="postgresql://app@127.0.0.1:9/orders")
     assert httpx.get(f"http://127.0.0.1:{page}/livez", trust_env=False).status_code == 200

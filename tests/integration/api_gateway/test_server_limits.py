@@ -149,7 +149,7 @@ def test_the_memory_of_all_requests_together_is_limited(waits: bytes) -> None:
 
 
 @pytest.mark.parametrize("how", ["the client disconnects", "drain"])
-def test_dropped_unread_requests_are_no_longer_counted(how: str) -> None:
+def test_the_memory_of_dropped_requests_is_no_longer_counted(how: str) -> None:
     async def scenario() -> None:
         app = HeldApp()
         async with serving(app) as server:
@@ -180,7 +180,7 @@ def test_dropped_unread_requests_are_no_longer_counted(how: str) -> None:
     [(LIVE[:-2] + b"x: %b\r\n\r\n", b"HTTP/1.1 200"), (b"GET / HTTP/1.1\r\nx: %b\r\n\r\n", b"HTTP/1.1 400")],
     ids=["answered", "refused"],
 )
-def test_an_idle_connection_does_not_keep_the_last_head(sent: bytes, received: bytes) -> None:
+def test_an_idle_connection_does_not_keep_the_head_of_its_last_request(sent: bytes, received: bytes) -> None:
     """Thousands of connections may be idle, and the memory that they hold then is not counted."""
     size, count = 60_000, 20
 
@@ -227,7 +227,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
-def test_a_connection_that_floods_the_server_gives_others_their_turn(flood: bytes) -> None:
+def test_other_connections_are_served_while_one_connection_floods_the_server(flood: bytes) -> None:
     """The server reads at most 32 KiB of one connection in one turn of the event loop."""
 
     async def scenario() -> None:

@@ -53,7 +53,7 @@ async def pid(session: Session) -> int:
     return int(server_pid)
 
 
-def test_every_host_gets_a_share_of_the_time_budget(postgres_url: str, silent_port: int) -> None:
+def test_every_postgres_host_gets_a_share_of_the_time_budget(postgres_url: str, silent_port: int) -> None:
     async def scenario(session: Session) -> None:
         assert await pid(session)
 
@@ -61,7 +61,7 @@ def test_every_host_gets_a_share_of_the_time_budget(postgres_url: str, silent_po
     run(behind(postgres_url, free_port(), silent_port), scenario)
 
 
-def test_every_address_of_a_name_gets_a_share_of_the_time_budget(
+def test_every_address_of_a_postgres_host_name_gets_a_share_of_the_time_budget(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name has two addresses, and the first one does not answer."""
@@ -82,7 +82,7 @@ def test_every_address_of_a_name_gets_a_share_of_the_time_budget(
         run(make_conninfo(postgres_url, host="db.example"), scenario)
 
 
-def test_a_read_only_host_is_skipped(postgres_url: str, connection: Connection) -> None:
+def test_a_read_only_postgres_host_is_skipped(postgres_url: str, connection: Connection) -> None:
     """There is no session until a host accepts writes."""
 
     async def scenario(session: Session) -> None:
@@ -110,7 +110,7 @@ def test_a_connection_that_became_read_only_is_closed(postgres_url: str) -> None
 
 
 @pytest.mark.parametrize("state", ["ZZ123", "XX000", "26000", "42P05", "08P01", "0A000", "25P02"])
-def test_an_error_of_the_session_does_not_count_as_a_refusal(postgres_url: str, state: str) -> None:
+def test_after_an_error_of_the_session_the_gateway_retries_on_a_new_connection(postgres_url: str, state: str) -> None:
     async def scenario(session: Session) -> None:
         before = await pid(session)
         with pytest.raises(TryAgainError):
@@ -120,7 +120,9 @@ def test_an_error_of_the_session_does_not_count_as_a_refusal(postgres_url: str, 
     run(postgres_url, scenario)
 
 
-def test_a_check_succeeds_although_its_idle_connection_was_closed(postgres_url: str, connection: Connection) -> None:
+def test_a_readiness_check_succeeds_although_its_idle_connection_was_closed(
+    postgres_url: str, connection: Connection
+) -> None:
     async def scenario(session: Session) -> None:
         for _ in range(3):
             before = await pid(session)
@@ -130,7 +132,7 @@ def test_a_check_succeeds_although_its_idle_connection_was_closed(postgres_url: 
     run(postgres_url, scenario)
 
 
-def test_a_check_succeeds_although_its_idle_connection_hangs(postgres_url: str) -> None:
+def test_a_readiness_check_succeeds_although_its_idle_connection_hangs(postgres_url: str) -> None:
     async def scenario(session: Session) -> None:
         before = await pid(session)
         os.kill(before, signal.SIGSTOP)

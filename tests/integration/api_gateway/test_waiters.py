@@ -106,7 +106,7 @@ def test_an_invalid_wait_preference_is_ignored(shared: Gateway, prefer: str) -> 
     assert "preference-applied" not in response.headers
 
 
-def test_waiting_needs_no_redis(start: Start, connection: Connection) -> None:
+def test_a_read_can_wait_for_its_order_without_redis(start: Start, connection: Connection) -> None:
     gateway = start(REDIS_URL="redis://127.0.0.1:1/0")
     path = place(gateway)
     thread, responses = start_read(gateway, path, "wait=20")
@@ -157,7 +157,7 @@ def never() -> asyncio.Future[bool]:
     return asyncio.get_running_loop().create_future()
 
 
-def test_one_query_serves_all_waiting_reads_and_no_query_runs_without_them(
+def test_one_query_serves_all_waiting_reads_and_no_query_runs_if_no_read_waits(
     postgres_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiters_module, "POLL_AFTER_FAILURE_SECONDS", 0.01)

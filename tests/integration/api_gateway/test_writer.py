@@ -75,7 +75,9 @@ async def store_all(writer: Writer, orders: Sequence[NewOrder]) -> list[BaseExce
     return await asyncio.gather(*(writer.store(order) for order in orders), return_exceptions=True)
 
 
-def test_orders_that_collect_are_one_transaction(postgres_url: str, connection: Connection) -> None:
+def test_orders_that_arrive_during_a_commit_are_stored_in_one_transaction(
+    postgres_url: str, connection: Connection
+) -> None:
     orders = [new(number) for number in range(20)]
 
     async def scenario() -> None:
@@ -120,7 +122,9 @@ def test_the_lines_of_one_group_are_limited(postgres_url: str, connection: Conne
     ],
     ids=["NUL", "surrogate", "a CHECK", "an item's CHECK", "a number too large", "an item twice"],
 )
-def test_a_bad_order_fails_alone(postgres_url: str, connection: Connection, bad: dict[str, Any]) -> None:
+def test_an_order_that_cannot_be_stored_fails_without_the_others_of_its_group(
+    postgres_url: str, connection: Connection, bad: dict[str, Any]
+) -> None:
     good = [new(number) for number in range(9)]
     group = [*good[:4], new(100, **bad), *good[4:]]
 
@@ -196,7 +200,9 @@ def assert_try_again(answer: Answer) -> None:
     assert b"urn:orderstream:problem:unavailable" in answer.body
 
 
-def test_a_full_queue_is_answered_503(postgres_url: str, redis_url: str, connection: Connection) -> None:
+def test_an_order_is_answered_503_if_the_queue_of_the_writer_is_full(
+    postgres_url: str, redis_url: str, connection: Connection
+) -> None:
     answers = asyncio.run(post(postgres_url, redis_url, waiting_limit=3, count=10))
     assert [answer.status for answer in answers].count(201) == 3
     for answer in answers:
@@ -214,7 +220,7 @@ def test_without_postgres_the_answer_is_503_within_the_time_limit(
     assert 0.3 <= seconds < 1.5
 
 
-def test_a_postgres_that_does_not_answer_ends_in_503(
+def test_an_order_is_answered_503_if_postgres_does_not_answer(
     postgres_url: str, redis_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routes, "BUDGET_SECONDS", 0.3)

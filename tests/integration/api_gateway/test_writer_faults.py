@@ -80,7 +80,7 @@ def test_an_error_of_the_session_replaces_the_connection_and_loses_no_order(
 
 @pytest.mark.parametrize("select", ANOTHER_STATEMENT.values(), ids=ANOTHER_STATEMENT)
 @pytest.mark.parametrize("count", [1, 3])
-def test_an_order_is_neither_refused_nor_accepted_because_another_statement_ran(
+def test_an_order_is_stored_although_another_statement_has_the_name_of_the_prepared_one(
     postgres_url: str, connection: Connection, select: str, count: int
 ) -> None:
     orders = [new(number) for number in range(count)]
@@ -114,7 +114,7 @@ def raise_on(connection: Connection, user: str, sqlstate: str) -> None:
 @pytest.mark.parametrize(
     "sqlstate", ["P0001", "XX000", "XX001", "0A000", "22P05", "22003", "23503", "23505", "23P01", "38000", "39000"]
 )
-def test_an_order_that_causes_a_server_error_is_not_refused_and_does_not_block_others(
+def test_an_order_that_causes_an_error_of_postgres_is_not_refused_and_does_not_block_others(
     postgres_url: str, connection: Connection, sqlstate: str
 ) -> None:
     raise_on(connection, "unlucky", sqlstate)
@@ -151,7 +151,7 @@ def test_an_order_is_refused_for_a_value_that_postgres_cannot_store(
     asyncio.run(scenario())
 
 
-def test_the_attempts_at_a_server_that_refuses_everything_are_limited(
+def test_the_number_of_attempts_is_limited_if_postgres_refuses_every_statement(
     postgres_url: str, connection: Connection
 ) -> None:
     raise_on(connection, "u-1", "XX000")
@@ -169,7 +169,7 @@ def test_the_attempts_at_a_server_that_refuses_everything_are_limited(
     asyncio.run(scenario())
 
 
-def test_a_server_error_is_answered_503_and_not_400(
+def test_an_error_of_postgres_is_answered_503_and_not_400(
     postgres_url: str, connection: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routes, "BUDGET_SECONDS", 0.5)

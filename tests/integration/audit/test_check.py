@@ -107,7 +107,7 @@ def test_a_correct_database_passes(database: Connection, postgres_url: str) -> N
         ),
     ],
 )
-def test_a_breach_is_reported_with_its_promise_and_subject(
+def test_the_audit_reports_a_breach_with_its_promise_and_the_id_of_its_order_or_sku(
     database: Connection, postgres_url: str, breach: str, promise: str, subject: str
 ) -> None:
     database.execute(breach.format(c=CONFIRMED, f=FAILED, d=DECLINED).encode())
@@ -122,7 +122,7 @@ def test_a_breach_is_reported_with_its_promise_and_subject(
         ("DELETE FROM reservations WHERE order_id = '{f}'", "p7_facts_agree"),
     ],
 )
-def test_a_breach_that_no_pending_event_explains_is_reported_within_the_grace(
+def test_a_breach_that_no_pending_event_explains_is_reported_within_the_grace_period(
     database: Connection, postgres_url: str, breach: str, promise: str
 ) -> None:
     database.execute(breach.format(f=FAILED).encode())
@@ -160,13 +160,15 @@ def test_the_audit_reads_the_orders_in_pieces_each_in_its_own_snapshot(
     assert ran.count(check.SQL["p3_stock_conserved"]) == 1
 
 
-def test_an_order_in_progress_passes_within_the_grace(database: Connection, postgres_url: str) -> None:
+def test_the_audit_reports_an_open_order_only_after_the_grace_period(database: Connection, postgres_url: str) -> None:
     open_order = place(database)
     assert ("p5_settles", open_order) in _broken(postgres_url)
     assert not any(audit(postgres_url, 60).values())
 
 
-def test_the_command_prints_a_table_and_sets_its_exit_code(database: Connection, postgres_url: str) -> None:
+def test_the_audit_command_prints_a_table_and_its_exit_code_tells_the_result(
+    database: Connection, postgres_url: str
+) -> None:
     run = CliRunner(env={"POSTGRES_URL": postgres_url})
     clean = run.invoke(main, ["audit", "--grace", "0"])
     assert clean.exit_code == 0

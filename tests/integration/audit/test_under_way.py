@@ -21,7 +21,7 @@ def _numbers(found: UnderWay) -> tuple[int, int, int, int]:
     return found.outbox.number, found.open.number, found.uncompensated.number, found.refused.number
 
 
-def test_an_empty_database_is_quiet(connection: Connection) -> None:
+def test_a_system_with_an_empty_database_has_no_work_under_way(connection: Connection) -> None:
     found = under_way(connection)
     assert found == UnderWay(NONE, NONE, NONE, NONE)
     assert found.is_quiet
@@ -52,14 +52,14 @@ def test_the_system_is_not_quiet_with_an_event_an_open_order_or_a_compensation()
     assert UnderWay(NONE, NONE, NONE, some).is_quiet
 
 
-def test_a_limit_bounds_each_count(connection: Connection) -> None:
+def test_the_count_of_each_kind_of_work_stops_at_a_given_limit(connection: Connection) -> None:
     for _ in range(3):
         _event(connection)
         place(connection)
     assert _numbers(under_way(connection, 2)) == (2, 2, 0, 0)
 
 
-def test_events_below_the_floor_are_counted_only_without_a_limit(connection: Connection) -> None:
+def test_events_below_the_outbox_floor_are_counted_only_without_a_limit(connection: Connection) -> None:
     _event(connection)
     connection.execute("UPDATE outbox_floor SET id = (SELECT max(id) FROM outbox)")
     assert under_way(connection, 1_000).outbox == NONE

@@ -36,7 +36,9 @@ def environment(kafka_brokers: str, tmp_path: Path) -> dict[str, str]:
     return variables
 
 
-def test_the_variables_configure_a_broker_that_accepts_our_topics(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_broker_with_the_variables_of_docker_compose_accepts_our_topics(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     folders = ["--default-configs-dir", str(empty), "--mounted-configs-dir", str(empty)]

@@ -61,7 +61,7 @@ def test_a_forged_record_is_shown_without_terminal_control_characters(
     assert "forged line" in record.line
 
 
-def test_the_counters_of_refusals_start_at_zero(settings: Settings) -> None:
+def test_the_counters_of_refused_records_exist_with_zero_before_the_first_refusal(settings: Settings) -> None:
     """A counter that appears only with its first refusal shows no increase, so that no alert fires."""
     Relay(settings, start("outbox-relay", settings), threading.Event())
     handler = InventoryHandler()
@@ -77,13 +77,13 @@ def test_the_counters_of_refusals_start_at_zero(settings: Settings) -> None:
     assert shown >= expected | {(handler.group, dead_letter_topic(handler.group))}
 
 
-def test_a_long_reason_is_cut(settings: Settings, connection: Connection) -> None:
+def test_a_long_reason_of_a_refused_record_is_cut(settings: Settings, connection: Connection) -> None:
     keep(connection, "relay", [(ANY_BYTES[0], "r" * (REASON_MAX_CHARACTERS + 1))])
     (record,) = newest(settings.postgres_url, 10)
     assert record.reason == "r" * REASON_MAX_CHARACTERS
 
 
-def test_a_redrive_sends_all_records(
+def test_a_redrive_sends_all_refused_records(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refused_records, "REDRIVE_ROWS", 2)
@@ -94,7 +94,7 @@ def test_a_redrive_sends_all_records(
         assert {(letter.key or b"").decode() for letter in tap.count(5)} == {record.key for record in records}
 
 
-def test_a_redrive_without_a_response_of_kafka_loses_no_record(
+def test_if_kafka_does_not_answer_a_redrive_loses_no_record(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_publisher: Publisher, records: list[Publication]) -> None:
@@ -107,7 +107,9 @@ def test_a_redrive_without_a_response_of_kafka_loses_no_record(
     assert len(newest(settings.postgres_url, 10)) == 3
 
 
-def test_records_are_counted_and_deleted_after_their_retention(settings: Settings, connection: Connection) -> None:
+def test_refused_records_are_counted_and_deleted_after_their_retention(
+    settings: Settings, connection: Connection
+) -> None:
     keep(connection, "relay", [(record, "why") for record in _records(3)])
     connection.execute(
         "UPDATE refused_records SET refused_at = now() - interval '5 hours' WHERE record_id ="

@@ -176,7 +176,7 @@ def test_a_forged_authorization_confirms_no_order(order_service: OrderHandler, c
 
 
 @pytest.mark.parametrize("event_type", FOLLOWS)
-def test_times_and_reasons_are_those_of_the_payment_and_the_reservation(
+def test_an_order_gets_times_and_reasons_from_its_payment_and_reservation_and_not_from_the_event(
     order_service: OrderHandler, connection: Connection, event_type: str
 ) -> None:
     order_id = place(connection)

@@ -51,7 +51,7 @@ def _reserved(connection: Connection, lines: dict[str, int]) -> tuple[str, Batch
     return order_id, decide(HANDLER, connection, authorized(order_id, lines))
 
 
-def test_authorized_without_a_row_reserves_all_lines(connection: Connection) -> None:
+def test_an_authorization_without_a_reservation_reserves_all_lines(connection: Connection) -> None:
     order_id, batch_result = _reserved(connection, {"SKU-1": 3, "SKU-2": 1})
     (event,) = emitted(batch_result)
     assert event.payload == InventoryReserved(
@@ -71,7 +71,7 @@ def test_authorized_without_a_row_reserves_all_lines(connection: Connection) -> 
         ({"SKU-1": 1, "NEVER-SEEN": 1}, "UNKNOWN_SKU", ("NEVER-SEEN",)),
     ],
 )
-def test_authorized_without_a_row_reserves_nothing_if_a_line_does_not_fit(
+def test_an_authorization_without_a_reservation_reserves_nothing_if_a_line_lacks_stock(
     connection: Connection, lines: dict[str, int], reason: str, skus: tuple[str, ...]
 ) -> None:
     order_id, batch_result = _reserved(connection, lines)
@@ -82,28 +82,28 @@ def test_authorized_without_a_row_reserves_nothing_if_a_line_does_not_fit(
     assert _state(connection, order_id) == ("FAILED", {}, reason)
 
 
-def test_authorized_again_repeats_reserved(connection: Connection) -> None:
+def test_a_second_authorization_repeats_inventory_reserved(connection: Connection) -> None:
     order_id, first = _reserved(connection, {"SKU-1": 3})
     again = decide(HANDLER, connection, authorized(order_id, {"SKU-1": 3}), authorized(order_id, {"SKU-1": 3}))
     assert emitted(again) == emitted(first) * 2
     assert _stock_of(connection) == (7, 3)
 
 
-def test_authorized_again_repeats_failed_even_if_there_is_stock_meanwhile(connection: Connection) -> None:
+def test_a_second_authorization_repeats_inventory_failed_although_there_is_new_stock(connection: Connection) -> None:
     order_id, first = _reserved(connection, {"EMPTY": 1})
     connection.execute("UPDATE inventory SET available = 5 WHERE sku = 'EMPTY'")
     assert emitted(decide(HANDLER, connection, authorized(order_id, {"EMPTY": 1}))) == emitted(first)
     assert _stock_of(connection, "EMPTY") == (5, 0)
 
 
-def test_authorized_after_an_abort_repeats_released(connection: Connection) -> None:
+def test_an_authorization_after_an_abort_repeats_inventory_released(connection: Connection) -> None:
     order_id = place(connection)
     first = decide(HANDLER, connection, aborted(order_id))
     assert emitted(decide(HANDLER, connection, authorized(order_id))) == emitted(first)
     assert _stock_of(connection) == (10, 0)
 
 
-def test_aborted_without_a_row_inserts_a_tombstone(connection: Connection) -> None:
+def test_an_abort_without_a_reservation_inserts_a_tombstone(connection: Connection) -> None:
     order_id = place(connection)
     (event,) = emitted(decide(HANDLER, connection, aborted(order_id, "TIMED_OUT")))
     assert event.payload == InventoryReleased(order_id=order_id, items=(), reason="TIMED_OUT")
@@ -111,7 +111,7 @@ def test_aborted_without_a_row_inserts_a_tombstone(connection: Connection) -> No
 
 
 @pytest.mark.parametrize("reason", ["TIMED_OUT", None])
-def test_aborted_gives_back_what_was_reserved(connection: Connection, reason: FailureReason | None) -> None:
+def test_an_abort_gives_back_the_reserved_units(connection: Connection, reason: FailureReason | None) -> None:
     order_id, _ = _reserved(connection, {"SKU-1": 3, "SKU-2": 1})
     (event,) = emitted(decide(HANDLER, connection, aborted(order_id, reason)))
     assert event.payload == InventoryReleased(
@@ -123,14 +123,14 @@ def test_aborted_gives_back_what_was_reserved(connection: Connection, reason: Fa
     assert (state, stored) == ("RELEASED", reason)
 
 
-def test_aborted_turns_failed_into_released(connection: Connection) -> None:
+def test_an_abort_turns_a_failed_reservation_into_a_released_one(connection: Connection) -> None:
     order_id, _ = _reserved(connection, {"EMPTY": 1})
     (event,) = emitted(decide(HANDLER, connection, aborted(order_id)))
     assert event.payload == InventoryReleased(order_id=order_id, items=(), reason="OUT_OF_STOCK")
     assert _stock_of(connection, "EMPTY") == (0, 0)
 
 
-def test_aborted_again_repeats_released_and_gives_nothing_back_twice(connection: Connection) -> None:
+def test_a_second_abort_repeats_inventory_released_and_gives_back_no_units(connection: Connection) -> None:
     order_id, _ = _reserved(connection, {"SKU-1": 3})
     first = decide(HANDLER, connection, aborted(order_id))
     again = decide(HANDLER, connection, aborted(order_id), aborted(order_id))
@@ -139,7 +139,9 @@ def test_aborted_again_repeats_released_and_gives_nothing_back_twice(connection:
 
 
 @pytest.mark.parametrize("abort_first", [True, False])
-def test_an_abort_in_the_batch_of_an_authorization_wins(connection: Connection, abort_first: bool) -> None:
+def test_an_abort_in_the_same_batch_as_an_authorization_prevents_the_reservation(
+    connection: Connection, abort_first: bool
+) -> None:
     order_id = place(connection)
     events = [authorized(order_id), aborted(order_id)]
     batch_result = decide(HANDLER, connection, *(reversed(events) if abort_first else events))
@@ -147,7 +149,7 @@ def test_an_abort_in_the_batch_of_an_authorization_wins(connection: Connection, 
     assert _stock_of(connection) == (10, 0)
 
 
-def test_a_hot_sku_in_one_batch_is_not_oversold(connection: Connection) -> None:
+def test_many_orders_of_one_sku_in_a_batch_do_not_oversell_it(connection: Connection) -> None:
     orders = [place(connection, {"SKU-1": 3}) for _ in range(5)]
     batch_result = decide(HANDLER, connection, *(authorized(order_id, {"SKU-1": 3}) for order_id in orders))
     assert types(batch_result) == ["inventory.reserved"] * 3 + ["inventory.failed"] * 2
@@ -204,7 +206,7 @@ def _decide_until_done(url: str, order_ids: tuple[str, ...], seed: int) -> None:
                 raise AssertionError("the batch is repeated without a limit")
 
 
-def test_concurrent_replicas_conserve_stock(connection: Connection, postgres_url: str) -> None:
+def test_concurrent_replicas_of_inventory_worker_conserve_stock(connection: Connection, postgres_url: str) -> None:
     connection.execute("INSERT INTO inventory VALUES ('HOT', 30, 0)")
     connection.execute("UPDATE inventory SET available = 1000 WHERE sku = 'SKU-1'")
     order_ids = tuple(place(connection, {"SKU-1": 1, "HOT": 2}) for _ in range(60))

@@ -72,7 +72,7 @@ def test_of_two_concurrent_aborts_the_second_gives_nothing_back(connection: Conn
     assert _stock_of(connection, "SKU-2") == (10, 0)
 
 
-def test_of_two_concurrent_reservations_of_one_order_the_second_batch_is_repeated(
+def test_if_two_batches_reserve_the_same_order_at_once_the_second_batch_is_repeated(
     connection: Connection, second: Second
 ) -> None:
     order_id = place(connection)
@@ -84,7 +84,7 @@ def test_of_two_concurrent_reservations_of_one_order_the_second_batch_is_repeate
     assert _stock_of(connection, "SKU-1") == (0, 1)
 
 
-def test_a_release_has_its_own_time(connection: Connection) -> None:
+def test_inventory_released_has_the_time_of_the_release_and_not_of_the_reservation(connection: Connection) -> None:
     order_id = place(connection)
     event = authorized(order_id)
     record(connection, event)

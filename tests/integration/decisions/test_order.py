@@ -99,7 +99,7 @@ def test_every_pair_of_facts_gives_its_status(
 
 
 @pytest.mark.parametrize("first", ["payment.authorized", "inventory.reserved"])
-def test_the_first_event_of_a_paid_and_reserved_order_confirms_it(
+def test_either_result_confirms_the_order_once_both_decisions_are_recorded(
     handler: OrderHandler, connection: Connection, first: str
 ) -> None:
     order_id = place(connection)
@@ -166,7 +166,7 @@ def test_a_settled_status_stays_while_facts_still_change(
 # order.updated
 
 
-def test_every_order_of_a_batch_is_emitted_once(handler: OrderHandler, connection: Connection) -> None:
+def test_a_batch_emits_one_order_updated_for_each_order(handler: OrderHandler, connection: Connection) -> None:
     one, two = place(connection), place(connection)
     batch_result = decide(
         handler,
@@ -186,7 +186,7 @@ def test_every_order_of_a_batch_is_emitted_once(handler: OrderHandler, connectio
     }
 
 
-def test_order_updated_is_the_row(handler: OrderHandler, connection: Connection) -> None:
+def test_order_updated_has_the_values_of_the_row_in_orders(handler: OrderHandler, connection: Connection) -> None:
     order_id = place(connection)
     paid_at, held_at = AT + timedelta(seconds=1), AT + timedelta(seconds=2)
     batch_result = decide(
@@ -250,7 +250,9 @@ def _abort(batch_result: BatchResult) -> OrderAborted | None:
     return found[0] if found else None
 
 
-def test_a_decline_aborts_nothing(handler: OrderHandler, connection: Connection) -> None:
+def test_a_declined_payment_without_reserved_stock_emits_no_abort(
+    handler: OrderHandler, connection: Connection
+) -> None:
     order_id = place(connection)
     batch_result = decide(handler, connection, result("payment.failed", order_id))
     assert (_order(connection, order_id)[:4], _abort(batch_result)) == (
@@ -271,7 +273,7 @@ def test_missing_stock_aborts_the_order_with_its_reason_and_time(handler: OrderH
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
 @pytest.mark.parametrize("step", ["payment.authorized", "inventory.reserved", "inventory.failed"])
-def test_a_late_step_repeats_the_abort_exactly(
+def test_a_late_result_of_an_aborted_order_repeats_the_same_abort(
     handler: OrderHandler, connection: Connection, status: Status, step: str
 ) -> None:
     order_id = place(connection)
@@ -304,7 +306,7 @@ def test_an_answer_to_the_abort_does_not_repeat_the_abort(
 
 
 @pytest.mark.parametrize("step", ["payment.authorized", "inventory.reserved", "inventory.failed"])
-def test_a_late_step_of_a_compensated_order_does_not_repeat_the_abort(
+def test_a_late_result_of_a_compensated_order_does_not_repeat_the_abort(
     handler: OrderHandler, connection: Connection, step: str
 ) -> None:
     order_id = place(connection)
@@ -347,7 +349,7 @@ def test_the_cache_key_of_a_settled_order_is_barred_before_the_commit_and_delete
     assert cache.calls == [("bar", [settled]), ("delete", sorted([settled, open_one]))]
 
 
-def test_orders_are_decided_without_the_cache(connection: Connection, settings: Settings) -> None:
+def test_order_service_decides_orders_while_redis_is_down(connection: Connection, settings: Settings) -> None:
     order_id = place(connection)
     handler = OrderHandler(CacheInvalidator("redis://127.0.0.1:1/0", settings.cache_budget_seconds), ())
     connection.execute("UPDATE orders SET status = 'FAILED', aborted_at = now()")
@@ -358,7 +360,7 @@ def test_orders_are_decided_without_the_cache(connection: Connection, settings: 
 # Concurrent replicas
 
 
-def test_concurrent_replicas_lose_no_fact(connection: Connection, postgres_url: str) -> None:
+def test_concurrent_replicas_of_order_service_lose_no_fact(connection: Connection, postgres_url: str) -> None:
     order_ids = [place(connection) for _ in range(40)]
     kinds = ["payment.authorized", "inventory.reserved"]
 

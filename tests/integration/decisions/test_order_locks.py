@@ -64,7 +64,7 @@ def test_a_fact_that_arrives_while_the_order_fails_does_not_reopen_it(
     )
 
 
-def test_a_payment_can_be_recorded_while_its_order_is_decided(
+def test_a_payment_is_inserted_while_order_service_locks_its_order(
     handler: OrderHandler, connection: Connection, postgres_url: str
 ) -> None:
     """The foreign key locks the row of the order, too. Only a lock weaker than FOR UPDATE does not block it."""

@@ -133,7 +133,7 @@ def _in_state(
 # order.created
 
 
-def test_created_without_a_row_authorizes(connection: Connection) -> None:
+def test_order_created_without_a_payment_authorizes_the_payment(connection: Connection) -> None:
     order_id, provider = place(connection), Provider(Authorized())
     (event,) = emitted(decide(_handler(provider), connection, created(order_id)))
     assert event.payload == PaymentAuthorized(
@@ -173,7 +173,7 @@ def test_an_order_older_than_half_the_key_lifetime_is_voided_and_not_authorized(
     assert {body["type"] for body in _outbox(quiet)} == {"payment.failed"}
 
 
-def test_created_without_a_row_is_declined(connection: Connection) -> None:
+def test_order_created_without_a_payment_records_a_decline_of_the_provider(connection: Connection) -> None:
     order_id = place(connection)
     (event,) = emitted(decide(_handler(Provider(Declined())), connection, created(order_id)))
     assert event.payload == PaymentFailed(order_id=order_id, reason="PAYMENT_DECLINED")
@@ -181,7 +181,9 @@ def test_created_without_a_row_is_declined(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("answer", [None, Pending()])
-def test_created_without_an_answer_is_pending(connection: Connection, answer: Answer) -> None:
+def test_order_created_without_an_answer_of_the_provider_leaves_the_payment_pending(
+    connection: Connection, answer: Answer
+) -> None:
     order_id = place(connection)
     assert types(decide(_handler(Provider(answer)), connection, created(order_id))) == []
     assert _payment(connection, order_id) == ("PENDING", None, 1)
@@ -204,7 +206,7 @@ def _wait(gate: threading.Event) -> None:
     assert gate.wait(20)
 
 
-def test_created_while_pending_makes_no_call_and_emits_nothing(connection: Connection) -> None:
+def test_order_created_for_a_pending_payment_makes_no_call_and_emits_nothing(connection: Connection) -> None:
     order_id, provider = _in_state(connection, "PENDING"), Provider(Authorized())
     assert types(decide(_handler(provider), connection, created(order_id))) == []
     assert provider.asked == []
@@ -212,7 +214,7 @@ def test_created_while_pending_makes_no_call_and_emits_nothing(connection: Conne
 
 
 @pytest.mark.parametrize("answer", [Authorized(), Declined()])
-def test_created_again_repeats_the_recorded_event(connection: Connection, answer: Answer) -> None:
+def test_a_second_order_created_repeats_the_recorded_event(connection: Connection, answer: Answer) -> None:
     order_id, provider = place(connection), Provider(answer)
     first = decide(_handler(provider), connection, created(order_id))
     provider.answer = Declined() if answer == Authorized() else Authorized()
@@ -221,13 +223,13 @@ def test_created_again_repeats_the_recorded_event(connection: Connection, answer
     assert len(provider.asked) == 1
 
 
-def test_created_while_voiding_emits_nothing(connection: Connection) -> None:
+def test_order_created_for_a_payment_being_voided_emits_nothing(connection: Connection) -> None:
     order_id, provider = _in_state(connection, "VOIDING", "TIMED_OUT"), Provider(Authorized())
     assert types(decide(_handler(provider), connection, created(order_id))) == []
     assert (provider.asked, _payment(connection, order_id)[0]) == ([], "VOIDING")
 
 
-def test_created_after_the_void_repeats_voided(connection: Connection) -> None:
+def test_order_created_for_a_voided_payment_repeats_payment_voided(connection: Connection) -> None:
     order_id, provider = _in_state(connection, "VOIDED", "TIMED_OUT"), Provider(Authorized())
     (event,) = emitted(decide(_handler(provider), connection, created(order_id)))
     assert event.payload == PaymentVoided(order_id=order_id, reason="TIMED_OUT")
@@ -238,7 +240,7 @@ def test_created_after_the_void_repeats_voided(connection: Connection) -> None:
 # order.aborted
 
 
-def test_aborted_without_a_row_inserts_a_tombstone_that_is_voided_at_once(connection: Connection) -> None:
+def test_an_abort_without_a_payment_inserts_a_tombstone_that_is_voided_at_once(connection: Connection) -> None:
     order_id = place(connection)
     assert types(decide(_handler(Provider()), connection, aborted(order_id, "TIMED_OUT"))) == []
     assert _payment(connection, order_id) == ("VOIDING", "TIMED_OUT", 0)
@@ -247,7 +249,7 @@ def test_aborted_without_a_row_inserts_a_tombstone_that_is_voided_at_once(connec
 
 @pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
 @pytest.mark.parametrize("reason", ["OUT_OF_STOCK", None])
-def test_aborted_voids_an_open_payment_at_once(
+def test_an_abort_voids_an_open_payment_at_once(
     connection: Connection, state: PaymentState, reason: FailureReason | None
 ) -> None:
     order_id = _in_state(connection, state, attempts=2)
@@ -256,20 +258,20 @@ def test_aborted_voids_an_open_payment_at_once(
     assert row(connection, "SELECT next_attempt_at <= now() FROM payments") == (True,)
 
 
-def test_aborted_after_a_decline_repeats_failed(connection: Connection) -> None:
+def test_an_abort_of_a_declined_payment_repeats_payment_failed(connection: Connection) -> None:
     order_id = _in_state(connection, "FAILED", "PAYMENT_DECLINED")
     (event,) = emitted(decide(_handler(Provider()), connection, aborted(order_id)))
     assert event.payload == PaymentFailed(order_id=order_id, reason="PAYMENT_DECLINED")
     assert _payment(connection, order_id)[0] == "FAILED"
 
 
-def test_aborted_again_while_voiding_emits_nothing(connection: Connection) -> None:
+def test_a_second_abort_of_a_payment_being_voided_emits_nothing(connection: Connection) -> None:
     order_id = _in_state(connection, "VOIDING", "TIMED_OUT", attempts=4)
     assert types(decide(_handler(Provider()), connection, aborted(order_id))) == []
     assert _payment(connection, order_id) == ("VOIDING", "TIMED_OUT", 4)
 
 
-def test_aborted_after_the_void_repeats_voided(connection: Connection) -> None:
+def test_an_abort_of_a_voided_payment_repeats_payment_voided(connection: Connection) -> None:
     order_id = _in_state(connection, "VOIDED", "TIMED_OUT")
     first = decide(_handler(Provider()), connection, aborted(order_id))
     assert types(first) == ["payment.voided"]
@@ -277,7 +279,9 @@ def test_aborted_after_the_void_repeats_voided(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("abort_first", [True, False])
-def test_an_abort_in_the_batch_wins_and_the_provider_is_not_called(connection: Connection, abort_first: bool) -> None:
+def test_order_created_with_an_abort_in_its_batch_makes_no_call_to_the_provider(
+    connection: Connection, abort_first: bool
+) -> None:
     order_id, provider = place(connection), Provider(Authorized())
     events = [created(order_id), aborted(order_id)]
     assert types(decide(_handler(provider), connection, *(reversed(events) if abort_first else events))) == []
@@ -351,7 +355,7 @@ def test_the_timer_does_nothing_before_an_attempt_is_due(quiet: Connection) -> N
         (Declined(), "FAILED", "PAYMENT_DECLINED", "payment.failed"),
     ],
 )
-def test_a_pending_payment_is_retried(
+def test_the_timer_retries_a_pending_payment(
     quiet: Connection, answer: Answer, state: PaymentState, reason: FailureReason | None, event: str
 ) -> None:
     order_id, provider = _in_state(quiet, "PENDING"), Provider(answer)
@@ -396,7 +400,7 @@ def test_a_payment_that_stays_unanswered_is_retried_with_backoff_then_voided_and
 
 @pytest.mark.parametrize("answer", [Voided(), NothingToVoid()])
 @pytest.mark.parametrize("reason", ["OUT_OF_STOCK", None])
-def test_a_voiding_payment_is_voided(
+def test_the_timer_voids_a_payment_in_the_state_voiding(
     quiet: Connection, answer: Voided | NothingToVoid, reason: FailureReason | None
 ) -> None:
     order_id, provider = _in_state(quiet, "VOIDING", reason), Provider(void_answer=answer)
@@ -483,7 +487,9 @@ def test_a_call_that_does_not_begin_within_the_budget_is_no_attempt(quiet: Conne
         assert _payment(quiet, order_id) == ("PENDING", None, MAX_ATTEMPTS - 1)
 
 
-def test_one_round_claims_at_most_the_limit(quiet: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_run_of_the_payment_timer_claims_at_most_the_limit(
+    quiet: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("orderstream.payment_worker.attempts.CLAIM_ROWS", 3)
     ids, provider = {_in_state(quiet, "PENDING") for _ in range(5)}, Provider(Authorized())
     handler = _handler(provider)
@@ -493,7 +499,7 @@ def test_one_round_claims_at_most_the_limit(quiet: Connection, monkeypatch: pyte
     assert sorted(charge.order_id for charge in provider.asked) == sorted(ids)
 
 
-def test_an_attempt_under_way_is_not_made_by_another_worker(quiet: Connection, postgres_url: str) -> None:
+def test_an_attempt_under_way_is_not_repeated_by_a_second_worker(quiet: Connection, postgres_url: str) -> None:
     order_id, gate, reached = _in_state(quiet, "PENDING"), threading.Event(), threading.Event()
     provider, idle = Provider(Authorized()), Provider(Authorized())
 
@@ -530,12 +536,12 @@ def test_the_simulated_provider_repeats_its_answer() -> None:
 
 
 @pytest.mark.parametrize(("rate", "answer"), [(0.0, Declined()), (1.0, Authorized())])
-def test_the_rates_0_and_1_are_exact(rate: float, answer: Answer) -> None:
+def test_the_rates_0_and_1_of_the_simulated_provider_are_exact(rate: float, answer: Answer) -> None:
     provider = SimulatedProvider(rate, 0)
     assert {type(provider.authorize(_charge(str(number)), 1)) for number in range(500)} == {type(answer)}
 
 
-def test_the_throw_rate_leaves_attempts_unanswered_but_no_void() -> None:
+def test_the_throw_rate_leaves_authorizations_unanswered_but_no_voids() -> None:
     provider = SimulatedProvider(1, 1)
     with pytest.raises(ProviderUnavailableError):
         provider.authorize(_charge("1"), 1)

@@ -122,7 +122,9 @@ def test_a_late_decline_of_an_ended_payment_voids_nothing(connection: Connection
 
 
 @pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
-def test_a_late_authorization_changes_no_payment_that_is_open(connection: Connection, state: PaymentState) -> None:
+def test_a_late_authorization_does_not_change_a_pending_or_authorized_payment(
+    connection: Connection, state: PaymentState
+) -> None:
     order_id, handler = place(connection), _handler(Provider(Authorized()))
     batch = received([created(order_id)])
     prepared = handler.prepare(connection, batch)
@@ -150,7 +152,7 @@ def test_an_abort_voids_with_its_own_trace_its_time_and_the_amount(connection: C
 # Repeated events are equal
 
 
-def test_a_payment_that_ends_repeatedly_repeats_one_event(connection: Connection, postgres_url: str) -> None:
+def test_a_payment_that_is_voided_repeatedly_emits_the_same_event(connection: Connection, postgres_url: str) -> None:
     order_id, provider = _in_state(connection, "VOIDING", "TIMED_OUT"), Provider(void_answer=Voided())
     handler = _handler(provider)
     _run_timer(handler, connection)
@@ -165,7 +167,7 @@ def test_a_payment_that_ends_repeatedly_repeats_one_event(connection: Connection
     assert events[0] == events[1] == events[2]
 
 
-def test_a_retried_void_keeps_its_age(connection: Connection) -> None:
+def test_the_age_of_a_void_counts_from_its_first_attempt(connection: Connection) -> None:
     order_id, handler = _in_state(connection, "VOIDING", "TIMED_OUT"), _handler(Provider())
     connection.execute("UPDATE payments SET decided_at = now() - interval '1 h'")
     pending = _in_state(connection, "PENDING")
@@ -178,7 +180,7 @@ def test_a_retried_void_keeps_its_age(connection: Connection) -> None:
 # Two workers at once
 
 
-def test_two_workers_that_decide_an_order_at_once_charge_it_once_and_answer_equally(
+def test_two_workers_that_handle_an_order_at_once_charge_it_once_and_emit_the_same_event(
     connection: Connection, postgres_url: str
 ) -> None:
     order_id = place(connection)

@@ -88,7 +88,7 @@ def test_the_index_entries_of_ended_payments_are_not_read_repeatedly(
         assert sum(by_run) < 2 * DEAD
 
 
-def test_a_claim_reads_few_pages_behind_the_ended_payments(
+def test_a_claim_reads_few_pages_after_the_entries_of_ended_payments(
     attempts: Attempts, connection: Connection, postgres_url: str
 ) -> None:
     with connect(postgres_url, "dump") as dump:

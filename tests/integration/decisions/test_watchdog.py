@@ -50,7 +50,9 @@ def _aborted(connection: Connection, status: Status, payment: PaymentFact, stock
     return order_id
 
 
-def test_the_first_event_of_a_stalled_order_is_repeated_exactly(watchdog: Watchdog, connection: Connection) -> None:
+def test_the_watchdog_repeats_order_created_of_a_stalled_order_unchanged(
+    watchdog: Watchdog, connection: Connection
+) -> None:
     order_id = _stalled(connection)
     connection.execute("UPDATE orders SET created_at = %s", (created(order_id).occurred_at,))
     watchdog.nudge(connection)
@@ -148,7 +150,7 @@ def test_an_order_fails_only_after_its_deadline_and_its_nudges(
     ("payment", "stock"),
     [("authorized", "none"), ("voided", "reserved"), ("none", "none"), ("voided", "none"), ("failed", "failed")],
 )
-def test_an_unanswered_abort_is_repeated_exactly(
+def test_the_watchdog_repeats_an_unanswered_abort_unchanged(
     watchdog: Watchdog, connection: Connection, status: Status, payment: PaymentFact, stock: StockFact
 ) -> None:
     order_id = _aborted(connection, status, payment, stock)

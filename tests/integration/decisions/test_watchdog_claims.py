@@ -84,7 +84,7 @@ def test_a_run_whose_events_cannot_be_queued_changes_no_order(connection: Connec
 
 
 @pytest.mark.parametrize("timer", RUNS)
-def test_an_order_that_another_transaction_holds_is_skipped_and_the_others_are_claimed(
+def test_an_order_that_another_transaction_locks_is_skipped_and_the_others_are_claimed(
     connection: Connection, postgres_url: str, timer: str
 ) -> None:
     held, free = _due(connection, timer), _due(connection, timer)
@@ -131,7 +131,7 @@ def test_a_payment_can_be_recorded_while_its_order_is_claimed(
 
 
 @pytest.mark.parametrize("timer", ["nudge", "repeat_aborts"])
-def test_an_order_whose_event_waits_is_only_rescheduled(connection: Connection, timer: str) -> None:
+def test_an_order_with_an_event_in_the_outbox_is_only_rescheduled(connection: Connection, timer: str) -> None:
     order_id = _due(connection, timer)
     connection.execute(
         "INSERT INTO outbox (topic, order_id, event_id, value) VALUES ('order.created.v1', %s, gen_random_uuid(), '')",
@@ -150,7 +150,7 @@ SETTLED: list[tuple[Status, PaymentFact, StockFact]] = [
 
 
 @pytest.mark.parametrize("timer", RUNS)
-def test_a_settled_order_does_not_use_up_the_limit(
+def test_a_settled_order_does_not_count_against_the_limit_of_a_claim(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, timer: str
 ) -> None:
     monkeypatch.setattr("orderstream.order_service.watchdog.ROWS_PER_RUN", 1)

@@ -48,7 +48,7 @@ def test_the_records_fetched_ahead_are_limited_to_the_queue_and_one_running_fetc
     assert limit // 2 < max(fetched) <= limit + len(before) * MIB
 
 
-def test_a_sender_whose_queue_is_full_waits_for_acknowledgements(
+def test_a_producer_with_a_full_queue_waits_for_acknowledgements(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[str] = []

@@ -23,13 +23,13 @@ NOTHING = UnderWay(*[Backlog(0, None)] * 4)
 
 
 @pytest.mark.parametrize("kind", LATE)
-def test_work_that_waits_too_long_is_reported(kind: str) -> None:
+def test_status_reports_work_that_waits_too_long(kind: str) -> None:
     number, seconds, words = LATE[kind]
     lines = in_words(msgspec.structs.replace(NOTHING, **{kind: Backlog(number, seconds)}))
     assert [line.strip() for line in lines if line.startswith(" ")] == [words]
 
 
-def test_work_that_makes_progress_is_only_counted() -> None:
+def test_status_only_counts_work_that_makes_progress() -> None:
     assert [line.split()[-2:] for line in in_words(NOTHING)] == [
         ["0", "events"],
         ["0", "orders"],
@@ -39,7 +39,7 @@ def test_work_that_makes_progress_is_only_counted() -> None:
     assert not [line for line in in_words(UnderWay(*[Backlog(3, 1.0)] * 4)) if line.startswith(" ")]
 
 
-def test_the_figures_come_from_postgres_and_kafka(settings: Settings, connection: Connection) -> None:
+def test_status_reads_its_numbers_from_postgres_and_kafka(settings: Settings, connection: Connection) -> None:
     wait_until(lambda: _lag(backlog.report(settings)) is not None, 20, "the lag is reported")
     before = _lag(backlog.report(settings)) or 0
     order_id = str(uuid4())

@@ -38,7 +38,7 @@ def test_kafka_accepts_a_path_with_any_characters(name: str, tmp_path: Path) -> 
     remove(state)
 
 
-def test_a_new_broker_creates_the_topic_of_the_groups_before_any_group_exists(tmp_path: Path) -> None:
+def test_a_new_broker_creates_the_topic_for_consumer_offsets_before_any_group_exists(tmp_path: Path) -> None:
     state = StateDir(tmp_path)
     state.open()
     chosen = ports.pick(("kafka", "controller"), {})

@@ -155,7 +155,7 @@ def test_the_sweep_finds_a_row_that_was_committed_late(
     assert {event.id for event in late} <= {letter.event().id for letter in letters}
 
 
-def test_rows_are_found_after_the_ids_started_again(
+def test_the_relay_finds_new_rows_after_the_ids_of_the_outbox_restart_at_1(
     settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(position, "LAG_SECONDS", 0.05)

@@ -102,7 +102,7 @@ def test_a_commit_wakes_the_relay(settings: Settings, connection: Connection) ->
 
 
 @pytest.mark.parametrize(("rows", "full"), [(relay.GATHER_FROM - 1, False), (relay.GATHER_FROM, False), (1, True)])
-def test_all_notices_are_taken_at_once(
+def test_the_relay_takes_all_notices_of_its_connection_at_once(
     settings: Settings, connection: Connection, postgres_url: str, rows: int, full: bool
 ) -> None:
     """The connection keeps every notice. Notices that stay there would pile up, and wake the relay without need."""

@@ -152,7 +152,7 @@ def test_an_order_that_is_open_or_not_compensated_or_inconsistent_is_kept(
     assert _stock(connection) == before
 
 
-def test_one_step_can_sell_more_units_than_an_int_holds(connection: Connection) -> None:
+def test_one_retention_step_can_count_more_sold_units_than_an_int_holds(connection: Connection) -> None:
     for _ in range(3):
         _confirmed(connection, {"SKU-1": 2_000_000_000})
     assert _walk(connection) == [RetentionStep(3, 3, 6_000_000_000, last=True)]
@@ -174,7 +174,7 @@ def test_an_old_order_with_a_recent_change_is_kept(connection: Connection) -> No
     assert _walk(connection) == [RetentionStep(1, 0, 0, last=True)]
 
 
-def test_an_order_younger_than_the_retention_is_not_read(connection: Connection) -> None:
+def test_retention_does_not_read_an_order_younger_than_its_limit(connection: Connection) -> None:
     _cancelled(connection, timedelta(days=DAYS) - timedelta(seconds=10))
     _cancelled(connection, timedelta(days=DAYS) + timedelta(seconds=10))
     assert _walk(connection) == [RetentionStep(1, 1, 0, last=True)]
@@ -189,7 +189,9 @@ def test_an_order_that_is_being_cancelled_is_skipped(connection: Connection, pos
         assert other not in _ids(connection)
 
 
-def test_one_step_reads_a_limited_number_and_the_next_step_begins_behind_them(connection: Connection) -> None:
+def test_a_retention_step_reads_a_limited_number_of_orders_and_the_next_step_continues_after_them(
+    connection: Connection,
+) -> None:
     kept = {_order(connection, "PAID", AUTHORIZED, NOTHING) for _ in range(ROWS_PER_STEP + 10)}
     _cancelled(connection, timedelta(days=DAYS, hours=1))
     walker = Walk(DAYS)
@@ -201,7 +203,7 @@ def test_one_step_reads_a_limited_number_and_the_next_step_begins_behind_them(co
     )
 
 
-def test_a_walk_begins_behind_the_removed_orders(connection: Connection) -> None:
+def test_a_walk_begins_after_the_orders_that_the_previous_walk_removed(connection: Connection) -> None:
     for days in (9, 8):
         _cancelled(connection, timedelta(days=DAYS + days))
     kept = _order(connection, "PAID", AUTHORIZED, NOTHING, age=timedelta(days=DAYS + 7))
@@ -233,7 +235,9 @@ def test_many_relays_remove_each_order_once(connection: Connection, postgres_url
     _assert_clean(postgres_url)
 
 
-def test_a_step_waits_briefly_for_a_lock_and_is_repeated_later(connection: Connection, postgres_url: str) -> None:
+def test_a_retention_step_waits_briefly_for_a_lock_and_is_repeated_later(
+    connection: Connection, postgres_url: str
+) -> None:
     order_id = _confirmed(connection)
     walker = Walk(DAYS)
     with connect(postgres_url, "inventory-worker") as worker, worker.transaction():
@@ -245,7 +249,7 @@ def test_a_step_waits_briefly_for_a_lock_and_is_repeated_later(connection: Conne
     assert connection.execute("SHOW lock_timeout").fetchone() == ("5s",)
 
 
-def test_a_slow_statement_of_a_step_is_ended_and_the_step_is_repeated_later(
+def test_a_slow_statement_of_a_retention_step_is_ended_and_the_step_is_repeated_later(
     connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _confirmed(connection)
@@ -259,7 +263,9 @@ def test_a_slow_statement_of_a_step_is_ended_and_the_step_is_repeated_later(
     assert connection.execute("SHOW statement_timeout").fetchone() == ("10s",)
 
 
-def test_after_a_failure_steps_are_shorter_until_they_succeed(connection: Connection, postgres_url: str) -> None:
+def test_after_a_failure_retention_steps_are_shorter_until_they_succeed(
+    connection: Connection, postgres_url: str
+) -> None:
     for _ in range(ROWS_PER_STEP):
         _confirmed(connection)
     walker = Walk(DAYS)
@@ -326,7 +332,7 @@ WRONG_CLOCKS = {
 
 
 @pytest.mark.parametrize("shift", WRONG_CLOCKS.values(), ids=WRONG_CLOCKS)
-def test_a_wrong_time_in_an_id_neither_keeps_an_order_nor_removes_it(
+def test_retention_uses_the_creation_time_of_an_order_although_its_id_has_a_wrong_time(
     connection: Connection, session: Session, shift: timedelta
 ) -> None:
     relay = Retention(DAYS)

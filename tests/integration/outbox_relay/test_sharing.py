@@ -18,7 +18,7 @@ def _ids(letters: Sequence[Letter]) -> set[object]:
     return {letter.event().id for letter in letters}
 
 
-def test_rows_that_another_relay_holds_are_skipped_and_published_after_their_release(
+def test_rows_that_another_relay_locks_are_skipped_and_published_after_their_unlock(
     settings: Settings, connection: Connection, postgres_url: str
 ) -> None:
     held, *free = [created(str(uuid4())) for _ in range(3)]

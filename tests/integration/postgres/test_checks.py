@@ -127,7 +127,7 @@ def test_unknown_states_of_payments_and_reservations_are_refused(connection: Con
 
 
 @pytest.mark.parametrize("table", ["payments", "reservations"])
-def test_a_decision_needs_an_existing_order(connection: Connection, table: str) -> None:
+def test_a_payment_or_reservation_needs_an_existing_order(connection: Connection, table: str) -> None:
     with pytest.raises(psycopg.errors.ForeignKeyViolation):
         connection.execute(f"INSERT INTO {table} (order_id, state) VALUES ('none', 'FAILED')".encode())  # noqa: S608
 

@@ -24,7 +24,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize(("name", "value"), LIMITS.items())
-def test_the_time_limits_are_set(connection: Connection, name: str, value: str) -> None:
+def test_the_time_limits_are_set_on_blocking_connections(connection: Connection, name: str, value: str) -> None:
     assert connection.execute(f"SHOW {name}".encode()).fetchone() == (value,)
     assert connection.autocommit
 
@@ -136,7 +136,7 @@ def test_a_wrong_password_is_fatal(words: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["the database system is starting up", "sorry, too many clients already"])
-def test_a_busy_server_is_transient(words: str) -> None:
+def test_a_connection_refused_by_a_busy_server_is_transient(words: str) -> None:
     error = psycopg.OperationalError(f"connection failed: FATAL:  {words}")
     assert is_transient(error)
     assert not is_fatal(error)
@@ -167,7 +167,7 @@ def test_the_connection_string_overrides_our_defaults_for_the_transport(postgres
         assert opened.execute("SHOW application_name").fetchone() == ("shop",)
 
 
-def test_the_service_s_name_and_our_transport_limits_are_defaults(postgres_url: str) -> None:
+def test_a_connection_has_the_name_of_its_service_and_our_transport_limits_by_default(postgres_url: str) -> None:
     with connect(postgres_url, "a-service") as opened:
         in_use = {option.keyword.decode(): option.val for option in opened.pgconn.info}
         assert (in_use["connect_timeout"], in_use["keepalives_idle"]) == (b"3", b"5")

@@ -73,7 +73,7 @@ def _error_of(connection: Connection, statement: str) -> psycopg.Error:
 @pytest.mark.parametrize(
     ("fault", "statement"), [(fault, statement) for fault, statements in CASES.items() for statement in statements]
 )
-def test_the_fault_of_a_server_error(connection: Connection, fault: Fault, statement: str) -> None:
+def test_an_error_of_postgres_has_the_expected_fault(connection: Connection, fault: Fault, statement: str) -> None:
     error = _error_of(connection, statement)
     assert fault_of(error) is fault, (error.sqlstate, error.diag.source_function)
 

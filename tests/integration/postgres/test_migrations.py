@@ -128,7 +128,7 @@ def _waits_since(url: str) -> float:
     return seconds
 
 
-def test_a_changed_file_is_refused(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_file_that_was_changed_is_refused(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     migrate(empty_url)
     changed = [(name, text + "\n-- another word") for name, text in migrations()]
     monkeypatch.setattr(migrate_module, "migrations", lambda: changed)

@@ -83,5 +83,5 @@ def _partial(index: str) -> bool:
     return index in ("orders_open", "orders_uncompensated", "payments_due", "orders_idempotency_key")
 
 
-def test_the_exceptions_exist() -> None:
+def test_every_query_that_may_scan_a_table_exists() -> None:
     assert set(MAY_SCAN) <= {(query.room, query.name) for query in queries()}

@@ -117,7 +117,7 @@ def test_a_read_only_server_is_not_used(session: Session, postgres_url: str) -> 
     assert session.ready
 
 
-def test_the_client_s_limit_is_longer_than_the_server_s() -> None:
+def test_the_time_limit_of_the_client_is_longer_than_that_of_the_server() -> None:
     assert ANSWER_LIMIT_SECONDS > STATEMENT_TIMEOUT_SECONDS
 
 

@@ -64,7 +64,7 @@ def _shown(connection: Connection) -> dict[str, str]:
     return dict(rows.fetchall())
 
 
-def test_every_pinned_setting_has_a_hostile_value() -> None:
+def test_every_pinned_setting_is_tested_with_another_value() -> None:
     assert HOSTILE.keys() == PINNED.keys()
     assert all(HOSTILE[name] != PINNED[name] for name in PINNED)
 

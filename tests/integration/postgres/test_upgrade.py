@@ -122,7 +122,7 @@ def test_the_previous_version_s_statements_change_an_order_as_before(upgraded: C
     assert [order_id for order_id, *_ in claimed] == [ORDER_ID]
 
 
-def test_the_events_of_the_previous_version_settle_its_order(upgraded: Connection) -> None:
+def test_events_of_the_previous_version_settle_an_order_of_the_previous_version(upgraded: Connection) -> None:
     payment, inventory, order_service = _handlers()
     assert types(decide(payment, upgraded, _event("order.created"))) == ["payment.authorized"]
     assert types(decide(inventory, upgraded, _event("payment.authorized"))) == ["inventory.reserved"]
@@ -290,7 +290,7 @@ def test_an_index_is_built_while_another_migration_waits_and_orders_are_written(
     assert sorted(applied, key=len) == [[], [], ["9998_indexes.sql"]]
 
 
-def test_a_file_outside_a_transaction_can_be_repeated() -> None:
+def test_a_migration_outside_a_transaction_can_be_repeated() -> None:
     for name, text in migrations():
         if not text.startswith(migrate_module.NO_TRANSACTION):
             assert "CONCURRENTLY" not in text, name

@@ -54,7 +54,7 @@ def _run(command: str, given: dict[str, str]) -> "subprocess.CompletedProcess[st
 
 @pytest.mark.parametrize("command", ["order-service", "outbox-relay"])
 @pytest.mark.parametrize("how", _SAYS, ids=": ".join)
-def test_a_service_that_is_refused_stops_and_logs_why(
+def test_a_service_that_a_server_refuses_stops_and_logs_why(
     command: str, how: tuple[str, str], given: dict[str, str]
 ) -> None:
     ended = _run(command, given)
@@ -67,7 +67,7 @@ def test_a_service_that_is_refused_stops_and_logs_why(
 @pytest.mark.parametrize(
     ("command", "how"), [("topics", ("kafka", _WRONG_PASSWORD)), ("migrate", ("postgres", _UNTRUSTED))]
 )
-def test_a_command_that_is_refused_exits_and_prints_why(
+def test_a_command_that_a_server_refuses_exits_with_1_and_prints_why(
     command: str, how: tuple[str, str], given: dict[str, str]
 ) -> None:
     ended = _run(command, given)

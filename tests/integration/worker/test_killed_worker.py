@@ -105,7 +105,7 @@ def test_a_drain_that_takes_too_long_ends_with_exit_code_1(
     assert offsets_of(settings.kafka_brokers, group, [IN]) == before
 
 
-def test_an_error_that_no_retry_helps_ends_with_exit_code_1(
+def test_a_worker_with_a_permanent_error_exits_with_code_1(
     settings: Settings, connection: Connection, group: str
 ) -> None:
     publish_events(settings.kafka_brokers, authorized(1))

@@ -76,7 +76,7 @@ def test_an_offset_commit_is_retried_after_a_transient_error(
 @pytest.mark.parametrize(
     ("code", "attempts"), [(KafkaError.ILLEGAL_GENERATION, 1), (KafkaError._TIMED_OUT, subscription.COMMIT_ATTEMPTS)]
 )
-def test_after_a_permanent_error_the_offsets_move_with_the_next_commit(
+def test_if_a_commit_of_offsets_fails_for_good_the_next_commit_moves_them(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch, code: int, attempts: int
 ) -> None:
     commits = Commits([code] * attempts)
@@ -147,7 +147,7 @@ def test_a_missing_database_ends_the_loop_before_the_first_record(settings: Sett
     assert isinstance(_ends(Recorder(group), wrong), psycopg.OperationalError)
 
 
-def test_a_timer_that_no_retry_can_help_ends_the_loop(settings: Settings, group: str) -> None:
+def test_a_permanent_error_of_a_timer_ends_the_loop(settings: Settings, group: str) -> None:
     error = psycopg.errors.UndefinedTable("42P01")
 
     def fail(_connection: Connection) -> bool:
@@ -165,7 +165,7 @@ def test_without_kafka_the_loop_makes_progress_and_is_not_ready(settings: Settin
         assert not loop.runner.ready
 
 
-def test_after_commit_runs_when_the_decision_is_visible_and_its_event_is_not_published(
+def test_after_commit_runs_between_the_commit_of_a_decision_and_the_publish_of_its_event(
     settings: Settings, group: str, postgres_url: str
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -213,7 +213,7 @@ def test_missing_topics_are_created_at_most_once_a_second(
         assert ensured == [settings]
 
 
-def test_the_subscription_notes_that_its_topics_were_lost(
+def test_the_subscription_records_that_its_topics_were_lost(
     settings: Settings, group: str, ensured: list[Settings]
 ) -> None:
     with running(Recorder(group), settings) as loop:
@@ -227,7 +227,7 @@ def test_a_fatal_client_error_ends_the_loop(settings: Settings, group: str) -> N
         loop.runner._subscription._client_error(KafkaError(KafkaError._FATAL, "fenced", fatal=True))
 
 
-def test_after_a_failure_behind_the_commit_the_recorded_decision_is_published_once(
+def test_after_a_failure_between_commit_and_publish_the_recorded_decision_is_published_once(
     settings: Settings, group: str, connection: Connection
 ) -> None:
     """The decision is durable and its event is not published. The retry publishes the recorded decision once."""

@@ -316,9 +316,7 @@ def test_a_batch_is_rewound_after_its_retry_time_and_received_again(
 
 
 @pytest.mark.parametrize("error", [psycopg.errors.UndefinedColumn("42703"), psycopg.errors.InvalidPassword("28P01")])
-def test_an_error_that_no_retry_helps_stops_the_process_at_once(
-    settings: Settings, group: str, error: Exception
-) -> None:
+def test_a_permanent_error_stops_the_worker_at_once(settings: Settings, group: str, error: Exception) -> None:
     before = offsets_of(settings.kafka_brokers, group, [IN])
     publish_events(settings.kafka_brokers, authorized(4))
     handler = Recorder(group, _Failing(100, error))
@@ -378,7 +376,7 @@ def test_an_unacknowledged_publish_is_retried(settings: Settings, group: str, mo
 
 
 @pytest.mark.parametrize("code", [KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID])
-def test_a_refused_commit_drops_the_batch(
+def test_a_worker_drops_its_batch_if_kafka_refuses_the_offset_commit(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     refusals = iter([KafkaException(KafkaError(code))])
@@ -453,7 +451,7 @@ def test_timers_run_with_and_without_records(settings: Settings, group: str) -> 
     assert runs.count("in-rounds") == 3
 
 
-def test_a_timer_that_never_finishes_gives_way_to_the_next_batch(settings: Settings, group: str) -> None:
+def test_a_timer_with_endless_work_does_not_delay_the_next_batch(settings: Settings, group: str) -> None:
     rounds: list[int] = []
 
     def endless(_connection: Connection) -> bool:
