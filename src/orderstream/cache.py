@@ -167,7 +167,8 @@ class Breaker:
 class PendingDeletes:
     """The orders whose keys still have to be deleted. Beyond PENDING_DELETES_MAX the oldest are dropped.
 
-    Each order has the number of its last change. A delete that began before this change does not count for it.
+    Each order has the number of its last change. A delete that began before this
+    change does not remove the order from the list.
     """
 
     def __init__(self) -> None:

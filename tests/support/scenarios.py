@@ -205,7 +205,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 
 
 def update_of(event: Event[Payload]) -> FactUpdate:
-    """Return the update of the payment or reservation behind an event."""
+    """Return the update of the payment or reservation that an event states."""
     at = event.occurred_at
     match event.payload:
         case PaymentAuthorized():

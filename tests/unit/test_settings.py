@@ -282,7 +282,7 @@ def test_without_an_address_of_postgresql_the_driver_is_not_loaded() -> None:
 @pytest.mark.parametrize(
     ("days", "hours"), [("0", "168"), ("36", "168"), ("36500", "168"), ("0", "87600"), ("1", "4"), ("2", "5")]
 )
-def test_orders_are_kept_without_limit_or_longer_than_their_events_and_dead_letters(
+def test_order_retention_may_be_0_or_longer_than_the_retention_of_dead_letters(
     monkeypatch: pytest.MonkeyPatch, days: str, hours: str
 ) -> None:
     monkeypatch.setenv("KAFKA_RETENTION_HOURS", hours)

@@ -26,7 +26,7 @@ def test_a_settled_status_may_only_change_by_a_cancel(statuses: list[str], cance
     assert len(ledger.changed_after_settling()) == wrong
 
 
-def test_a_version_has_one_status() -> None:
+def test_the_ledger_reports_a_version_with_two_statuses() -> None:
     ledger = Ledger()
     seen = ledger.accepted("order")
     ledger.record_status(seen, 1, "PAID")

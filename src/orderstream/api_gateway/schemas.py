@@ -23,7 +23,7 @@ _MONEY_PATTERN = rf"^(?=[0-9.]*[1-9])0*[0-9]{{1,{MONEY_INTEGER_DIGITS_MAX}}}(\.[
 MoneyIn = Annotated[
     Raw,
     Meta(
-        description=f"More than 0, with at most {MONEY_INTEGER_DIGITS_MAX} digits before the point, and behind it at"
+        description=f"More than 0, with at most {MONEY_INTEGER_DIGITS_MAX} digits before the point, and after it at"
         " most as many as the currency has. A number, or a string in plain decimal notation, of at most"
         f" {NUMBER_MAX_CHARACTERS} characters. It is read exactly as written.",
         extra_json_schema={

@@ -5,7 +5,7 @@
 -- in the outbox, open orders, aborted orders that are not compensated, and records that Kafka refused.
 -- Parameter: `limit`, the number of rows at which each count stops. With a limit, the statement also skips events at or
 -- below outbox_floor, so that it reads few dead index entries. NULL counts all rows.
--- Index: outbox_pkey behind outbox_floor, orders_open, orders_uncompensated, refused_records_refused_at. No lock.
+-- Index: outbox_pkey after outbox_floor, orders_open, orders_uncompensated, refused_records_refused_at. No lock.
 SELECT (SELECT count(*)
         FROM (SELECT FROM outbox WHERE id > floor.id ORDER BY id LIMIT %(limit)s::bigint) AS counted),
        (SELECT extract(epoch FROM now() - created_at) FROM outbox WHERE id > floor.id ORDER BY id LIMIT 1)::float8,

@@ -37,7 +37,8 @@ def is_known(state: str) -> TypeGuard[ReservationState]:
 def on_authorized(available: MutableMapping[str, int], lines: Lines) -> Reservation:
     """Reserve the lines of a paid order. If every line fits, take them out of `available` (SKU -> units).
 
-    If a line does not fit, `available` stays. An unknown SKU is named before a short one: no restocking would help.
+    If a line does not fit, `available` stays. If some SKUs are unknown and others lack
+    units, the result names the unknown ones, because new stock would not help them.
     """
     if unknown := tuple(sku for sku in lines if sku not in available):
         return Reservation("FAILED", {}, "UNKNOWN_SKU", unknown)

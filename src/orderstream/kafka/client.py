@@ -99,7 +99,7 @@ def consumer(settings: Settings, group: str) -> Consumer:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
-            # With read_committed, an open transaction of another producer would block all records behind it.
+            # With read_committed, an open transaction of another producer would block all records after it.
             "isolation.level": "read_uncommitted",
             "partition.assignment.strategy": "range",
             "group.protocol": "classic",

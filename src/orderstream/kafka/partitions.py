@@ -7,7 +7,7 @@ from confluent_kafka import TopicPartition
 TopicAndPartition = tuple[str, int]
 
 LOG_END, LOG_START = -1, -2
-"""Arguments of `Consumer.offsets_for_times` for the offset behind the last record and that of the first record."""
+"""Arguments of `Consumer.offsets_for_times` for the offset after the last record and that of the first record."""
 
 
 def key_of(partition: TopicPartition) -> TopicAndPartition:

@@ -141,7 +141,7 @@ class Publisher:
 
 
 def _with_followers(records: Sequence[Publication], blamed: Collection[int], sent: Sequence[int]) -> list[int]:
-    """Return the blamed records and all records that were sent behind one with the same key, to keep their order."""
+    """Return the blamed records and all records that were sent after one with the same key, to keep their order."""
     if not blamed:
         return []
     held: set[tuple[str, str | bytes | None]] = set()

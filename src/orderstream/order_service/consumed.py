@@ -60,7 +60,7 @@ class Consumed:
         self._points: list[tuple[datetime, dict[TopicAndPartition, int]]] = []
         self._spacing = timedelta(0)
         self.until: datetime | None = None
-        """All events of an earlier time are consumed. None while the time is unknown."""
+        """The time before which all events are consumed; None while it is unknown."""
 
     @property
     def is_fresh(self) -> bool:
@@ -82,7 +82,7 @@ class Consumed:
         self._asked_at = self._clock()
 
     def note(self, published_until: datetime, offsets: Offsets) -> None:
-        """Note the ends of the topics. They are behind every event that is older than `published_until`."""
+        """Note the ends of the topics. They are after every event that is older than `published_until`."""
         self._points.append((published_until, offsets.ends))
         passed = [number for number, (_, ends) in enumerate(self._points) if _has_passed(offsets, ends)]
         if passed:

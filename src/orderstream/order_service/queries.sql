@@ -25,7 +25,7 @@ FOR NO KEY UPDATE OF o;
 SELECT now();
 
 -- name: published_until
--- The time of the oldest event in the outbox, or now: every earlier event is published. Index: outbox_pkey, behind the
+-- The time of the oldest event in the outbox, or now: every earlier event is published. Index: outbox_pkey, after the
 -- floor.
 SELECT coalesce(
     (SELECT created_at FROM outbox WHERE id > (SELECT id FROM outbox_floor) ORDER BY outbox.id LIMIT 1), now());

@@ -1,7 +1,7 @@
 """Chooses the ranges of the outbox that the relay reads, so that it reads few dead index entries (P1, P5).
 
 PostgreSQL cannot remove a deleted row while another session holds an older snapshot. Millions of dead entries then lie
-at the low end of the index. Therefore a claim begins behind the ids that were claimed a moment ago. A sweep reads the
+at the low end of the index. Therefore a claim begins after the ids that were claimed a moment ago. A sweep reads the
 range below, slice by slice, again and again. The sweep finds each row that was committed late or was inserted again.
 """
 
@@ -44,10 +44,10 @@ class _Size:
 
 
 class Position:
-    """The relay's position in the outbox. `low` is the id behind which a claim begins."""
+    """The relay's position in the outbox. A claim reads ids greater than `low`."""
 
     def __init__(self, clock: Callable[[], float], floor: int, last_id: int) -> None:
-        """Begin behind `floor`. Claims have an upper end until they reach `last_id`, the newest id at the start."""
+        """Begin after `floor`. Claims have an upper end until they reach `last_id`, the newest id at the start."""
         self._clock = clock
         self._low = floor
         self._start_end = last_id
@@ -62,7 +62,7 @@ class Position:
 
     @property
     def low(self) -> int:
-        """The id behind which a claim begins."""
+        """A claim reads ids greater than this."""
         return self._low
 
     @property
@@ -124,5 +124,5 @@ class Position:
             self._sweep_due = self._clock() + SWEEP_SECONDS
 
     def raise_to(self, floor: int) -> None:
-        """Begin claims behind `floor`, which another relay has stored."""
+        """Begin claims after `floor`, which another relay has stored."""
         self._low = max(self._low, floor)

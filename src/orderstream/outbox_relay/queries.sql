@@ -31,7 +31,7 @@ SELECT * FROM unnest(
 );
 
 -- name: depth
--- The number of rows behind an id, counted up to a limit; the age in seconds of the oldest of them; the id in
+-- The number of rows after an id, counted up to a limit; the age in seconds of the oldest of them; the id in
 -- outbox_floor; and the newest id. Parameter: id. Index: outbox_pkey.
 SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE id > %(low)s ORDER BY id LIMIT 100000) AS counted),
        coalesce((
@@ -41,11 +41,11 @@ SELECT (SELECT count(*) FROM (SELECT FROM outbox WHERE id > %(low)s ORDER BY id 
        coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'id')), 0);
 
 -- name: find_position
--- The id behind which relays begin, and the newest id. No index, no lock.
+-- The id after which relays begin, and the newest id. No index, no lock.
 SELECT (SELECT id FROM outbox_floor), coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox', 'id')), 0);
 
 -- name: raise_floor
--- Stores the id behind which relays and gateways begin. Parameter: id. Index: outbox_floor_pkey. Locks its one row.
+-- Stores the id after which relays and gateways begin. Parameter: id. Index: outbox_floor_pkey. Locks its one row.
 UPDATE outbox_floor SET id = greatest(id, %(low)s) WHERE only_row;
 
 -- name: reset_floor

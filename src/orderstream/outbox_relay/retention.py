@@ -124,7 +124,7 @@ class Walk:
         return page, removable
 
     def _advance(self, page: list[str], removed: list[str], *, last: bool) -> None:
-        """Begin the next step behind this page. After the last page, begin a new walk."""
+        """Begin the next step after this page. After the last page, begin a new walk."""
         if self._none_kept:
             for order_id in takewhile(set(removed).__contains__, page):
                 self._gone = order_id

@@ -16,7 +16,7 @@ import psycopg
 from orderstream.postgres.connect import Connection, connect
 
 LOCK_TIMEOUT_SECONDS = 5
-"""Longest wait for the lock of a table. Each POST that needs the table waits behind the waiting migration."""
+"""Longest wait for the lock of a table. Each POST that needs the table waits until the migration has ended."""
 LOCK_PAUSE_SECONDS = 0.2
 """Pause between two attempts to take the lock of migrations."""
 LOCK_KEY = 0x0DE25742

@@ -94,7 +94,10 @@ class ConsumerHealth:
         ]
 
     def stalled(self) -> list[TopicAndPartition]:
-        """Return the partitions whose records have waited too long, although no records before them were received."""
+        """Return the partitions whose records wait too long.
+
+        A partition that only waits until the consumer has received the backlog of others is left out.
+        """
         now = self._clock()
         return sorted(
             partition
@@ -136,7 +139,7 @@ def positions_ahead_of_group(
 ) -> list[TopicPartition]:
     """Return the consumer's position in each partition without lag, if it is ahead of the group's committed offset.
 
-    A transaction of another producer leaves a marker behind its records. The consumer skips the marker and returns no
+    A transaction of another producer leaves a marker after its records. The consumer skips the marker and returns no
     record for it. Without a commit, the group would seem to be one record behind all the time. Partitions in `rewound`
     are skipped, because their position may be ahead of records that are not processed. Raises KafkaException if Kafka
     does not answer.

@@ -78,7 +78,7 @@ class UnknownOrders:
         self._warned_at = -float(WINDOW_SECONDS)
 
     def note(self, records: int, letters: Sequence[DeadLetter]) -> None:
-        """Count a batch and its dead letters, and warn at most once in five minutes."""
+        """Count a batch and its UNKNOWN_ORDER letters. If there are too many, warn, at most once in five minutes."""
         self._window.add(records, sum(letter.reason == "UNKNOWN_ORDER" for letter in letters))
         total, unknown = self._window.totals()
         if _too_many(unknown, total) and self._clock() - self._warned_at >= WINDOW_SECONDS:

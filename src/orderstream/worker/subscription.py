@@ -115,7 +115,7 @@ class Subscription:
             self.ensure_topics()
 
     def commit(self, records: Iterable[Record]) -> None:
-        """Commit the offsets behind a batch. If that fails, its records are received again, which is harmless (P7)."""
+        """Commit the offsets after a batch. If that fails, its records are received again, which is harmless (P7)."""
         following = {(record.topic, record.partition): record.offset + 1 for record in records}
         offsets = [self._offset(*partition, offset) for partition, offset in following.items()]
         self._rewound -= {key_of(offset) for offset in offsets}

@@ -51,7 +51,7 @@ class RunningServer:
 
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp, **limits: Any) -> AsyncIterator[RunningServer]:
-    """Serve an application on a free port. At the end, check that the server counts no memory any more."""
+    """Serve an application on a free port. At the end, check that its count of held bytes is 0."""
     defaults = {"connections": 100, "connections_per_peer": 100, "request_timeout_seconds": 20.0}
     state = ServerState(app, Tracer(None, 0), Limits(**(defaults | limits)))
     loop = asyncio.get_running_loop()

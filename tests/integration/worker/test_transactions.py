@@ -58,7 +58,7 @@ def test_the_offsets_move_past_the_marker_of_a_transaction(
         wait_until(
             lambda: offsets_of(settings.kafka_brokers, group, [IN]) == end_offsets(settings.kafka_brokers, [IN]),
             20,
-            "the offsets are behind the markers",
+            "the offsets are after the markers",
         )
         publish_events(settings.kafka_brokers, authorized(20))
         wait_until(lambda: _decided(connection) == 40, 20, "every order is decided")

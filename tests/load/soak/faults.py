@@ -47,7 +47,7 @@ class Target:
         self._pause = threading.Event()
 
     def wait(self, seconds: float) -> None:
-        """Let a fault last."""
+        """Keep a fault for `seconds`."""
         self._pause.wait(seconds)
 
     @contextmanager

@@ -19,7 +19,7 @@ class Seen(Struct):
 
 
 class OlderRead(Struct, frozen=True):
-    """An answer that showed an older version than an earlier answer. Both times are monotonic."""
+    """An answer that showed an older version than an earlier answer. `began` and `ended` are times of the monotonic clock, in seconds."""
 
     began: float
     ended: float

@@ -21,7 +21,7 @@ def test_stock_is_conserved_and_never_negative(stock: dict[str, int], orders: li
 
 
 @given(STOCK, ORDERS)
-def test_all_lines_or_none(stock: dict[str, int], orders: list[dict[str, int]]) -> None:
+def test_an_order_gets_all_its_lines_or_none(stock: dict[str, int], orders: list[dict[str, int]]) -> None:
     available = dict(stock)
     for lines in orders:
         before = dict(available)

@@ -67,8 +67,8 @@ def test_an_upgrade_ends_the_feed_with_the_number_of_bytes_it_has_read() -> None
     head = GET.replace(b"\r\n\r\n", b"\r\nconnection: upgrade\r\nupgrade: h2c\r\ncontent-length: 4\r\n\r\n")
     with pytest.raises(httptools.HttpParserUpgrade) as caught:
         httptools.HttpRequestParser(callbacks).feed_data(head + b"body")
-    assert caught.value.args[0] == len(head), "the body behind an offered upgrade would be lost"
-    assert callbacks.calls[-1] == "end", "a request with an upgrade no longer ends behind its head"
+    assert caught.value.args[0] == len(head), "the body after an offered upgrade would be lost"
+    assert callbacks.calls[-1] == "end", "a request with an upgrade no longer ends after its head"
 
 
 def test_an_unknown_method_has_an_error_of_its_own() -> None:

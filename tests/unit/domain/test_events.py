@@ -78,7 +78,7 @@ def test_stock_lines_are_in_the_order_of_the_skus() -> None:
     assert stock_lines({"B": 2, "A": 1}) == (StockLine(sku="A", qty=1), StockLine(sku="B", qty=2))
 
 
-def test_wanted_is_sku_to_quantity() -> None:
+def test_the_wanted_lines_map_each_sku_to_its_quantity() -> None:
     assert wanted([Item(sku="A", qty=3, price=Decimal(1))]) == {"A": 3}
 
 

@@ -144,7 +144,7 @@ def test_different_notations_of_one_amount_are_equal() -> None:
     )
 
 
-def test_currencies() -> None:
+def test_the_minor_digits_of_each_currency_are_those_of_iso_4217() -> None:
     assert {MINOR_DIGITS[code] for code in ("JPY", "KRW", "VND", "ISK", "CLP")} == {0}
     assert {MINOR_DIGITS[code] for code in ("USD", "EUR", "GBP", "CHF", "CNY")} == {2}
     assert {MINOR_DIGITS[code] for code in ("KWD", "BHD", "OMR", "TND", "JOD", "IQD", "LYD")} == {3}

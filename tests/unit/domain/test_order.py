@@ -50,7 +50,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @pytest.mark.parametrize(("payment", "stock", "status"), _cells())
-def test_status_table(payment: PaymentFact, stock: StockFact, status: Status) -> None:
+def test_the_status_follows_from_payment_and_stock(payment: PaymentFact, stock: StockFact, status: Status) -> None:
     assert derive(payment, stock) == status
 
 
@@ -142,7 +142,7 @@ def test_an_order_that_fails_with_something_to_undo_is_aborted(status: Status, k
     assert _aborts(status, known, refused)
 
 
-def test_a_decline_while_stock_is_reserved_aborts() -> None:
+def test_a_declined_payment_aborts_an_order_with_reserved_stock() -> None:
     assert _aborts("PROCESSING", Facts(stock="reserved"), Facts(payment="failed"))
 
 

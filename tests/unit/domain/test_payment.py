@@ -80,7 +80,9 @@ def test_an_abort_voids_every_payment_that_has_not_ended(reason: str | None) -> 
         (NotAsked(), True, Transition("PENDING", None, 2, 1)),
     ],
 )
-def test_a_further_attempt_to_authorize(outcome: Outcome, is_last: bool, next_transition: Transition) -> None:
+def test_a_timed_attempt_to_authorize_has_the_expected_result(
+    outcome: Outcome, is_last: bool, next_transition: Transition
+) -> None:
     assert on_attempted("PENDING", None, 2, outcome, is_last=is_last) == next_transition
 
 

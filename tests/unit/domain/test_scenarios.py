@@ -22,7 +22,7 @@ def _possible(scenario: Scenario, steps: Sequence[Step]) -> Iterator[tuple[Step,
 
 
 @ANY_SCENARIO
-def test_every_order_and_every_batching(scenario: Scenario) -> None:
+def test_events_in_every_order_and_batch_end_in_the_same_state(scenario: Scenario) -> None:
     for sequence in _possible(scenario, scenario.steps):
         for where in range(2 ** (len(sequence) - 1)):
             _ends(scenario, list(cuts(sequence, where)))

@@ -30,7 +30,7 @@ def test_lines_that_fit_are_taken() -> None:
     assert available == {"A": 2, "B": 0}
 
 
-def test_one_short_line_takes_nothing() -> None:
+def test_if_one_line_lacks_units_no_stock_is_reserved() -> None:
     available = {"A": 5, "B": 1}
     assert on_authorized(available, {"A": 3, "B": 2}) == _refused("OUT_OF_STOCK", "B")
     assert available == {"A": 5, "B": 1}

@@ -61,7 +61,7 @@ def use(monkeypatch: pytest.MonkeyPatch, source: Source) -> Source:
 
 
 def install(folder: Path, cancelled: threading.Event | None = None) -> list[Path]:
-    """Install without reports."""
+    """Install the jars, and drop the progress messages."""
     return jars.install(folder, lambda _: None, cancelled or threading.Event())
 
 

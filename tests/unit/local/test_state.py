@@ -29,7 +29,7 @@ def test_an_unreadable_record_is_an_empty_one(state: StateDir, content: bytes) -
     assert state.read() == StateRecord()
 
 
-def test_only_one_holder_at_a_time(state: StateDir) -> None:
+def test_only_one_process_holds_the_lock_of_a_state_directory(state: StateDir) -> None:
     assert not state.locked()
     with state.lock():
         assert state.locked()
@@ -71,7 +71,7 @@ def test_a_run_without_a_holder_is_not_running(state: StateDir) -> None:
         assert state.running() is not None
 
 
-def test_the_question_whether_it_runs_creates_no_directory(tmp_path: Path) -> None:
+def test_reading_the_state_creates_no_directory(tmp_path: Path) -> None:
     assert StateDir(tmp_path / "none").running() is None
     assert not (tmp_path / "none").exists()
 

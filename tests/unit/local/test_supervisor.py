@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 from tests.unit.local.conftest import SLEEPER, python
 
 LOOK_SECONDS = 0.2
-"""The interval at which the supervisor looks after its children."""
+"""The interval at which the supervisor checks its children."""
 PRINTS_AT_STOP = (
     "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: (print('stopped', flush=True), sys.exit()));"
     + SLEEPER
@@ -300,7 +300,7 @@ def test_a_forced_stop_kills_a_process_that_ignores_the_signal(bench: Supervisor
     assert bench.registry.children == []
 
 
-def test_an_error_while_a_log_is_limited_does_not_end_the_watch(
+def test_the_supervisor_goes_on_if_it_cannot_shorten_a_log_file(
     bench: SupervisorBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = threading.Event()

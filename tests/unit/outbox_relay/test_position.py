@@ -1,4 +1,4 @@
-"""The ranges that the relay reads: behind the last claimed ids, and repeatedly in slices below them (P1)."""
+"""The ranges that the relay reads: after the last claimed ids, and repeatedly in slices below them (P1)."""
 
 from orderstream.outbox_relay.position import (
     ID_MAX,

@@ -1,4 +1,4 @@
-"""Readiness: the activity of a loop that fails, since when and why."""
+"""Readiness reports which activity of a loop fails, since when, and why."""
 
 from orderstream.process.readiness import NOT_READY_AFTER_SECONDS, Readiness
 

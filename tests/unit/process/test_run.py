@@ -1,4 +1,4 @@
-"""The process around the loop of a service."""
+"""A service as a process: its signals, its health pages and its exit code."""
 
 import http.client
 import time

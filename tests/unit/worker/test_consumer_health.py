@@ -166,7 +166,7 @@ def test_a_consumer_that_receives_a_long_backlog_of_one_partition_is_not_stalled
             now += STALLED_SECONDS / 3
 
 
-def test_the_wait_of_a_partition_counts_only_after_the_backlog_of_another_is_received() -> None:
+def test_a_partition_is_not_stalled_until_the_backlog_of_another_is_received() -> None:
     now = 0.0
     health = _health(lambda: now)
     consumer: Any = FakeConsumerOfSeveral((0, 100), (0, 100))

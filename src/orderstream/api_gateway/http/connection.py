@@ -151,7 +151,7 @@ class Connection(asyncio.BufferedProtocol):
             self._client.close()
 
     def stop_work(self) -> None:
-        """Cancel the request that the application works on. It gets a 503. Drop the requests behind it."""
+        """Cancel the request that the application works on. It gets a 503. Drop the requests after it."""
         self._stop_reading()
         self._pipeline.stop_work()
 

@@ -55,7 +55,7 @@ def preferences(field: bytes) -> Iterator[Parameter]:
             well_formed = end == len(text) or text[end] == ","
             yield _parameter(match) if well_formed else (match[1].lower(), "")
             position = end
-        # Skip the rest of the element and the comma behind it.
+        # Skip the rest of the element and the comma after it.
         skipped = _END_OF_ELEMENT.match(text, position)
         assert skipped is not None
         position = skipped.end() + 1
@@ -77,7 +77,7 @@ def entity_tags(field: bytes) -> list[bytes]:
 
 
 def _parameters(text: str, position: int) -> tuple[list[Parameter], int]:
-    """Parse all `;name=value` from `position`. Return the parameters and the position behind them."""
+    """Parse all `;name=value` from `position`. Return the parameters and the position after them."""
     found: list[Parameter] = []
     for _ in range(PARTS_MAX):
         if position >= len(text) or text[position] != ";":

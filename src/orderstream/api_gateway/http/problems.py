@@ -169,7 +169,7 @@ def head_too_large(limit_bytes: int) -> Problem:
 
 
 def too_many_fields(limit: int) -> Problem:
-    """431: there are too many header fields, or trailer fields behind a chunked body."""
+    """431: there are too many header fields, or trailer fields after a chunked body."""
     return Problem(431, "too-many-fields", "There are too many fields", f"A request may have at most {limit} fields.")
 
 

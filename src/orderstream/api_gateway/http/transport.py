@@ -6,7 +6,7 @@ from orderstream.api_gateway.http.server_state import ServerState
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_MAX_BYTES = 16 * 1024
-"""Up to this size, copying the body behind the head is cheaper than a write of two buffers."""
+"""Up to this size, copying the body after the head is cheaper than a write of two buffers."""
 
 
 class ClientTransport:

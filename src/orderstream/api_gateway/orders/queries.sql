@@ -80,7 +80,7 @@ SELECT id FROM orders WHERE id = ANY(%(ids)b::text[]) AND status NOT IN ('PROCES
 
 -- name: outbox_exceeds
 -- Tells whether the outbox holds more rows than `limit`. Parameter: `limit`. Reads at most `limit` + 1 rows. Starts
--- behind the id below which the relays expect no rows, because the index may have millions of dead entries there.
+-- after the id below which the relays expect no rows, because the index may have millions of dead entries there.
 -- Index: outbox_pkey, outbox_floor_pkey. Locks: none.
 SELECT EXISTS (
     SELECT FROM outbox

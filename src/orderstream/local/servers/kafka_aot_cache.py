@@ -1,6 +1,6 @@
 """Builds Java's ahead-of-time cache for Kafka, which makes later starts faster (decision 0014).
 
-Once in the life of a checkout, behind the running stack, a second Kafka runs from start to stop at the lowest priority
+Once in the life of a checkout, beside the running stack, a second Kafka runs from start to stop at the lowest priority
 and writes the cache. A stop of the stack kills it at once, and the next `up` tries again.
 """
 

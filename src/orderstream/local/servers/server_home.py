@@ -83,11 +83,11 @@ class ServerHome:
             os.chown(path, -1, self.account.gid)
             path.chmod(0o640)
 
-    def hand_over(self, root: Path) -> None:
-        """Make the account of the servers the owner of `root` and of everything below it."""
+    def hand_over(self, folder: Path) -> None:
+        """Make the account of the servers the owner of `folder` and of its content."""
         if self.account is None:
             return
-        for path in (root, *root.rglob("*")):
+        for path in (folder, *folder.rglob("*")):
             os.chown(path, self.account.uid, self.account.gid, follow_symlinks=False)
 
     def copy_program(self, name: str, copy: Callable[[Path], object]) -> Path:
