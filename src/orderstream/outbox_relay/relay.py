@@ -178,8 +178,8 @@ class Relay:
         """Wait for a notice that there are more rows, at most for the poll interval.
 
         After a large batch, wait GATHER_SECONDS only. After a full batch, do not wait. A stop signal ends the wait
-        after the poll interval at the latest. The connection keeps every notice, so this method reads all of them. The next
-        claim sees their rows.
+        after the poll interval at the latest. The connection keeps every notice, so this method reads all of them.
+        The next claim sees their rows.
         """
         queued = full or rows >= GATHER_FROM
         if queued and not full:

@@ -19,7 +19,10 @@ class Seen(Struct):
 
 
 class OlderRead(Struct, frozen=True):
-    """An answer that showed an older version than an earlier answer. `began` and `ended` are times of the monotonic clock, in seconds."""
+    """An answer that showed an older version than an earlier answer.
+
+    `began` and `ended` are times of the monotonic clock, in seconds.
+    """
 
     began: float
     ended: float
