@@ -14,7 +14,7 @@ from orderstream.kafka.partitions import LOG_END, LOG_START, TopicAndPartition, 
 
 
 class GroupOffsets(Struct, frozen=True):
-    """Offsets of one partition: of its first record, of the record that the group reads next, and after its last record."""
+    """Offsets of one partition: of its first record, of the next record of the group, and after its last record."""
 
     first: int
     next: int
