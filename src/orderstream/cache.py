@@ -96,7 +96,7 @@ for i, key in ipairs(KEYS) do
 end
 """
 )
-# DEL comes first: Redis allows it even when it is out of memory, and then allows the SET in the same script.
+# DEL comes first. Redis without free memory refuses a script that begins with SET. After a DEL it also runs the SET.
 _BAR = """
 for _, key in ipairs(KEYS) do
     redis.call('DEL', key)
@@ -202,7 +202,7 @@ class PendingDeletes:
 
 
 class AsyncCache:
-    """The reading and the changing side for asyncio. No call exceeds the budget or raises an error of Redis.
+    """The cache for asyncio: it reads and changes entries. No call exceeds the budget or raises an error of Redis.
 
     Used as a context manager, which closes the connections.
     """
@@ -239,7 +239,7 @@ class AsyncCache:
         await self._redis.aclose()
 
     async def look_up(self, ids: Sequence[str]) -> list[Lookup]:
-        """Return for each order its entry, a lease on its key, or why there is neither."""
+        """Return for each order its entry, a lease on its key, or the reason why there is neither."""
         token = f"lease:{secrets.token_hex(8)}"
         found = None
         if not self.is_bypassed and await self._flush():

@@ -72,7 +72,7 @@ def _options(value: Any) -> Any:
 
 
 def _kafka_options(options: dict[str, str]) -> dict[str, str]:
-    """Refuse the options that the promises rely on."""
+    """Return the options. Raises ValueError if one of them must have OrderStream's own value."""
     if given := [name for name in _KAFKA_OURS if name in options]:
         raise ValueError(f"{', '.join(given)} cannot be set: OrderStream needs its own value so that no order is lost")
     return options

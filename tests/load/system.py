@@ -14,7 +14,7 @@ BENCH_DIR = checkout() / ".orderstream" / "bench"
 
 
 class AlreadyRunningError(Exception):
-    """Another run uses this directory. Two runs on one machine would only measure each other."""
+    """Another run uses this directory. Two runs on one machine would slow each other and give wrong results."""
 
 
 @contextmanager

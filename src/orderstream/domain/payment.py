@@ -46,7 +46,7 @@ class NothingToVoid(Struct, frozen=True):
 
 
 class Unanswered(Struct, frozen=True):
-    """No answer came in time, so the outcome is unknown. It counts as no decline: retry with the same key."""
+    """No answer came in time, so the outcome is unknown. Do not treat it as a decline. Retry with the same key."""
 
 
 class NotAsked(Struct, frozen=True):

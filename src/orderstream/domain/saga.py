@@ -13,7 +13,7 @@ from orderstream.domain.stock import ReservationState
 
 
 class Reaction(Struct, frozen=True):
-    """A service consumes `event` and may answer it with the events `emits`. The answers go directly to Kafka."""
+    """A service consumes `event` and may answer it with the events `emits`, which it publishes without the outbox."""
 
     service: str
     event: str

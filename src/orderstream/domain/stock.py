@@ -20,7 +20,8 @@ Lines = Mapping[str, int]
 class Reservation(Struct, frozen=True):
     """The outcome for one order.
 
-    A RESERVED reservation holds `lines`. A RELEASED one has given them back. `skus` were unknown or short.
+    A RESERVED reservation holds `lines`, and a RELEASED reservation has returned them. `skus` are the SKUs that were
+    unknown or had too few units.
     """
 
     state: ReservationState

@@ -93,7 +93,7 @@ class InventoryHandler:
         for lines in held:
             give_back(available, lines)
         self._release(tx, rows, releases)
-        # In the order of arrival, against one running stock.
+        # Orders get stock in the order of their arrival. Each order takes its lines from `available`.
         reservations = {order_id: on_authorized(available, lines) for order_id, lines in wants.items()}
         self._insert(tx, rows, tombstones | reservations)
         reserved = [reservation.lines for reservation in reservations.values() if reservation.state == "RESERVED"]

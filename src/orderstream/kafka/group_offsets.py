@@ -64,7 +64,7 @@ def _checked_offsets(answers: Sequence[TopicPartition]) -> dict[TopicAndPartitio
 
 
 def _left(deadline: float) -> float:
-    """Return the seconds until the deadline. Raises KafkaException after it: librdkafka takes 0 as "no limit"."""
+    """Return the seconds until the deadline. Raises KafkaException after it: for librdkafka, 0 is "no limit"."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))

@@ -131,7 +131,7 @@ class OrderHandler:
         )
 
     def _flush_deletes(self, _connection: Connection) -> bool:
-        """Delete the cached orders that are pending since Redis did not answer. The cache keeps the list."""
+        """Retry the deletes of cached orders to which Redis did not answer. The cache keeps the list."""
         self._cache.delete(())
         return False
 

@@ -124,5 +124,5 @@ class Position:
             self._sweep_due = self._clock() + SWEEP_SECONDS
 
     def raise_to(self, floor: int) -> None:
-        """Begin claims after `floor`, which another relay has stored."""
+        """Move the start of claims up to `floor`, which another relay has stored."""
         self._low = max(self._low, floor)

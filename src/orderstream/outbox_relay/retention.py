@@ -61,7 +61,7 @@ class Retention:
 
 
 class Walk:
-    """Reads orders in the order of their ids and removes the ended ones: orders with old ids, or every order."""
+    """Reads orders by id and removes those that may be removed. Reads only old ids, or every order."""
 
     def __init__(self, days: int, *, every_order: bool = False) -> None:
         self._days = days

@@ -157,7 +157,7 @@ class Attempts:
         return claims
 
     def measure(self, connection: Connection) -> bool:
-        """Show how old the oldest payment is that is not voided yet. Return False: the timer has no more work."""
+        """Set the gauge to the age of the oldest payment in VOIDING. Return False, because no work is left."""
         row = connection.execute(SQL["oldest_voiding"], {"after": self._oldest_voiding_after}).fetchone()
         assert row is not None
         oldest, now = row

@@ -136,7 +136,7 @@ class PaymentHandler:
         return Prepared(orders, outcomes, aborts)
 
     def decide(self, tx: Connection, batch: Sequence[Received], prepared: Prepared, /) -> BatchResult:
-        """Record the new payments, and answer every record from the payment that is then recorded.
+        """Record the new payments, and then answer every record from the recorded payment.
 
         If another process has recorded a payment that ended meanwhile, an authorization is voided. Records that the
         tables do not confirm are rejected.

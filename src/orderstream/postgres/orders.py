@@ -55,7 +55,7 @@ class LockedOrder(Struct, frozen=True):
 
 
 def locked(rows: Iterable[Sequence[Any]]) -> tuple[dict[str, Order], datetime | None]:
-    """Return the orders of the rows of `lock_orders` by id, and the time of the transaction, None without a row."""
+    """Return the orders of the rows of `lock_orders` by id, and the transaction's time, or None if there is no row."""
     found = [LockedOrder(*row) for row in rows]
     return {row.order_id: row.order() for row in found}, found[0].now if found else None
 

@@ -38,7 +38,7 @@ class _Direct(requests.Session):
 
 
 def is_loopback(url: str) -> bool:
-    """Say whether `url` names this machine. A proxy would look for the address on the proxy's machine."""
+    """Say whether `url` names this machine. A proxy cannot be used then: it would connect to its own machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

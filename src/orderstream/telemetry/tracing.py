@@ -58,7 +58,7 @@ class Span:
         """Add attributes, from a mapping (for names with dots) or by name."""
 
     def end(self, error: str | None = None) -> None:
-        """Finish the span; with an `error`, as failed. Later calls do nothing. Never blocks, never raises."""
+        """Finish the span. With an `error`, mark it as failed. Later calls do nothing. Never blocks, never raises."""
 
 
 class RecordedSpan(Span):

@@ -117,7 +117,7 @@ class ConsumerHealth:
         self._topics_were_lost = True
 
     def unassigned(self) -> bool:
-        """Say whether this consumer has had no partition for too long since its topics were missing.
+        """Say whether this consumer lost its topics and has had no partition for too long since then.
 
         An idle replica never has a partition. Therefore the consumer is replaced only once for each loss of topics.
         """

@@ -51,7 +51,7 @@ def _too_many(marked: int, records: int) -> bool:
 class FailureLimit:
     """Stops a process when more than max(20, 10 %) of the last five minutes' records failed in the handler.
 
-    Undecodable records and unknown orders are bad input. They are not failures, and do not count.
+    Records that cannot be decoded or that name an unknown order are bad input. They do not count as failures.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -162,7 +162,7 @@ class Subscription:
         """Measure the lag of each assigned partition, every MEASURE_SECONDS, and replace an unhealthy consumer.
 
         A consumer is replaced if it is stalled. It is also replaced if it has no partition after topics were lost,
-        since a group that was formed meanwhile may keep it without partitions.
+        because the group may have formed while the topics were missing, and then gives it no partition.
         """
         if time.monotonic() - self._measured < MEASURE_SECONDS:
             return

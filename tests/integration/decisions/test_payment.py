@@ -120,7 +120,7 @@ def _outbox(connection: Connection) -> list[dict[str, Any]]:
 def _in_state(
     connection: Connection, state: PaymentState, reason: FailureReason | None = None, attempts: int = 1
 ) -> str:
-    """Place an order whose payment is in a state."""
+    """Place an order whose payment is in the given state."""
     order_id = place(connection)
     connection.execute(
         "INSERT INTO payments (order_id, state, amount, reason, attempts, traceparent, next_attempt_at)"

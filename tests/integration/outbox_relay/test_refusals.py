@@ -223,7 +223,7 @@ def test_rows_of_a_topic_without_acknowledgements_are_kept_aside_if_other_topics
 def test_a_refused_row_is_deleted_only_together_with_the_record_of_its_reason(
     settings: Settings, connection: Connection
 ) -> None:
-    """Without the table the rows stay in the outbox: one transaction deletes them and keeps the refused ones."""
+    """Without the table the rows stay in the outbox, because one transaction deletes them and stores the refusals."""
     connection.execute("DROP TABLE refused_records")
     _insert(connection, "no.such.topic", _events(1)[0])
     with pytest.raises(AssertionError, match="UndefinedTable"), running(settings):

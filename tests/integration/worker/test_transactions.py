@@ -23,7 +23,7 @@ _SECONDS = 10
 
 @contextmanager
 def _transaction(settings: Settings, name: str, records: int) -> Iterator[Producer]:
-    """Write records to IN in a transaction that the block ends."""
+    """Write records to IN in a transaction. The caller ends it inside the block."""
     producer = Producer({"bootstrap.servers": settings.kafka_brokers, "transactional.id": name, "log_level": 0})
     producer.init_transactions(_SECONDS)
     producer.begin_transaction()

@@ -47,7 +47,7 @@ def await_quiet(connection: psycopg.Connection, limit_seconds: float) -> tuple[f
 
 
 def check(connection: psycopg.Connection, target: Target, ledger: Ledger, poison: list[Poison]) -> Checks:
-    """Run every check. An empty list means that it passed."""
+    """Run every check. A check with an empty list has passed."""
     found: dict[str, list[str]] = {"the answers to the clients": ledger.problems}
     for promise, violations in audit(target.postgres_url, grace_seconds=0).items():
         found[f"audit {promise}"] = [f"{violation.subject}: {violation.detail}" for violation in violations]

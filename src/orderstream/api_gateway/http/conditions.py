@@ -1,4 +1,4 @@
-"""Conditional requests: If-Match and If-None-Match, which a client sets on the version of an order (RFC 9110, 13)."""
+"""Conditional requests: If-Match and If-None-Match compare the version of an order (RFC 9110, 13)."""
 
 from collections.abc import Mapping
 

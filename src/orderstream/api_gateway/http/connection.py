@@ -289,7 +289,8 @@ class Connection(asyncio.BufferedProtocol):
         if not exchange.keep_alive or exchange.problem is not None:
             return True
         if exchange is self._receiving:
-            # A client that waited for 100 (Continue) may send the body now, or the next request. The two look alike.
+            # A client that waited for 100 (Continue) may now send the body or its next request.
+            # The server cannot tell which.
             return exchange.expects_continue or self._parser.body_left_bytes > DISCARD_MAX_BYTES
         return self._reading_over and not self._pipeline
 

@@ -1,4 +1,4 @@
-"""A time limit that moves with every request. Moving it to a later time needs no new timer."""
+"""A time limit that moves with every request. A move to a later time needs no new timer."""
 
 import asyncio
 import math

@@ -29,7 +29,7 @@ class BodyReader:
             raise problems.unsupported_media_type()
         if _declares_more_than(headers.get(b"content-length", b"0"), BODY_MAX_BYTES):
             raise problems.body_too_large(BODY_MAX_BYTES)
-        # A list of pieces would need 41 bytes of memory for a piece of two bytes.
+        # One buffer, because a list of pieces would need 41 bytes of memory for a piece of two bytes.
         body = bytearray()
         more = True
         try:

@@ -143,7 +143,7 @@ class RequestParser:
         except httptools.HttpParserCallbackError as error:
             if isinstance(error.__context__, Problem):
                 raise error.__context__ from None
-            # This is a bug. Its response waits in the pipeline like any other, so earlier requests get their own.
+            # This is a bug. Its response waits in the pipeline, so that earlier requests get their responses first.
             logs.get().error("request_failed", route="unreadable", exc_info=error.__context__)
             raise problems.internal_error() from error
         except httptools.HttpParserInvalidMethodError:

@@ -53,7 +53,7 @@ class OnWorkEnd(Protocol):
     """Called when the application has ended its work on an exchange."""
 
     def __call__(self, exchange: Exchange, *, stopped: bool) -> None:
-        """`stopped` means that the work was cancelled."""
+        """Continue after the work on `exchange`. `stopped` is true if the work was cancelled."""
 
 
 class ServerState:

@@ -206,7 +206,7 @@ class Postgres:
         child.run(command, _SINGLE_SECONDS)
         if not any(f'"{_SECURED}"' in line for line in child.last_lines()):
             raise ChildError("the superuser of PostgreSQL got no password", child.last_lines())
-        # The rules of an earlier version let every local user in. The server now reads another file.
+        # The access rules of an earlier version allowed every local user. The server now reads them from another file.
         (data / _HBA).unlink(missing_ok=True)
 
     def _hba(self) -> str:
