@@ -174,6 +174,6 @@ def _change(row: _LockedOrder, update: FactUpdate) -> _Change:
 
 
 def _events(change: _Change) -> list[Event[Payload]]:
-    """Return order.updated, also if the order did not change, and order.aborted if the order is to be undone."""
+    """Return order.updated, also if the order did not change, and order.aborted if the order must be compensated."""
     updated = order_updated(change.after)
     return [updated, order_aborted(change.after)] if change.abort else [updated]

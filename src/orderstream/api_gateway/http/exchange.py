@@ -82,7 +82,7 @@ class Exchange:
         self._wake()
 
     def end_input(self) -> None:
-        """Note that the rest of the request will not arrive, or that the client does not read the response."""
+        """Note that no more bytes of the request will arrive, or that the client does not read the response."""
         self.input_ended = True
         self._wake()
 

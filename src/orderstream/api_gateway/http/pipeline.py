@@ -104,7 +104,7 @@ class Pipeline:
     # The connection ends requests with these.
 
     def end_all_input(self) -> None:
-        """Tell every request that no more of it arrives. A read that waits for its order ends at once."""
+        """Tell every request that the client sends no more bytes. A read that waits for its order ends at once."""
         for exchange in self._exchanges:
             exchange.end_input()
 

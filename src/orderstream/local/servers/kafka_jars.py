@@ -173,7 +173,7 @@ def _fetch(context: Any, jar: Jar, folder: Path) -> None:
 
 
 def _trust_the_system() -> None:
-    """Use the certificates of the system unless others are set. A proxy may have a certificate of its own."""
+    """Use the certificates of the system, unless REQUESTS_CA_BUNDLE is set. A proxy may have its own certificate."""
     if not os.environ.get("REQUESTS_CA_BUNDLE"):
         for bundle in _CA_BUNDLES:
             if Path(bundle).is_file():
