@@ -92,9 +92,9 @@ def wide_item(number: int) -> str:
     return f'{{"sku":"S{number % 1_000}","qty":1,"price":1,{more}}}'
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def yardstick() -> float:
-    """The cost of an order with a thousand lines."""
+    """The cost of an order with a thousand lines, measured for each test, because the load of the machine changes."""
     largest = order(items=many(1_000))
     return cost(lambda: read_order(largest, ORDER_ID))
 
