@@ -19,8 +19,11 @@ from tests.support.bodies import many, order
 from tests.support.samples import ORDER_ID
 
 RUNS = 5
-YARDSTICKS_MAX = 16
-"""50 ms on a machine that needs 3 ms for the yardstick."""
+ROUNDS_MAX = 10
+"""Comparisons of two costs. Another process can slow down one of them, so the lowest ratio counts."""
+YARDSTICKS_MAX = 32
+"""100 ms on a machine that needs 3 ms for the yardstick. The worst body takes 10 yardsticks on a quiet machine, and 20
+on a busy one, because its many small objects need more of the shared memory cache than the yardstick does."""
 GROWTH_MAX = 3.5
 """Twice the input takes twice the time if the cost is linear, and four times if it is quadratic."""
 FIELD_BYTES = 64 * 1024
@@ -35,6 +38,14 @@ def cost(action: Callable[[], object]) -> float:
         action()
         times.append(time.thread_time() - started)
     return min(times)
+
+
+def is_within(limit: float, action: Callable[[], object], reference: Callable[[], object]) -> bool:
+    """Say whether `action` costs at most `limit` times as much as `reference`, and 1 ms that no machine measures well.
+
+    Both are measured in turn, and again for ROUNDS_MAX rounds at most, because the load of the machine changes.
+    """
+    return any(cost(action) <= limit * cost(reference) + 0.001 for _ in range(ROUNDS_MAX))
 
 
 def answer(body: bytes) -> int:
@@ -93,17 +104,17 @@ def wide_item(number: int) -> str:
 
 
 @pytest.fixture
-def yardstick() -> float:
-    """The cost of an order with a thousand lines, measured for each test, because the load of the machine changes."""
+def yardstick() -> Callable[[], object]:
+    """The action that parses an order with a thousand lines."""
     largest = order(items=many(1_000))
-    return cost(lambda: read_order(largest, ORDER_ID))
+    return lambda: read_order(largest, ORDER_ID)
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_no_body_blocks_the_event_loop(yardstick: float, body: Callable[[float], bytes]) -> None:
+def test_no_body_blocks_the_event_loop(yardstick: Callable[[], object], body: Callable[[float], bytes]) -> None:
     largest = body(1)
     assert len(largest) <= BODY_MAX_BYTES
-    assert cost(lambda: answer(largest)) <= YARDSTICKS_MAX * yardstick
+    assert is_within(YARDSTICKS_MAX, lambda: answer(largest), yardstick)
 
 
 MOST_MARKS: dict[str, str] = {
@@ -124,11 +135,11 @@ MOST_MARKS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("members", MOST_MARKS.values(), ids=MOST_MARKS)
-def test_no_body_that_is_parsed_blocks_the_event_loop(yardstick: float, members: str) -> None:
+def test_no_body_that_is_parsed_blocks_the_event_loop(yardstick: Callable[[], object], members: str) -> None:
     body = order(more="," + members)
     assert len(body) <= BODY_MAX_BYTES
     sizes: list[int] = []
-    assert cost(lambda: sizes.append(answer(body))) <= YARDSTICKS_MAX * yardstick
+    assert is_within(YARDSTICKS_MAX, lambda: sizes.append(answer(body)), yardstick)
     assert max(sizes) <= 2 * BODY_MAX_BYTES
 
 
@@ -146,7 +157,7 @@ LINEAR = [
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_cost_of_a_body_is_linear_in_its_size(name: str) -> None:
     half, whole = BODIES[name](0.5), BODIES[name](1)
-    assert cost(lambda: answer(whole)) <= GROWTH_MAX * cost(lambda: answer(half)) + 0.001
+    assert is_within(GROWTH_MAX, lambda: answer(whole), lambda: answer(half))
 
 
 FIELDS: dict[str, Callable[[bytes], object]] = {
@@ -168,11 +179,13 @@ UNITS = [
 @pytest.mark.parametrize("read", FIELDS.values(), ids=FIELDS)
 def test_the_cost_of_a_field_is_linear_in_its_length(read: Callable[[bytes], object], unit: bytes) -> None:
     half, whole = (unit * (size // len(unit)) for size in (FIELD_BYTES // 2, FIELD_BYTES))
-    assert cost(lambda: read(whole)) <= GROWTH_MAX * cost(lambda: read(half)) + 0.001
+    assert is_within(GROWTH_MAX, lambda: read(whole), lambda: read(half))
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=repr)
 @pytest.mark.parametrize("read", FIELDS.values(), ids=FIELDS)
-def test_no_field_blocks_the_event_loop(yardstick: float, read: Callable[[bytes], object], unit: bytes) -> None:
+def test_no_field_blocks_the_event_loop(
+    yardstick: Callable[[], object], read: Callable[[bytes], object], unit: bytes
+) -> None:
     field = unit * (FIELD_BYTES // len(unit))
-    assert cost(lambda: read(field)) <= YARDSTICKS_MAX * yardstick
+    assert is_within(YARDSTICKS_MAX, lambda: read(field), yardstick)
