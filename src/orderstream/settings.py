@@ -223,6 +223,30 @@ class Settings(BaseSettings):
     payment_batch_budget_seconds: float = Field(
         2, gt=0, le=20, allow_inf_nan=False, description="Time that the provider has to answer a whole batch."
     )
+    payment_latency_ms: float = Field(
+        0,
+        ge=0,
+        le=600_000,
+        allow_inf_nan=False,
+        description="Milliseconds that a call of the simulated provider takes.",
+    )
+    payment_timeout_seconds: float = Field(
+        10, gt=0, le=60, allow_inf_nan=False, description="Time that the provider has to answer a call."
+    )
+    payment_inline_budget_seconds: float = Field(
+        0.005,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Time that a batch waits for the provider. Slower calls go on without the batch.",
+    )
+    payment_pending_limit_minutes: float = Field(
+        30,
+        gt=0,
+        le=43_200,
+        allow_inf_nan=False,
+        description="How long a payment may wait for the customer or the bank before it is voided.",
+    )
     payment_key_lifetime_hours: int = Field(
         24,
         ge=1,
