@@ -34,7 +34,7 @@ class Declined(Struct, frozen=True):
 
 
 class Pending(Struct, frozen=True):
-    """The customer or the bank has not decided yet. Retry later."""
+    """The customer or the bank has not decided yet. Ask again later. This was no attempt, because it is an answer."""
 
 
 class Voided(Struct, frozen=True):
@@ -50,7 +50,16 @@ class Unanswered(Struct, frozen=True):
 
 
 class NotAsked(Struct, frozen=True):
-    """The budget ended before the call began. This was no attempt."""
+    """No call began, or the provider refused it without acting. This was no attempt.
+
+    The provider asks for no further call within `retry_after_seconds`.
+    """
+
+    retry_after_seconds: float = 0.0
+
+
+class InFlight(Struct, frozen=True):
+    """The call still runs. A later attempt records its outcome."""
 
 
 class TooOld(Struct, frozen=True):
@@ -67,13 +76,15 @@ class Transition(Struct, frozen=True):
     """The new state of a payment, with its reason and the number of attempts made in this state.
 
     `backoff_attempts` is the number of attempts from which the wait before the next one is calculated. 0 means: attempt
-    at once. None means: no further attempt.
+    at once. None means: no further attempt. If `is_pending`, the customer or the bank has not decided yet, and the wait
+    is calculated from the time since the first such answer.
     """
 
     state: PaymentState
     reason: AnyReason | None = None
     attempts: int = 0
     backoff_attempts: int | None = None
+    is_pending: bool = False
 
 
 def is_known(state: str) -> TypeGuard[PaymentState]:
@@ -81,7 +92,9 @@ def is_known(state: str) -> TypeGuard[PaymentState]:
     return state in STATES
 
 
-def on_created(state: PaymentState | None, outcome: Outcome | TooOld) -> Transition | None:
+def on_created(  # noqa: PLR0911 - a return for each row of the table
+    state: PaymentState | None, outcome: Outcome | InFlight | TooOld
+) -> Transition | None:
     """Return what the outcome of the first call changes. `state` is None if the order has no payment yet.
 
     Another process may have recorded a payment while the call ran. That payment stays, unless it has ended and this
@@ -95,9 +108,11 @@ def on_created(state: PaymentState | None, outcome: Outcome | TooOld) -> Transit
             return Transition("AUTHORIZED", attempts=1)
         case Declined():
             return Transition("FAILED", "PAYMENT_DECLINED", attempts=1)
-        case Pending() | Unanswered():
+        case Pending():
+            return Transition("PENDING", backoff_attempts=1, is_pending=True)
+        case Unanswered():
             return Transition("PENDING", attempts=1, backoff_attempts=1)
-        case NotAsked():
+        case NotAsked() | InFlight():
             return Transition("PENDING", backoff_attempts=1)
         case TooOld():
             return Transition("VOIDING", "PROVIDER_UNAVAILABLE", backoff_attempts=0)
@@ -119,13 +134,20 @@ def on_aborted(state: PaymentState | None, reason: AnyReason | None) -> Transiti
             assert_never(state)
 
 
-def on_attempted(
-    state: PaymentState, reason: AnyReason | None, attempts: int, outcome: Outcome | VoidOutcome, *, is_last: bool
+def on_attempted(  # noqa: PLR0911 - a return for each row of the table
+    state: PaymentState,
+    reason: AnyReason | None,
+    attempts: int,
+    outcome: Outcome | VoidOutcome,
+    *,
+    is_last: bool,
+    is_overdue: bool = False,
 ) -> Transition:
     """Return what a further attempt changes: to authorize a PENDING payment, or to void a VOIDING one.
 
     `reason` and `attempts` are those of the payment before this attempt. If the last attempt to authorize has no
-    outcome, the payment is voided, because the provider may have charged. Voids are repeated without a limit.
+    outcome, the payment is voided, because the provider may have charged. If the customer or the bank has not decided
+    and the payment `is_overdue`, it is voided, too. Voids are repeated without a limit.
     """
     match outcome:
         case Authorized():
@@ -134,9 +156,11 @@ def on_attempted(
             return Transition("FAILED", "PAYMENT_DECLINED", attempts + 1)
         case Voided() | NothingToVoid():
             return Transition("FAILED" if reason == "PROVIDER_UNAVAILABLE" else "VOIDED", reason, attempts + 1)
-        case Pending() | Unanswered():
-            if state == "PENDING" and is_last:
-                return Transition("VOIDING", "PROVIDER_UNAVAILABLE", backoff_attempts=0)
+        case Pending() | Unanswered() if state == "PENDING" and (is_overdue if outcome == Pending() else is_last):
+            return Transition("VOIDING", "PROVIDER_UNAVAILABLE", backoff_attempts=0)
+        case Pending():
+            return Transition(state, reason, backoff_attempts=1, is_pending=True)
+        case Unanswered():
             return Transition(state, reason, attempts + 1, attempts + 1)
         case NotAsked():
             return Transition(state, reason, attempts, 1)

@@ -11,6 +11,7 @@ from orderstream.domain.payment import (
     STATES,
     Authorized,
     Declined,
+    InFlight,
     NotAsked,
     NothingToVoid,
     Outcome,
@@ -30,7 +31,11 @@ from orderstream.domain.payment import (
 
 VOID_NOW = Transition("VOIDING", backoff_attempts=0)
 FINAL = ("AUTHORIZED", "FAILED", "VOIDED")
-OUTCOMES: list[Outcome | TooOld] = [*(outcome() for outcome in get_args(Outcome)), TooOld()]
+OUTCOMES: list[Outcome | InFlight | TooOld] = [
+    *(outcome() for outcome in get_args(Outcome)),
+    InFlight(),
+    TooOld(),
+]
 ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
 
 
@@ -39,20 +44,21 @@ ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
     [
         (Authorized(), Transition("AUTHORIZED", None, 1, None)),
         (Declined(), Transition("FAILED", "PAYMENT_DECLINED", 1, None)),
-        (Pending(), Transition("PENDING", None, 1, 1)),
+        (Pending(), Transition("PENDING", None, 0, 1, is_pending=True)),
         (Unanswered(), Transition("PENDING", None, 1, 1)),
         (NotAsked(), Transition("PENDING", None, 0, 1)),
+        (InFlight(), Transition("PENDING", None, 0, 1)),
         (TooOld(), Transition("VOIDING", "PROVIDER_UNAVAILABLE", 0, 0)),
     ],
 )
-def test_the_first_outcome_begins_a_payment(outcome: Outcome | TooOld, first: Transition) -> None:
+def test_the_first_outcome_begins_a_payment(outcome: Outcome | InFlight | TooOld, first: Transition) -> None:
     assert on_created(None, outcome) == first
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_an_order_with_a_payment_keeps_it_unless_an_ended_payment_is_authorized_late(
-    state: PaymentState, outcome: Outcome | TooOld
+    state: PaymentState, outcome: Outcome | InFlight | TooOld
 ) -> None:
     is_late = state in ("FAILED", "VOIDED") and outcome == Authorized()
     assert on_created(state, outcome) == (VOID_NOW if is_late else None)
@@ -72,8 +78,8 @@ def test_an_abort_voids_every_payment_that_has_not_ended(reason: str | None) -> 
         (Authorized(), True, Transition("AUTHORIZED", None, 3, None)),
         (Declined(), False, Transition("FAILED", "PAYMENT_DECLINED", 3, None)),
         (Declined(), True, Transition("FAILED", "PAYMENT_DECLINED", 3, None)),
-        (Pending(), False, Transition("PENDING", None, 3, 3)),
-        (Pending(), True, Transition("VOIDING", "PROVIDER_UNAVAILABLE", 0, 0)),
+        (Pending(), False, Transition("PENDING", None, 0, 1, is_pending=True)),
+        (Pending(), True, Transition("PENDING", None, 0, 1, is_pending=True)),
         (Unanswered(), False, Transition("PENDING", None, 3, 3)),
         (Unanswered(), True, Transition("VOIDING", "PROVIDER_UNAVAILABLE", 0, 0)),
         (NotAsked(), False, Transition("PENDING", None, 2, 1)),
@@ -84,6 +90,14 @@ def test_a_timed_attempt_to_authorize_has_the_expected_result(
     outcome: Outcome, is_last: bool, next_transition: Transition
 ) -> None:
     assert on_attempted("PENDING", None, 2, outcome, is_last=is_last) == next_transition
+
+
+def test_a_payment_that_waits_beyond_its_limit_is_voided_and_one_that_is_decided_then_is_not() -> None:
+    void = Transition("VOIDING", "PROVIDER_UNAVAILABLE", 0, 0)
+    assert on_attempted("PENDING", None, 2, Pending(), is_last=False, is_overdue=True) == void
+    for outcome in (Authorized(), Declined(), Unanswered(), NotAsked()):
+        within = on_attempted("PENDING", None, 2, outcome, is_last=False)
+        assert on_attempted("PENDING", None, 2, outcome, is_last=False, is_overdue=True) == within
 
 
 @pytest.mark.parametrize("is_last", [False, True])
