@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
+from ruamel.yaml import YAML
 
 CONTRACTS = Path(__file__).parents[2] / "contracts"
 
@@ -34,6 +35,21 @@ def _validator(file: str) -> Draft202012Validator:
 def violations(file: str, instance: Any) -> list[str]:
     """Return the violations of the schema in `file`, a path below contracts/."""
     return [f"{error.json_path}: {error.message}" for error in _validator(file).iter_errors(instance)]
+
+
+@cache
+def payment_provider() -> Any:
+    """Return the OpenAPI document of the payment provider's protocol."""
+    return YAML(typ="safe").load(CONTRACTS / "payment-provider.openapi.yaml")
+
+
+def provider_violations(schema: str | dict[str, Any], instance: Any) -> list[str]:
+    """Return the violations of a schema of the payment provider's document, given by its name or in full."""
+    wanted = {"$ref": f"#/components/schemas/{schema}"} if isinstance(schema, str) else schema
+    validator = Draft202012Validator(
+        {**wanted, "components": payment_provider()["components"]}, format_checker=_formats
+    )
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(instance)]
 
 
 def assert_event(topic: str, key: bytes | None, value: bytes | None) -> dict[str, Any]:
