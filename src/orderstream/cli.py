@@ -249,15 +249,29 @@ def topics() -> None:
     type=click.FloatRange(min=0),
     help="Ignore changes of the last seconds, whose events may be on the way.",
 )
-def audit(grace_seconds: float) -> None:
+@click.option(
+    "--ledger",
+    "ledger_url",
+    metavar="URL",
+    help="Also compare the payments with the ledger of the payment provider at this address.",
+)
+def audit(grace_seconds: float, ledger_url: str | None) -> None:
     """Check the database against the promises. Exit 1 if one is broken, 2 if the check failed."""
     import psycopg
 
+    from orderstream.audit.charges import audit_charges
     from orderstream.audit.check import audit as check
     from orderstream.audit.check import table
+    from orderstream.audit.provider_ledger import Ledger, LedgerError
 
-    with _plain_errors(psycopg.Error, exit_code=_NOT_CHECKED):
-        found = check(_stack_settings().postgres_url, grace_seconds)
+    with _plain_errors(psycopg.Error, LedgerError, exit_code=_NOT_CHECKED):
+        settings = _stack_settings()
+        of_ledger = {}
+        if ledger_url is not None:
+            with Ledger(ledger_url) as ledger:
+                days = settings.order_retention_days
+                of_ledger = audit_charges(settings.postgres_url, ledger, grace_seconds, days)
+        found = check(settings.postgres_url, grace_seconds) | of_ledger
     click.echo(table(found))
     sys.exit(1 if any(found.values()) else 0)
 
