@@ -208,6 +208,19 @@ _service("inventory-worker", "Run the worker that reserves and releases stock.")
 _service("order-service", "Run the service that merges results into orders.")
 
 
+@main.command("payment-simulator")
+def payment_simulator() -> None:
+    """Run a payment provider to test against, on SIMULATOR_PORT."""
+    from pathlib import Path
+
+    from orderstream.payment_simulator.app import run
+
+    settings = _settings()
+    ledger = Path(settings.simulator_ledger) if settings.simulator_ledger else _state().payment_ledger
+    with _plain_errors():
+        sys.exit(run(settings, ledger))
+
+
 # The operator's commands
 
 

@@ -255,6 +255,14 @@ class Settings(BaseSettings):
     )
     payment_concurrency: int = Field(16, ge=1, le=256, description="Calls to the provider at the same time.")
 
+    simulator_port: Port = Field(3200, description="Port of `orderstream payment-simulator`, on loopback.")
+    simulator_ledger: str | None = Field(
+        None, description="File of the ledger of the payment simulator. The default is in the state directory."
+    )
+    simulator_faults: str = Field(
+        "{}", description="Faults of the payment simulator: a JSON object (docs/payment-simulator.md)."
+    )
+
     drain_timeout_seconds: Seconds = Field(10, description="Time that a service has to finish its work after SIGTERM.")
     gateway_queue_limit: int = Field(
         2_000, ge=1, le=1_000_000, description="Orders that wait for a commit. Further orders: 503."

@@ -23,7 +23,7 @@ Phase = Literal["starting", "up", "stopping"]
 _OURS = {
     "stack.json", "stack.json.new", "secrets.json", "secrets.json.new", "stores", "stores.new", "lock", "logs", "cache",
     "postgres", "postgres.new", "postgres-settings", "kafka", "kafka-aot-cache", "kafka-learning", "valkey",
-    "valkey-settings", "bench", "soak", "benchmark.lock",
+    "valkey-settings", "payment-simulator", "bench", "soak", "benchmark.lock",
 }  # fmt: skip
 """The names that `up`, the tests and the benchmarks create in a state directory, beside `test-<n>`."""
 _LOCK_ATTEMPTS = 50
@@ -84,6 +84,11 @@ class StateDir:
     def log(self, name: str) -> Path:
         """The file that receives the output of the child `name`."""
         return self.logs / f"{name}.log"
+
+    @property
+    def payment_ledger(self) -> Path:
+        """The file of the payment simulator's ledger, in a folder of its own. SQLite keeps a second file beside it."""
+        return self.root / "payment-simulator" / "ledger.db"
 
     def open(self) -> None:
         """Create the directories. Raises OSError, for instance if they belong to another user."""
