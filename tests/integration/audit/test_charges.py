@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,11 +16,13 @@ from psycopg.rows import TupleRow
 from orderstream.api_gateway.orders.order_id import new_order_id
 from orderstream.audit import charges, provider_ledger
 from orderstream.audit.charges import CHECK, audit_charges
+from orderstream.audit.check import Breach
 from orderstream.audit.provider_ledger import Ledger, LedgerError
 from orderstream.cli import main
 from orderstream.postgres.connect import Connection
 from tests.integration.decisions.orders import place
 from tests.support.ledger_server import Answer, LedgerServer, Payment, charge, ledger_server
+from tests.support.simulators import simulator
 
 CONFIRMED, CANCELLED, DECLINED, VOIDED, OPEN = (f"{digit}0000000-0000-7000-8000-000000000000" for digit in "13579")
 _CONFIRM = "status = 'CONFIRMED', payment = 'authorized', stock = 'reserved', version = version + 1"
@@ -262,3 +265,24 @@ def test_the_audit_command_compares_the_ledger_and_its_exit_code_tells_the_resul
         assert unknown.stdout == ""
         assert problem in unknown.stderr
         assert len(unknown.stderr.splitlines()) == 1
+
+
+def test_the_ledger_of_the_simulator_is_read(connection: Connection, postgres_url: str, tmp_path: Path) -> None:
+    confirmed, cancelled, declined, twice = (place(connection) for _ in range(4))
+    with simulator(tmp_path) as provider:
+        assert [provider.authorize(key) for key in (confirmed, cancelled, twice)] == ["authorized"] * 3
+        _set(connection, confirmed, _CONFIRM)
+        _set(connection, cancelled, _CANCEL)
+        with Ledger(provider.url) as ledger:
+            assert audit_charges(postgres_url, ledger, grace_seconds=60)[CHECK] == []
+            (breach,) = audit_charges(postgres_url, ledger, grace_seconds=0)[CHECK]
+            assert breach == Breach(CHECK, cancelled, "CANCELLED, and the provider still holds 129.00 USD")
+            assert provider.void(cancelled) == "voided"
+            provider.change_faults(declineRate=1)
+            assert provider.authorize(declined) == "declined"
+            _set(connection, declined, _FAIL)
+            assert audit_charges(postgres_url, ledger, grace_seconds=0)[CHECK] == []
+            provider.change_faults(declineRate=0, keyLifetimeSeconds=0.001)
+            assert provider.authorize(twice) == "authorized"
+            (breach,) = audit_charges(postgres_url, ledger, grace_seconds=60)[CHECK]
+            assert breach == Breach(CHECK, twice, "charged 2 times")
