@@ -11,6 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orderstream import provider_settings
+
 SERVICES = ("api-gateway", "outbox-relay", "payment-worker", "inventory-worker", "order-service")
 
 Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -254,6 +256,32 @@ class Settings(BaseSettings):
         description="How long the provider remembers a key. An order older than half of it is not charged.",
     )
     payment_concurrency: int = Field(16, ge=1, le=256, description="Calls to the provider at the same time.")
+    payment_provider: Annotated[str, AfterValidator(provider_settings.provider)] = Field(
+        "simulated",
+        description="`simulated` (in the process), `http`, `simulator`, or your adapter as `package.module:function`.",
+    )
+    payment_provider_url: Annotated[str, AfterValidator(provider_settings.url)] | None = Field(
+        None, repr=False, validate_default=True, description="Base URL of the provider, for http and simulator."
+    )
+    payment_pool_size: int = Field(
+        0, ge=0, le=10_000, description="Connections to the provider. 0: as many as `PAYMENT_CONCURRENCY`."
+    )
+    payment_api_key: Annotated[str, AfterValidator(provider_settings.api_key)] | None = Field(
+        None, repr=False, description="API key, sent to the provider as a bearer token."
+    )
+    payment_api_key_file: Annotated[str, AfterValidator(provider_settings.api_key_file)] | None = Field(
+        None, description="File with the API key in one line, in place of `PAYMENT_API_KEY`."
+    )
+    payment_tls_ca_file: Annotated[str, AfterValidator(provider_settings.ca_file)] | None = Field(
+        None,
+        description="Certificates of the trusted CAs, as PEM. The default is those of the system.",
+    )
+    payment_tls_cert_file: Annotated[str, AfterValidator(provider_settings.readable_file)] | None = Field(
+        None, description="Certificate that this client shows to the provider, with its chain."
+    )
+    payment_tls_key_file: Annotated[str, AfterValidator(provider_settings.readable_file)] | None = Field(
+        None, validate_default=True, description="Private key of `PAYMENT_TLS_CERT_FILE`, without a passphrase."
+    )
 
     simulator_port: Port = Field(3200, description="Port of `orderstream payment-simulator`, on loopback.")
     simulator_ledger: str | None = Field(
@@ -318,6 +346,34 @@ class Settings(BaseSettings):
             )
         return days
 
+    @field_validator("payment_provider_url")
+    @classmethod
+    def _needed_by_http(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None and info.data.get("payment_provider") == "http":
+            raise ValueError("must be set, because PAYMENT_PROVIDER is http")
+        return url
+
+    @field_validator("payment_api_key_file")
+    @classmethod
+    def _one_api_key(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is not None and info.data.get("payment_api_key") is not None:
+            raise ValueError("must not be set together with PAYMENT_API_KEY")
+        return path
+
+    @field_validator("payment_tls_ca_file", "payment_tls_cert_file")
+    @classmethod
+    def _needs_https(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is not None and (info.data.get("payment_provider_url") or "").startswith("http:"):
+            raise ValueError("needs a PAYMENT_PROVIDER_URL that begins with https://")
+        return path
+
+    @field_validator("payment_tls_key_file")
+    @classmethod
+    def _belongs_to_its_certificate(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if "payment_tls_cert_file" in info.data:
+            provider_settings.check_pair(info.data["payment_tls_cert_file"], key)
+        return key
+
     @property
     def dead_letter_retention_hours(self) -> int:
         """Hours for which a dead-letter topic keeps its records."""
@@ -347,6 +403,8 @@ def load() -> Settings:
 
 def _problem(field: str, message: str, value: object) -> str:
     """Return one line. A value that may contain a password is not repeated."""
-    hidden = field == "kafka_options" or _MAY_HOLD_PASSWORD.search(str(value))
+    hidden = field in ("kafka_options", "payment_api_key") or _MAY_HOLD_PASSWORD.search(str(value))
     shown = "not shown, as it may contain a password" if hidden else f"is {value!r}"
+    if value is None:
+        shown = "is not set"
     return f"{field.upper()}: {message.removeprefix('Value error, ')} ({shown})"
