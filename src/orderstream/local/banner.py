@@ -26,12 +26,13 @@ def curl_lines(base_url: str) -> str:
 
 def banner(urls: Mapping[str, str], state: StateDir) -> str:
     """Return the whole banner. `urls` are the variables that `exports` prints."""
-    base_url = urls["BASE_URL"]
+    base_url, simulator = urls["BASE_URL"], urls.get("PAYMENT_SIMULATOR_URL")
     rows = {
         "API": f"{base_url}  (docs: {base_url}/docs)",
         "PostgreSQL": masked(urls["POSTGRES_URL"]),
         "Valkey": masked(urls["REDIS_URL"]),
         "Kafka": urls["KAFKA_BROKERS"],
+        **({"Payments": simulator + "  (the payment simulator: docs/payment-simulator.md)"} if simulator else {}),
         "Passwords": 'eval "$(orderstream env)" sets them for your shell, as POSTGRES_URL, REDIS_URL, KAFKA_OPTIONS',
         "Logs": f"{state.logs}  (or: orderstream logs -f)",
         "State": f"{_directories(state)}  (orderstream reset removes it)",

@@ -166,7 +166,7 @@ def reset(state: StateDir, terminal: Terminal) -> None:
     with state.lock():
         for path in server_home.remove(state):
             terminal.say(f"Removed {path}")
-        for name in ("logs", "stack.json", "secrets.json"):
+        for name in ("logs", "payment-simulator", "stack.json", "secrets.json"):
             path = state.root / name
             if path.is_dir():
                 shutil.rmtree(path)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from orderstream.local.processes import ports
 from orderstream.local.processes.service import Service
-from orderstream.local.processes.start_order import START_AFTER
+from orderstream.local.processes.start_order import PAYMENT_SIMULATOR, START_AFTER
 from orderstream.local.processes.state import StateDir, shared_cache
 from orderstream.local.servers import server_home
 from orderstream.local.servers.kafka import Kafka
@@ -17,8 +17,10 @@ from orderstream.local.servers.passwords import Passwords
 from orderstream.local.servers.postgres import Postgres
 from orderstream.local.servers.server_home import ServerHome
 from orderstream.local.servers.valkey import Valkey
+from orderstream.payment_simulator.faults import initial_faults
 from orderstream.settings import SERVICES, Settings
 
+_NOT_FOR_SERVICES = {"BASE_URL", "PAYMENT_SIMULATOR_URL"}
 _GIVEN = {"postgres": "postgres_url", "valkey": "redis_url", "kafka": "kafka_brokers"}
 
 
@@ -64,10 +66,16 @@ def plan(
     home: ServerHome | None = None,
     passwords: Passwords | None = None,
 ) -> Plan:
-    """Decide what to start, and pick free ports. Raises OSError if there are none."""
+    """Decide what to start, and pick free ports.
+
+    Raises OSError if there are none, and SettingsError if the faults of the payment simulator are wrong.
+    """
     home, passwords = home or server_home.of(state), passwords or Passwords()
     replicas = [(service, _replica(service, n)) for service in SERVICES for n in range(settings.replicas(service))]
     names = ["postgres", "valkey", "kafka", "kafka-controller", *(name for _, name in replicas)]
+    with_simulator = settings.payment_provider == "simulator"
+    if with_simulator and "simulator_port" not in settings.model_fields_set:
+        names.append(PAYMENT_SIMULATOR)
     chosen = ports.pick(names, kept, avoid=(settings.port,))
     postgres = Postgres(chosen["postgres"], home, passwords)
     valkey = Valkey(chosen["valkey"], home, passwords.valkey)
@@ -83,7 +91,12 @@ def plan(
     options = settings.kafka_options if "kafka" in from_outside else {**settings.kafka_options, **kafka.options}
     if options:
         urls["KAFKA_OPTIONS"] = json.dumps(options)
-    services = [_service(settings, service, name, urls, chosen[name]) for service, name in replicas]
+    services = []
+    if with_simulator:
+        simulator = _simulator(settings, chosen.get(PAYMENT_SIMULATOR, settings.simulator_port))
+        services.append(simulator)
+        urls["PAYMENT_SIMULATOR_URL"] = simulator.health_url.removesuffix("/readyz")
+    services += [_service(settings, service, name, urls, chosen[name]) for service, name in replicas]
     servers = [server for server in (postgres, valkey, kafka) if server.name not in from_outside]
     aot_cache = None if "kafka" in from_outside else KafkaAotCache(home, shared_cache())
     return Plan(tuple(servers), tuple(services), aot_cache, chosen, urls)
@@ -96,16 +109,29 @@ def _replica(service: str, number: int) -> str:
 def _service(
     settings: Settings, service: str, name: str, urls: Mapping[str, str], metrics_port: int
 ) -> OrderStreamService:
+    settings_env = {key: value for key, value in urls.items() if key not in _NOT_FOR_SERVICES}
+    simulator_url = urls.get("PAYMENT_SIMULATOR_URL")
+    if service == "payment-worker" and simulator_url is not None:
+        settings_env |= {"PAYMENT_PROVIDER": "http", "PAYMENT_PROVIDER_URL": simulator_url}
     return OrderStreamService(
         name=name,
         service=service,
         needs=START_AFTER[service],
         health_url=f"http://{_reachable(settings.host)}:{metrics_port}/readyz",
-        settings_env={
-            **{key: value for key, value in urls.items() if key != "BASE_URL"},
-            "PORT": str(settings.port),
-            "METRICS_PORT": str(metrics_port),
-        },
+        settings_env={**settings_env, "PORT": str(settings.port), "METRICS_PORT": str(metrics_port)},
+        drain_seconds=settings.drain_timeout_seconds,
+    )
+
+
+def _simulator(settings: Settings, port: int) -> OrderStreamService:
+    """Return the payment simulator, which serves its health pages on its own port. Raises SettingsError."""
+    initial_faults(settings)
+    return OrderStreamService(
+        name=PAYMENT_SIMULATOR,
+        service=PAYMENT_SIMULATOR,
+        needs=START_AFTER[PAYMENT_SIMULATOR],
+        health_url=f"http://{ports.LOOPBACK}:{port}/readyz",
+        settings_env={"SIMULATOR_PORT": str(port)},
         drain_seconds=settings.drain_timeout_seconds,
     )
 

@@ -15,13 +15,13 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web import BaseRequest, RequestHandler, Server
 
-from orderstream.payment_simulator.faults import Faults, FaultsError, changed
+from orderstream.payment_simulator.faults import Faults, initial_faults
 from orderstream.payment_simulator.ledger import Ledger
 from orderstream.payment_simulator.server import BODY_MAX_BYTES, PaymentServer
 from orderstream.payment_simulator.store import LedgerError, Store
 from orderstream.payment_simulator.webhooks import Webhooks
 from orderstream.process.drain import limit_drain
-from orderstream.settings import Settings, SettingsError
+from orderstream.settings import Settings
 from orderstream.telemetry import logs
 from orderstream.telemetry.setup import start
 
@@ -56,14 +56,6 @@ def run(settings: Settings, ledger: Path) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, store, faults, listener))
     return 0
-
-
-def initial_faults(settings: Settings) -> Faults:
-    """Return the faults of SIMULATOR_FAULTS. Raises SettingsError."""
-    try:
-        return changed(Faults(), settings.simulator_faults.encode())
-    except FaultsError as error:
-        raise SettingsError([f"SIMULATOR_FAULTS: {problem}" for problem in error.problems]) from None
 
 
 async def _serve(settings: Settings, store: Store, faults: Faults, listener: socket.socket) -> None:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from orderstream.settings import Settings, SettingsError
+
 P99_DEVIATIONS = 2.3263478740408408
 """The 99th percentile of a normal distribution is this many standard deviations above its mean."""
 LATENCY_MAX_MS = 600_000.0
@@ -97,6 +99,14 @@ def changed(faults: Faults, json: bytes) -> Faults:
     if problems:
         raise FaultsError(problems)
     return merged
+
+
+def initial_faults(settings: Settings) -> Faults:
+    """Return the faults of SIMULATOR_FAULTS. Raises SettingsError."""
+    try:
+        return changed(Faults(), settings.simulator_faults.encode())
+    except FaultsError as error:
+        raise SettingsError([f"SIMULATOR_FAULTS: {problem}" for problem in error.problems]) from None
 
 
 def _contradictions(faults: Faults) -> list[str]:

@@ -41,6 +41,12 @@ def test_the_banner_has_all_addresses_and_directories(state: StateDir) -> None:
     assert all(value in text for value in [*URLS.values(), str(state.root), str(state.logs), "/docs"])
 
 
+def test_the_banner_has_the_address_of_the_payment_simulator_if_it_runs(state: StateDir) -> None:
+    url = "http://127.0.0.1:4"
+    assert url in banner({**URLS, "PAYMENT_SIMULATOR_URL": url}, state)
+    assert "Payments" not in banner(URLS, state)
+
+
 def test_the_banner_masks_passwords_and_says_how_to_get_them(state: StateDir) -> None:
     secret = {
         "POSTGRES_URL": "host=db user=app password='p ss\\'w' dbname=orders",

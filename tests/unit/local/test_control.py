@@ -83,6 +83,8 @@ def test_reset_removes_data_logs_passwords_and_ports_and_keeps_other_files(
     monkeypatch.setattr(server_home, "of", lambda _: home)
     for folder in (home.postgres_data, home.folder("kafka"), state.root / "kafka", state.root / "cache"):
         folder.mkdir(parents=True)
+    state.payment_ledger.parent.mkdir()
+    state.payment_ledger.write_bytes(b"charges")
     state.log("kafka").write_text("old")
     state.write(StateRecord({"kafka": 20_001}))
     read_or_make(state)

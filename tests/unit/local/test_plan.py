@@ -10,7 +10,7 @@ from orderstream.local import plan
 from orderstream.local.processes.state import StateDir
 from orderstream.local.servers.orderstream import OrderStreamService
 from orderstream.local.servers.passwords import Passwords
-from orderstream.settings import SERVICES, Settings
+from orderstream.settings import SERVICES, Settings, SettingsError
 
 
 def given(**values: Any) -> Settings:
@@ -106,3 +106,46 @@ def test_no_argument_of_any_process_holds_a_password(state: StateDir) -> None:
 )
 def test_the_base_url_is_an_address_that_clients_can_reach(state: StateDir, host: str, base_url: str) -> None:
     assert plan.plan(given(host=host), state, {}).urls["BASE_URL"] == base_url
+
+
+def environment(planned: plan.Plan, name: str) -> dict[str, str]:
+    """Return the environment of one service of the plan."""
+    return dict(next(service for service in planned.services if service.name == name).command().env)
+
+
+def test_with_the_simulator_the_payment_worker_gets_its_address(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAYMENT_PROVIDER", "simulator")
+    planned = plan.plan(given(payment_provider="simulator"), state, {})
+    url = f"http://127.0.0.1:{planned.ports['payment-simulator']}"
+    assert planned.urls["PAYMENT_SIMULATOR_URL"] == url
+    assert environment(planned, "payment-simulator")["SIMULATOR_PORT"] == url.rpartition(":")[2]
+    worker = environment(planned, "payment-worker")
+    assert (worker["PAYMENT_PROVIDER"], worker["PAYMENT_PROVIDER_URL"]) == ("http", url)
+    assert "PAYMENT_PROVIDER_URL" not in environment(planned, "order-service")
+    assert "payment-simulator" in next(s for s in planned.services if s.name == "payment-worker").needs
+
+
+def test_the_simulator_stops_after_the_workers(state: StateDir) -> None:
+    planned = plan.plan(given(payment_provider="simulator"), state, {})
+    stops = {service.name: service.command().stop_order for service in planned.services}
+    assert stops["payment-simulator"] > stops["payment-worker"]
+
+
+def test_the_simulator_uses_a_given_port(state: StateDir) -> None:
+    planned = plan.plan(given(payment_provider="simulator", simulator_port=3456), state, {})
+    assert planned.urls["PAYMENT_SIMULATOR_URL"] == "http://127.0.0.1:3456"
+
+
+@pytest.mark.parametrize("provider", ["simulated", "http"])
+def test_without_the_simulator_no_service_is_added(state: StateDir, provider: str) -> None:
+    planned = plan.plan(given(payment_provider=provider), state, {})
+    assert [service.name for service in planned.services] == list(SERVICES)
+    assert "PAYMENT_SIMULATOR_URL" not in planned.urls
+
+
+def test_wrong_faults_of_the_simulator_are_named_before_anything_starts(state: StateDir) -> None:
+    with pytest.raises(SettingsError) as caught:
+        plan.plan(given(payment_provider="simulator", simulator_faults='{"hangRate": 2, "slow": 1}'), state, {})
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in caught.value.problems] == ["hangRate", "slow"]

@@ -13,6 +13,8 @@ from orderstream.local.processes.child import StoppingError
 from orderstream.local.processes.progress import Terminal
 
 SCHEMA, TOPICS = "schema", "topics"
+PAYMENT_SIMULATOR = "payment-simulator"
+"""It runs only if PAYMENT_PROVIDER is simulator."""
 START_AFTER: Mapping[str, tuple[str, ...]] = {
     "postgres": (),
     "valkey": (),
@@ -22,7 +24,8 @@ START_AFTER: Mapping[str, tuple[str, ...]] = {
     # The gateway serves without Kafka and without Valkey. Without topics, the other services would fail and restart.
     "api-gateway": (SCHEMA,),
     "outbox-relay": (SCHEMA, TOPICS),
-    "payment-worker": (SCHEMA, TOPICS),
+    PAYMENT_SIMULATOR: (),
+    "payment-worker": (SCHEMA, TOPICS, PAYMENT_SIMULATOR),
     "inventory-worker": (SCHEMA, TOPICS),
     "order-service": (SCHEMA, TOPICS),
 }

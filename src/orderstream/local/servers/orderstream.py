@@ -9,15 +9,17 @@ from urllib.parse import urlsplit
 
 from orderstream.local.processes.child import Child, Command
 from orderstream.local.processes.service import InstallContext, healthy
-from orderstream.local.processes.start_order import STOP_GATEWAY, STOP_WORKERS
+from orderstream.local.processes.start_order import PAYMENT_SIMULATOR, STOP_GATEWAY, STOP_SERVERS, STOP_WORKERS
 
 # Added to the drain timeout of a service, for the end of its process.
 _EXIT_GRACE_SECONDS = 3.0
+# The workers finish their payments while they stop, so that the simulator stops after them.
+_STOP_ORDERS = {"api-gateway": STOP_GATEWAY, PAYMENT_SIMULATOR: STOP_SERVERS}
 
 
 @dataclass(frozen=True)
 class OrderStreamService:
-    """One replica of one of orderstream.settings.SERVICES. It is ready when /readyz answers 200."""
+    """One replica of one of orderstream.settings.SERVICES, or the payment simulator. Ready when /readyz answers 200."""
 
     name: str
     service: str
@@ -40,7 +42,7 @@ class OrderStreamService:
             env={**inherited, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **self.settings_env},
             cwd=Path.cwd(),
             stop_seconds=self.drain_seconds + _EXIT_GRACE_SECONDS,
-            stop_order=STOP_GATEWAY if self.service == "api-gateway" else STOP_WORKERS,
+            stop_order=_STOP_ORDERS.get(self.service, STOP_WORKERS),
             health_url=self.health_url,
         )
 
