@@ -211,11 +211,6 @@ class Settings(BaseSettings):
         "auto", description="One JSON object a line, or text. auto is text on a terminal."
     )
 
-    payment_provider: Literal["simulated", "http", "simulator"] = Field(
-        "simulated",
-        description="simulated: in the process. http: over HTTP. simulator: as http, and `up` starts the"
-        " payment simulator.",
-    )
     payment_success_rate: Rate = Field(1.0, description="Share of orders that the simulated provider authorizes.")
     payment_throw_rate: Rate = Field(
         0.0, description="Share of attempts to which the simulated provider gives no answer."

@@ -138,9 +138,9 @@ def test_the_simulator_uses_a_given_port(state: StateDir) -> None:
     assert planned.urls["PAYMENT_SIMULATOR_URL"] == "http://127.0.0.1:3456"
 
 
-@pytest.mark.parametrize("provider", ["simulated", "http"])
-def test_without_the_simulator_no_service_is_added(state: StateDir, provider: str) -> None:
-    planned = plan.plan(given(payment_provider=provider), state, {})
+def test_without_the_simulator_no_service_is_added(state: StateDir) -> None:
+    settings = given(payment_provider="http", payment_provider_url="https://payments.example")
+    planned = plan.plan(settings, state, {})
     assert [service.name for service in planned.services] == list(SERVICES)
     assert "PAYMENT_SIMULATOR_URL" not in planned.urls
 
