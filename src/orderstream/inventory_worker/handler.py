@@ -7,6 +7,7 @@ that row (P7). The handler acts on an event only if `payments` or `orders` confi
 
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
+from threading import Event as Signal
 from typing import assert_never
 
 import msgspec
@@ -72,6 +73,11 @@ class InventoryHandler:
     topics = saga.topics_of(group)
     emits = saga.answers_of(group)
     timers: Sequence[Timer] = ()
+    wake = Signal()
+
+    def room(self) -> Mapping[str, int]:
+        """Take every record: this service calls no other system."""
+        return {}
 
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
         """Do nothing: this service calls no other system."""

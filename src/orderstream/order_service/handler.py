@@ -4,8 +4,9 @@ An event only names an order. The handler reads the result itself from `payments
 with access to a topic can write an event. Facts merge, and the status is derived from them (domain/order.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from threading import Event as Signal
 
 from msgspec import Struct
 
@@ -102,7 +103,12 @@ class OrderHandler:
 
     def __init__(self, cache: CacheInvalidator, timers: Sequence[Timer]) -> None:
         self._cache = cache
+        self.wake = Signal()
         self.timers = (*timers, Timer("flush_deletes", FLUSH_SECONDS, self._flush_deletes))
+
+    def room(self) -> Mapping[str, int]:
+        """Take every record: this service calls no other system that limits it."""
+        return {}
 
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
         """Do nothing: this service calls no other system."""

@@ -8,6 +8,7 @@ are read from `orders` and `order_items`, because anyone with access to a topic 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from threading import Event as Signal
 from typing import Any
 
 import msgspec
@@ -120,7 +121,12 @@ class PaymentHandler:
         self._provider = provider
         self._provider_calls = provider_calls
         self._attempts = attempts
+        self.wake = Signal()
         self.timers = (Timer("attempts", 0.2, attempts.run), Timer("measure_voiding", 5.0, attempts.measure))
+
+    def room(self) -> Mapping[str, int]:
+        """Take every record."""
+        return {}
 
     def prepare(self, connection: Connection, batch: Sequence[Received], /) -> Prepared:
         """Call the provider for each order of the batch that needs a first attempt, within the budget of the calls."""

@@ -12,7 +12,7 @@ WHY_MAX_CHARACTERS = 200
 
 
 class Readiness:
-    """The activities in progress in one loop. The loop's thread writes; the thread of the health pages reads."""
+    """The activities in progress in one loop. Each activity is written by one thread. Any thread may read."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

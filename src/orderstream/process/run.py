@@ -35,10 +35,13 @@ class ServiceFailedError(Exception):
 class Loop(Protocol):
     """The loop of a service. `run` returns after the stop signal is set."""
 
-    beat: float
-    """Monotonic time at which the last round of the loop began."""
     readiness: Readiness
     """The activities that do not succeed."""
+
+    @property
+    def beat(self) -> float:
+        """Monotonic time at which the last round of the loop began. If it has several threads, the oldest counts."""
+        ...
 
     @property
     def ready(self) -> bool:

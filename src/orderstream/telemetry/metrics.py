@@ -77,6 +77,12 @@ LAG = _gauge(
     "topic",
     "partition",
 )
+PAUSED_PARTITIONS = _gauge(
+    "orderstream_paused_partitions",
+    "Partitions that the service has paused because it has no room for their records. The records wait as lag.",
+    "service",
+    "topic",
+)
 
 PROVIDER_ANSWERS = _counter(
     "orderstream_provider_answers_total",

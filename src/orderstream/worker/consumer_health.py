@@ -2,7 +2,8 @@
 
 After a topic was deleted and created again, librdkafka may keep the identity of the deleted topic. It then fetches
 nothing from the topic and reports no error. A new consumer fetches again. A consumer is not stalled while it receives
-waiting records of other partitions, because it returns the records that it has fetched of them first.
+waiting records of other partitions, because it returns the records that it has fetched of them first. A topic that is
+paused for want of room is not stalled either.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -44,8 +45,8 @@ class ConsumerHealth:
         self._topics_were_lost = False
         self._idle_since: float | None = None
 
-    def lag(self, consumer: Consumer) -> dict[TopicAndPartition, int]:
-        """Return the number of waiting records in each assigned partition.
+    def lag(self, consumer: Consumer, may_wait: Collection[str] = ()) -> dict[TopicAndPartition, int]:
+        """Return the number of waiting records in each assigned partition. The topics in `may_wait` are not stalled.
 
         A consumer without partitions returns nothing, but watches all partitions: other consumers may have them, or no
         consumer may have them if the group was formed while its topics were missing. Raises KafkaException if Kafka
@@ -57,7 +58,7 @@ class ConsumerHealth:
         if not watched:
             self._waiting.clear()
             return {}
-        ends, firsts = _ask(consumer, watched, LOG_END), _ask(consumer, watched, LOG_START)
+        ends, firsts = offsets_at(consumer, watched, LOG_END), offsets_at(consumer, watched, LOG_START)
         positions = offsets_of(consumer.position(watched))
         if untouched := [partition for partition in watched if positions[key_of(partition)] < 0]:
             positions |= offsets_of(consumer.committed(untouched, timeout=ANSWER_SECONDS))
@@ -66,7 +67,7 @@ class ConsumerHealth:
             first, position = firsts.get(partition, 0), positions[partition]
             starts[partition] = position if first <= position <= end else first
         lag = {partition: end - starts[partition] for partition, end in ends.items()}
-        self._note(starts, lag)
+        self._note(starts, {partition: 0 if partition[0] in may_wait else lag[partition] for partition in lag})
         return lag if assigned else {}
 
     def _note(self, starts: dict[TopicAndPartition, int], lag: dict[TopicAndPartition, int]) -> None:
@@ -153,7 +154,7 @@ def positions_ahead_of_group(
     return [position for position in consumer.position(idle) if position.offset > max(committed[key_of(position)], 0)]
 
 
-def _ask(consumer: Consumer, partitions: list[TopicPartition], which: int) -> dict[TopicAndPartition, int]:
+def offsets_at(consumer: Consumer, partitions: list[TopicPartition], which: int) -> dict[TopicAndPartition, int]:
     """Return the LOG_START or LOG_END offset of each partition for which Kafka returns one."""
     wanted = [TopicPartition(partition.topic, partition.partition, which) for partition in partitions]
     answers = consumer.offsets_for_times(wanted, timeout=ANSWER_SECONDS)

@@ -1,6 +1,7 @@
 """The interface of a worker service: a handler, which decides batches of events, and timers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from threading import Event as Signal
 from typing import Protocol, TypeVar
 
 from msgspec import Struct
@@ -41,15 +42,24 @@ class BatchResult(Struct, frozen=True):
     after_commit: Callable[[], None] = nothing
 
 
+def never() -> bool:
+    """Return False: the timer runs only after its interval."""
+    return False
+
+
 class Timer(Struct, frozen=True):
     """Periodic work. `run` does a bounded share of the due work, in transactions of its own.
 
-    It returns whether more work is due. If so, it runs again before the interval has passed.
+    It returns whether more work is due. If so, it runs again before the interval has passed. It also runs earlier if
+    `has_work` is true when the handler's `wake` is set. `has_work` must return at once.
+
+    All timers of a handler run in one thread (timers.py), and batches in another one.
     """
 
     name: str
     every_seconds: float
     run: Callable[[Connection], bool]
+    has_work: Callable[[], bool] = never
 
 
 P = TypeVar("P")
@@ -64,10 +74,19 @@ class Handler(Protocol[P]):
     """The topics that it consumes."""
     emits: tuple[str, ...]
     """Types of the events that it may emit, as the result of a record or by a timer."""
+    wake: Signal
+    """Wakes the thread of the timers. Any thread may set it, also before the timers have started."""
 
     @property
     def timers(self) -> Sequence[Timer]:
         """The periodic work of the service."""
+        ...
+
+    def room(self) -> Mapping[str, int]:
+        """Return how many records of a topic the next batch may have. A topic that is not named has no limit.
+
+        While a topic has room for no record, its records wait in Kafka. Called before each poll, so it must be cheap.
+        """
         ...
 
     def prepare(self, connection: Connection, batch: Sequence[Received], /) -> P:

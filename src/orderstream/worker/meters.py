@@ -53,6 +53,11 @@ class WorkerMeters:
         for (topic, partition), records in waiting.items():
             metrics.LAG.labels(self._service, topic, str(partition)).set(max(0, records))
 
+    def paused(self, partitions: Mapping[str, int]) -> None:
+        """Set the number of paused partitions of each topic."""
+        for topic, number in partitions.items():
+            metrics.PAUSED_PARTITIONS.labels(self._service, topic).set(number)
+
     def _count(self, metric: Counter, topics: Iterable[str]) -> None:
         for topic, number in Tally(topics).items():
             metric.labels(self._service, topic).inc(number)

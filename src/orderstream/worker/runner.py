@@ -1,18 +1,17 @@
-"""The loop that every worker runs: run timers, poll a batch, process it, and only then commit its offsets (P5).
+"""The loop that every worker runs: poll a batch, process it, and only then commit its offsets (P5).
 
-If a dependency fails, the loop retries the batch. After a minute it rewinds its offsets and polls the batch again.
+If a dependency fails, the loop retries the batch. After a minute it rewinds its offsets and polls the batch again. The
+handler's timers run in a second thread (timers.py).
 """
 
 import itertools
 import time
-from collections.abc import Callable
 from threading import Event as StopSignal
 from typing import Generic, TypeVar
 
 from orderstream.kafka.envelope import Record
-from orderstream.kafka.errors import TOPIC_MAY_BE_GONE, KafkaRefusedError, PublishError
+from orderstream.kafka.errors import TOPIC_MAY_BE_GONE, PublishError
 from orderstream.kafka.publisher import Publisher
-from orderstream.postgres.connect import Connection
 from orderstream.postgres.faults import is_fatal, is_transient, is_unknown
 from orderstream.postgres.session import Session
 from orderstream.process.readiness import Readiness
@@ -23,14 +22,13 @@ from orderstream.worker.batch import BatchProcessor, may_succeed_later
 from orderstream.worker.handler import Handler
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.subscription import Subscription
+from orderstream.worker.timers import TimerLoop
 
 RETRY_SECONDS = 60
 UNKNOWN_RETRIES = 3
 """Retries before an unknown error of Postgres is charged to a record, if other records of its batch succeed."""
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 5.0
-TIMER_SECONDS = 0.2
-"""Time after which a timer gives way to the next batch, even if more work is due."""
 
 BATCH, POSTGRES = "finished no batch", "not reached PostgreSQL"
 """The activities that `readiness` reports."""
@@ -40,25 +38,40 @@ log = logs.get()
 
 
 class Runner(Generic[P]):
-    """Runs a handler until `stop` is set, in one thread. The consumer, the producer and the connection belong to it."""
+    """Runs a handler until `stop` is set. The consumer, the producer and one connection belong to the calling thread.
+
+    An error that ends the loop or the timers sets `stop`, so that it ends both.
+    """
 
     def __init__(self, handler: Handler[P], settings: Settings, tracer: Tracer, stop: StopSignal) -> None:
-        self._handler = handler
         self._stop = stop
+        self._drain_seconds = settings.drain_timeout_seconds
         self._meters = WorkerMeters(handler.group, handler.topics)
         self._session = Session(settings.postgres_url, handler.group)
-        self.beat = time.monotonic()
+        self._beat = time.monotonic()
         self.readiness = Readiness()
         publisher = Publisher(settings, handler.group, stop)
         self._batches = BatchProcessor(handler, publisher, self._session, tracer, self._meters)
         self._subscription = Subscription(
-            settings, handler.group, handler.topics, self._meters, self.readiness, on_assigned=self._forget_batch
+            settings,
+            handler.group,
+            handler.topics,
+            self._meters,
+            self.readiness,
+            room=handler.room,
+            on_assigned=self._forget_batch,
         )
-        self._due = dict.fromkeys((timer.name for timer in handler.timers), 0.0)
+        session = Session(settings.postgres_url, handler.group)
+        self._timers = TimerLoop(handler.timers, handler.wake, session, self.readiness, stop)
 
     def _forget_batch(self) -> None:
         # After a new assignment, the batch that failed before may belong to another worker.
         self.readiness.succeeded(BATCH)
+
+    @property
+    def beat(self) -> float:
+        """Monotonic time at which the last round began, of this loop or of the timers: the older of both."""
+        return min(self._beat, self._timers.beat)
 
     @property
     def ready(self) -> bool:
@@ -73,16 +86,18 @@ class Runner(Generic[P]):
         self._subscription.subscribe()
         try:
             while not self._stop.is_set():
-                self.beat = time.monotonic()
+                self._beat = time.monotonic()
                 self._reach_postgres()
-                self._run_timers()
                 self._subscription.measure_lag()
                 records = self._subscription.poll()
                 if records:
                     self._process(records)
         finally:
+            self._stop.set()
             self._subscription.close()
+            self._timers.join(self._drain_seconds)
             self._session.close()
+        self._timers.raise_failure()
 
     def _process(self, records: list[Record]) -> None:
         """Process a batch and commit its offsets. Retries transient errors, and rewinds after RETRY_SECONDS."""
@@ -131,27 +146,4 @@ class Runner(Generic[P]):
             log.warning("postgres_unreachable", error=str(error)[:500])
         else:
             self.readiness.succeeded(POSTGRES)
-
-    def _run_timers(self) -> None:
-        """Run every timer that is due. A timer that fails runs again after its interval. It does not stop orders."""
-        for timer in self._handler.timers:
-            if time.monotonic() < self._due[timer.name]:
-                continue
-            activity = f"not run its timer {timer.name}"
-            self.readiness.begin(activity)
-            try:
-                self._run_timer(timer.run)
-                self.readiness.succeeded(activity)
-            except Exception as error:
-                if is_fatal(error) or isinstance(error, KafkaRefusedError):
-                    raise
-                self.readiness.failed(activity, error)
-                log.warning("timer_retry", timer=timer.name, exc_info=None if may_succeed_later(error) else error)
-                self._recover(error)
-            self._due[timer.name] = time.monotonic() + timer.every_seconds
-
-    def _run_timer(self, run: Callable[[Connection], bool]) -> None:
-        started = time.monotonic()
-        with self._session.use() as connection:
-            while run(connection) and time.monotonic() - started < TIMER_SECONDS and not self._stop.is_set():
-                continue
+            self._timers.start()

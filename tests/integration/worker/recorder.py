@@ -4,8 +4,9 @@ table.
 It consumes payment.authorized and publishes inventory.reserved for every order. A test can inject faults.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from threading import Event as Signal
 from threading import Lock
 
 from orderstream.domain.events import Event, InventoryReserved, Payload, StockLine, build, topic_of
@@ -50,6 +51,7 @@ class Recorder:
     ) -> None:
         self.group = group
         self.timers = timers
+        self.wake = Signal()
         self._fault = fault
         self._after_commit = after_commit
         self._lock = Lock()
@@ -60,6 +62,10 @@ class Recorder:
         """The order ids of every decision so far, including failed decisions."""
         with self._lock:
             return list(self._batches)
+
+    def room(self) -> Mapping[str, int]:
+        """Take every record."""
+        return {}
 
     def prepare(self, _connection: Connection, _batch: Sequence[Received], /) -> None:
         """Do nothing."""

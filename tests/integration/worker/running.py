@@ -22,6 +22,7 @@ class Running:
 
     def __init__(self, handler: Any, settings: Settings) -> None:
         self._signal = threading.Event()
+        self._is_stopped = False
         self.runner: Runner[Any] = Runner(handler, settings, start(handler.group, settings), self._signal)
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=handler.group)
@@ -35,7 +36,7 @@ class Running:
 
     def ending(self) -> BaseException | str | None:
         """Return how the loop ended without a stop signal; None while it runs."""
-        if self._signal.is_set() or self._thread.is_alive():
+        if self._is_stopped or self._thread.is_alive():
             return None
         return self.error or "it returned"
 
@@ -50,6 +51,7 @@ class Running:
 
     def stop(self) -> None:
         """Stop the loop as SIGTERM does."""
+        self._is_stopped = True
         self._signal.set()
         self._thread.join(STOP_SECONDS)
         assert not self._thread.is_alive(), "the runner does not stop"

@@ -451,38 +451,21 @@ def test_timers_run_with_and_without_records(settings: Settings, group: str) -> 
     assert runs.count("in-rounds") == 3
 
 
-def test_a_timer_with_endless_work_does_not_delay_the_next_batch(settings: Settings, group: str) -> None:
-    rounds: list[int] = []
-
-    def endless(_connection: Connection) -> bool:
-        rounds.append(1)
-        return True
-
-    with _tap(settings, group) as tap, running(Recorder(group, timers=[Timer("endless", 0, endless)]), settings):
-        for number in range(1, 4):
-            publish_events(settings.kafka_brokers, authorized(1))
-            tap.count(number)
-    assert len(rounds) > 3
-
-
 def test_a_stalled_consumer_is_replaced(settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer_health, "STALLED_SECONDS", 0.5)
     monkeypatch.setattr(subscription, "MEASURE_SECONDS", 0.1)
     stalled: list[Consumer] = []
 
-    def stall(_connection: Connection) -> bool:
+    def stall(_tx: Connection, _batch: Sequence[Received]) -> None:
         if not stalled:
             stalled.append(loop.runner._subscription._consumer)
             stalled[0].pause(stalled[0].assignment())
-        return False
 
-    handler = Recorder(group)
-    with _tap(settings, group) as tap, running(handler, settings) as loop:
-        loop.runner._due["stall"] = 0.0
-        handler.timers = (Timer("stall", 0.1, stall),)
-        wait_until(lambda: stalled, 5, "the consumer is paused")
+    with _tap(settings, group) as tap, running(Recorder(group, stall), settings) as loop:
         publish_events(settings.kafka_brokers, authorized(1))
         tap.count(1)
+        publish_events(settings.kafka_brokers, authorized(1))
+        tap.count(2)
         replaced = loop.runner._subscription._consumer
         assert replaced is not stalled[0]
         publish_events(settings.kafka_brokers, authorized(20))
