@@ -275,13 +275,13 @@ def audit(grace_seconds: float, ledger_url: str | None) -> None:
     from orderstream.audit.charges import audit_charges
     from orderstream.audit.check import audit as check
     from orderstream.audit.check import table
-    from orderstream.audit.provider_ledger import Ledger, LedgerError
+    from orderstream.audit.provider_ledger import LedgerError, ledger_at
 
     with _plain_errors(psycopg.Error, LedgerError, exit_code=_NOT_CHECKED):
         settings = _stack_settings()
         of_ledger = {}
         if ledger_url is not None:
-            with Ledger(ledger_url) as ledger:
+            with ledger_at(ledger_url, settings) as ledger:
                 days = settings.order_retention_days
                 of_ledger = audit_charges(settings.postgres_url, ledger, grace_seconds, days)
         found = check(settings.postgres_url, grace_seconds) | of_ledger

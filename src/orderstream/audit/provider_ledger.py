@@ -5,16 +5,21 @@ of time and of size, and an answer that cannot be understood is a LedgerError, n
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from types import TracebackType
 from typing import TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 from msgspec import Struct
+
+from orderstream import provider_settings
+from orderstream.payment_worker.providers.choose import credentials
+from orderstream.settings import Settings
 
 PAGE_PAYMENTS = 1_000
 """Payments in one answer."""
@@ -23,7 +28,6 @@ ANSWER_MAX_BYTES = 4 * 2**20
 ATTEMPTS_MAX = 3
 RETRY_SECONDS = 1.0
 _READ_BYTES = 65_536
-_NO_ADDRESS = "the address of the ledger must be http://host:port or https://host:port"
 _LATER = frozenset({429, 500, 502, 503, 504})
 """Statuses after which another attempt may succeed."""
 
@@ -64,13 +68,17 @@ class _Page(Struct, frozen=True):
 class Ledger:
     """A client of one ledger, for one thread. Use it as a context manager."""
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
+    def __init__(self, url: str, api_key: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         """`url` is the address before /v1/payments. Raises LedgerError if it is no address."""
-        self.name = _origin(url)
+        try:
+            self.name = provider_settings.url(url)
+        except ValueError as error:
+            raise LedgerError(f"the address of the ledger is not valid: {error}") from None
         self._url = url.rstrip("/")
         self._headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        self._tls = tls or True
         self._runner = asyncio.Runner()
         self._session: aiohttp.ClientSession | None = None
 
@@ -133,7 +141,9 @@ class Ledger:
             timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
             self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers, auto_decompress=False)
         try:
-            async with self._session.get(self._url + path, params=query, allow_redirects=False) as answer:
+            async with self._session.get(
+                self._url + path, params=query, ssl=self._tls, allow_redirects=False
+            ) as answer:
                 body = bytearray()
                 async for part in answer.content.iter_chunked(_READ_BYTES):
                     body += part
@@ -150,7 +160,9 @@ class Ledger:
         if status == 404:
             return None
         if status in (401, 403):
-            raise LedgerError(f"{self.name} refuses the API key with {status}: set PAYMENT_API_KEY")
+            raise LedgerError(
+                f"{self.name} refuses the API key with {status}: set PAYMENT_API_KEY or PAYMENT_API_KEY_FILE"
+            )
         if status != 200:
             kind_of_error = _LaterError if status in _LATER else LedgerError
             raise kind_of_error(f"{self.name} answered GET {path} with {status}")
@@ -163,13 +175,6 @@ class Ledger:
         return document
 
 
-def _origin(url: str) -> str:
-    """Return scheme, host and port of a URL, which a message may show. Raises LedgerError."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, f":{parts.port}" if parts.port else ""
-    except ValueError:
-        raise LedgerError(_NO_ADDRESS) from None
-    if not host or parts.scheme not in ("http", "https") or parts.username or parts.query or parts.fragment:
-        raise LedgerError(_NO_ADDRESS)
-    return f"{parts.scheme}://[{host}]{port}" if ":" in host else f"{parts.scheme}://{host}{port}"
+def ledger_at(url: str, settings: Settings) -> Ledger:
+    """Return the ledger at `url`, with the API key and the certificates of the settings. Raises LedgerError."""
+    return Ledger(url, *credentials(settings, url))

@@ -259,7 +259,7 @@ def test_the_audit_command_compares_the_ledger_and_its_exit_code_tells_the_resul
     assert f"FAIL {CHECK}\n       {CONFIRMED}: charged 2 times" in broken.stdout
     without = run.invoke(main, ["audit"])
     assert CHECK not in without.stdout
-    for url, problem in (("http://127.0.0.1:1", "cannot be read"), ("x", "must be http://host:port")):
+    for url, problem in (("http://127.0.0.1:1", "cannot be read"), ("x", "address of the ledger is not valid")):
         unknown = run.invoke(main, ["audit", "--ledger", url])
         assert unknown.exit_code == 2
         assert unknown.stdout == ""

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,12 @@ def provider_of(settings: Settings) -> PaymentProvider:
 
 def _http(settings: Settings) -> HttpPaymentProvider:
     url = settings.payment_provider_url or f"http://127.0.0.1:{settings.simulator_port}"
+    api_key, tls = credentials(settings, url)
+    return HttpPaymentProvider(url, settings.payment_pool_size or settings.payment_concurrency, api_key, tls)
+
+
+def credentials(settings: Settings, url: str) -> tuple[str | None, ssl.SSLContext | None]:
+    """Return the API key and the TLS context for the provider at `url`, or None for what the settings do not have."""
     api_key = settings.payment_api_key
     if settings.payment_api_key_file is not None:
         api_key = provider_settings.read_api_key(settings.payment_api_key_file)
@@ -37,7 +44,7 @@ def _http(settings: Settings) -> HttpPaymentProvider:
         tls = provider_settings.tls_context(
             settings.payment_tls_ca_file, settings.payment_tls_cert_file, settings.payment_tls_key_file
         )
-    return HttpPaymentProvider(url, settings.payment_pool_size or settings.payment_concurrency, api_key, tls)
+    return api_key, tls
 
 
 def _own(path: str, settings: Settings) -> PaymentProvider:
