@@ -255,7 +255,7 @@ class Settings(BaseSettings):
         le=87_600,
         description="How long the provider remembers a key. An order older than half of it is not charged.",
     )
-    payment_concurrency: int = Field(16, ge=1, le=256, description="Calls to the provider at the same time.")
+    payment_concurrency: int = Field(1_000, ge=1, le=10_000, description="Calls to the provider at the same time.")
     payment_provider: Annotated[str, AfterValidator(provider_settings.provider)] = Field(
         "simulated",
         description="`simulated` (in the process), `http`, `simulator`, or your adapter as `package.module:function`.",

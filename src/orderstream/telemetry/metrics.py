@@ -87,8 +87,25 @@ PAUSED_PARTITIONS = _gauge(
 PROVIDER_ANSWERS = _counter(
     "orderstream_provider_answers_total",
     "Calls to the payment provider by outcome: authorized, declined, pending, voided, nothing_to_void, unanswered (no"
-    " answer), not_asked (the time was over before the call).",
+    " answer), refused (the provider did not act).",
     "outcome",
+)
+PROVIDER_CALLS_IN_FLIGHT = _gauge(
+    "orderstream_provider_calls_in_flight",
+    "Running calls to the payment provider. lane is new, retry, void or void_retry.",
+    "lane",
+)
+PROVIDER_CALL_SECONDS = _histogram(
+    "orderstream_provider_call_seconds",
+    "Time of a call to the payment provider. kind is authorize or void. outcome is as in"
+    " orderstream_provider_answers_total.",
+    _SECONDS,
+    "kind",
+    "outcome",
+)
+PROVIDER_BREAKER_OPEN = _gauge(
+    "orderstream_provider_breaker_open",
+    "1 if no call to the payment provider may begin because it is down, 0.5 if a few may probe it, 0 otherwise.",
 )
 
 OUTBOX_ROWS = _gauge("orderstream_outbox_rows", "Events in the outbox that are not published yet.")

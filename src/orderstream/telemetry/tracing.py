@@ -22,7 +22,7 @@ class TraceContext(NamedTuple):
 NO_TRACE = TraceContext(None, None)
 
 Value = str | int | float | bool
-Kind = Literal["SERVER", "PRODUCER", "CONSUMER", "INTERNAL"]
+Kind = Literal["SERVER", "CLIENT", "PRODUCER", "CONSUMER", "INTERNAL"]
 
 TRACESTATE_MAX_CHARACTERS = 512
 ERROR_MAX_CHARACTERS = 500
@@ -171,6 +171,10 @@ class Tracer:
         if span is not None:
             span.attributes = _messaging("send", topic, event_type, order_id)
         return span
+
+    def client(self, name: str, parent: TraceContext) -> Span | None:
+        """Begin the span of one call to another system. Return None if its trace is not recorded."""
+        return self._child(name, "CLIENT", parent)
 
     def batch(self, name: str, started_ns: int, spans: Sequence[Span]) -> None:
         """Record a batch that began at `started_ns` (Unix time) and ends now, with a link to each of `spans`.

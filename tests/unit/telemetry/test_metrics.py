@@ -7,7 +7,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from orderstream.telemetry import metrics
 from tests.support.figures import figures
 
-UNITS = ("seconds", "records", "rows", "orders", "reads", "partitions", "total")
+UNITS = ("seconds", "records", "rows", "orders", "reads", "partitions", "total", "in_flight", "open")
 
 
 def defined() -> dict[str, MetricWrapperBase]:
