@@ -266,9 +266,11 @@ def topics() -> None:
     "--ledger",
     "ledger_url",
     metavar="URL",
-    help="Also compare the payments with the ledger of the payment provider at this address.",
+    help="Also compare the orders with the ledger of the payment provider at this address. The default is the payment"
+    " simulator of the running stack, if it has one.",
 )
-def audit(grace_seconds: float, ledger_url: str | None) -> None:
+@click.option("--no-ledger", is_flag=True, help="Do not read the ledger of the payment simulator.")
+def audit(grace_seconds: float, ledger_url: str | None, no_ledger: bool) -> None:
     """Check the database against the promises. Exit 1 if one is broken, 2 if the check failed."""
     import psycopg
 
@@ -276,12 +278,14 @@ def audit(grace_seconds: float, ledger_url: str | None) -> None:
     from orderstream.audit.check import audit as check
     from orderstream.audit.check import table
     from orderstream.audit.provider_ledger import LedgerError, ledger_at
+    from orderstream.local.stack_settings import stack_ledger_url
 
     with _plain_errors(psycopg.Error, LedgerError, exit_code=_NOT_CHECKED):
         settings = _stack_settings()
+        url = None if no_ledger else ledger_url or stack_ledger_url(settings)
         of_ledger = {}
-        if ledger_url is not None:
-            with ledger_at(ledger_url, settings) as ledger:
+        if url is not None:
+            with ledger_at(url, settings) as ledger:
                 days = settings.order_retention_days
                 of_ledger = audit_charges(settings.postgres_url, ledger, grace_seconds, days)
         found = check(settings.postgres_url, grace_seconds) | of_ledger

@@ -27,3 +27,14 @@ def with_stack_addresses(settings: Settings) -> Settings:
         wanted.add("kafka_options")
     addresses = stack_addresses(run.urls)
     return settings.model_copy(update={name: addresses[name] for name in wanted})
+
+
+def stack_ledger_url(settings: Settings) -> str | None:
+    """Return the address of the running stack's payment simulator, or None if there is none.
+
+    None also means that `settings` name another database than that of the stack: the ledger would have other orders.
+    """
+    run = default_state_dir(settings.orderstream_state).running()
+    if run is None or run.urls.get("POSTGRES_URL") != settings.postgres_url:
+        return None
+    return run.urls.get("PAYMENT_SIMULATOR_URL")
