@@ -13,6 +13,11 @@ BENCH_DIR = checkout() / ".orderstream" / "bench"
 """The state directory of the benchmarks."""
 
 
+def say(text: str) -> None:
+    """Print what a benchmark does now, beside its result."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class AlreadyRunningError(Exception):
     """Another run uses this directory. Two runs on one machine would slow each other and give wrong results."""
 
@@ -33,7 +38,7 @@ def exclusive_system(state_dir: Path, **settings: str) -> Iterator[System]:
         system.command("down")
         system.command("reset")
         try:
-            print("Starting a system", file=sys.stderr, flush=True)
+            say("Starting a system")
             system.up(**settings).serves()
             yield system
         except BaseException:

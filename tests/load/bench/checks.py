@@ -17,19 +17,31 @@ FROM inventory AS stock WHERE sku = %s
 
 
 def orders(connection: psycopg.Connection, user: str, load: Load) -> list[str]:
-    """Compare the orders of `user` with the answers that the client got. Return a line for each problem.
-
-    A request without an answer may or may not have created an order. Both are correct.
-    """
-    row = connection.execute(_ORDERS, (user,)).fetchone()
-    assert row is not None
-    rows, confirmed = row
-    problems = []
-    if not load.accepted <= rows <= load.accepted + load.unanswered:
-        problems.append(f"{user}: {load.accepted} orders were accepted ({load.unanswered} unanswered), {rows} exist")
+    """Compare the orders of `user` with the answers that the client got. Return a line for each problem."""
+    rows, confirmed = _count(connection, user)
+    problems = existence(connection, user, load.accepted, load.unanswered)
     if confirmed != rows:
         problems.append(f"{user}: {rows} orders exist, {confirmed} are CONFIRMED")
     return problems
+
+
+def existence(connection: psycopg.Connection, user: str, accepted: int, uncertain: int) -> list[str]:
+    """Compare the number of orders of `user` with the number of accepted ones. Return a line if they do not agree.
+
+    A request without a certain answer may or may not have created an order. Both are correct.
+    """
+    rows, _ = _count(connection, user)
+    if accepted <= rows <= accepted + uncertain:
+        return []
+    return [f"{user}: {accepted} orders were accepted ({uncertain} unanswered), {rows} exist"]
+
+
+def _count(connection: psycopg.Connection, user: str) -> tuple[int, int]:
+    """Return how many orders of `user` exist, and how many of them are CONFIRMED."""
+    row = connection.execute(_ORDERS, (user,)).fetchone()
+    assert row is not None
+    rows, confirmed = row
+    return rows, confirmed
 
 
 def stock(connection: psycopg.Connection, sku: str, stocked: int) -> list[str]:

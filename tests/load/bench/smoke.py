@@ -16,7 +16,7 @@ from orderstream.audit.under_way import under_way
 from tests.load.bench import checks, counters, load
 from tests.load.bench.counters import Usage
 from tests.load.bench.load import Load
-from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system
+from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system, say
 from tests.support.system import System
 
 SKU = "BENCH-1"
@@ -65,13 +65,13 @@ def main() -> int:
         psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection,
     ):
         system.command("stock", "set", SKU, str(STOCKED))
-        print(f"Warming up for {WARM_UP_SECONDS} s", file=sys.stderr)
+        say(f"Warming up for {WARM_UP_SECONDS} s")
         warmed = place_orders("saturated", system, "bench-warm-up", WARM_UP_SECONDS, VUS=str(WARM_UP_CLIENTS))
         problems = await_settled(connection)
-        print(f"Placing orders with {CLIENTS} clients for {SATURATED_SECONDS} s", file=sys.stderr)
-        saturated = _saturated(system, connection)
+        say(f"Placing orders with {CLIENTS} clients for {SATURATED_SECONDS} s")
+        saturated = saturate(system, connection)
         problems += await_settled(connection)
-        print(f"Placing {PACED_RATE} orders/s for {PACED_SECONDS} s", file=sys.stderr)
+        say(f"Placing {PACED_RATE} orders/s for {PACED_SECONDS} s")
         paced = _paced(system, connection)
         problems += await_settled(connection)
         for user, seen in (("warm-up", warmed), ("paced", paced.load), ("saturated", saturated.load)):
@@ -94,7 +94,8 @@ def _paced(system: System, connection: psycopg.Connection) -> Paced:
     return Paced(load_of_k6, row[0] if row and row[0] else (float("nan"),) * 3, used)
 
 
-def _saturated(system: System, connection: psycopg.Connection) -> Saturated:
+def saturate(system: System, connection: psycopg.Connection) -> Saturated:
+    """Let all clients place orders as fast as they are answered, and return the figures."""
     before = counters.usage(list(system.children.values()), connection)
     load_of_k6 = place_orders("saturated", system, "bench-saturated", SATURATED_SECONDS, VUS=str(CLIENTS))
     memory = counters.services_memory_mib(list(system.children.values()))
@@ -105,15 +106,15 @@ def _saturated(system: System, connection: psycopg.Connection) -> Saturated:
     return Saturated(load_of_k6, row[0], row[1] or 0.0, used, memory)
 
 
-def await_settled(connection: psycopg.Connection) -> list[str]:
+def await_settled(connection: psycopg.Connection, limit_seconds: float = SETTLE_LIMIT_SECONDS) -> list[str]:
     """Wait until no order is open. Return a line with the number of open orders if some are left after the limit."""
-    deadline = time.monotonic() + SETTLE_LIMIT_SECONDS
+    deadline = time.monotonic() + limit_seconds
     while True:
         open_orders = under_way(connection, COUNTED_MAX).open.number
         if open_orders == 0:
             return []
         if time.monotonic() > deadline:
-            return [f"{open_orders} orders are still open after {SETTLE_LIMIT_SECONDS} s"]
+            return [f"{open_orders} orders are still open after {limit_seconds:g} s"]
         time.sleep(0.1)
 
 

@@ -19,7 +19,7 @@ from tests.load.bench.smoke import (
     in_words,
     place_orders,
 )
-from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system
+from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system, say
 from tests.support.system import System
 
 RATE = 100
@@ -60,13 +60,13 @@ def main() -> int:
         psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection,
     ):
         system.command("stock", "set", SKU, str(STOCKED))
-        _say(f"Warming up for {WARM_UP_SECONDS} s")
+        say(f"Warming up for {WARM_UP_SECONDS} s")
         _place(system, "bench-warm-up", WARM_UP_SECONDS)
-        _say(f"Placing {RATE} orders/s for {MEASURED_SECONDS} s")
+        say(f"Placing {RATE} orders/s for {MEASURED_SECONDS} s")
         without, problems = _measure(system, connection, "bench-without")
         with _snapshot(system.urls["POSTGRES_URL"]):
             _leave_dead_rows(connection)
-            _say(f"Placing {RATE} orders/s for {PASSING_SECONDS} s, and then for {MEASURED_SECONDS} s")
+            say(f"Placing {RATE} orders/s for {PASSING_SECONDS} s, and then for {MEASURED_SECONDS} s")
             _place(system, "bench-passing", PASSING_SECONDS)
             among, more = _measure(system, connection, "bench-among")
     name = f"settle time at {RATE}/s, in Postgres (p50 / p95 / p99)"
@@ -102,16 +102,12 @@ def _snapshot(postgres_url: str) -> Iterator[None]:
 def _leave_dead_rows(connection: psycopg.Connection) -> None:
     connection.execute("SET statement_timeout = 0")
     for name, statements in (("outbox", _DEAD_IN_OUTBOX), ("orders", _DEAD_IN_ORDERS)):
-        _say(f"Leaving {DEAD_ROWS:,} dead rows in {name}")
+        say(f"Leaving {DEAD_ROWS:,} dead rows in {name}")
         for first in range(1, DEAD_ROWS + 1, ROWS_AT_ONCE):
             last = first + ROWS_AT_ONCE - 1
             with connection.transaction():
                 for statement in statements:
                     connection.execute(statement.encode(), {"first": first, "last": last, "rows": ROWS_AT_ONCE})
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":
