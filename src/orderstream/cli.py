@@ -135,11 +135,14 @@ def down() -> None:
 @main.command()
 def status() -> None:
     """Show each process of the running stack, and whether orders move."""
-    from orderstream.local import backlog, control
+    from orderstream.local import backlog, control, provider
 
-    for line in control.status(_running(_state())):
+    run = _running(_state())
+    for line in control.status(run):
         click.echo(line)
     click.echo("")
+    for line in provider.report(run):
+        click.echo(line)
     for line in backlog.report(_stack_settings()):
         click.echo(line)
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -102,10 +103,18 @@ def _lag(settings: Settings) -> list[str]:
         letters = prefix + dead_letter_topic(group)
         topics = [letters, *(prefix + topic for topic in saga.topics_of(group))]
         found = group_offsets(consumer(settings, group), topics, deadline)
-        lag = sum(offsets.end - offsets.next for (topic, _), offsets in found.items() if topic != letters)
+        lag = Counter[str]()
+        for (topic, _), offsets in found.items():
+            lag[topic] += 0 if topic == letters else offsets.end - offsets.next
         dead = sum(offsets.end - offsets.first for (topic, _), offsets in found.items() if topic == letters)
-        lines.append(f"{group:<20} {lag} records behind, {dead} dead letters")
+        lines.append(f"{group:<20} {lag.total()} records behind{_topics(lag)}, {dead} dead letters")
     return lines
+
+
+def _topics(lag: Counter[str]) -> str:
+    """Return for example ` (300 of order.created.v1, 2 of order.aborted.v1)`, or nothing without lag."""
+    parts = [f"{records} of {topic}" for topic, records in lag.most_common() if records > 0]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _age(seconds: float) -> str:

@@ -58,6 +58,10 @@ class Breaker:
             return "closed"
         return "open" if now < self._open_until else "half_open"
 
+    def open_seconds(self, now: float) -> float:
+        """Return how long the breaker has been open or half-open at a time. 0 while it is closed."""
+        return 0.0 if self.open_since is None else now - self.open_since
+
     def room(self, lane: Lane, now: float) -> int | None:
         """Return how many calls of the lane may begin. None means: no limit."""
         match self.state(now):

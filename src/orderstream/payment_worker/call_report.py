@@ -48,6 +48,7 @@ class CallReport:
         self._gauges: dict[Lane, Gauge] = {lane: metrics.PROVIDER_CALLS_IN_FLIGHT.labels(lane) for lane in LANES}
         self._in_flight: dict[Lane, int] = {}
         self._state: State | None = None
+        self._open_seconds = 0.0
 
     def ended(self, ends: Sequence[End]) -> None:
         """Count the calls that ended, and log the failures: one line for all failures of a turn of the loop."""
@@ -74,8 +75,11 @@ class CallReport:
                 self._in_flight[lane] = number
                 self._gauges[lane].set(number)
 
-    def breaker(self, state: State) -> None:
-        """Show the state of the breaker. Log when it opens and when it closes."""
+    def breaker(self, state: State, open_seconds: float) -> None:
+        """Show the state of the breaker, and how long it has not been closed. Log when it opens and when it closes."""
+        if open_seconds != self._open_seconds:
+            self._open_seconds = open_seconds
+            metrics.PROVIDER_DOWN_SECONDS.set(open_seconds)
         if state == self._state:
             return
         if state == "open" and self._state in (None, "closed"):

@@ -120,7 +120,7 @@ class ProviderCalls:
         now = self._clock()
         with self._lock:
             self._drop_unreleased(now)
-            self._report.breaker(self._breaker.state(now))
+            self._report.breaker(self._breaker.state(now), self._breaker.open_seconds(now))
             if self._stuck_since is not None and now - self._stuck_since >= STUCK_SECONDS:
                 self._stuck_since = now
                 log.error("provider_calls_stuck", calls=self._stuck)
@@ -242,7 +242,7 @@ class ProviderCalls:
                 waiter.check(self._begun_batch)
             has_more = len(self._ready) > was_ready
             self._report.in_flight(self._in_flight)
-            self._report.breaker(self._breaker.state(now))
+            self._report.breaker(self._breaker.state(now), self._breaker.open_seconds(now))
         if has_more:
             self.on_ended()
         self._report.ended(turn.ends)

@@ -107,6 +107,10 @@ PROVIDER_BREAKER_OPEN = _gauge(
     "orderstream_provider_breaker_open",
     "1 if no call to the payment provider may begin because it is down, 0.5 if a few may probe it, 0 otherwise.",
 )
+PROVIDER_DOWN_SECONDS = _gauge(
+    "orderstream_provider_down_seconds",
+    "How long the payment provider has been down, by the breaker of this process. 0 while the breaker is closed.",
+)
 
 OUTBOX_ROWS = _gauge("orderstream_outbox_rows", "Events in the outbox that are not published yet.")
 OUTBOX_OLDEST_SECONDS = _gauge(

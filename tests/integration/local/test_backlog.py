@@ -56,6 +56,8 @@ def test_status_reads_its_numbers_from_postgres_and_kafka(settings: Settings, co
     assert "open orders          0 orders" in lines
 
     wait_until(lambda: _lag(backlog.report(settings)) == before + 1, 20, "the record adds one to the lag")
+    (line,) = [line for line in backlog.report(settings) if line.startswith("payment-worker ")]
+    assert " of order.created.v1" in line, "the topic in which records wait is named"
 
 
 def _lag(report: list[str]) -> int | None:
