@@ -261,7 +261,7 @@ class Settings(BaseSettings):
         description="`simulated` (in the process), `http`, `simulator`, or your adapter as `package.module:function`.",
     )
     payment_provider_url: Annotated[str, AfterValidator(provider_settings.url)] | None = Field(
-        None, repr=False, validate_default=True, description="Base URL of the provider, for http and simulator."
+        None, repr=False, validate_default=True, description="Base URL of the provider. `http` needs it."
     )
     payment_pool_size: int = Field(
         0, ge=0, le=10_000, description="Connections to the provider. 0: as many as `PAYMENT_CONCURRENCY`."
@@ -378,6 +378,12 @@ class Settings(BaseSettings):
     def dead_letter_retention_hours(self) -> int:
         """Hours for which a dead-letter topic keeps its records."""
         return DEAD_LETTER_RETENTIONS * self.kafka_retention_hours
+
+    def read_payment_api_key(self) -> str | None:
+        """Return the API key of the payment provider, from the setting or its file."""
+        if self.payment_api_key_file is not None:
+            return provider_settings.read_api_key(self.payment_api_key_file)
+        return self.payment_api_key
 
     def replicas(self, service: str) -> int:
         """Return the number of processes of `service` (one of SERVICES) that `up` starts."""

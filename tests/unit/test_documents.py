@@ -436,8 +436,8 @@ def test_a_name_in_capitals_exists_in_the_code(page: Path) -> None:
         target.id
         for tree in TREES.values()
         for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         if isinstance(target, ast.Name)
     }
     assert set(_CAPITALS.findall(page.read_text(encoding="utf-8"))) - known == set()

@@ -4,6 +4,12 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from msgspec import Struct
 
 from orderstream.provider_settings import API_KEY_MAX_CHARACTERS
@@ -143,6 +149,19 @@ def test_a_certificate_and_its_key_are_set_together(monkeypatch: pytest.MonkeyPa
         "PAYMENT_TLS_KEY_FILE: PAYMENT_TLS_CERT_FILE and PAYMENT_TLS_KEY_FILE must be set together"
     )
     (problem,) = problems(monkeypatch, PAYMENT_TLS_KEY_FILE=files.other_private_key)
+    assert problem.startswith("PAYMENT_TLS_KEY_FILE: it does not fit PAYMENT_TLS_CERT_FILE")
+
+
+def test_a_private_key_with_a_passphrase_is_refused(
+    monkeypatch: pytest.MonkeyPatch, files: Files, tmp_path: Path
+) -> None:
+    """Otherwise OpenSSL would ask the terminal for the passphrase, and the process would wait."""
+    plain = load_pem_private_key(Path(files.private_key).read_bytes(), None)
+    locked = tmp_path / "locked"
+    locked.write_bytes(
+        plain.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, BestAvailableEncryption(b"secret"))
+    )
+    (problem,) = problems(monkeypatch, PAYMENT_TLS_CERT_FILE=files.cert, PAYMENT_TLS_KEY_FILE=str(locked))
     assert problem.startswith("PAYMENT_TLS_KEY_FILE: it does not fit PAYMENT_TLS_CERT_FILE")
 
 

@@ -36,9 +36,7 @@ def _http(settings: Settings) -> HttpPaymentProvider:
 
 def credentials(settings: Settings, url: str) -> tuple[str | None, ssl.SSLContext | None]:
     """Return the API key and the TLS context for the provider at `url`, or None for what the settings do not have."""
-    api_key = settings.payment_api_key
-    if settings.payment_api_key_file is not None:
-        api_key = provider_settings.read_api_key(settings.payment_api_key_file)
+    api_key = settings.read_payment_api_key()
     tls = None
     if url.startswith("https:"):
         tls = provider_settings.tls_context(
