@@ -46,15 +46,16 @@ class Simulator:
             return False
 
 
+def environment(folder: Path, port: int) -> dict[str, str]:
+    """Return the environment of a simulator whose ledger is in `folder`."""
+    return {"SIMULATOR_PORT": str(port), "SIMULATOR_LEDGER": str(folder / "ledger.db")}
+
+
 @contextmanager
-def simulator(folder: Path, faults: Mapping[str, Any] | None = None) -> Iterator[Simulator]:
+def simulator(folder: Path, faults: Mapping[str, Any] | None = None, **settings: str) -> Iterator[Simulator]:
     """Run a simulator with its ledger in `folder` until the block ends."""
     port = free_port()
-    settings = {
-        "SIMULATOR_PORT": str(port),
-        "SIMULATOR_LEDGER": str(folder / "ledger.db"),
-        "SIMULATOR_FAULTS": json.dumps(dict(faults or {})),
-    }
+    settings |= environment(folder, port) | {"SIMULATOR_FAULTS": json.dumps(dict(faults or {}))}
     with (folder / "payment-simulator.log").open("wb") as log:
         process = Process([EXECUTABLE, "payment-simulator"], env=settings, stdout=log, stderr=subprocess.STDOUT)
     running = Simulator(f"http://127.0.0.1:{port}")

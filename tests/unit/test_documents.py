@@ -3,12 +3,14 @@
 import ast
 import asyncio
 import importlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
 import click
+import msgspec
 import pytest
 from starlette.routing import Route
 
@@ -26,6 +28,7 @@ from orderstream.kafka.topics import dead_letter_topic
 from orderstream.local.banner import curl_lines
 from orderstream.local.processes.state import checkout
 from orderstream.order_service.handler import OrderHandler
+from orderstream.payment_simulator.faults import Faults
 from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.settings import SERVICES, Settings
 from orderstream.telemetry.metrics import CATALOGUE
@@ -422,7 +425,7 @@ def test_a_decision_has_the_required_sections(decision: Path) -> None:
 
 
 ELSEWHERE = {
-    *(f"{name}_URL" for name in ("BASE", "POSTGRES", "REDIS")),
+    *(f"{name}_URL" for name in ("BASE", "PAYMENT_SIMULATOR", "POSTGRES", "REDIS")),
     *("ORDER_PATH", "ID_FIELD"),  # variables of k6/orderstream.js
     *("SASL_SSL",),  # a value of librdkafka
 }
@@ -452,3 +455,11 @@ def test_named_commands_and_make_targets_exist(page: Path) -> None:
     targets = re.findall(r"^([a-z0-9-]+):.*## ", makefile, re.MULTILINE)
     assert set(re.findall(r"\bmake ([a-z0-9-]+)", typed)) <= set(targets)
     assert set(re.findall(r"\borderstream ([a-z][a-z-]+)", typed)) <= set(main.commands)
+
+
+def test_the_table_of_the_faults_of_the_simulator_matches_the_code() -> None:
+    members = msgspec.to_builtins(Faults())
+    assert [row[:2] for row in table("| member | default | meaning |", ROOT / "docs" / "payment-simulator.md")] == [
+        [code(name), code(f"{default:g}" if isinstance(default, float) else json.dumps(default))]
+        for name, default in members.items()
+    ]
