@@ -26,6 +26,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import Lock
 from typing import Any, Literal, Self
 
 import redis
@@ -194,6 +195,11 @@ class PendingDeletes:
         """Return the oldest orders with their change numbers, at most KEYS_MAX."""
         return dict(itertools.islice(self._numbers.items(), KEYS_MAX))
 
+    def drop(self, ids: Sequence[str]) -> None:
+        """Remove orders whose keys no longer hold an entry."""
+        for order_id in ids:
+            self._numbers.pop(order_id, None)
+
     def confirm(self, deleted: Mapping[str, int]) -> None:
         """Remove the orders of a batch whose keys are deleted. Orders that changed since then stay pending."""
         for order_id, number in deleted.items():
@@ -313,7 +319,11 @@ class AsyncCache:
 
 
 class CacheInvalidator:
-    """The changing side for blocking threads. No method raises an error of Redis. Each returns whether it succeeded."""
+    """The changing side for blocking threads. No method raises an error of Redis. Each returns whether it succeeded.
+
+    One thread changes orders, and another thread may call `delete(())` to retry deletes. No such delete lifts the bar
+    that the first thread has just set.
+    """
 
     def __init__(self, redis_url: str, budget_seconds: float) -> None:
         self._redis: Any = redis.Redis.from_url(
@@ -321,6 +331,8 @@ class CacheInvalidator:
         )
         self._bar = _new_bar()
         self._pending_deletes = PendingDeletes()
+        self._lock = Lock()
+        """Held while Redis is called and the pending deletes change, for at most the budget of one call."""
         self.breaker = Breaker()
 
     def close(self) -> None:
@@ -332,22 +344,31 @@ class CacheInvalidator:
 
         `delete` lifts the bar. Otherwise the bar expires after BAR_SECONDS. Return False if Redis did not set it.
         """
-        return all(
-            self._run(_BAR, ids[start : start + KEYS_MAX], self._bar, BAR_SECONDS)
-            for start in range(0, len(ids), KEYS_MAX)
-        )
+        return all(self._bar_some(ids[start : start + KEYS_MAX]) for start in range(0, len(ids), KEYS_MAX))
+
+    def _bar_some(self, ids: Sequence[str]) -> bool:
+        with self._lock:
+            done = self._run(_BAR, ids, self._bar, BAR_SECONDS)
+            if done:
+                # The bar has replaced the entry. A pending delete would only lift the bar before the change commits.
+                self._pending_deletes.drop(ids)
+        return done
 
     def delete(self, ids: Sequence[str]) -> bool:
         """Delete orders from the cache after their change has committed.
 
         Return False if Redis did not delete all of them. The next call then retries the rest.
         """
-        self._pending_deletes.add(ids)
-        while batch := self._pending_deletes.next_batch():
-            if not self._run(_DELETE, list(batch), self._bar):
-                return False
-            self._pending_deletes.confirm(batch)
-        return True
+        with self._lock:
+            self._pending_deletes.add(ids)
+        while True:
+            with self._lock:
+                batch = self._pending_deletes.next_batch()
+                if not batch:
+                    return True
+                if not self._run(_DELETE, list(batch), self._bar):
+                    return False
+                self._pending_deletes.confirm(batch)
 
     def _run(self, script: str, ids: Sequence[str], *arguments: Any) -> bool:
         if self.breaker.is_open:

@@ -132,6 +132,20 @@ def test_bars_and_deletes_work_when_redis_is_out_of_memory(redis_url: str) -> No
     _run(redis_url, scenario)
 
 
+def test_a_retry_of_deletes_does_not_lift_the_bar_of_the_next_change(redis_url: str) -> None:
+    """The timers of order-service retry deletes in one thread while batches change orders in another."""
+    invalidator = CacheInvalidator(redis_url, BUDGET_SECONDS)
+    with redis.Redis.from_url(redis_url) as client:
+        invalidator._pending_deletes.add(["a", "b"])
+        assert invalidator.bar(["a"])
+        assert invalidator.delete(())
+        assert (client.get("order:a") or b"").startswith(b"barred:")
+        assert len(invalidator._pending_deletes) == 0
+        assert invalidator.delete(["a"])
+        assert client.get("order:a") is None
+    invalidator.close()
+
+
 def _url_of(user: str, redis_url: str) -> str:
     parts = urlsplit(redis_url)
     return f"redis://{user}:a@{parts.hostname}:{parts.port}/0"

@@ -22,7 +22,7 @@ FIRST_SECONDS = 60.0
 SWEEP_PAUSE_SECONDS = 10.0
 """Pause between two rounds of the sweep."""
 SWEEP_SECONDS = 0.02
-"""Time after which the sweep gives way to the next batch."""
+"""Time after which the sweep gives way to the other timers."""
 SLICE_SECONDS = 0.01
 """A slice that takes less doubles the next slice. A slice that takes more than twice as long halves it."""
 SLICE_STATEMENT_SECONDS = 0.05

@@ -205,3 +205,21 @@ def test_a_stalled_partition_is_found_soon_if_others_have_no_backlog() -> None:
         health.lag(consumer)
         now += 5
     assert health.stalled() == [("t", 1)]
+
+
+@pytest.mark.parametrize("is_assigned", [True, False])
+def test_a_topic_that_may_wait_is_not_stalled_but_its_lag_is_measured(is_assigned: bool) -> None:
+    now = 0.0
+    health = _health(lambda: now)
+    consumer: Any = FakeConsumer(5, 5, 0, 8)
+    if not is_assigned:
+        consumer = _without_partitions(consumer)
+    for _ in range(3):
+        assert health.lag(consumer, {"t"}) == ({("t", 0): 3} if is_assigned else {})
+        assert health.stalled() == []
+        now += STALLED_SECONDS + 1
+    health.lag(consumer)
+    assert health.stalled() == []
+    now += STALLED_SECONDS + 1
+    health.lag(consumer)
+    assert health.stalled() == [("t", 0)]
