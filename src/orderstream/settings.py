@@ -222,9 +222,6 @@ class Settings(BaseSettings):
         0.2, description="Wait before the second attempt. It doubles with each attempt."
     )
     payment_retry_max_seconds: Seconds = Field(30, description="Longest wait between two attempts.")
-    payment_batch_budget_seconds: float = Field(
-        2, gt=0, le=20, allow_inf_nan=False, description="Time that the provider has to answer a whole batch."
-    )
     payment_latency_ms: float = Field(
         0,
         ge=0,
@@ -248,6 +245,10 @@ class Settings(BaseSettings):
         le=43_200,
         allow_inf_nan=False,
         description="How long a payment may wait for the customer or the bank before it is voided.",
+    )
+    payment_webhook_port: Port | None = Field(
+        None,
+        description="Port on which the provider may say that a payment is decided. Without it there is no webhook.",
     )
     payment_key_lifetime_hours: int = Field(
         24,

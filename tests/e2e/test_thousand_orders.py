@@ -16,7 +16,7 @@ from orderstream.audit.under_way import under_way
 from orderstream.domain.events import TOPICS
 from orderstream.domain.saga import CONSUMER_GROUPS
 from orderstream.kafka.topics import dead_letter_topic
-from orderstream.payment_worker.provider import draw
+from orderstream.payment_worker.providers.simulated import draw
 from tests.e2e.services import Services, services
 from tests.support.contracts import assert_event
 from tests.support.databases import Databases

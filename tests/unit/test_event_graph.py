@@ -1,6 +1,6 @@
 """The event graph of domain/saga.py is that of the code, and it has no cycle: no order causes events without end."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from docs.generate import PAGE, with_diagrams
@@ -22,11 +22,9 @@ from orderstream.domain.saga import (
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.order_service.handler import CONTRADICTED_BY, OrderHandler
 from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
-from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.provider import SimulatedProvider
-from orderstream.payment_worker.provider_calls import ProviderCalls
 from tests.support.event_walk import ANSWERS, Node, successors
+from tests.support.payments import ScriptedProvider, payments
 from tests.unit.test_documents import emitters
 
 HANDLERS: list[Any] = [PaymentHandler, InventoryHandler, OrderHandler]
@@ -48,18 +46,15 @@ def test_a_service_builds_the_events_that_the_graph_says() -> None:
 
 
 def test_every_timer_of_the_graph_exists() -> None:
-    provider, provider_calls = SimulatedProvider(1, 0), ProviderCalls(1, 1)
-    payments = PaymentHandler(provider, provider_calls, Attempts(provider, provider_calls, Backoff(1, 1, 1), 1))
-    timers = {"payment-worker": payments.timers, "order-service": Watchdog(WatchdogSchedule()).timers}
+    with payments(ScriptedProvider()) as payment_worker:
+        payment_timers = payment_worker.handler.timers
+    timers = {"payment-worker": payment_timers, "order-service": Watchdog(WatchdogSchedule()).timers}
     named = {(origin.service, origin.cause) for origin in ORIGINS if origin.cause.startswith("timer ")}
     assert named <= {(service, f"timer {timer.name}") for service, found in timers.items() for timer in found}
 
 
 def test_payment_worker_can_answer_with_exactly_these_events() -> None:
-    outcomes: list[payment.Outcome | payment.TooOld] = [
-        payment.Authorized(), payment.Declined(), payment.Pending(), payment.Unanswered(), payment.NotAsked(),
-        payment.TooOld(),
-    ]  # fmt: skip
+    outcomes: list[payment.FirstOutcome] = [outcome() for outcome in get_args(payment.FirstOutcome)]
     created = {_payment_event(payment.on_created(None, outcome), None) for outcome in outcomes}
     created |= {_payment_event(None, state) for state in payment.STATES}
     aborted = {_payment_event(payment.on_aborted(state, None), state) for state in (None, *payment.STATES)}

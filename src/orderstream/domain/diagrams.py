@@ -35,6 +35,7 @@ _OUTCOMES: dict[type[object], str] = {
     payment.NothingToVoid: "nothing to void",
     payment.Unanswered: "unanswered",
     payment.NotAsked: "not asked",
+    payment.InFlight: "call still runs",
     payment.TooOld: "too old",
 }
 
@@ -117,15 +118,16 @@ def _changed(before: OrderState, after: OrderState, cause: str) -> Iterator[Edge
 
 
 def _payment_edges() -> Iterator[Edge]:
-    for outcome in (*get_args(payment.Outcome), payment.TooOld):
+    for outcome in get_args(payment.FirstOutcome):
         yield from _transition(None, payment.on_created(None, outcome()), "order.created", _OUTCOMES[outcome])
         for state in payment.STATES:
             yield from _transition(state, payment.on_created(state, outcome()), "late authorization")
     for paid in (None, *payment.STATES):
         yield from _transition(paid, payment.on_aborted(paid, None), "order.aborted")
     for outcome, is_last in product(get_args(payment.Outcome), (False, True)):
-        after = payment.on_attempted("PENDING", None, 1, outcome(), is_last=is_last)
-        case = "last attempt" if after.state == "VOIDING" else _OUTCOMES[outcome]
+        after = payment.on_attempted("PENDING", None, 1, outcome(), is_last=is_last, is_overdue=is_last)
+        last = "pending for too long" if outcome is payment.Pending else "last attempt"
+        case = last if after.state == "VOIDING" else _OUTCOMES[outcome]
         yield from _transition("PENDING", after, "timer", case)
     for outcome, reason in product(get_args(payment.VoidOutcome), (None, "PROVIDER_UNAVAILABLE")):
         after = payment.on_attempted("VOIDING", reason, 1, outcome(), is_last=False)

@@ -68,6 +68,8 @@ class TooOld(Struct, frozen=True):
 
 Outcome = Authorized | Declined | Pending | Unanswered | NotAsked
 """The outcome of an attempt to authorize."""
+FirstOutcome = Outcome | InFlight | TooOld
+"""The outcome of the first attempt, as far as the batch of its order knows it."""
 VoidOutcome = Voided | NothingToVoid | Unanswered | NotAsked
 """The outcome of an attempt to void."""
 
@@ -93,7 +95,7 @@ def is_known(state: str) -> TypeGuard[PaymentState]:
 
 
 def on_created(  # noqa: PLR0911 - a return for each row of the table
-    state: PaymentState | None, outcome: Outcome | InFlight | TooOld
+    state: PaymentState | None, outcome: FirstOutcome
 ) -> Transition | None:
     """Return what the outcome of the first call changes. `state` is None if the order has no payment yet.
 

@@ -68,7 +68,7 @@ REACTIONS: tuple[Reaction, ...] = (
 ORIGINS: tuple[Origin, ...] = (
     Origin("api-gateway", "POST /orders", ("order.created",)),
     Origin("api-gateway", "POST /orders/{orderId}/cancel", _RESULTS),
-    Origin("payment-worker", "timer attempts", ("payment.authorized", "payment.failed", "payment.voided")),
+    Origin("payment-worker", "timer answers", ("payment.authorized", "payment.failed", "payment.voided")),
     Origin("order-service", "timer nudge", ("order.created", *_RESULTS)),
     Origin("order-service", "timer repeat_aborts", ("order.aborted",)),
 )

@@ -53,7 +53,8 @@ LIMIT 1;
 -- Claims open orders that are due, and schedules their next check. Returns the state of each: `overdue` (the watchdog
 -- fails it), `stalled` (the watchdog nudges it) or `waiting`. An order waits while an event of it is in the outbox, or
 -- while the workers have not passed the time of its last change: it was accepted or nudged, or its payment or
--- reservation changed.
+-- reservation changed. It also waits while the provider waits for the customer or the bank, for `pending_seconds` at
+-- most.
 -- A stalled order is checked again in 60 s, doubling to 5 min, or at its deadline if it was nudged often enough by
 -- then. A waiting order is checked again after a time equal to its age, between 30 s and 5 min. All times have jitter.
 -- Parameters: the range of times; the maximum number of rows; the time that the workers have passed; the schedule.
@@ -67,7 +68,9 @@ WITH due AS MATERIALIZED (
                   created_at, nudged_at,
                   (SELECT decided_at FROM payments WHERE payments.order_id = orders.id),
                   (SELECT decided_at FROM reservations WHERE reservations.order_id = orders.id)
-              ) >= %(passed)s AS waits
+              ) >= %(passed)s
+           OR coalesce((SELECT state = 'PENDING' AND pending_since > now() - %(pending_seconds)s * interval '1 second'
+                        FROM payments WHERE payments.order_id = orders.id), FALSE) AS waits
     FROM orders
     WHERE status IN ('PROCESSING', 'PAID') AND next_check_at > %(after)s AND next_check_at <= %(upto)s
     ORDER BY next_check_at

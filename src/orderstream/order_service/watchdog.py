@@ -32,6 +32,8 @@ SQL = load("orderstream.order_service")
 EVERY_SECONDS = 1.0
 ROWS_PER_RUN = 200
 """Rate limit, for each second: at most this many nudges, and as many repeated aborts."""
+PENDING_MARGIN_SECONDS = 900
+"""payment-worker voids a payment that is pending too long. If it has not done so after this time, the watchdog acts."""
 OLDEST_LAG = timedelta(minutes=1)
 """Transactions commit in another order than they began. An abort is at most this much older than one that is shown."""
 
@@ -42,13 +44,15 @@ class WatchdogSchedule(Struct, frozen=True):
     """The waits of the watchdog, in seconds.
 
     The wait before a nudge doubles from `first_seconds` to `longest_seconds`. An order that is older than
-    `deadline_seconds` and was nudged `deadline_nudges` times fails.
+    `deadline_seconds` and was nudged `deadline_nudges` times fails. An order is left alone while its payment waits for
+    the customer or the bank, for `pending_seconds` at most.
     """
 
     first_seconds: float = 30
     longest_seconds: float = 300
     deadline_seconds: float = 900
     deadline_nudges: int = 3
+    pending_seconds: float = 1_800 + PENDING_MARGIN_SECONDS
 
 
 class DueOrder(Struct, frozen=True):

@@ -1,21 +1,47 @@
-"""The wiring of payment-worker. A real provider replaces the simulated provider here."""
+"""The wiring of payment-worker."""
 
-from orderstream.payment_worker.attempts import Attempts, Backoff
-from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.provider import SimulatedProvider
-from orderstream.payment_worker.provider_calls import ProviderCalls
+import threading
+from contextlib import ExitStack
+from threading import Event as StopSignal
+
+from orderstream.payment_worker.attempts import Attempts, Schedule
+from orderstream.payment_worker.calls import ProviderCalls
+from orderstream.payment_worker.handler import PaymentHandler, Prepared
+from orderstream.payment_worker.providers.choose import provider_of
+from orderstream.payment_worker.webhook import DecidedKeys, serve_webhook
 from orderstream.process.run import run_process
 from orderstream.settings import Settings
+from orderstream.telemetry.tracing import Tracer
 from orderstream.worker.runner import Runner
+
+CLOSE_SECONDS = 2.0
+"""Time that the connections to the provider have to close."""
 
 
 def run(settings: Settings) -> int:
     """Run the service until a signal stops it, and return its exit code."""
-    provider = SimulatedProvider(settings.payment_success_rate, settings.payment_throw_rate)
-    provider_calls = ProviderCalls(settings.payment_concurrency, settings.payment_batch_budget_seconds)
-    backoff = Backoff(
-        settings.payment_max_attempts, settings.payment_retry_base_seconds, settings.payment_retry_max_seconds
+    schedule = Schedule(
+        max_attempts=settings.payment_max_attempts,
+        retry_base=settings.payment_retry_base_seconds,
+        retry_max=settings.payment_retry_max_seconds,
+        key_lifetime=settings.payment_key_lifetime_hours * 3_600,
+        pending_limit=settings.payment_pending_limit_minutes * 60,
+        call_timeout=settings.payment_timeout_seconds,
     )
-    attempts = Attempts(provider, provider_calls, backoff, settings.payment_key_lifetime_hours * 3_600)
-    handler = PaymentHandler(provider, provider_calls, attempts)
-    return run_process(handler.group, settings, lambda tracer, stop: Runner(handler, settings, tracer, stop))
+    with ExitStack() as stack:
+
+        def build(tracer: Tracer, stop: StopSignal) -> Runner[Prepared]:
+            wake = threading.Event()
+            provider, timeout = provider_of(settings), settings.payment_timeout_seconds
+            calls = ProviderCalls(provider, settings.payment_concurrency, timeout, tracer)
+            calls.on_ended = wake.set
+            calls.start()
+            stack.callback(calls.close, CLOSE_SECONDS)
+            decided = DecidedKeys(wake)
+            if settings.payment_webhook_port:
+                serve_webhook(settings.host, settings.payment_webhook_port, decided)
+            attempts = Attempts(calls, schedule, decided)
+            budget = settings.payment_inline_budget_seconds
+            return Runner(PaymentHandler(calls, attempts, schedule, budget, wake), settings, tracer, stop)
+
+        return run_process(PaymentHandler.group, settings, build)

@@ -1,6 +1,7 @@
-"""The attempts after the first: each payment that is due is authorized or voided (P2, P5).
+"""Makes the attempts after the first, and records every answer that outlasts its batch (P2, P5).
 
-An attempt is a row with a due time on the database's clock, not a sleep. A worker claims the row by moving that time.
+An attempt is a row with a due time on the database's clock, not a sleep. A worker claims the row by moving that time
+beyond the longest call. If the worker dies, the attempt becomes due again and is repeated with the same key.
 The events go through the outbox, because no record in Kafka would repeat them.
 """
 
@@ -9,7 +10,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import assert_never
+from itertools import groupby
 
 import msgspec
 import psycopg
@@ -21,51 +22,96 @@ from orderstream.domain.payment import (
     Charge,
     NotAsked,
     Outcome,
+    PaymentState,
     Transition,
     Unanswered,
     VoidOutcome,
-    is_known,
     on_attempted,
 )
 from orderstream.payment_worker.answers import Purchase, answer
-from orderstream.payment_worker.provider import PaymentProvider
-from orderstream.payment_worker.provider_calls import ProviderCalls
+from orderstream.payment_worker.call import Ended, Kind, Request
+from orderstream.payment_worker.calls import ProviderCalls
+from orderstream.payment_worker.lanes import Lane
+from orderstream.payment_worker.webhook import DecidedKeys
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import TraceContext
-from orderstream.worker.due_scan import FLOOR, DueScan, statement_limit
+from orderstream.worker.due_scan import FLOOR, DueScan, TimeRange, statement_limit
 
 CLAIM_ROWS = 200
-CLAIM_SECONDS = 30.0
-"""How long a claim keeps other workers from an attempt. It is longer than the budget of the calls."""
+ANSWERS_MAX = 500
+"""Answers that one transaction records."""
+GATHER_SECONDS = 0.02
+"""Shortest time between two transactions that record answers. An answer that comes alone does not wait."""
+CLAIM_MARGIN_SECONDS = 20.0
+"""A claim keeps other workers from an attempt for this time and the time limit of a call. After that time, the call has
+ended and its answer is recorded, unless the worker has died."""
+PENDING_FIRST_SECONDS = 2.0
+PENDING_LONGEST_SECONDS = 20.0
+"""The shortest and the longest wait before a pending payment is checked again. The wait is half of the time that the
+payment has been pending."""
 OLDEST_LAG = timedelta(minutes=1)
 """Transactions commit in another order than they began. A void began at most this long before one that is shown."""
+CLAIMED_LANES: tuple[Lane, ...] = ("void", "retry", "void_retry")
 
 SQL = load("orderstream.payment_worker")
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-class Backoff(Struct, frozen=True):
-    """When to retry: the wait doubles from `base_seconds` to `max_seconds`, with jitter, for `max_attempts` in all."""
+class Schedule(Struct, frozen=True):
+    """When a payment is attempted again, and for how long. Times are in seconds.
+
+    The wait doubles from `retry_base` to `retry_max`, with jitter, for `max_attempts` attempts without an answer. A
+    payment that waits for the customer or the bank is voided after `pending_limit`. `call_timeout` is the time limit of
+    a call.
+    """
 
     max_attempts: int
-    base_seconds: float
-    max_seconds: float
+    retry_base: float
+    retry_max: float
+    key_lifetime: float
+    pending_limit: float
+    call_timeout: float
 
-    def delay_seconds(self, attempts: int) -> float:
+    @property
+    def oldest(self) -> float:
+        """Age beyond which no order is authorized: the provider may have forgotten its key, and would charge again."""
+        return self.key_lifetime / 2
+
+    @property
+    def claim(self) -> float:
+        """How long a claim keeps other workers from an attempt."""
+        return self.call_timeout + CLAIM_MARGIN_SECONDS
+
+    def retry_delay(self, attempts: int) -> float:
         """Return the wait after `attempts` attempts: between half and all of the doubled time."""
-        longest: float = min(self.max_seconds, self.base_seconds * 2 ** min(attempts - 1, 30))
-        return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
+        return _jitter(min(self.retry_max, self.retry_base * 2.0 ** min(attempts - 1, 30)))
+
+    def delay(
+        self, transition: Transition, *, pending_seconds: float | None = None, retry_after: float = 0.0
+    ) -> float | None:
+        """Return the wait before the next attempt, or None if there is no further attempt.
+
+        `pending_seconds` is the time since the provider first said that the payment is pending.
+        """
+        if transition.is_pending:
+            return _jitter(min(PENDING_LONGEST_SECONDS, max(PENDING_FIRST_SECONDS, (pending_seconds or 0) / 2)))
+        attempts = transition.backoff_attempts
+        return retry_after + self.retry_delay(attempts) if attempts else attempts
 
 
-class _Claim(Struct, frozen=True):
+def _jitter(longest: float) -> float:
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
+
+
+class Claim(Struct, frozen=True):
     """A payment whose attempt is due: the columns of `claim_due`."""
 
     order_id: str
-    state: str
+    state: PaymentState
     reason: AnyReason | None
     attempts: int
     amount: Decimal
@@ -74,7 +120,18 @@ class _Claim(Struct, frozen=True):
     traceparent: str | None
     tracestate: str | None
     too_old: bool
+    pending_seconds: float | None
     due_at: datetime
+
+    def request(self, lane: Lane) -> Request:
+        """Return the call for this attempt."""
+        charge = None if lane in ("void", "void_retry") else self._charge
+        trace = TraceContext(self.traceparent, self.tracestate)
+        return Request(self.order_id, lane, self.attempts, charge, trace, self)
+
+    @property
+    def _charge(self) -> Charge:
+        return Charge(self.order_id, self.amount, self.currency, self.created_at)
 
 
 class _Attempt(Struct, frozen=True):
@@ -87,6 +144,7 @@ class _Attempt(Struct, frozen=True):
     attempts: int
     amount: Decimal | None
     delay: float | None
+    is_pending: bool
 
 
 class _Payment(Struct, frozen=True):
@@ -105,56 +163,109 @@ class _Payment(Struct, frozen=True):
         return TraceContext(self.traceparent, self.tracestate)
 
 
+def _kind_of(call: Ended) -> Kind:
+    return call.request.kind
+
+
+def _claim_of(request: Request) -> Claim:
+    assert isinstance(request.subject, Claim)
+    return request.subject
+
+
 class Attempts:
-    """The timer of the payment worker."""
+    """The timers of payment-worker. `decided` are the keys that the provider's webhook named."""
 
-    def __init__(
-        self, provider: PaymentProvider, provider_calls: ProviderCalls, backoff: Backoff, key_lifetime_seconds: float
-    ) -> None:
-        self._provider = provider
-        self._provider_calls = provider_calls
-        self._backoff = backoff
+    def __init__(self, calls: ProviderCalls, schedule: Schedule, decided: DecidedKeys) -> None:
+        self._calls = calls
+        self._schedule = schedule
+        self._decided = decided
+        self._recorded_at = float("-inf")
         self._oldest_voiding_after = FLOOR
-        self._due = DueScan(time.monotonic)
-        self.oldest_seconds = key_lifetime_seconds / 2
-        """Age beyond which no order is authorized: the provider may have forgotten its key, and would charge again."""
+        self._due = {lane: DueScan(time.monotonic) for lane in CLAIMED_LANES}
 
-    def run(self, connection: Connection) -> bool:
-        """Make the attempts that are due, at most CLAIM_ROWS. Return whether more may be due."""
-        claims = self._claim(connection)
-        if not claims:
+    def has_answers(self) -> bool:
+        """Say whether `record` has work."""
+        return bool(self._decided) or bool(self._calls.ended(1))
+
+    def record(self, connection: Connection) -> bool:
+        """Record the calls that have ended, at most ANSWERS_MAX. Return whether there may be more."""
+        time.sleep(max(0.0, self._recorded_at + GATHER_SECONDS - time.monotonic()))
+        if keys := self._decided.take():
+            connection.execute(SQL["bring_forward"], {"ids": keys})
+        ended: dict[str, Ended] = {}
+        for call in self._calls.ended(ANSWERS_MAX):
+            # The authorization and the void of an order are recorded one after the other.
+            ended.setdefault(call.request.order_id, call)
+        if not ended:
             return False
-        outcomes = self._provider_calls.run(claims.items(), self._call)
-        attempts = [self._attempt(claim, outcomes[order_id]) for order_id, claim in sorted(claims.items())]
+        self._recorded_at = time.monotonic()
         with connection.transaction():
-            self._finish(connection, claims, attempts)
-        return len(claims) == CLAIM_ROWS
+            self._finish(
+                connection, {order_id: (_claim_of(call.request), call.outcome) for order_id, call in ended.items()}
+            )
+        for kind, calls in groupby(sorted(ended.values(), key=_kind_of), key=_kind_of):
+            self._calls.forget(kind, [call.request.order_id for call in calls])
+        return len(ended) == ANSWERS_MAX
 
-    def _claim(self, connection: Connection) -> dict[str, _Claim]:
-        """Claim the payments that are due, range by range, at most CLAIM_ROWS."""
+    def begin(self, connection: Connection) -> bool:
+        """Begin the attempts that are due, in each lane as many as it has room for. Return whether more may begin."""
         row = connection.execute(SQL["now"]).fetchone()
         assert row is not None
-        (now,) = row
-        claims: dict[str, _Claim] = {}
-        for part in self._due.ranges(now):
-            started, left = time.monotonic(), CLAIM_ROWS - len(claims)
-            between = {"after": part.after, "upto": part.upto, "limit": left}
-            settings = {"push_seconds": CLAIM_SECONDS, "oldest_seconds": self.oldest_seconds}
+        (now,), more = row, False
+        for lane in CLAIMED_LANES:
+            room = min(self._calls.room(lane), CLAIM_ROWS)
+            if not room:
+                self._calls.press(lane)
+                continue
+            claims = self._claim(connection, lane, now, room)
+            self._begin(connection, lane, claims)
+            more |= len(claims) == CLAIM_ROWS
+        return more
+
+    def _begin(self, connection: Connection, lane: Lane, claims: Sequence[Claim]) -> None:
+        """Begin the calls. Record at once the payments for which no call begins."""
+        requests = [claim.request(lane) for claim in claims if lane != "retry" or not claim.too_old]
+        refused = self._calls.begin(requests, held=False)
+        without_call: dict[str, tuple[Claim, Outcome | VoidOutcome]] = {
+            claim.order_id: (claim, Unanswered()) for claim in claims if lane == "retry" and claim.too_old
+        }
+        without_call |= {request.order_id: (_claim_of(request), NotAsked()) for request in refused}
+        if without_call:
+            with connection.transaction():
+                self._finish(connection, without_call)
+
+    def _claim(self, connection: Connection, lane: Lane, now: datetime, limit: int) -> list[Claim]:
+        """Claim the payments of a lane that are due, range by range, at most `limit`."""
+        claims: list[Claim] = []
+        due = self._due[lane]
+        for part in due.ranges(now):
+            started, left = time.monotonic(), limit - len(claims)
             try:
-                with statement_limit(connection, part):
-                    taken = [_Claim(*row) for row in connection.execute(SQL["claim_due"], between | settings)]
+                taken = self._take(connection, lane, part, left)
             except psycopg.errors.QueryCanceled:
                 if not part.is_limited:
                     raise
-                self._due.note_timeout()
+                due.note_timeout()
                 break
             is_full = len(taken) == left
             latest = max(claim.due_at for claim in taken) if is_full else None
-            self._due.note_scanned(part, latest, time.monotonic() - started)
-            claims |= {claim.order_id: claim for claim in taken}
+            due.note_scanned(part, latest, time.monotonic() - started)
+            claims += taken
             if is_full:
                 break
         return claims
+
+    def _take(self, connection: Connection, lane: Lane, part: TimeRange, limit: int) -> list[Claim]:
+        parameters = {
+            "lane": lane,
+            "after": part.after,
+            "upto": part.upto,
+            "limit": limit,
+            "push_seconds": self._schedule.claim,
+            "oldest_seconds": self._schedule.oldest,
+        }
+        with statement_limit(connection, part):
+            return [Claim(*row) for row in connection.execute(SQL["claim_due"], parameters)]
 
     def measure(self, connection: Connection) -> bool:
         """Set the gauge to the age of the oldest payment in VOIDING. Return False, because no work is left."""
@@ -165,34 +276,16 @@ class Attempts:
         self._oldest_voiding_after = max(self._oldest_voiding_after, (oldest or now) - OLDEST_LAG)
         return False
 
-    def delay_seconds(self, transition: Transition) -> float | None:
-        """Return the wait before the next attempt; None if there is no further attempt."""
-        attempts = transition.backoff_attempts
-        return self._backoff.delay_seconds(attempts) if attempts else attempts
-
-    def _call(self, claim: _Claim, timeout_seconds: float) -> Outcome | VoidOutcome:
-        if not is_known(claim.state):
-            return NotAsked()
-        match claim.state:
-            case "VOIDING":
-                return self._provider.void(claim.order_id, timeout_seconds)
-            case "PENDING" if claim.too_old:
-                return Unanswered()
-            case "PENDING":
-                charge = Charge(claim.order_id, claim.amount, claim.currency, claim.created_at)
-                return self._provider.authorize(charge, timeout_seconds)
-            case "AUTHORIZED" | "FAILED" | "VOIDED":
-                return NotAsked()
-            case _:
-                assert_never(claim.state)
-
-    def _attempt(self, claim: _Claim, outcome: Outcome | VoidOutcome) -> _Attempt:
-        """Return what an attempt changes. A payment in a state of a newer version is only rescheduled."""
-        if not is_known(claim.state):
-            delay = self._backoff.delay_seconds(1)
-            return _Attempt(claim.order_id, claim.state, claim.state, claim.reason, claim.attempts, None, delay)
-        is_last = claim.too_old or claim.attempts + 1 >= self._backoff.max_attempts
-        transition = on_attempted(claim.state, claim.reason, claim.attempts, outcome, is_last=is_last)
+    def _attempt(self, claim: Claim, outcome: Outcome | VoidOutcome) -> _Attempt:
+        """Return what an attempt changes."""
+        transition = on_attempted(
+            claim.state,
+            claim.reason,
+            claim.attempts,
+            outcome,
+            is_last=claim.too_old or claim.attempts + 1 >= self._schedule.max_attempts,
+            is_overdue=claim.too_old or (claim.pending_seconds or 0) > self._schedule.pending_limit,
+        )
         is_decided = claim.state == "PENDING" and transition.backoff_attempts is None
         return _Attempt(
             claim.order_id,
@@ -201,14 +294,20 @@ class Attempts:
             transition.reason,
             transition.attempts,
             claim.amount if is_decided else None,
-            self.delay_seconds(transition),
+            self._schedule.delay(
+                transition,
+                pending_seconds=claim.pending_seconds,
+                retry_after=outcome.retry_after_seconds if isinstance(outcome, NotAsked) else 0.0,
+            ),
+            transition.is_pending,
         )
 
-    def _finish(self, tx: Connection, claims: dict[str, _Claim], attempts: Sequence[_Attempt]) -> None:
+    def _finish(self, tx: Connection, ended: dict[str, tuple[Claim, Outcome | VoidOutcome]]) -> None:
         """Record the attempts and queue their events. An attempt is dropped if its payment has changed meanwhile.
 
         A dropped authorization is voided if its payment has ended.
         """
+        attempts = [self._attempt(claim, outcome) for _, (claim, outcome) in sorted(ended.items())]
         found = tx.execute(SQL["finish_attempts"], {"attempts": _encode(attempts).decode()}).fetchall()
         payments = [_Payment(*row) for row in found]
         recorded = {payment.order_id for payment in payments}
@@ -218,7 +317,7 @@ class Attempts:
         items = items_of(tx, [payment.order_id for payment in payments if payment.state == "AUTHORIZED"])
         rows = []
         for payment in payments:
-            claim = claims[payment.order_id]
+            claim, _ = ended[payment.order_id]
             purchase = Purchase(items.get(payment.order_id, ()), claim.amount, claim.currency)
             if payload := answer(payment.order_id, payment.state, payment.reason, purchase):
                 rows.append(OutboxRow(build(payload, payment.decided_at), payment.trace_context))

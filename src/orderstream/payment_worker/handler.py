@@ -1,27 +1,29 @@
 """Authorizes the payment of new orders and voids the payments of aborted orders: at most one charge for one order (P2).
 
-Each order has at most one row in `payments`. A repeated record is answered from that row (P7). The timer
-(attempts.py) makes every attempt after the first. An event only names an order. The amount, the lines and the abort
+Each order has at most one row in `payments`. A repeated record is answered from that row (P7). A batch waits only a few
+milliseconds for the provider. If a call takes longer, its payment is PENDING, and the timers (attempts.py) record the
+answer. They also make every attempt after the first. An event only names an order. The amount, the lines and the abort
 are read from `orders` and `order_items`, because anyone with access to a topic can write an event.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from threading import Event as Signal
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from orderstream.domain import saga
-from orderstream.domain.events import Item, OrderAborted, build
+from orderstream.domain.events import Item, OrderAborted, build, topic_of
 from orderstream.domain.order import AnyReason
 from orderstream.domain.payment import (
     STATES,
     Authorized,
-    Charge,
-    Outcome,
+    FirstOutcome,
+    InFlight,
+    NotAsked,
     PaymentState,
     TooOld,
     Transition,
@@ -30,17 +32,18 @@ from orderstream.domain.payment import (
 )
 from orderstream.kafka.envelope import Received
 from orderstream.payment_worker.answers import Purchase, answer
-from orderstream.payment_worker.attempts import Attempts
-from orderstream.payment_worker.provider import PaymentProvider
-from orderstream.payment_worker.provider_calls import ProviderCalls
+from orderstream.payment_worker.attempts import Attempts, Claim, Schedule
+from orderstream.payment_worker.calls import ProviderCalls
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
-from orderstream.telemetry.tracing import NO_TRACE
+from orderstream.telemetry.tracing import NO_TRACE, TraceContext
+from orderstream.worker.due_scan import FLOOR
 from orderstream.worker.handler import BatchResult, Outgoing, Timer
 from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
 SQL = load("orderstream.payment_worker")
+CREATED_TOPIC = topic_of("order.created")
 VOIDED_BY_ABORT = [state for state in STATES if on_aborted(state, None)]
 VOIDED_IF_AUTHORIZED_LATE = [state for state in STATES if on_created(state, Authorized())]
 
@@ -59,6 +62,7 @@ class _NewPayment(Struct, frozen=True):
     delay: float | None = None
     traceparent: str | None = None
     tracestate: str | None = None
+    is_pending: bool = False
 
 
 class _Payment(Struct, frozen=True):
@@ -83,9 +87,10 @@ class _AcceptedOrder(Struct, frozen=True):
     too_old: bool
     has_payment: bool
 
-    @property
-    def charge(self) -> Charge:
-        return Charge(self.order_id, self.purchase.amount, self.purchase.currency, self.created_at)
+    def claim(self, trace: TraceContext) -> Claim:
+        """Return the claim that the payment has while its first call runs."""
+        amount, currency = self.purchase.amount, self.purchase.currency
+        return Claim(self.order_id, "PENDING", None, 0, amount, currency, self.created_at, *trace, False, None, FLOOR)
 
 
 def _accepted_orders(rows: Iterable[Sequence[Any]]) -> dict[str, _AcceptedOrder]:
@@ -106,7 +111,7 @@ class Prepared(Struct, frozen=True):
     """
 
     orders: dict[str, _AcceptedOrder]
-    outcomes: dict[str, Outcome | TooOld]
+    outcomes: dict[str, FirstOutcome]
     aborts: dict[str, AnyReason | None]
 
 
@@ -117,28 +122,55 @@ class PaymentHandler:
     topics = saga.topics_of(group)
     emits = saga.answers_of(group)
 
-    def __init__(self, provider: PaymentProvider, provider_calls: ProviderCalls, attempts: Attempts) -> None:
-        self._provider = provider
-        self._provider_calls = provider_calls
-        self._attempts = attempts
-        self.wake = Signal()
-        self.timers = (Timer("attempts", 0.2, attempts.run), Timer("measure_voiding", 5.0, attempts.measure))
+    def __init__(
+        self,
+        calls: ProviderCalls,
+        attempts: Attempts,
+        schedule: Schedule,
+        inline_budget_seconds: float,
+        wake: threading.Event,
+    ) -> None:
+        self._calls = calls
+        self._schedule = schedule
+        self._inline_budget_seconds = inline_budget_seconds
+        self._is_paused = False
+        self.wake = wake
+        self.timers = (
+            Timer("answers", 0.2, attempts.record, attempts.has_answers),
+            Timer("attempts", 0.2, attempts.begin),
+            Timer("measure_voiding", 5.0, attempts.measure),
+        )
 
     def room(self) -> Mapping[str, int]:
-        """Take every record."""
-        return {}
+        """Return how many new orders the provider can take now. Work that has to wait, waits in Kafka.
+
+        After a pause, no new order is taken until there is room for several, because a pause has a cost.
+        """
+        room = self._calls.room("new")
+        if not room:
+            self._calls.press("new")
+        self._is_paused = room < (self._calls.worthwhile_room if self._is_paused else 1)
+        return {CREATED_TOPIC: 0 if self._is_paused else room}
 
     def prepare(self, connection: Connection, batch: Sequence[Received], /) -> Prepared:
-        """Call the provider for each order of the batch that needs a first attempt, within the budget of the calls."""
+        """Begin a call for each order of the batch that needs a first attempt, and wait a moment for the answers."""
         created, aborted = _sort(batch)
         aborts = {key: abort.reason for key, abort in aborts_of(connection, list(aborted)).items() if abort.aborted}
         ids = [order_id for order_id in created if order_id not in aborts]
-        parameters = {"ids": ids, "oldest_seconds": self._attempts.oldest_seconds}
+        parameters = {"ids": ids, "oldest_seconds": self._schedule.oldest}
         orders = _accepted_orders(connection.execute(SQL["accepted"], parameters)) if ids else {}
         without_payment = [order for order in orders.values() if not order.has_payment]
-        charges = {order.order_id: order.charge for order in without_payment if not order.too_old}
-        outcomes: dict[str, Outcome | TooOld] = {order.order_id: TooOld() for order in without_payment if order.too_old}
-        outcomes |= self._provider_calls.run(charges.items(), self._provider.authorize)
+        requests = [
+            order.claim(created[order.order_id].record.trace_context()).request("new")
+            for order in without_payment
+            if not order.too_old
+        ]
+        self._calls.begin(requests, held=True)
+        answers = self._calls.wait([request.order_id for request in requests], self._inline_budget_seconds)
+        outcomes: dict[str, FirstOutcome] = {
+            order.order_id: TooOld() if order.too_old else answers.get(order.order_id, NotAsked())
+            for order in without_payment
+        }
         return Prepared(orders, outcomes, aborts)
 
     def decide(self, tx: Connection, batch: Sequence[Received], prepared: Prepared, /) -> BatchResult:
@@ -151,12 +183,12 @@ class PaymentHandler:
         orders, outcomes, aborts = prepared.orders, prepared.outcomes, prepared.aborts
         aborted = {order_id: received for order_id, received in said_aborted.items() if order_id in aborts}
         new = [
-            self._new(created[order_id], transition, orders[order_id].purchase.amount)
+            self._new(created[order_id], transition, outcome, orders[order_id].purchase.amount)
             for order_id, outcome in outcomes.items()
             if (transition := on_created(None, outcome))
         ]
         new += [
-            self._new(received, transition)
+            self._new(received, transition, None)
             for order_id, received in aborted.items()
             if (transition := on_aborted(None, aborts[order_id]))
         ]
@@ -169,16 +201,43 @@ class PaymentHandler:
             self._begin_voids(tx, [created[order_id] for order_id in late], aborts, VOIDED_IF_AUTHORIZED_LATE)
         if others := [order_id for order_id in (*orders, *aborted) if order_id not in payments]:
             payments |= _payments(tx.execute(SQL["payments_of"], {"ids": others}))
-        return _answered(tx, batch, prepared, payments)
+        return _answered(tx, batch, prepared, payments, self._recorded(prepared))
 
-    def _new(self, received: Received, transition: Transition, amount: Decimal | None = None) -> _NewPayment:
+    def _recorded(self, prepared: Prepared) -> Callable[[], None]:
+        """Return what follows the commit: the answers are recorded, and the other calls have rows for their answers."""
+
+        def recorded() -> None:
+            running = [key for key, outcome in prepared.outcomes.items() if isinstance(outcome, InFlight)]
+            self._calls.release(running)
+            self._calls.forget("authorize", prepared.outcomes.keys() - set(running))
+
+        return recorded
+
+    def _new(
+        self,
+        received: Received,
+        transition: Transition,
+        outcome: FirstOutcome | None,
+        amount: Decimal | None = None,
+    ) -> _NewPayment:
         """Return a new row. A payment that needs a further attempt keeps the trace of its record for that attempt."""
-        delay = self._attempts.delay_seconds(transition)
+        match outcome:
+            case InFlight():
+                delay: float | None = self._schedule.claim
+            case NotAsked(retry_after_seconds):
+                delay = self._schedule.delay(transition, retry_after=retry_after_seconds)
+            case _:
+                delay = self._schedule.delay(transition)
         context = NO_TRACE if delay is None else received.record.trace_context()
-        if transition.state == "VOIDING":
-            amount = None
         return _NewPayment(
-            received.order_id, transition.state, amount, transition.reason, transition.attempts, delay, *context
+            received.order_id,
+            transition.state,
+            None if transition.state == "VOIDING" else amount,
+            transition.reason,
+            transition.attempts,
+            delay,
+            *context,
+            transition.is_pending,
         )
 
     @staticmethod
@@ -225,7 +284,11 @@ def _sort(batch: Sequence[Received]) -> tuple[dict[str, Received], dict[str, Rec
 
 
 def _answered(
-    tx: Connection, batch: Sequence[Received], prepared: Prepared, payments: Mapping[str, _Payment]
+    tx: Connection,
+    batch: Sequence[Received],
+    prepared: Prepared,
+    payments: Mapping[str, _Payment],
+    after_commit: Callable[[], None],
 ) -> BatchResult:
     """Answer the records that the tables confirm, and reject the others."""
     emit, unconfirmed = [], []
@@ -240,4 +303,4 @@ def _answered(
         purchase = order.purchase if order else None
         if payload := answer(order_id, payment.state, payment.reason, purchase):
             emit.append(Outgoing(build(payload, payment.decided_at), received))
-    return BatchResult(emit, reject_unconfirmed(tx, unconfirmed))
+    return BatchResult(emit, reject_unconfirmed(tx, unconfirmed), after_commit)

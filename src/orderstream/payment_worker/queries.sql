@@ -17,12 +17,12 @@ WHERE o.id = ANY(%(ids)b::text[]);
 -- name: insert_payments
 -- Records first outcomes and tombstones. Returns the inserted rows: an order that has a payment already is left out.
 -- Parameter: a JSON array, sorted by order id. Index: payments_pkey.
-INSERT INTO payments (order_id, state, amount, reason, attempts, next_attempt_at, traceparent, tracestate)
+INSERT INTO payments (order_id, state, amount, reason, attempts, next_attempt_at, traceparent, tracestate, pending_since)
 SELECT d.order_id, d.state, d.amount, d.reason, d.attempts, now() + d.delay * interval '1 second',
-       d.traceparent, d.tracestate
+       d.traceparent, d.tracestate, CASE WHEN d.is_pending THEN now() END
 FROM json_to_recordset(%(payments)s::json)
     AS d (order_id text, state text, amount numeric, reason text, attempts int, delay float8,
-          traceparent text, tracestate text)
+          traceparent text, tracestate text, is_pending boolean)
 ON CONFLICT (order_id) DO NOTHING
 RETURNING order_id, state, reason, decided_at;
 
@@ -49,15 +49,18 @@ SELECT order_id, state, reason, decided_at FROM payments WHERE order_id = ANY(%(
 SELECT now();
 
 -- name: claim_due
--- Claims the attempts that are due in a range of times, by moving their due time beyond the longest attempt. If the
--- worker dies, the attempts become due again. Parameters: the range of times; the maximum number of rows; seconds to
--- move; the age in seconds beyond which no order is authorized. While a snapshot is held, dead entries lie before the
--- range.
--- Index: payments_due, then payments_pkey and orders_pkey. Skips rows that other transactions have locked.
+-- Claims the attempts of a lane that are due in a range of times, by moving their due time beyond the longest call. If
+-- the worker dies, the attempts become due again. Parameters: the lane; the range of times; the maximum number of rows;
+-- seconds to move; the age in seconds beyond which no order is authorized. While a snapshot is held, dead entries lie
+-- before the range.
+-- Index: payments_due_by_lane, then payments_pkey and orders_pkey. Skips rows that other transactions have locked.
 WITH due AS MATERIALIZED (
     SELECT order_id, next_attempt_at
     FROM payments
-    WHERE next_attempt_at > %(after)s AND next_attempt_at <= %(upto)s
+    WHERE (CASE WHEN state = 'PENDING' THEN 'retry'
+                WHEN state = 'VOIDING' AND attempts = 0 THEN 'void'
+                WHEN state = 'VOIDING' THEN 'void_retry' END) = %(lane)s
+        AND next_attempt_at > %(after)s AND next_attempt_at <= %(upto)s
     ORDER BY next_attempt_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
@@ -67,7 +70,17 @@ SET next_attempt_at = now() + %(push_seconds)s * interval '1 second'
 FROM due, orders o
 WHERE p.order_id = ANY(ARRAY(SELECT order_id FROM due)) AND p.order_id = due.order_id AND o.id = p.order_id
 RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.created_at, p.traceparent, p.tracestate,
-    o.created_at < now() - %(oldest_seconds)s * interval '1 second', due.next_attempt_at;
+    o.created_at < now() - %(oldest_seconds)s * interval '1 second',
+    extract(epoch FROM now() - p.pending_since)::float8, due.next_attempt_at;
+
+-- name: bring_forward
+-- Makes payments due at once that wait for the customer or the bank. Other payments are left alone.
+-- Parameter: order ids. Index: payments_pkey. Locks the rows in the order of their ids.
+UPDATE payments
+SET next_attempt_at = now()
+WHERE order_id = ANY(ARRAY(
+        SELECT order_id FROM payments WHERE order_id = ANY(%(ids)b::text[]) ORDER BY order_id FOR NO KEY UPDATE))
+    AND state = 'PENDING' AND pending_since IS NOT NULL AND next_attempt_at > now();
 
 -- name: oldest_voiding
 -- The time at which the oldest payment became VOIDING that is not voided yet, and the database's time. Parameter: the
@@ -83,7 +96,8 @@ SELECT (
 -- use a hash join and always read the whole table. Locks the rows in the order of their ids.
 WITH d AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(attempts)s::json)
-        AS d (order_id text, began text, state text, reason text, attempts int, amount numeric, delay float8)
+        AS d (order_id text, began text, state text, reason text, attempts int, amount numeric, delay float8,
+              is_pending boolean)
 )
 UPDATE payments p
 SET state = d.state, reason = d.reason, attempts = d.attempts, amount = coalesce(d.amount, p.amount),
@@ -91,7 +105,8 @@ SET state = d.state, reason = d.reason, attempts = d.attempts, amount = coalesce
     decided_at = CASE WHEN d.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, now())
                       WHEN d.state = p.state THEN p.decided_at
                       ELSE now() END,
-    closed_at = CASE WHEN d.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, now()) ELSE p.closed_at END
+    closed_at = CASE WHEN d.state IN ('FAILED', 'VOIDED') THEN coalesce(p.closed_at, now()) ELSE p.closed_at END,
+    pending_since = CASE WHEN d.is_pending THEN coalesce(p.pending_since, now()) ELSE p.pending_since END
 FROM d
 WHERE p.order_id = ANY(ARRAY(
         SELECT order_id FROM payments

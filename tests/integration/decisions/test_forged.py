@@ -1,6 +1,6 @@
 """Forged events, written by someone with access to a topic: every worker rejects them (P2 to P7)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import product
@@ -20,13 +20,10 @@ from orderstream.domain.events import (
     StockLine,
     build,
 )
-from orderstream.domain.payment import Authorized, Charge
+from orderstream.domain.payment import Authorized
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.order_service.handler import OrderHandler
-from orderstream.payment_worker.attempts import Attempts, Backoff
 from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.provider import SimulatedProvider
-from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres.connect import Connection
 from orderstream.worker.handler import BatchResult
 from tests.integration.decisions.orders import (
@@ -44,6 +41,7 @@ from tests.integration.decisions.orders import (
     row,
     types,
 )
+from tests.support.payments import ScriptedProvider, payments
 from tests.support.samples import AT
 
 FAR = datetime(9000, 1, 1, tzinfo=UTC)
@@ -64,19 +62,6 @@ class Cache(CacheInvalidator):
         return bool(order_ids)
 
 
-class Provider(SimulatedProvider):
-    """Authorizes every charge and records its calls."""
-
-    def __init__(self) -> None:
-        super().__init__(success_rate=1, throw_rate=0)
-        self.charges: list[Charge] = []
-
-    def authorize(self, charge: Charge, timeout_seconds: float) -> Authorized:
-        del timeout_seconds
-        self.charges.append(charge)
-        return Authorized()
-
-
 @pytest.fixture
 def order_service() -> OrderHandler:
     """The order service's handler."""
@@ -84,16 +69,16 @@ def order_service() -> OrderHandler:
 
 
 @pytest.fixture
-def provider() -> Provider:
+def provider() -> ScriptedProvider:
     """A provider that authorizes everything."""
-    return Provider()
+    return ScriptedProvider(Authorized())
 
 
 @pytest.fixture
-def payment_worker(provider: Provider) -> PaymentHandler:
+def payment_worker(provider: ScriptedProvider) -> Iterator[PaymentHandler]:
     """The payment worker's handler."""
-    provider_calls = ProviderCalls(2, 2)
-    return PaymentHandler(provider, provider_calls, Attempts(provider, provider_calls, Backoff(3, 0.2, 30), 3_600))
+    with payments(provider) as built:
+        yield built.handler
 
 
 INVENTORY_WORKER = InventoryHandler()
@@ -270,13 +255,13 @@ def test_a_forged_abort_changes_nothing(payment_worker: PaymentHandler, connecti
 
 
 def test_a_forged_abort_in_a_batch_with_the_true_events_of_its_order_changes_nothing(
-    payment_worker: PaymentHandler, provider: Provider, connection: Connection
+    payment_worker: PaymentHandler, provider: ScriptedProvider, connection: Connection
 ) -> None:
     connection.execute("INSERT INTO inventory VALUES ('SKU-1', 10, 0)")
     order_id = place(connection)
     batch_result = decide(payment_worker, connection, aborted(order_id), created(order_id), aborted(order_id))
     assert (_rejections(batch_result), types(batch_result)) == (["NOT_DECIDED"] * 2, ["payment.authorized"])
-    assert len(provider.charges) == 1
+    assert len(provider.asked) == 1
     batch_result = decide(INVENTORY_WORKER, connection, aborted(order_id), authorized(order_id))
     assert (_rejections(batch_result), types(batch_result)) == (["NOT_DECIDED"], ["inventory.reserved"])
 
@@ -311,7 +296,7 @@ def _forged_created(order_id: str) -> Event[Payload]:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_the_charge_and_the_event_have_the_accepted_amount_and_lines(
-    payment_worker: PaymentHandler, provider: Provider, connection: Connection, *, again: bool
+    payment_worker: PaymentHandler, provider: ScriptedProvider, connection: Connection, *, again: bool
 ) -> None:
     order_id = place(connection, {"SKU-1": 2, "SKU-2": 1})
     if again:
@@ -320,5 +305,5 @@ def test_the_charge_and_the_event_have_the_accepted_amount_and_lines(
     assert event.payload == PaymentAuthorized(
         order_id=order_id, items=items_of({"SKU-1": 2, "SKU-2": 1}), amount=AMOUNT, currency="USD"
     )
-    assert [(charge.amount, charge.currency) for charge in provider.charges] == [(AMOUNT, "USD")]
+    assert [(charge.amount, charge.currency) for charge in provider.asked] == [(AMOUNT, "USD")]
     assert (event.occurred_at,) == row(connection, "SELECT decided_at FROM payments")

@@ -8,7 +8,6 @@ import psycopg
 import pytest
 
 from orderstream.domain.payment import Authorized, Declined, PaymentState, Voided
-from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.postgres.connect import Connection, connect
 from orderstream.telemetry import metrics
 from tests.integration.decisions.orders import (
@@ -24,18 +23,16 @@ from tests.integration.decisions.orders import (
     types,
 )
 from tests.integration.decisions.test_payment import (
-    Provider,
-    _handler,
     _in_state,
     _make_due,
     _outbox,
     _payment,
-    _run_timer,
 )
+from tests.support.payments import Payments, ScriptedProvider, payment_worker
 
 
-def _oldest_void(handler: PaymentHandler, connection: Connection) -> float:
-    (measure,) = (timer.run for timer in handler.timers if timer.name == "measure_voiding")
+def _oldest_void(worker: Payments, connection: Connection) -> float:
+    (measure,) = (timer.run for timer in worker.handler.timers if timer.name == "measure_voiding")
     measure(connection)
     return float(metrics.VOIDING_OLDEST_SECONDS._value.get())
 
@@ -51,22 +48,22 @@ def test_an_attempt_that_another_worker_holds_is_skipped_and_the_others_are_made
     connection: Connection, postgres_url: str
 ) -> None:
     held, free = _in_state(connection, "PENDING"), _in_state(connection, "PENDING")
-    provider = Provider(Authorized())
+    provider = ScriptedProvider(Authorized())
     with connect(postgres_url, "another") as another, another.transaction():
         another.execute("SELECT FROM payments WHERE order_id = %s FOR UPDATE", (held,))
-        _run_timer(_handler(provider), connection)
+        payment_worker(provider).run_timers(connection)
         assert [charge.order_id for charge in provider.asked] == [free]
 
 
 def test_an_attempt_whose_event_cannot_be_queued_is_not_recorded(connection: Connection) -> None:
-    order_id, handler = _in_state(connection, "PENDING"), _handler(Provider(Authorized()))
+    order_id, worker = _in_state(connection, "PENDING"), payment_worker(ScriptedProvider(Authorized()))
     connection.execute("ALTER TABLE outbox ADD CONSTRAINT refuses CHECK (FALSE)")
     with pytest.raises(psycopg.errors.CheckViolation):
-        _run_timer(handler, connection)
+        worker.run_timers(connection)
     assert _payment(connection, order_id) == ("PENDING", None, 1)
     connection.execute("ALTER TABLE outbox DROP CONSTRAINT refuses")
     _make_due(connection)
-    _run_timer(handler, connection)
+    worker.run_timers(connection)
     assert [body["type"] for body in _outbox(connection)] == ["payment.authorized"]
 
 
@@ -75,9 +72,9 @@ def test_an_attempt_whose_event_cannot_be_queued_is_not_recorded(connection: Con
 
 def _finds(connection: Connection, postgres_url: str, state: PaymentState) -> str:
     """Make an attempt that is authorized, while another connection puts the payment into `state`."""
-    order_id, provider = _in_state(connection, "PENDING"), Provider(Authorized())
+    order_id, provider = _in_state(connection, "PENDING"), ScriptedProvider(Authorized())
 
-    def meanwhile() -> None:
+    async def meanwhile() -> None:
         with connect(postgres_url, "another") as another:
             another.execute(
                 "UPDATE payments SET state = %s, next_attempt_at = CASE WHEN %s THEN now() + interval '1 h' END,"
@@ -86,7 +83,7 @@ def _finds(connection: Connection, postgres_url: str, state: PaymentState) -> st
             )
 
     provider.meanwhile = meanwhile
-    _run_timer(_handler(provider), connection)
+    payment_worker(provider).run_timers(connection)
     return order_id
 
 
@@ -112,12 +109,12 @@ def test_a_late_authorization_of_an_ended_payment_is_voided_at_once(
 
 
 def test_a_late_decline_of_an_ended_payment_voids_nothing(connection: Connection) -> None:
-    order_id, handler = place(connection), _handler(Provider(Declined()))
+    order_id, worker = place(connection), payment_worker(ScriptedProvider(Declined()))
     batch = received([created(order_id)])
-    prepared = handler.prepare(connection, batch)
+    prepared = worker.handler.prepare(connection, batch)
     connection.execute("INSERT INTO payments (order_id, state) VALUES (%s, 'VOIDED')", (order_id,))
     with connection.transaction():
-        assert types(handler.decide(connection, batch, prepared)) == ["payment.voided"]
+        assert types(worker.handler.decide(connection, batch, prepared)) == ["payment.voided"]
     assert _payment(connection, order_id)[0] == "VOIDED"
 
 
@@ -125,27 +122,27 @@ def test_a_late_decline_of_an_ended_payment_voids_nothing(connection: Connection
 def test_a_late_authorization_does_not_change_a_pending_or_authorized_payment(
     connection: Connection, state: PaymentState
 ) -> None:
-    order_id, handler = place(connection), _handler(Provider(Authorized()))
+    order_id, worker = place(connection), payment_worker(ScriptedProvider(Authorized()))
     batch = received([created(order_id)])
-    prepared = handler.prepare(connection, batch)
+    prepared = worker.handler.prepare(connection, batch)
     connection.execute(
         "INSERT INTO payments (order_id, state, next_attempt_at) VALUES (%s, %s, CASE WHEN %s THEN now() END)",
         (order_id, state, state == "PENDING"),
     )
     with connection.transaction():
-        handler.decide(connection, batch, prepared)
+        worker.handler.decide(connection, batch, prepared)
     assert _payment(connection, order_id)[0] == state
 
 
 @pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
 def test_an_abort_voids_with_its_own_trace_its_time_and_the_amount(connection: Connection, state: PaymentState) -> None:
-    order_id, handler = _in_state(connection, state), _handler(Provider(void_answer=Voided()))
+    order_id, worker = _in_state(connection, state), payment_worker(ScriptedProvider(void_answer=Voided()))
     connection.execute("UPDATE payments SET traceparent = NULL, decided_at = now() - interval '1 h'")
     abort(connection, order_id)
-    decide(handler, connection, aborted(order_id))
+    decide(worker.handler, connection, aborted(order_id))
     assert _columns(connection, "state, attempts, traceparent", order_id) == ("VOIDING", 0, TRACEPARENT)
-    assert _oldest_void(handler, connection) < 60
-    _run_timer(handler, connection)
+    assert _oldest_void(worker, connection) < 60
+    worker.run_timers(connection)
     assert _columns(connection, "state, amount", order_id) == ("VOIDED", AMOUNT)
 
 
@@ -153,28 +150,28 @@ def test_an_abort_voids_with_its_own_trace_its_time_and_the_amount(connection: C
 
 
 def test_a_payment_that_is_voided_repeatedly_emits_the_same_event(connection: Connection, postgres_url: str) -> None:
-    order_id, provider = _in_state(connection, "VOIDING", "TIMED_OUT"), Provider(void_answer=Voided())
-    handler = _handler(provider)
-    _run_timer(handler, connection)
+    order_id, provider = _in_state(connection, "VOIDING", "TIMED_OUT"), ScriptedProvider(void_answer=Voided())
+    worker = payment_worker(provider)
+    worker.run_timers(connection)
     for void_answer in (None, Voided(), Voided()):
         connection.execute(
             "UPDATE payments SET state = 'VOIDING', next_attempt_at = now() WHERE order_id = %s", (order_id,)
         )
         provider.void_answer = void_answer
-        _run_timer(handler, connection)
+        worker.run_timers(connection)
     events = _outbox(connection)
     assert [event["type"] for event in events] == ["payment.voided"] * 3
     assert events[0] == events[1] == events[2]
 
 
 def test_the_age_of_a_void_counts_from_its_first_attempt(connection: Connection) -> None:
-    order_id, handler = _in_state(connection, "VOIDING", "TIMED_OUT"), _handler(Provider())
+    order_id, worker = _in_state(connection, "VOIDING", "TIMED_OUT"), payment_worker(ScriptedProvider())
     connection.execute("UPDATE payments SET decided_at = now() - interval '1 h'")
     pending = _in_state(connection, "PENDING")
     connection.execute("UPDATE payments SET decided_at = now() - interval '3 h' WHERE order_id = %s", (pending,))
-    _run_timer(handler, connection)
+    worker.run_timers(connection)
     assert _payment(connection, order_id) == ("VOIDING", "TIMED_OUT", 2)
-    assert 3_600 <= _oldest_void(handler, connection) < 3_700
+    assert 3_600 <= _oldest_void(worker, connection) < 3_700
 
 
 # Two workers at once
@@ -187,14 +184,16 @@ def test_two_workers_that_handle_an_order_at_once_charge_it_once_and_emit_the_sa
     both_have_asked = threading.Barrier(2, timeout=10)
 
     def decided(_replica: int) -> list[Any]:
-        provider = Provider(Authorized())
+        provider = ScriptedProvider(Authorized())
 
-        def wait_for_the_other() -> None:
+        async def wait_for_the_other() -> None:
             both_have_asked.wait()
 
         provider.meanwhile = wait_for_the_other
         with connect(postgres_url, "replica") as replica:
-            return [outgoing.event for outgoing in decide(_handler(provider), replica, created(order_id)).emit]
+            return [
+                outgoing.event for outgoing in decide(payment_worker(provider).handler, replica, created(order_id)).emit
+            ]
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(decided, range(2))

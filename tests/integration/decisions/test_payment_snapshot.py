@@ -3,6 +3,7 @@
 The tests count the index entries and pages that are read, because the time depends on the machine.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 from uuid import uuid4
@@ -10,12 +11,11 @@ from uuid import uuid4
 import pytest
 
 from orderstream.domain.payment import Voided
-from orderstream.payment_worker.attempts import CLAIM_ROWS, CLAIM_SECONDS, SQL, Attempts, Backoff
-from orderstream.payment_worker.provider_calls import ProviderCalls
+from orderstream.payment_worker.attempts import CLAIM_ROWS, SQL
 from orderstream.postgres.connect import Connection, connect
 from orderstream.worker import due_scan
 from tests.integration.decisions.orders import row
-from tests.integration.decisions.test_payment import Provider
+from tests.support.payments import SCHEDULE, Payments, ScriptedProvider, payments
 from tests.support.waiting import wait_until
 
 DEAD = 20_000
@@ -57,23 +57,24 @@ def _pages(connection: Connection, statement: str, parameters: dict[str, Any]) -
 
 
 @pytest.fixture
-def provider() -> Provider:
+def provider() -> ScriptedProvider:
     """A provider that confirms every void."""
-    return Provider(void_answer=Voided())
+    return ScriptedProvider(void_answer=Voided())
 
 
 @pytest.fixture
-def attempts(provider: Provider) -> Attempts:
-    """The timers of a payment-worker that has just started."""
-    return Attempts(provider, ProviderCalls(16, 2), Backoff(3, 0.2, 30), 3_600)
+def worker(provider: ScriptedProvider) -> Iterator[Payments]:
+    """A payment-worker that has just started, with room for more voids than one round claims."""
+    with payments(provider, concurrency=10_000) as built:
+        yield built
 
 
-@pytest.mark.parametrize("index", ["payments_due", "payments_voiding_since"])
+@pytest.mark.parametrize("index", ["payments_due_by_lane", "payments_voiding_since"])
 def test_the_index_entries_of_ended_payments_are_not_read_repeatedly(
-    attempts: Attempts, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, index: str
+    worker: Payments, connection: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, index: str
 ) -> None:
     monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 3_600)
-    run = attempts.run if index == "payments_due" else attempts.measure
+    run = worker.run_timers if index == "payments_due_by_lane" else worker.attempts.measure
     with connect(postgres_url, "dump") as dump:
         dump.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         dump.execute("SELECT count(*) FROM payments")
@@ -89,36 +90,36 @@ def test_the_index_entries_of_ended_payments_are_not_read_repeatedly(
 
 
 def test_a_claim_reads_few_pages_after_the_entries_of_ended_payments(
-    attempts: Attempts, connection: Connection, postgres_url: str
+    worker: Payments, connection: Connection, postgres_url: str
 ) -> None:
     with connect(postgres_url, "dump") as dump:
         dump.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         dump.execute("SELECT count(*) FROM payments")
         _voiding(connection, DEAD, ago=600)
         connection.execute("UPDATE payments SET state = 'VOIDED', next_attempt_at = NULL")
-        attempts.run(connection)
+        worker.run_timers(connection)
         (now,) = row(connection, "SELECT now()")
-        part = next(attempts._due.ranges(now))
-        claim = {"upto": part.upto, "limit": CLAIM_ROWS, "push_seconds": CLAIM_SECONDS, "oldest_seconds": 3_600}
+        part = next(worker.attempts._due["void"].ranges(now))
+        claim = {"lane": "void", "upto": part.upto, "limit": CLAIM_ROWS, "push_seconds": 30, "oldest_seconds": 3_600}
         assert _pages(connection, SQL["claim_due"], claim | {"after": due_scan.FLOOR}) > 2 * PAGES_MAX
         assert _pages(connection, SQL["claim_due"], claim | {"after": part.after}) <= PAGES_MAX
 
 
 def test_payments_with_the_same_due_time_are_all_claimed_without_a_sweep(
-    attempts: Attempts, provider: Provider, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    worker: Payments, provider: ScriptedProvider, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch of cancels schedules all its voids for the same time. One round claims a part of them."""
     monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 3_600)
-    assert not attempts.run(connection)
+    assert not worker.run_timers(connection)
     _voiding(connection, 2 * CLAIM_ROWS + 1, ago=0)
-    assert [attempts.run(connection) for _ in range(3)] == [True, True, False]
+    assert [worker.run_timers(connection) for _ in range(3)] == [True, True, False]
     assert len(set(provider.voided)) == 2 * CLAIM_ROWS + 1
 
 
 def test_the_sweep_finds_a_payment_that_was_committed_late(
-    attempts: Attempts, provider: Provider, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    worker: Payments, provider: ScriptedProvider, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(due_scan, "SWEEP_PAUSE_SECONDS", 0)
-    assert not attempts.run(connection)
-    _voiding(connection, 1, ago=CLAIM_SECONDS)
-    wait_until(lambda: attempts.run(connection) or provider.voided, 20, "the sweep has found the payment")
+    assert not worker.run_timers(connection)
+    _voiding(connection, 1, ago=SCHEDULE.claim)
+    wait_until(lambda: worker.run_timers(connection) or provider.voided, 20, "the sweep has found the payment")

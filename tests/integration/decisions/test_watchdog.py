@@ -145,6 +145,32 @@ def test_an_order_fails_only_after_its_deadline_and_its_nudges(
     assert row(connection, "SELECT status, nudges FROM orders") == ("PROCESSING", nudges + 1)
 
 
+@pytest.mark.parametrize(
+    ("state", "pending_minutes", "ends"),
+    [
+        ("PENDING", 20, False),
+        ("PENDING", 60, True),
+        ("PENDING", None, True),
+        ("VOIDING", 20, True),
+    ],
+)
+def test_an_order_whose_payment_waits_for_the_customer_is_left_alone_within_the_limit(
+    watchdog: Watchdog, connection: Connection, state: str, pending_minutes: float | None, ends: bool
+) -> None:
+    _stalled(connection)
+    connection.execute("UPDATE orders SET created_at = now() - interval '2 h', nudges = 3")
+    connection.execute(
+        "INSERT INTO payments (order_id, state, next_attempt_at, decided_at, pending_since)"
+        " SELECT id, %s, now(), now() - interval '2 h', now() - %s * interval '1 min' FROM orders",
+        (state, pending_minutes),
+    )
+    watchdog.nudge(connection)
+    assert row(connection, "SELECT status, next_check_at > now() FROM orders") == (
+        ("FAILED", True) if ends else ("PROCESSING", True)
+    )
+    assert bool(_outbox(connection)) == ends
+
+
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
 @pytest.mark.parametrize(
     ("payment", "stock"),

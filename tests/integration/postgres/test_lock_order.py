@@ -51,6 +51,12 @@ LOCKING = {
     "units_of": _array(OUTBOX_RELAY["units_of"], "reservations", "order_id", "ids"),
     "lock_skus": _array(OUTBOX_RELAY["lock_skus"], "inventory", "sku", "skus"),
     "begin_voids": Locking(PAYMENT_WORKER["begin_voids"], VOIDS | {"from_states": ["PENDING"]}, "payments", "order_id"),
+    "bring_forward": Locking(
+        PAYMENT_WORKER["bring_forward"].replace("pending_since IS NOT NULL AND next_attempt_at > now()", "TRUE"),
+        {"ids": UNSORTED},
+        "payments",
+        "order_id",
+    ),
     "finish_attempts": Locking(
         PAYMENT_WORKER["finish_attempts"], {"attempts": json.dumps(ATTEMPTS)}, "payments", "order_id"
     ),

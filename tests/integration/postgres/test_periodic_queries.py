@@ -8,7 +8,7 @@ import pytest
 from psycopg import ClientCursor, sql
 
 from orderstream.order_service.watchdog import ROWS_PER_RUN, WatchdogSchedule
-from orderstream.payment_worker.attempts import CLAIM_ROWS, CLAIM_SECONDS
+from orderstream.payment_worker.attempts import CLAIM_ROWS
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
 from orderstream.worker.due_scan import FLOOR
@@ -52,6 +52,7 @@ PERIODIC: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
             "longest_seconds": SCHEDULE.longest_seconds,
             "deadline_seconds": SCHEDULE.deadline_seconds,
             "deadline_nudges": SCHEDULE.deadline_nudges,
+            "pending_seconds": SCHEDULE.pending_seconds,
         },
         8 * ROWS_PER_RUN,
     ),
@@ -61,7 +62,7 @@ PERIODIC: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("order_service", "published_until"): ({}, 2),
     ("payment_worker", "now"): ({}, 0),
     ("payment_worker", "claim_due"): (
-        {"after": FLOOR, "upto": LATER, "limit": CLAIM_ROWS, "push_seconds": CLAIM_SECONDS, "oldest_seconds": 3_600.0},
+        DUE | {"lane": "void", "limit": CLAIM_ROWS, "push_seconds": 30.0, "oldest_seconds": 3_600.0},
         8 * CLAIM_ROWS,
     ),
     ("payment_worker", "oldest_voiding"): ({"after": FLOOR}, 2),

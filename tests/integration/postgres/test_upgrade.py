@@ -12,13 +12,10 @@ from psycopg import sql
 
 from orderstream.cache import CacheInvalidator
 from orderstream.domain.events import Event, Payload
+from orderstream.domain.payment import Authorized, Voided
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.envelope import decode
 from orderstream.order_service.handler import OrderHandler
-from orderstream.payment_worker.attempts import Attempts, Backoff
-from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.provider import SimulatedProvider
-from orderstream.payment_worker.provider_calls import ProviderCalls
 from orderstream.postgres import migrate as migrate_module
 from orderstream.postgres import sql as named
 from orderstream.postgres.connect import Connection, connect
@@ -26,6 +23,7 @@ from orderstream.postgres.migrate import migrate, migrations
 from orderstream.worker.handler import BatchResult
 from tests.integration.decisions.orders import decide, place, record, result, row, types
 from tests.support.databases import Databases
+from tests.support.payments import Payments, ScriptedProvider, payments
 from tests.support.queries import Query
 from tests.support.samples import AT, ORDER_ID
 
@@ -85,11 +83,16 @@ def _event(name: str, **changes: Any) -> Event[Payload]:
     return decode(f"{name}.v1", ORDER_ID.encode(), json.dumps(body).encode())
 
 
-def _handlers() -> tuple[PaymentHandler, InventoryHandler, OrderHandler]:
-    provider, provider_calls = SimulatedProvider(1, 0), ProviderCalls(2, 2)
+@pytest.fixture
+def payment() -> Iterator[Payments]:
+    """A payment-worker that charges orders of any age."""
+    with payments(ScriptedProvider(Authorized(), Voided()), key_lifetime_seconds=1e9) as built:
+        yield built
+
+
+def _handlers() -> tuple[InventoryHandler, OrderHandler]:
     cache = CacheInvalidator("redis://127.0.0.1:1/0", 0.01)
-    attempts = Attempts(provider, provider_calls, Backoff(3, 0.2, 30), 1e9)
-    return PaymentHandler(provider, provider_calls, attempts), InventoryHandler(), OrderHandler(cache, ())
+    return InventoryHandler(), OrderHandler(cache, ())
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.room}-{query.name}")
@@ -122,16 +125,18 @@ def test_the_previous_version_s_statements_change_an_order_as_before(upgraded: C
     assert [order_id for order_id, *_ in claimed] == [ORDER_ID]
 
 
-def test_events_of_the_previous_version_settle_an_order_of_the_previous_version(upgraded: Connection) -> None:
-    payment, inventory, order_service = _handlers()
-    assert types(decide(payment, upgraded, _event("order.created"))) == ["payment.authorized"]
+def test_events_of_the_previous_version_settle_an_order_of_the_previous_version(
+    payment: Payments, upgraded: Connection
+) -> None:
+    inventory, order_service = _handlers()
+    assert types(decide(payment.handler, upgraded, _event("order.created"))) == ["payment.authorized"]
     assert types(decide(inventory, upgraded, _event("payment.authorized"))) == ["inventory.reserved"]
     decide(order_service, upgraded, _event("inventory.reserved"), _event("payment.authorized"))
     assert row(upgraded, "SELECT status, payment, stock FROM orders") == ("CONFIRMED", "authorized", "reserved")
     upgraded.execute("UPDATE orders SET status = 'CANCELLED', aborted_at = now()")
-    decide(payment, upgraded, _event("order.aborted"))
+    decide(payment.handler, upgraded, _event("order.aborted"))
     assert types(decide(inventory, upgraded, _event("order.aborted"))) == ["inventory.released"]
-    payment.timers[0].run(upgraded)
+    payment.run_timers(upgraded)
     decide(order_service, upgraded, _event("payment.voided"), _event("inventory.released"))
     assert row(upgraded, "SELECT status, payment, stock FROM orders") == ("CANCELLED", "voided", "released")
 
@@ -165,7 +170,7 @@ def test_an_unknown_reason_is_passed_on(connection: Connection, kind: str) -> No
     order_id = place(connection)
     event = result(kind, order_id, AT, NEW)  # type: ignore[arg-type]
     record(connection, event)
-    _, inventory, order_service = _handlers()
+    inventory, order_service = _handlers()
     batch_result = decide(order_service, connection, event)
     told = {outgoing.event.type: outgoing.event.payload for outgoing in batch_result.emit}
     assert getattr(told["order.updated"], "failure_reason", None) == NEW
@@ -198,14 +203,16 @@ def test_an_order_in_an_unknown_state_is_left_to_the_newer_version(
     status = row(connection, "SELECT status FROM orders")
     events = [result("payment.authorized", order_id), result("inventory.reserved", order_id)]
     record(connection, *events)
-    _, _, order_service = _handlers()
+    _, order_service = _handlers()
     batch_result = decide(order_service, connection, *events)
     assert batch_result.reject == []
     assert row(connection, f"SELECT {column} FROM orders") == (value,)  # noqa: S608
     assert row(connection, "SELECT status FROM orders") == status
 
 
-def test_a_payment_or_reservation_in_an_unknown_state_is_left_to_the_newer_version(connection: Connection) -> None:
+def test_a_payment_or_reservation_in_an_unknown_state_is_left_to_the_newer_version(
+    payment: Payments, connection: Connection
+) -> None:
     order_id = place(connection)
     _open(connection, "payments", "state")
     _open(connection, "reservations", "state")
@@ -213,8 +220,9 @@ def test_a_payment_or_reservation_in_an_unknown_state_is_left_to_the_newer_versi
     connection.execute("INSERT INTO reservations (order_id, state) VALUES (%s, 'PICKED')", (order_id,))
     record(connection, result("inventory.reserved", order_id))
     answers = []
+    handlers = (payment.handler, *_handlers())
     for handler, names in zip(
-        _handlers(),
+        handlers,
         (("order.created",), ("payment.authorized",), ("payment.authorized", "inventory.reserved")),
         strict=True,
     ):
@@ -222,7 +230,7 @@ def test_a_payment_or_reservation_in_an_unknown_state_is_left_to_the_newer_versi
             event = result(name, order_id) if name != "order.created" else _created(order_id)
             answers.append(_only(decide(handler, connection, event)))
     connection.execute("UPDATE orders SET status = 'CANCELLED', aborted_at = now()")
-    answers += [_only(decide(handler, connection, _aborted(order_id))) for handler in _handlers()[:2]]
+    answers += [_only(decide(handler, connection, _aborted(order_id))) for handler in handlers[:2]]
     assert set(answers) <= {(), ("order.updated",)}
     assert row(connection, "SELECT state FROM payments") == ("CAPTURED",)
     assert row(connection, "SELECT state FROM reservations") == ("PICKED",)

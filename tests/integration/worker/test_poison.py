@@ -14,10 +14,7 @@ from orderstream.kafka.envelope import Reason
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.order_service.handler import OrderHandler
 from orderstream.order_service.watchdog import Watchdog, WatchdogSchedule
-from orderstream.payment_worker.attempts import Attempts, Backoff
-from orderstream.payment_worker.handler import PaymentHandler
-from orderstream.payment_worker.provider import SimulatedProvider
-from orderstream.payment_worker.provider_calls import ProviderCalls
+from orderstream.payment_worker.providers.simulated import SimulatedProvider
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
 from tests.integration.decisions.orders import created, place, row
@@ -25,6 +22,7 @@ from tests.integration.worker.running import running
 from tests.load.soak import poison
 from tests.load.soak.poison import CONSUMERS
 from tests.support.contracts import assert_dead_letter_headers
+from tests.support.payments import payments
 from tests.support.samples import AT
 from tests.support.topics import Tap, begin_here, end_offsets, offsets_of, publish, publish_events
 from tests.support.waiting import wait_until
@@ -57,15 +55,13 @@ def _poison() -> Iterator[tuple[Reason, tuple[str, bytes | None, bytes | None]]]
 @contextmanager
 def _workers(settings: Settings) -> Iterator[None]:
     """Run the three workers as their processes do. The block fails if one of them stops."""
-    provider = SimulatedProvider(success_rate=1, throw_rate=0)
-    provider_calls = ProviderCalls(settings.payment_concurrency, settings.payment_batch_budget_seconds)
-    attempts = Attempts(provider, provider_calls, Backoff(8, 0.2, 30), 86_400)
     cache = CacheInvalidator(settings.redis_url, settings.cache_budget_seconds)
     with ExitStack() as stack:
+        payment_worker = stack.enter_context(payments(SimulatedProvider(success_rate=1, throw_rate=0)))
         loops = [
             stack.enter_context(running(handler, settings, ready=False))
             for handler in (
-                PaymentHandler(provider, provider_calls, attempts),
+                payment_worker.handler,
                 InventoryHandler(),
                 OrderHandler(cache, Watchdog(WatchdogSchedule()).timers),
             )
