@@ -187,6 +187,10 @@ class Attempts:
         """Say whether `record` has work."""
         return bool(self._decided) or bool(self._calls.ended(1))
 
+    def has_calls(self) -> bool:
+        """Say whether a call runs, or an answer is not recorded yet."""
+        return any(self._calls.state().in_flight.values()) or self.has_answers()
+
     def record(self, connection: Connection) -> bool:
         """Record the calls that have ended, at most ANSWERS_MAX. Return whether there may be more."""
         time.sleep(max(0.0, self._recorded_at + GATHER_SECONDS - time.monotonic()))

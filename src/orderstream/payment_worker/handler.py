@@ -136,7 +136,7 @@ class PaymentHandler:
         self._is_paused = False
         self.wake = wake
         self.timers = (
-            Timer("answers", 0.2, attempts.record, attempts.has_answers),
+            Timer("answers", 0.2, attempts.record, attempts.has_answers, attempts.has_calls),
             Timer("attempts", 0.2, attempts.begin),
             Timer("measure_voiding", 5.0, attempts.measure),
         )

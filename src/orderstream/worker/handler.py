@@ -43,7 +43,7 @@ class BatchResult(Struct, frozen=True):
 
 
 def never() -> bool:
-    """Return False: the timer runs only after its interval."""
+    """Return False: the timer runs only after its interval, and ends when the process stops."""
     return False
 
 
@@ -53,13 +53,15 @@ class Timer(Struct, frozen=True):
     It returns whether more work is due. If so, it runs again before the interval has passed. It also runs earlier if
     `has_work` is true when the handler's `wake` is set. `has_work` must return at once.
 
-    All timers of a handler run in one thread (timers.py), and batches in another one.
+    All timers of a handler run in one thread (timers.py), and batches in another one. When the process stops, a timer
+    goes on while `is_busy` is true, for a part of the drain.
     """
 
     name: str
     every_seconds: float
     run: Callable[[Connection], bool]
     has_work: Callable[[], bool] = never
+    is_busy: Callable[[], bool] = never
 
 
 P = TypeVar("P")

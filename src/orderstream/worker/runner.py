@@ -62,7 +62,9 @@ class Runner(Generic[P]):
             on_assigned=self._forget_batch,
         )
         session = Session(settings.postgres_url, handler.group)
-        self._timers = TimerLoop(handler.timers, handler.wake, session, self.readiness, stop)
+        self._timers = TimerLoop(
+            handler.timers, handler.wake, session, self.readiness, stop, settings.drain_timeout_seconds
+        )
 
     def _forget_batch(self) -> None:
         # After a new assignment, the batch that failed before may belong to another worker.

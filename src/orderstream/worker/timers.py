@@ -16,6 +16,7 @@ from orderstream.worker.handler import Timer
 
 TIMER_SECONDS = 0.2
 """Time after which a timer gives way to the others, even if more work is due."""
+DRAIN_WAIT_SECONDS = 0.05
 WAIT_SECONDS = 5.0
 """Longest wait for work. A thread that waits is not stuck."""
 
@@ -35,7 +36,9 @@ class TimerLoop:
         session: Session,
         readiness: Readiness,
         stop: Signal,
+        drain_seconds: float,
     ) -> None:
+        self._drain_seconds = drain_seconds
         self._timers = timers
         self._wake = wake
         self._session = session
@@ -76,6 +79,7 @@ class TimerLoop:
                     if self._is_due(timer) and not self._stop.is_set():
                         self._beat = time.monotonic()
                         self._attempt(timer)
+            self._drain()
         except BaseException as error:  # noqa: BLE001 - the thread that owns this loop raises it
             self._failure = error
             self._stop.set()
@@ -90,6 +94,18 @@ class TimerLoop:
         # Cleared before a timer looks for work and before the stop signal is read, so that no wake-up is lost.
         self._wake.clear()
         return not self._stop.is_set()
+
+    def _drain(self) -> None:
+        """Run the timers that are busy until they are not, for half of the drain at most."""
+        until = time.monotonic() + self._drain_seconds / 2
+        while time.monotonic() < until and (busy := [timer for timer in self._timers if timer.is_busy()]):
+            for timer in busy:
+                self._beat = time.monotonic()
+                self._attempt(timer)
+            if self._failed:
+                return
+            self._wake.wait(DRAIN_WAIT_SECONDS)
+            self._wake.clear()
 
     def _is_due(self, timer: Timer) -> bool:
         if time.monotonic() >= self._due[timer.name]:
