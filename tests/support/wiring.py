@@ -1,12 +1,15 @@
 """The handlers of the three workers, created as their processes create them."""
 
 from importlib import import_module
+from threading import Event
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from orderstream.payment_worker.calls import ProviderCalls
 from orderstream.settings import Settings
+from orderstream.telemetry.tracing import Tracer
 
 WORKERS = ("payment-worker", "inventory-worker", "order-service")
 
@@ -22,7 +25,9 @@ def wired_handler(monkeypatch: pytest.MonkeyPatch, service: str, settings: Setti
     app = app_of(service)
     with monkeypatch.context() as patch:
         patch.setattr(app, "Runner", lambda handler, *_rest: handlers.append(handler))
-        patch.setattr(app, "run_process", lambda _service, _settings, build: build(None, None))
+        patch.setattr(app, "run_process", lambda _service, _settings, build: build(Tracer(None, 0), Event()))
+        # The calls of payment-worker would end with `run`, and the handler needs them.
+        patch.setattr(ProviderCalls, "close", lambda *_: None)
         app.run(settings)
     (handler,) = handlers
     return handler

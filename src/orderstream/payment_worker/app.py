@@ -6,10 +6,10 @@ from threading import Event as StopSignal
 
 from orderstream.payment_worker.attempts import Attempts, Schedule
 from orderstream.payment_worker.calls import ProviderCalls
-from orderstream.payment_worker.handler import PaymentHandler, Prepared
+from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.payment_worker.providers.choose import provider_of
 from orderstream.payment_worker.webhook import DecidedKeys, serve_webhook
-from orderstream.process.run import run_process
+from orderstream.process.run import Loop, run_process
 from orderstream.settings import Settings
 from orderstream.telemetry.tracing import Tracer
 from orderstream.worker.runner import Runner
@@ -30,7 +30,7 @@ def run(settings: Settings) -> int:
     )
     with ExitStack() as stack:
 
-        def build(tracer: Tracer, stop: StopSignal) -> Runner[Prepared]:
+        def build(tracer: Tracer, stop: StopSignal) -> Loop:
             wake = threading.Event()
             provider, timeout = provider_of(settings), settings.payment_timeout_seconds
             calls = ProviderCalls(provider, settings.payment_concurrency, timeout, tracer)

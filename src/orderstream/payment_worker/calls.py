@@ -126,14 +126,15 @@ class ProviderCalls:
                 log.error("provider_calls_stuck", calls=self._stuck)
             return self._room(lane, now)
 
-    def begin(self, requests: Sequence[Request], *, held: bool) -> None:
-        """Begin calls. Requests beyond the room are not begun.
+    def begin(self, requests: Sequence[Request], *, held: bool) -> list[Request]:
+        """Begin calls. Return the requests for which there is no room.
 
         `ended` does not return a held call before `release`. A call that is not forgotten does not begin again. If
         `held` is false, such a call is released, and `ended` returns its outcome with the new request.
         """
         now = self._clock()
         begun: list[Call] = []
+        refused: list[Request] = []
         with self._lock:
             self._batch += 1
             was_ready = len(self._ready)
@@ -146,12 +147,15 @@ class ProviderCalls:
                     elif room > 0:
                         room -= 1
                         begun.append(self._begin(request, now, held=held))
+                    else:
+                        refused.append(request)
             if begun:
                 self._report.in_flight(self._in_flight)
                 self._loop.submit(begun)
             has_more = len(self._ready) > was_ready
         if has_more:
             self.on_ended()
+        return refused
 
     def wait(self, order_ids: Iterable[str], seconds: float) -> dict[str, Outcome | InFlight]:
         """Return the outcomes of calls to authorize, when all have ended or after `seconds`.
@@ -216,6 +220,12 @@ class ProviderCalls:
             if lane not in self._pressed:
                 self._pressed.add(lane)
                 self._loop.give_up(lambda running: self._slow_calls(lane, running))
+
+    @property
+    def worthwhile_room(self) -> int:
+        """The room from which it is worth to resume new orders. While the breaker is open, one probe is."""
+        with self._lock:
+            return 1 if self._breaker.open_since is not None else max(1, self._concurrency // 20)
 
     def state(self) -> ProviderState:
         """Return the state of the breaker, and the number of running calls of each lane."""

@@ -63,7 +63,7 @@ class Runner(Generic[P]):
         )
         session = Session(settings.postgres_url, handler.group)
         self._timers = TimerLoop(
-            handler.timers, handler.wake, session, self.readiness, stop, settings.drain_timeout_seconds
+            handler.timers, handler.wake, session, self.readiness, stop, drain_seconds=self._drain_seconds
         )
 
     def _forget_batch(self) -> None:

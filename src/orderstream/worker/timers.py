@@ -36,6 +36,7 @@ class TimerLoop:
         session: Session,
         readiness: Readiness,
         stop: Signal,
+        *,
         drain_seconds: float,
     ) -> None:
         self._drain_seconds = drain_seconds

@@ -563,7 +563,7 @@ def test_no_more_payments_are_claimed_than_there_is_room_for(quiet: Connection) 
 
 
 def test_healthy_voids_are_done_while_more_voids_hang_than_there_is_room_for(quiet: Connection) -> None:
-    """Hanging voids take their share of the calls only, whatever their number and however long they have been due."""
+    """Hanging voids take their share of the calls, however many there are and however long they have been due."""
     hanging = {_in_state(quiet, "VOIDING", attempts=0) for _ in range(60)}
 
     class Provider(ScriptedProvider):
@@ -603,7 +603,19 @@ def test_one_run_of_the_payment_timer_claims_at_most_the_limit(
     assert sorted(charge.order_id for charge in provider.asked) == sorted(ids)
 
 
-def test_an_attempt_under_way_is_not_repeated_by_a_secondpayment_worker(quiet: Connection) -> None:
+def test_the_answers_of_one_transaction_are_limited(quiet: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orderstream.payment_worker.attempts.ANSWERS_MAX", 3)
+    ids, worker = [_in_state(quiet, "PENDING") for _ in range(7)], payment_worker(ScriptedProvider(Authorized()))
+    worker.attempts.begin(quiet)
+    wait_until(lambda: len(worker.calls.ended(100)) == len(ids), 20, "all calls have ended")
+    recorded = []
+    for _ in range(3):
+        more = worker.attempts.record(quiet)
+        recorded.append((more, len(_outbox(quiet))))
+    assert recorded == [(True, 3), (True, 6), (False, 7)]
+
+
+def test_an_attempt_under_way_is_not_repeated_by_a_second_worker(quiet: Connection) -> None:
     order_id, gate = _in_state(quiet, "PENDING"), threading.Event()
     provider, idle = ScriptedProvider(Authorized()), ScriptedProvider(Authorized())
     provider.meanwhile = lambda: _passed(gate)
