@@ -24,16 +24,16 @@ class Services:
     def __init__(self, running: System, postgres_url: str, given: dict[str, str]) -> None:
         self.base_url = running.base_url
         self.postgres_url = postgres_url
-        self._system = running
+        self.system = running
         self._given = given
 
     def command(self, *arguments: str) -> str:
         """Run `orderstream <arguments>` against these servers. It must exit with 0. Return its output."""
-        return self._system.command(*arguments, **self._given)
+        return self.system.command(*arguments, **self._given)
 
     def figures(self, service: str) -> dict[tuple[str, Labels], float]:
         """Return the metrics of a service."""
-        health_url = self._system.children[service].health_url
+        health_url = self.system.children[service].health_url
         assert health_url is not None
         return figures(httpx.get(health_url.replace("/readyz", "/metrics"), timeout=10).text)
 
