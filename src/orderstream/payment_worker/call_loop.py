@@ -78,6 +78,7 @@ class CallLoop:
         self._turn: Turn | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._closing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start the thread."""
@@ -96,7 +97,7 @@ class CallLoop:
 
         Calls that still run near the end of the time are cancelled.
         """
-        self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._shut_down(seconds)))
+        self._loop.call_soon_threadsafe(self._begin_closing, seconds)
         self._thread.join(seconds)
 
     def _run(self) -> None:
@@ -195,6 +196,9 @@ class CallLoop:
             self._give_up(call, now, "failure", f"no answer within {call.timeout_seconds:g} s")
         if self._running:
             self._set_timer(min(call.deadline for call in self._running), now)
+
+    def _begin_closing(self, seconds: float) -> None:
+        self._closing = self._loop.create_task(self._shut_down(seconds))
 
     async def _shut_down(self, seconds: float) -> None:
         """Wait for the calls, cancel the rest, close the provider and stop the loop."""
