@@ -4,7 +4,6 @@ It pauses the partitions of a topic for which the handler has no room, so that t
 its consumer if the consumer is stalled or has no partitions after its topics were lost.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -13,13 +12,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import Record
 from orderstream.kafka.errors import FENCED, UNKNOWN_TOPIC
-from orderstream.kafka.partitions import LOG_END, TopicAndPartition, key_of
+from orderstream.kafka.partitions import TopicAndPartition, key_of
 from orderstream.kafka.topics import ensure_topics
 from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
-from orderstream.worker.consumer_health import ConsumerHealth, offsets_at, positions_ahead_of_group
+from orderstream.worker.consumer_health import ConsumerHealth, positions_ahead_of_group
 from orderstream.worker.meters import WorkerMeters
+from orderstream.worker.pauses import Pauses
 
 BATCH_RECORDS = 500
 POLL_SECONDS = 0.1
@@ -28,8 +28,6 @@ GATHER_BYTES = 8 << 20
 """A batch of this size does not wait for more records."""
 GATHER_FROM = 20
 """A last batch of this size indicates a queue. Only then does the next batch wait for more records."""
-FULL_SECONDS = 0.02
-"""Wait for room before a topic is paused. A pause discards the records of the topic that are fetched already."""
 COMMIT_ATTEMPTS = 3
 MEASURE_SECONDS = 5.0
 ENSURE_SECONDS = 1.0
@@ -62,17 +60,11 @@ class Subscription:
         self._topics = [self._prefix + topic for topic in topics]
         self._meters = meters
         self._readiness = readiness
-        self._room = room
+        self._pauses = Pauses(room, settings.kafka_topic_prefix, meters)
         self._on_assigned = on_assigned
         self._consumer: Consumer = consumer(settings, group)
         self._health = ConsumerHealth(time.monotonic, self._topics)
         self._rewound: set[TopicAndPartition] = set()
-        self._full: set[str] = set()
-        """The topics without room. Their partitions are paused."""
-        self._were_full: set[str] = set()
-        """The topics that had no room at any time since the lag was measured."""
-        self._reassigned = False
-        """Whether the consumer has new partitions. They may be paused or not."""
         self._last_size = 0
         self._measured = 0.0
         self._ensured = 0.0
@@ -88,7 +80,8 @@ class Subscription:
         self._consumer.close()
 
     def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.joined = self._reassigned = True
+        self.joined = True
+        self._pauses.note_assignment()
         self._on_assigned()
         names = sorted(f"{partition.topic}/{partition.partition}" for partition in partitions)
         log.info("partitions_assigned", partitions=names)
@@ -99,14 +92,14 @@ class Subscription:
         Topics without room are paused. If there is a queue, also wait up to GATHER_SECONDS for more records. Raises
         KafkaException after a fatal error.
         """
-        room = self._wait_for_room()
-        self._pause(room)
+        room = self._pauses.wait_for_room()
+        self._pauses.apply(self._consumer, room)
         message = self._consumer.poll(POLL_SECONDS)
         if message is None:
             self._last_size = 0
             return []
         # The group may have assigned partitions during the poll.
-        self._pause(room)
+        self._pauses.apply(self._consumer, room)
         messages = self._gather(message, min([BATCH_RECORDS, *(records for records in room.values() if records > 0)]))
         records = []
         for message in messages:
@@ -128,48 +121,6 @@ class Subscription:
         if self._last_size >= GATHER_FROM and more > 0:
             messages += self._consumer.consume(more, GATHER_SECONDS)
         return messages
-
-    def _wait_for_room(self) -> Mapping[str, int]:
-        """Return the room for each limited topic. If a topic has just become full, wait FULL_SECONDS once."""
-        room = self._room()
-        if self._full_topics(room) - self._full:
-            time.sleep(FULL_SECONDS)
-            room = self._room()
-        return room
-
-    def _full_topics(self, room: Mapping[str, int]) -> set[str]:
-        return {self._prefix + topic for topic, records in room.items() if records <= 0}
-
-    def _pause(self, room: Mapping[str, int]) -> None:
-        """Pause the partitions of the topics without room, and resume all others. No-op if nothing has changed.
-
-        librdkafka returns no record of a paused partition. It keeps a partition paused if the group takes the partition
-        away and assigns it again, and also if the room has changed meanwhile.
-        """
-        full = self._full_topics(room)
-        if full == self._full and not self._reassigned:
-            return
-        assigned = self._consumer.assignment()
-        paused = [partition for partition in assigned if partition.topic in full]
-        others = [partition for partition in assigned if partition.topic not in full]
-        try:
-            self._consumer.pause(paused)
-            self._consumer.resume(others)
-        except KafkaException as error:
-            log.warning("pause_refused", detail=str(error)[:300])
-            return
-        if full != self._full:
-            log.info("topics_paused", topics=sorted(full))
-        if others and all(partition.topic in self._full for partition in assigned):
-            self._wake_fetchers(others)
-        self._full, self._reassigned = full, False
-        self._were_full |= full
-        self._meters.paused({topic: sum(p.topic == self._prefix + topic for p in paused) for topic in room})
-
-    def _wake_fetchers(self, resumed: list[TopicPartition]) -> None:
-        """Ask for offsets. A thread of librdkafka that had nothing to fetch sleeps for 1 s if no request wakes it."""
-        with contextlib.suppress(KafkaException):
-            offsets_at(self._consumer, resumed, LOG_END)
 
     def _within(self, room: Mapping[str, int], records: list[Record]) -> list[Record]:
         """Return the records of topics with room. Move back to the others, of partitions assigned during the poll."""
@@ -241,7 +192,7 @@ class Subscription:
         if time.monotonic() - self._measured < MEASURE_SECONDS:
             return
         try:
-            lag = self._health.lag(self._consumer, self._topics_that_wait())
+            lag = self._health.lag(self._consumer, self._pauses.may_wait(self._consumer))
             self._commit_offsets(positions_ahead_of_group(self._consumer, lag, self._rewound))
         except KafkaException as error:
             log.debug("lag_unknown", detail=str(error)[:300])
@@ -251,7 +202,7 @@ class Subscription:
         else:
             self._readiness.succeeded(KAFKA)
         self._measured = time.monotonic()
-        self._were_full = set(self._full)
+        self._pauses.note_measurement()
         self._meters.lag(
             {(topic.removeprefix(self._prefix), number): records for (topic, number), records in lag.items()}
         )
@@ -259,12 +210,6 @@ class Subscription:
         if self.joined and (stalled or self._health.unassigned()):
             log.warning("consumer_replaced", partitions=[f"{topic}/{number}" for topic, number in stalled])
             self._replace_consumer()
-
-    def _topics_that_wait(self) -> set[str]:
-        """Return the topics whose records may wait without a fault. Only their consumer knows whether they do."""
-        if self._consumer.assignment():
-            return self._were_full
-        return {self._prefix + topic for topic in self._room()}
 
     def _replace_consumer(self) -> None:
         self._health = ConsumerHealth(time.monotonic, self._topics)

@@ -221,6 +221,6 @@ def test_an_idle_replica_does_not_count_a_limited_topic_as_stalled(settings: Set
         on_assigned=nothing,
     )
     try:
-        assert idle._topics_that_wait() == {IN}
+        assert idle._pauses.may_wait(idle._consumer) == {IN}
     finally:
         idle.close()

@@ -1,0 +1,91 @@
+"""Pauses the partitions of the topics for which a handler has no room, so that their records wait in Kafka (P5).
+
+librdkafka returns no record of a paused partition. A pause discards the records that are fetched already, and the
+position stays. A partition that the group takes away and assigns again stays paused. A new partition is not paused.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+
+from confluent_kafka import Consumer, KafkaException
+
+from orderstream.kafka.partitions import LOG_END
+from orderstream.telemetry import logs
+from orderstream.worker.consumer_health import offsets_at
+from orderstream.worker.meters import WorkerMeters
+
+FULL_SECONDS = 0.02
+"""Wait for room before a topic is paused, because its records must be fetched again after a pause."""
+
+log = logs.get()
+
+
+class Pauses:
+    """The paused topics of one subscription. Topics are named without `topic_prefix`, except in sets."""
+
+    def __init__(self, room: Callable[[], Mapping[str, int]], topic_prefix: str, meters: WorkerMeters) -> None:
+        """`room` is the handler's."""
+        self._room = room
+        self._prefix = topic_prefix
+        self._meters = meters
+        self._full: set[str] = set()
+        """The topics without room. Their partitions are paused."""
+        self._were_full: set[str] = set()
+        """The topics that had no room at any time since the lag was measured."""
+        self._are_new = False
+        """Whether the consumer may have partitions that are not as `_full` says."""
+
+    def note_assignment(self) -> None:
+        """Note that the group has assigned partitions. The next `apply` pauses or resumes all of them."""
+        self._are_new = True
+
+    def wait_for_room(self) -> Mapping[str, int]:
+        """Return the room of each limited topic. If a topic has just become full, wait FULL_SECONDS once."""
+        room = self._room()
+        if self._without_room(room) - self._full:
+            time.sleep(FULL_SECONDS)
+            room = self._room()
+        return room
+
+    def apply(self, consumer: Consumer, room: Mapping[str, int]) -> None:
+        """Pause the partitions of the topics without room, and resume all others. Does nothing if nothing changed.
+
+        An error of Kafka is logged, and the next call tries again.
+        """
+        full = self._without_room(room)
+        if full == self._full and not self._are_new:
+            return
+        assigned = consumer.assignment()
+        paused = [partition for partition in assigned if partition.topic in full]
+        resumed = [partition for partition in assigned if partition.topic not in full]
+        try:
+            consumer.pause(paused)
+            consumer.resume(resumed)
+        except KafkaException as error:
+            log.warning("pause_failed", detail=str(error)[:300])
+            return
+        if full - self._full:
+            log.warning("topics_paused", topics=sorted(full))
+        if resumed and all(partition.topic in self._full for partition in assigned):
+            # librdkafka's thread had nothing to fetch. It sleeps for 1 s if no request wakes it.
+            with contextlib.suppress(KafkaException):
+                offsets_at(consumer, resumed, LOG_END)
+        self._full, self._are_new = full, False
+        self._were_full |= full
+        topics = [partition.topic for partition in paused]
+        self._meters.paused({topic: topics.count(self._prefix + topic) for topic in room})
+
+    def note_measurement(self) -> None:
+        """Note that the lag was measured."""
+        self._were_full = set(self._full)
+
+    def may_wait(self, consumer: Consumer) -> set[str]:
+        """Return the topics whose records may have waited for room since the last measurement of the lag.
+
+        A consumer without partitions cannot see the pauses of others. For it, these are all topics with a limit.
+        """
+        return self._were_full if consumer.assignment() else {self._prefix + topic for topic in self._room()}
+
+    def _without_room(self, room: Mapping[str, int]) -> set[str]:
+        return {self._prefix + topic for topic, records in room.items() if records <= 0}
