@@ -74,6 +74,14 @@ _decode_void = msgspec.json.Decoder(_VoidAnswer).decode
 _decode_problem = msgspec.json.Decoder(_Problem).decode
 
 
+def _check_members(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("an object has two members of one name")
+
+
+_check_json = json.JSONDecoder(object_pairs_hook=_check_members).decode
+
+
 class HttpPaymentProvider:
     """Calls a payment provider at `url`, over at most `pool_size` connections.
 
@@ -218,15 +226,10 @@ def _decoded(decode: Callable[[bytes], T], content: bytes) -> T:
     """Decode an answer. Raises ProviderUnavailableError if it is not valid, or has two members of one name."""
     try:
         answer = decode(content)
-        json.loads(content, object_pairs_hook=_check_members)
+        _check_json(content.decode())
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ProviderUnavailableError(_short(f"the answer is not valid: {error}")) from error
     return answer
-
-
-def _check_members(pairs: list[tuple[str, Any]]) -> None:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("an object has two members of one name")
 
 
 def _check_key(key: str, wanted: str) -> None:
