@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import uvloop
 from msgspec import Struct
 
 from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, Pending, Voided
@@ -104,7 +105,7 @@ class ProviderContract:
         raise NotImplementedError
 
     def run(self, check: Callable[[Subject], Coroutine[Any, Any, None]]) -> None:
-        """Run a check on a provider of its own."""
+        """Run a check on a provider of its own, on the kind of event loop that the worker uses."""
 
         async def main() -> None:
             async with asyncio.timeout(STUCK_SECONDS), self.open() as subject:
@@ -113,7 +114,7 @@ class ProviderContract:
                 finally:
                     await subject.provider.close()
 
-        asyncio.run(main())
+        uvloop.run(main())
 
     def test_a_provider_that_was_never_called_can_be_closed(self) -> None:
         async def check(_subject: Subject) -> None:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import pytest
 import trustme
+import uvloop
 
 from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, Pending, Voided
 from orderstream.payment_worker.providers.http import (
@@ -64,7 +65,7 @@ def calls(server: RawProvider, call: Call[T], *, api_key: str | None = None) -> 
             finally:
                 await provider.close()
 
-    return asyncio.run(main())
+    return uvloop.run(main())
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def refused_to_connect(url: str, tls: ssl.SSLContext | None = None, call: CallCo
             await provider.close()
 
     with pytest.raises(ProviderRefusedError) as caught:
-        asyncio.run(main())
+        uvloop.run(main())
     assert API_KEY not in str(caught.value)
     return str(caught.value)
 
@@ -324,7 +325,7 @@ def test_a_call_that_waits_too_long_for_a_connection_of_the_pool_is_refused() ->
             await provider.close()
             return outcomes
 
-    first, second = asyncio.run(main())
+    first, second = uvloop.run(main())
     assert isinstance(first, ProviderUnavailableError)
     assert isinstance(second, ProviderRefusedError)
     assert str(second) == "no connection within 0.1 s"
@@ -371,7 +372,7 @@ def over_tls(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> 
                 await provider.close()
 
     try:
-        return asyncio.run(main())
+        return uvloop.run(main())
     except (ProviderRefusedError, ProviderUnavailableError) as error:
         assert server.requests == []
         return error
@@ -435,11 +436,11 @@ def test_a_server_that_speaks_no_tls_is_a_refused_call() -> None:
                 await provider.close()
 
     with pytest.raises(ProviderRefusedError, match=r"^no connection"):
-        asyncio.run(main())
+        uvloop.run(main())
 
 
 def test_a_provider_that_was_never_called_can_be_closed() -> None:
-    asyncio.run(HttpPaymentProvider("http://127.0.0.1:9", 10).close())
+    uvloop.run(HttpPaymentProvider("http://127.0.0.1:9", 10).close())
 
 
 def test_a_body_of_the_largest_size_is_read() -> None:
