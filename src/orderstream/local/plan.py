@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import msgspec
+
 from orderstream.local.processes import ports
 from orderstream.local.processes.service import Service
 from orderstream.local.processes.start_order import PAYMENT_SIMULATOR, START_AFTER
@@ -20,6 +22,7 @@ from orderstream.local.servers.valkey import Valkey
 from orderstream.payment_simulator.faults import initial_faults
 from orderstream.settings import SERVICES, Settings
 
+_WEBHOOK = "payment-webhook"
 _NOT_FOR_SERVICES = {"BASE_URL", "PAYMENT_SIMULATOR_URL"}
 _GIVEN = {"postgres": "postgres_url", "valkey": "redis_url", "kafka": "kafka_brokers"}
 
@@ -76,6 +79,8 @@ def plan(
     with_simulator = settings.payment_provider == "simulator"
     if with_simulator and "simulator_port" not in settings.model_fields_set:
         names.append(PAYMENT_SIMULATOR)
+    if with_simulator and settings.payment_webhook_port is None:
+        names.append(_WEBHOOK)
     chosen = ports.pick(names, kept, avoid=(settings.port,))
     postgres = Postgres(chosen["postgres"], home, passwords)
     valkey = Valkey(chosen["valkey"], home, passwords.valkey)
@@ -93,10 +98,10 @@ def plan(
         urls["KAFKA_OPTIONS"] = json.dumps(options)
     services = []
     if with_simulator:
-        simulator = _simulator(settings, chosen.get(PAYMENT_SIMULATOR, settings.simulator_port))
+        simulator = _simulator(settings, chosen)
         services.append(simulator)
         urls["PAYMENT_SIMULATOR_URL"] = simulator.health_url.removesuffix("/readyz")
-    services += [_service(settings, service, name, urls, chosen[name]) for service, name in replicas]
+    services += [_service(settings, service, name, urls, chosen) for service, name in replicas]
     servers = [server for server in (postgres, valkey, kafka) if server.name not in from_outside]
     aot_cache = None if "kafka" in from_outside else KafkaAotCache(home, shared_cache())
     return Plan(tuple(servers), tuple(services), aot_cache, chosen, urls)
@@ -107,31 +112,41 @@ def _replica(service: str, number: int) -> str:
 
 
 def _service(
-    settings: Settings, service: str, name: str, urls: Mapping[str, str], metrics_port: int
+    settings: Settings, service: str, name: str, urls: Mapping[str, str], chosen: Mapping[str, int]
 ) -> OrderStreamService:
     settings_env = {key: value for key, value in urls.items() if key not in _NOT_FOR_SERVICES}
     simulator_url = urls.get("PAYMENT_SIMULATOR_URL")
     if service == "payment-worker" and simulator_url is not None:
         settings_env |= {"PAYMENT_PROVIDER": "http", "PAYMENT_PROVIDER_URL": simulator_url}
+        # Replicas cannot share the port. Any of them can bring the next call for an order forward.
+        settings_env["PAYMENT_WEBHOOK_PORT"] = str(_webhook_port(settings, chosen)) if name == service else ""
     return OrderStreamService(
         name=name,
         service=service,
         needs=START_AFTER[service],
-        health_url=f"http://{_reachable(settings.host)}:{metrics_port}/readyz",
-        settings_env={**settings_env, "PORT": str(settings.port), "METRICS_PORT": str(metrics_port)},
+        health_url=f"http://{_reachable(settings.host)}:{chosen[name]}/readyz",
+        settings_env={**settings_env, "PORT": str(settings.port), "METRICS_PORT": str(chosen[name])},
         drain_seconds=settings.drain_timeout_seconds,
     )
 
 
-def _simulator(settings: Settings, port: int) -> OrderStreamService:
+def _webhook_port(settings: Settings, chosen: Mapping[str, int]) -> int:
+    """Return the port on which payment-worker listens for the webhook of the simulator."""
+    return settings.payment_webhook_port or chosen[_WEBHOOK]
+
+
+def _simulator(settings: Settings, chosen: Mapping[str, int]) -> OrderStreamService:
     """Return the payment simulator, which serves its health pages on its own port. Raises SettingsError."""
-    initial_faults(settings)
+    port, faults = chosen.get(PAYMENT_SIMULATOR, settings.simulator_port), initial_faults(settings)
+    address = f"{_reachable(settings.host)}:{_webhook_port(settings, chosen)}"
+    webhook_url = faults.webhook_url or f"http://{address}/webhooks/payments"
+    with_webhook = msgspec.json.encode(msgspec.structs.replace(faults, webhook_url=webhook_url)).decode()
     return OrderStreamService(
         name=PAYMENT_SIMULATOR,
         service=PAYMENT_SIMULATOR,
         needs=START_AFTER[PAYMENT_SIMULATOR],
         health_url=f"http://{ports.LOOPBACK}:{port}/readyz",
-        settings_env={"SIMULATOR_PORT": str(port)},
+        settings_env={"SIMULATOR_PORT": str(port), "SIMULATOR_FAULTS": with_webhook},
         drain_seconds=settings.drain_timeout_seconds,
     )
 

@@ -127,6 +127,23 @@ def test_with_the_simulator_the_payment_worker_gets_its_address(
     assert "payment-simulator" in next(s for s in planned.services if s.name == "payment-worker").needs
 
 
+def test_the_simulator_calls_the_webhook_of_the_first_payment_worker(state: StateDir) -> None:
+    settings = given(payment_provider="simulator", replicas_payment_worker=2, simulator_faults='{"latencyMs": 3}')
+    planned = plan.plan(settings, state, {})
+    port = str(planned.ports["payment-webhook"])
+    faults = json.loads(environment(planned, "payment-simulator")["SIMULATOR_FAULTS"])
+    assert (faults["latencyMs"], faults["webhookUrl"]) == (3, f"http://127.0.0.1:{port}/webhooks/payments")
+    workers = [environment(planned, name)["PAYMENT_WEBHOOK_PORT"] for name in ("payment-worker", "payment-worker-2")]
+    assert workers == [port, ""]
+
+
+def test_a_given_webhook_of_the_simulator_stays(state: StateDir) -> None:
+    url = "http://127.0.0.1:9/mine"
+    faults = json.dumps({"webhookUrl": url})
+    planned = plan.plan(given(payment_provider="simulator", simulator_faults=faults), state, {})
+    assert json.loads(environment(planned, "payment-simulator")["SIMULATOR_FAULTS"])["webhookUrl"] == url
+
+
 def test_the_simulator_stops_after_the_workers(state: StateDir) -> None:
     planned = plan.plan(given(payment_provider="simulator"), state, {})
     stops = {service.name: service.command().stop_order for service in planned.services}
