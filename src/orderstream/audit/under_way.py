@@ -33,6 +33,14 @@ class UnderWay(Struct, frozen=True):
         return not (self.outbox.number or self.open.number or self.uncompensated.number)
 
 
+class PaymentsUnderWay(Struct, frozen=True):
+    """The numbers of payments without an answer, of those that the customer or bank must decide, and of voids to do."""
+
+    unanswered: int
+    pending: int
+    voiding: int
+
+
 def under_way(connection: "Connection", limit: int | None = None) -> UnderWay:
     """Return the work under way. With a limit, each count stops there, and few dead rows are read.
 
@@ -47,3 +55,10 @@ def under_way(connection: "Connection", limit: int | None = None) -> UnderWay:
         Backlog(aborted, aborted_age),
         Backlog(refused, refused_age),
     )
+
+
+def payments_under_way(connection: "Connection", limit: int) -> PaymentsUnderWay:
+    """Return the payments that are not finished. The count of each lane stops at `limit`. Raises psycopg.Error."""
+    row = connection.execute(SQL["payments_under_way"], {"limit": limit}).fetchone()
+    assert row is not None
+    return PaymentsUnderWay(*row)

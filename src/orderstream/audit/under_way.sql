@@ -20,3 +20,20 @@ FROM (SELECT CASE WHEN %(limit)s::bigint IS NULL THEN 0 ELSE id END AS id FROM o
             ORDER BY next_check_at LIMIT %(limit)s::bigint) AS found) AS aborted,
      (SELECT count(*) AS number, extract(epoch FROM now() - min(refused_at)) AS oldest
       FROM (SELECT refused_at FROM refused_records ORDER BY refused_at LIMIT %(limit)s::bigint) AS found) AS refused;
+
+-- name: payments_under_way
+-- Counts the payments that are not finished: those without an answer, those that wait for the customer or the bank, and
+-- those that are to be voided. Parameter: `limit`, the number of rows of each lane at which the count stops.
+-- Index: payments_due_by_lane. No lock.
+SELECT count(*) FILTER (WHERE lane = 'retry' AND pending_since IS NULL),
+       count(*) FILTER (WHERE lane = 'retry' AND pending_since IS NOT NULL),
+       count(*) FILTER (WHERE lane <> 'retry')
+FROM unnest(ARRAY['retry', 'void', 'void_retry']) AS lane,
+     LATERAL (SELECT pending_since
+              FROM payments
+              WHERE (CASE WHEN state = 'PENDING' THEN 'retry'
+                          WHEN state = 'VOIDING' AND attempts = 0 THEN 'void'
+                          WHEN state = 'VOIDING' THEN 'void_retry' END) = lane
+                  AND next_attempt_at IS NOT NULL
+              ORDER BY next_attempt_at
+              LIMIT %(limit)s::bigint) AS found;

@@ -10,7 +10,7 @@ from orderstream.local.processes.masking import masked
 from orderstream.settings import Settings
 
 if TYPE_CHECKING:
-    from orderstream.audit.under_way import Backlog, UnderWay
+    from orderstream.audit.under_way import Backlog, PaymentsUnderWay, UnderWay
 
 ANSWER_SECONDS = 5.0
 COUNTED_MAX = 1_000
@@ -48,12 +48,13 @@ def report(settings: Settings) -> list[str]:
 
 
 def _orders(settings: Settings) -> list[str]:
-    from orderstream.audit.under_way import under_way  # noqa: PLC0415 - slow to load
+    from orderstream.audit.under_way import payments_under_way, under_way  # noqa: PLC0415 - slow to load
     from orderstream.postgres.connect import connect  # noqa: PLC0415
 
     with connect(settings.postgres_url, "status") as connection:
         connection.execute(f"SET statement_timeout = '{_STATEMENT_SECONDS}s'".encode())
-        return in_words(under_way(connection, COUNTED_MAX))
+        payments = payments_under_way(connection, COUNTED_MAX)
+        return [*in_words(under_way(connection, COUNTED_MAX)), payments_in_words(payments)]
 
 
 def in_words(waiting: "UnderWay") -> list[str]:
@@ -74,6 +75,12 @@ def in_words(waiting: "UnderWay") -> list[str]:
     return lines
 
 
+def payments_in_words(payments: "PaymentsUnderWay") -> str:
+    """Return a line on the payments that are not finished."""
+    unanswered, pending, voiding = map(_number, (payments.unanswered, payments.pending, payments.voiding))
+    return f"{'payments':<20} {unanswered} without an answer, {pending} pending at the provider, {voiding} to void"
+
+
 def _text(backlog: "Backlog", what: str) -> str:
     """Return for example `12 events, the oldest for 3 s`."""
     if backlog.oldest_seconds is None:
@@ -82,7 +89,11 @@ def _text(backlog: "Backlog", what: str) -> str:
 
 
 def _count(backlog: "Backlog") -> str:
-    return f"{COUNTED_MAX} or more" if backlog.number >= COUNTED_MAX else str(backlog.number)
+    return _number(backlog.number)
+
+
+def _number(number: int) -> str:
+    return f"{COUNTED_MAX} or more" if number >= COUNTED_MAX else str(number)
 
 
 def _late(backlog: "Backlog", seconds: float) -> str | None:

@@ -2,7 +2,7 @@
 
 from uuid import uuid4
 
-from orderstream.audit.under_way import Backlog, UnderWay, under_way
+from orderstream.audit.under_way import Backlog, PaymentsUnderWay, UnderWay, payments_under_way, under_way
 from orderstream.postgres.connect import Connection
 from tests.integration.decisions.orders import place
 
@@ -64,3 +64,18 @@ def test_events_below_the_outbox_floor_are_counted_only_without_a_limit(connecti
     connection.execute("UPDATE outbox_floor SET id = (SELECT max(id) FROM outbox)")
     assert under_way(connection, 1_000).outbox == NONE
     assert under_way(connection).outbox.number == 1
+
+
+def test_payments_that_are_not_finished_are_counted_by_what_they_wait_for(connection: Connection) -> None:
+    for state, pending, attempts, number in (
+        ("PENDING", False, 1, 4), ("PENDING", True, 1, 3), ("VOIDING", False, 0, 2), ("VOIDING", False, 5, 1)
+    ):  # fmt: skip
+        for _ in range(number):
+            connection.execute(
+                "INSERT INTO payments (order_id, state, attempts, next_attempt_at, pending_since)"
+                " VALUES (%s, %s, %s, now(), CASE WHEN %s THEN now() END)",
+                [place(connection), state, attempts, pending],
+            )
+    connection.execute("INSERT INTO payments (order_id, state) VALUES (%s, 'AUTHORIZED')", [place(connection)])
+    assert payments_under_way(connection, 100) == PaymentsUnderWay(unanswered=4, pending=3, voiding=3)
+    assert payments_under_way(connection, 1) == PaymentsUnderWay(unanswered=1, pending=0, voiding=2)

@@ -54,6 +54,7 @@ def test_status_reads_its_numbers_from_postgres_and_kafka(settings: Settings, co
     assert "outbox               310 events, the oldest for 10 min" in lines
     assert "  outbox-relay is behind: 310 events wait to be published, the oldest for 10 min" in lines
     assert "open orders          0 orders" in lines
+    assert "payments             0 without an answer, 0 pending at the provider, 0 to void" in lines
 
     wait_until(lambda: _lag(backlog.report(settings)) == before + 1, 20, "the record adds one to the lag")
     (line,) = [line for line in backlog.report(settings) if line.startswith("payment-worker ")]
