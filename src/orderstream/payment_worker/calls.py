@@ -225,7 +225,7 @@ class ProviderCalls:
     def worthwhile_room(self) -> int:
         """The room from which it is worth to resume new orders. While the breaker is open, one probe is."""
         with self._lock:
-            return 1 if self._breaker.open_since is not None else max(1, self._concurrency // 20)
+            return 1 if self._breaker.open_since is not None else max(1, self._concurrency // 10)
 
     def state(self) -> ProviderState:
         """Return the state of the breaker, and the number of running calls of each lane."""

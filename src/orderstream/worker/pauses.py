@@ -2,21 +2,27 @@
 
 librdkafka returns no record of a paused partition. A pause discards the records that are fetched already, and the
 position stays. A partition that the group takes away and assigns again stays paused. A new partition is not paused.
+
+After a pause, the partitions take turns: one of them is resumed alone for a moment. Fetched records wait in the order of
+their partitions, and each pause discards the end of this queue. Without turns, the last partition would starve.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Mapping
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from orderstream.kafka.partitions import LOG_END
+from orderstream.kafka.partitions import LOG_END, TopicAndPartition, key_of
 from orderstream.telemetry import logs
 from orderstream.worker.consumer_health import offsets_at
 from orderstream.worker.meters import WorkerMeters
 
 FULL_SECONDS = 0.02
 """Wait for room before a topic is paused, because its records must be fetched again after a pause."""
+
+TURN_SECONDS = 0.1
+"""How long one partition of a topic is resumed alone after a pause. Then all partitions are resumed."""
 
 log = logs.get()
 
@@ -30,11 +36,16 @@ class Pauses:
         self._prefix = topic_prefix
         self._meters = meters
         self._full: set[str] = set()
-        """The topics without room. Their partitions are paused."""
+        """The topics without room."""
+        self._turns: dict[str, float] = {}
+        """The topics of which one partition is resumed alone, and until when."""
+        self._turn = 0
+        """The number of pauses that have ended. It determines the partition that has its turn."""
+        self._paused: set[TopicAndPartition] = set()
         self._were_full: set[str] = set()
         """The topics that had no room at any time since the lag was measured."""
         self._are_new = False
-        """Whether the consumer may have partitions that are not as `_full` says."""
+        """Whether the consumer may have partitions that are not as `_paused` says."""
 
     def note_assignment(self) -> None:
         """Note that the group has assigned partitions. The next `apply` pauses or resumes all of them."""
@@ -54,27 +65,46 @@ class Pauses:
         An error of Kafka is logged, and the next call tries again.
         """
         full = self._without_room(room)
-        if full == self._full and not self._are_new:
+        if full == self._full and not self._are_new and not self._turns:
             return
+        now = time.monotonic()
+        turns = {topic: until for topic, until in self._turns.items() if until > now and topic not in full}
+        ended = self._full - full
+        turns |= dict.fromkeys(ended, now + TURN_SECONDS)
+        turn = self._turn + bool(ended)
         assigned = consumer.assignment()
-        paused = [partition for partition in assigned if partition.topic in full]
-        resumed = [partition for partition in assigned if partition.topic not in full]
+        paused = [
+            partition
+            for partition in assigned
+            if partition.topic in full or (partition.topic in turns and not _has_turn(partition, assigned, turn))
+        ]
+        if not self._set(consumer, assigned, paused):
+            return
+        if full - self._full:
+            log.warning("topics_paused", topics=sorted(full))
+        self._full, self._turns, self._turn, self._are_new = full, turns, turn, False
+        self._were_full |= full | turns.keys()
+        topics = [partition.topic for partition in paused]
+        self._meters.paused({topic: topics.count(self._prefix + topic) for topic in room})
+
+    def _set(self, consumer: Consumer, assigned: list[TopicPartition], paused: list[TopicPartition]) -> bool:
+        """Pause these partitions and resume the other assigned ones. Return False after an error of Kafka."""
+        wanted = {key_of(partition) for partition in paused}
+        if wanted == self._paused and not self._are_new:
+            return True
+        resumed = [partition for partition in assigned if key_of(partition) not in wanted]
         try:
             consumer.pause(paused)
             consumer.resume(resumed)
         except KafkaException as error:
             log.warning("pause_failed", detail=str(error)[:300])
-            return
-        if full - self._full:
-            log.warning("topics_paused", topics=sorted(full))
-        if resumed and all(partition.topic in self._full for partition in assigned):
+            return False
+        if resumed and all(key_of(partition) in self._paused for partition in assigned):
             # librdkafka's thread had nothing to fetch. It sleeps for 1 s if no request wakes it.
             with contextlib.suppress(KafkaException):
                 offsets_at(consumer, resumed, LOG_END)
-        self._full, self._are_new = full, False
-        self._were_full |= full
-        topics = [partition.topic for partition in paused]
-        self._meters.paused({topic: topics.count(self._prefix + topic) for topic in room})
+        self._paused = wanted
+        return True
 
     def note_measurement(self) -> None:
         """Note that the lag was measured."""
@@ -89,3 +119,9 @@ class Pauses:
 
     def _without_room(self, room: Mapping[str, int]) -> set[str]:
         return {self._prefix + topic for topic, records in room.items() if records <= 0}
+
+
+def _has_turn(partition: TopicPartition, assigned: list[TopicPartition], turn: int) -> bool:
+    """Say whether this partition is the one of its topic that has this turn."""
+    numbers = sorted(other.partition for other in assigned if other.topic == partition.topic)
+    return partition.partition == numbers[turn % len(numbers)]

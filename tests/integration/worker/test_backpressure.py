@@ -1,6 +1,7 @@
 """A topic without room waits in Kafka: nothing is lost, skipped or reordered, and other topics go on (P5, P7)."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import psycopg
@@ -147,6 +148,35 @@ def test_a_batch_is_rewound_and_committed_while_another_topic_is_paused(
         handler.failures = 3
         handler.free = 4
         _wait_count(handler, IN, 10)
+    _assert_each_once_and_in_order(handler)
+
+
+class Often(Limited):
+    """A handler that has no room for a moment after each batch of five records."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(group, 5)
+        self._full_for = 0
+
+    def room(self) -> Mapping[str, int]:
+        """Return no room twice after each batch."""
+        self._full_for -= 1
+        return {IN: 0 if self._full_for > 0 else self.free}
+
+    def decide(self, tx: Connection, batch: Sequence[Received], prepared: None, /) -> BatchResult:
+        """Record the batch."""
+        self._full_for = 3
+        return super().decide(tx, batch, prepared)
+
+
+def test_no_partition_starves_if_a_topic_is_paused_again_and_again(settings: Settings, group: str) -> None:
+    handler = Often(group)
+    publish_events(settings.kafka_brokers, authorized(400))
+    with running(handler, settings):
+        _wait_count(handler, IN, 200)
+        partitions = Counter(record.partition for record in handler.records if record.topic == IN)
+    assert len(partitions) == PARTITIONS
+    assert min(partitions.values()) >= 20, "each partition has about 50 of the first 200 records"
     _assert_each_once_and_in_order(handler)
 
 

@@ -49,6 +49,7 @@ def room() -> dict[str, int]:
 def limited(room: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Pauses]:
     """The pauses of topics with the prefix x-."""
     monkeypatch.setattr(pauses, "FULL_SECONDS", 0)
+    monkeypatch.setattr(pauses, "TURN_SECONDS", 0)
     yield Pauses(lambda: room, "x-", WorkerMeters(SERVICE, ["a", "b"]))
     metrics.PAUSED_PARTITIONS.clear()
 
@@ -71,9 +72,30 @@ def test_the_partitions_of_a_topic_without_room_are_paused_until_it_has_room(
     assert consumer.paused == {("x-a", 0), ("x-a", 1)}
     assert _gauge() == 2
     room["a"] = 5
-    _apply(limited, consumer)
-    assert consumer.paused == set()
+    for _ in range(2):
+        _apply(limited, consumer)
+    assert consumer.paused == set(), "the turn of one partition has ended, too"
     assert (_gauge(), consumer.requests) == (0, 0)
+
+
+def test_after_a_pause_the_partitions_take_turns(
+    limited: Pauses, room: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, turns = FakeConsumer(), []
+    monkeypatch.setattr(pauses, "TURN_SECONDS", 3_600)
+    for _ in range(4):
+        room["a"] = 0
+        _apply(limited, consumer)
+        assert consumer.paused == {("x-a", 0), ("x-a", 1)}
+        room["a"] = 5
+        _apply(limited, consumer)
+        _apply(limited, consumer)
+        turns.append({("x-a", 0), ("x-a", 1)} - consumer.paused)
+        assert _gauge() == 1
+    assert turns == [{("x-a", 1)}, {("x-a", 0)}] * 2
+    limited._turns = dict.fromkeys(limited._turns, 0.0)
+    _apply(limited, consumer)
+    assert (consumer.paused, _gauge()) == (set(), 0)
 
 
 def test_a_pause_that_fails_is_repeated(limited: Pauses, room: dict[str, int]) -> None:
@@ -108,7 +130,8 @@ def test_the_end_of_a_pause_of_all_partitions_wakes_the_fetcher(limited: Pauses,
     _apply(limited, consumer)
     assert (len(consumer.paused), consumer.requests) == (4, 0)
     room["b"] = 1
-    _apply(limited, consumer)
+    for _ in range(2):
+        _apply(limited, consumer)
     assert (len(consumer.paused), consumer.requests) == (2, 1)
 
 
