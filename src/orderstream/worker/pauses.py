@@ -3,8 +3,8 @@
 librdkafka returns no record of a paused partition. A pause discards the records that are fetched already, and the
 position stays. A partition that the group takes away and assigns again stays paused. A new partition is not paused.
 
-After a pause, the partitions take turns: one of them is resumed alone for a moment. Fetched records wait in the order of
-their partitions, and each pause discards the end of this queue. Without turns, the last partition would starve.
+After a pause, the partitions take turns: one of them is resumed alone for a moment. Fetched records wait in the order
+of their partitions, and each pause discards the end of this queue. Without turns, the last partition would starve.
 """
 
 import contextlib
