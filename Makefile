@@ -9,6 +9,7 @@ ORDER_PATH ?= /orders
 ID_FIELD ?= orderId
 MINUTES ?= 5
 RATE ?= 300
+SEED ?=
 export K6_NO_USAGE_REPORT = true
 K6_ENV = --env BASE_URL=$(BASE_URL) --env ORDER_PATH=$(ORDER_PATH) --env ID_FIELD=$(ID_FIELD)
 
@@ -67,7 +68,7 @@ bench-provider: $(READY) ## measure how orders settle with a slow, silent, pendi
 	@$(BIN)/python -m tests.load.bench.provider $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
 
 soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/s while faults happen, then check the promises
-	@$(BIN)/python -m tests.load.soak --minutes $(MINUTES) --rate $(RATE)
+	@$(BIN)/python -m tests.load.soak --minutes $(MINUTES) --rate $(RATE) $(if $(SEED),--seed $(SEED))
 
 contracts: $(READY) ## generate contracts/events/ from the types
 	@$(BIN)/python contracts/generate.py

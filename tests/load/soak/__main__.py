@@ -1,12 +1,14 @@
 """`make soak MINUTES=5`: every kind of order during every fault. After all orders are settled, every check must pass.
 
-The checks cover P1 to P11. The soak prints one table, and its exit code is 1 if a check fails. RATE is the number of
-orders per second. With the same SEED, a run repeats its random choices.
+The payment provider is the simulator, whose faults are switched on and off at random. The checks cover P1 to P11, and
+the ledger of the simulator decides about P2. The soak prints one table, and its exit code is 1 if a check fails. RATE
+is the number of orders per second. With the same SEED, a run repeats its random choices.
 """
 
 import argparse
 import asyncio
 import contextlib
+import json
 import random
 import sys
 import time
@@ -19,13 +21,13 @@ import psycopg
 
 from orderstream.local.processes.state import checkout
 from tests.load.bench import counters
-from tests.load.soak import checks, faults
+from tests.load.soak import checks, faults, provider_faults
 from tests.load.soak.client import Client
 from tests.load.soak.ledger import Ledger
 from tests.load.soak.load import STOCKED, Load
 from tests.load.soak.poison import Poisoner
 from tests.load.system import AlreadyRunningError, exclusive_system
-from tests.support.system import System
+from tests.support.system import System, free_port
 
 SETTINGS = {
     "REPLICAS_API_GATEWAY": "2",
@@ -34,8 +36,10 @@ SETTINGS = {
     "REPLICAS_INVENTORY_WORKER": "2",
     "REPLICAS_ORDER_SERVICE": "2",
     "RESTARTS_PER_MINUTE": "1000",
-    "PAYMENT_SUCCESS_RATE": "0.95",
-    "PAYMENT_THROW_RATE": "0.05",
+    "PAYMENT_PROVIDER": "simulator",
+    "PAYMENT_TIMEOUT_SECONDS": "3",
+    "PAYMENT_PENDING_LIMIT_MINUTES": str(provider_faults.PENDING_LIMIT_MINUTES),
+    "SIMULATOR_FAULTS": json.dumps(provider_faults.NONE),
 }
 QUIET_LIMIT_SECONDS = 180
 FIRST_FAULT_SECONDS = 8
@@ -54,6 +58,7 @@ class Soak:
         self._system = system
         self._seconds = seconds
         self._rate = rate
+        self._seed = seed
         self._plan = plan
         urls = system.urls
         self._postgres_url = urls["POSTGRES_URL"]
@@ -64,6 +69,8 @@ class Soak:
         self._client = Client(self._base.hostname or "", self._base.port or 80)
         self._load = Load(self._client, self._ledger, rate, chance)
         self._poisoner = Poisoner(system.settings, chance)
+        # Another source of chance, because these faults run in a thread of their own.
+        self._provider = provider_faults.ProviderFaults(system, seconds, random.Random(f"provider {seed}"))
         self._memory_mib: list[float] = []
 
     def run(self) -> tuple[dict[str, str], checks.Checks]:
@@ -88,6 +95,7 @@ class Soak:
             **found,
         }
         figures = {
+            "seed": str(self._seed),
             "orders offered": f"{self._load.offered} in {self._seconds:.0f} s, {self._load.withheld} withheld"
             f" ({self._load.offered / self._seconds:.0f}/s of {self._rate}/s);"
             f" the last client finished after {loaded:.0f} s",
@@ -95,6 +103,7 @@ class Soak:
             "in Postgres": ", ".join(f"{count} {status}" for status, count in statuses),
             "quiet after": f"{quiet_seconds:.1f} s" + (f", not reached: {left}" if left else ""),
             "invalid records written": str(len(self._poisoner.put)),
+            "faults of the provider": ", ".join(f"{count} {name}" for name, count in self._provider.caused.items()),
             "memory of the services (PSS) in each third of the run": f"{' / '.join(rounded)} MiB",
             "answers": ", ".join(f"{count} {what}" for what, count in sorted(self._ledger.answers.items())),
         }
@@ -108,8 +117,13 @@ class Soak:
     async def _load_and_disturb(self) -> None:
         disturbing = asyncio.create_task(self._disturb())
         meanwhile = [asyncio.create_task(self._poison()), asyncio.create_task(self._measure_memory())]
-        await self._load.run(self._seconds)
-        await disturbing
+        disturbing_provider = asyncio.create_task(asyncio.to_thread(self._provider.run))
+        try:
+            await self._load.run(self._seconds)
+            await disturbing
+        finally:
+            self._provider.stop()
+            await disturbing_provider
         for task in meanwhile:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -143,7 +157,9 @@ def soak(
     state_dir: Path, seconds: float, rate: int, seed: int, plan: Faults = faults.ALL
 ) -> tuple[dict[str, str], checks.Checks]:
     """Run a soak on its own system, whose state directory is `state_dir`. Raises AlreadyRunningError."""
-    with exclusive_system(state_dir, **SETTINGS) as system:
+    # The provider calls the webhook when a pending payment is decided.
+    webhook = {"PAYMENT_WEBHOOK_PORT": str(free_port())}
+    with exclusive_system(state_dir, **SETTINGS, **webhook) as system:
         say(f"{rate} orders/s for {seconds:.0f} s with {len(plan)} faults, seed {seed}")
         return Soak(system, seconds, rate, seed, plan).run()
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 import psycopg
 from confluent_kafka import Message, TopicPartition
 
+from orderstream.audit.charges import audit_charges
 from orderstream.audit.check import audit
+from orderstream.audit.provider_ledger import Ledger as ProviderLedger
 from orderstream.audit.under_way import under_way
 from orderstream.dead_letters.reader import newest
 from orderstream.domain.events import OrderUpdated, topic_of
@@ -49,7 +51,9 @@ def await_quiet(connection: psycopg.Connection, limit_seconds: float) -> tuple[f
 def check(connection: psycopg.Connection, target: Target, ledger: Ledger, poison: list[Poison]) -> Checks:
     """Run every check. A check with an empty list has passed."""
     found: dict[str, list[str]] = {"the answers to the clients": ledger.problems}
-    for promise, violations in audit(target.postgres_url, grace_seconds=0).items():
+    with ProviderLedger(target.ledger_url) as provider_ledger:
+        of_ledger = audit_charges(target.postgres_url, provider_ledger, grace_seconds=0)
+    for promise, violations in (audit(target.postgres_url, grace_seconds=0) | of_ledger).items():
         found[f"audit {promise}"] = [f"{violation.subject}: {violation.detail}" for violation in violations]
     rows = {row[0]: row[1:] for row in connection.execute("SELECT id, status, version, idempotency_key FROM orders")}
     found["every 201 is a settled order"] = [

@@ -62,6 +62,11 @@ class Target:
         """The URL of Postgres."""
         return self.system.urls["POSTGRES_URL"]
 
+    @property
+    def ledger_url(self) -> str:
+        """The URL of the payment simulator, which has the ledger."""
+        return self.system.urls["PAYMENT_SIMULATOR_URL"]
+
     def await_postgres(self, question: str) -> None:
         """Wait until Postgres answers a query with true. Raises TimeoutError."""
         deadline = time.monotonic() + LIMIT_SECONDS
