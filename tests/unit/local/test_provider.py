@@ -1,9 +1,11 @@
 """`orderstream status` describes the payment provider by the metrics of the payment-workers."""
 
+import socket
 from datetime import UTC, datetime
 
 import pytest
 
+from orderstream.local import provider
 from orderstream.local.processes.state import ChildRecord, Run
 from orderstream.local.provider import figures_of, in_words, report
 from orderstream.telemetry.metrics import CATALOGUE
@@ -53,9 +55,21 @@ def test_the_metrics_that_the_status_reads_exist() -> None:
     assert named <= {metric.name for metric in CATALOGUE}
 
 
-def test_a_worker_that_does_not_show_its_metrics_is_left_out() -> None:
-    worker = ChildRecord(
-        "payment-worker", 1, "now", stop_signal=15, stop_order=1, log="x", health_url="http://127.0.0.1:1/readyz"
-    )
-    assert report(Run(1, "now", children=[worker])) == in_words([], NOW)
+def test_a_worker_that_does_not_show_its_metrics_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker does not listen, and the other accepts a connection and never answers."""
+    monkeypatch.setattr(provider, "PAGE_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        workers = [
+            ChildRecord(
+                "payment-worker",
+                1,
+                "now",
+                stop_signal=15,
+                stop_order=1,
+                log="x",
+                health_url=f"http://127.0.0.1:{port}/readyz",
+            )
+            for port in (1, silent.getsockname()[1])
+        ]
+        assert report(Run(1, "now", children=workers)) == in_words([], NOW)
     assert report(Run(1, "now")) == []
