@@ -36,7 +36,7 @@ class UnderWay(Struct, frozen=True):
 class PaymentsUnderWay(Struct, frozen=True):
     """The numbers of payments without an answer, of those that the customer or bank must decide, and of voids to do."""
 
-    unanswered: int
+    without_answer: int
     pending: int
     voiding: int
 

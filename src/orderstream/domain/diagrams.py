@@ -34,7 +34,7 @@ _OUTCOMES: dict[type[object], str] = {
     payment.Voided: "voided",
     payment.NothingToVoid: "nothing to void",
     payment.Unanswered: "unanswered",
-    payment.NotAsked: "not asked",
+    payment.Refused: "refused",
     payment.InFlight: "call still runs",
     payment.TooOld: "too old",
 }

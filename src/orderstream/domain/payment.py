@@ -34,7 +34,7 @@ class Declined(Struct, frozen=True):
 
 
 class Pending(Struct, frozen=True):
-    """The customer or the bank has not decided yet. Ask again later. This was no attempt, because it is an answer."""
+    """The customer or the bank has not decided yet. A later call reads the decision. This call was no attempt."""
 
 
 class Voided(Struct, frozen=True):
@@ -46,31 +46,34 @@ class NothingToVoid(Struct, frozen=True):
 
 
 class Unanswered(Struct, frozen=True):
-    """No answer came in time, so the outcome is unknown. Do not treat it as a decline. Retry with the same key."""
+    """No usable answer came in time, so it is unknown whether the provider acted.
+
+    Do not treat it as a decline. Retry with the same key.
+    """
 
 
-class NotAsked(Struct, frozen=True):
-    """No call began, or the provider refused it without acting. This was no attempt.
+class Refused(Struct, frozen=True):
+    """The provider certainly did not act: it refused the call, or the worker had no room for it. This was no attempt.
 
-    The provider asks for no further call within `retry_after_seconds`.
+    The next call must not begin within `retry_after_seconds`.
     """
 
     retry_after_seconds: float = 0.0
 
 
 class InFlight(Struct, frozen=True):
-    """The call still runs. A later attempt records its outcome."""
+    """The call still runs. A timer records its outcome later."""
 
 
 class TooOld(Struct, frozen=True):
     """The order is so old that the provider may have forgotten its key. No call was made (decision 0021)."""
 
 
-Outcome = Authorized | Declined | Pending | Unanswered | NotAsked
+Outcome = Authorized | Declined | Pending | Unanswered | Refused
 """The outcome of an attempt to authorize."""
 FirstOutcome = Outcome | InFlight | TooOld
 """The outcome of the first attempt, as far as the batch of its order knows it."""
-VoidOutcome = Voided | NothingToVoid | Unanswered | NotAsked
+VoidOutcome = Voided | NothingToVoid | Unanswered | Refused
 """The outcome of an attempt to void."""
 
 
@@ -114,7 +117,7 @@ def on_created(  # noqa: PLR0911 - a return for each row of the table
             return Transition("PENDING", backoff_attempts=1, is_pending=True)
         case Unanswered():
             return Transition("PENDING", attempts=1, backoff_attempts=1)
-        case NotAsked() | InFlight():
+        case Refused() | InFlight():
             return Transition("PENDING", backoff_attempts=1)
         case TooOld():
             return Transition("VOIDING", "PROVIDER_UNAVAILABLE", backoff_attempts=0)
@@ -164,7 +167,7 @@ def on_attempted(  # noqa: PLR0911 - a return for each row of the table
             return Transition(state, reason, backoff_attempts=1, is_pending=True)
         case Unanswered():
             return Transition(state, reason, attempts + 1, attempts + 1)
-        case NotAsked():
+        case Refused():
             return Transition(state, reason, attempts, 1)
         case _:
             assert_never(outcome)

@@ -77,8 +77,8 @@ def in_words(waiting: "UnderWay") -> list[str]:
 
 def payments_in_words(payments: "PaymentsUnderWay") -> str:
     """Return a line on the payments that are not finished."""
-    unanswered, pending, voiding = map(_number, (payments.unanswered, payments.pending, payments.voiding))
-    return f"{'payments':<20} {unanswered} without an answer, {pending} pending at the provider, {voiding} to void"
+    without_answer, pending, voiding = map(_number, (payments.without_answer, payments.pending, payments.voiding))
+    return f"{'payments':<20} {without_answer} without an answer, {pending} pending at the provider, {voiding} to void"
 
 
 def _text(backlog: "Backlog", what: str) -> str:

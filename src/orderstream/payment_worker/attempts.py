@@ -20,9 +20,9 @@ from orderstream.domain.events import build
 from orderstream.domain.order import AnyReason
 from orderstream.domain.payment import (
     Charge,
-    NotAsked,
     Outcome,
     PaymentState,
+    Refused,
     Transition,
     Unanswered,
     VoidOutcome,
@@ -219,7 +219,7 @@ class Attempts:
         for lane in CLAIMED_LANES:
             room = min(self._calls.room(lane), CLAIM_ROWS)
             if not room:
-                self._calls.press(lane)
+                self._calls.make_room(lane)
                 continue
             claims = self._claim(connection, lane, now, room)
             self._begin(connection, lane, claims)
@@ -229,11 +229,11 @@ class Attempts:
     def _begin(self, connection: Connection, lane: Lane, claims: Sequence[Claim]) -> None:
         """Begin the calls. Record at once the payments for which no call begins."""
         requests = [claim.request(lane) for claim in claims if lane != "retry" or not claim.too_old]
-        refused = self._calls.begin(requests, held=False)
+        without_room = self._calls.begin(requests, held=False)
         without_call: dict[str, tuple[Claim, Outcome | VoidOutcome]] = {
             claim.order_id: (claim, Unanswered()) for claim in claims if lane == "retry" and claim.too_old
         }
-        without_call |= {request.order_id: (_claim_of(request), NotAsked()) for request in refused}
+        without_call |= {request.order_id: (_claim_of(request), Refused()) for request in without_room}
         if without_call:
             with connection.transaction():
                 self._finish(connection, without_call)
@@ -301,7 +301,7 @@ class Attempts:
             self._schedule.delay(
                 transition,
                 pending_seconds=claim.pending_seconds,
-                retry_after=outcome.retry_after_seconds if isinstance(outcome, NotAsked) else 0.0,
+                retry_after=outcome.retry_after_seconds if isinstance(outcome, Refused) else 0.0,
             ),
             transition.is_pending,
         )

@@ -12,10 +12,10 @@ import uvloop
 from orderstream.domain.payment import (
     Authorized,
     Declined,
-    NotAsked,
     NothingToVoid,
     Outcome,
     Pending,
+    Refused,
     Unanswered,
     Voided,
     VoidOutcome,
@@ -135,7 +135,7 @@ class CallLoop:
                 raise UnusableAnswerError(f"the provider's adapter returned {outcome!r}")
             verdict = "success"
         except ProviderRefusedError as refusal:
-            outcome, error = NotAsked(retry_after_limited(refusal.retry_after_seconds)), _text(refusal)
+            outcome, error = Refused(retry_after_limited(refusal.retry_after_seconds)), _text(refusal)
         except BaseException as failure:  # noqa: BLE001 - after any error of an adapter the outcome is unknown
             outcome, error = Unanswered(), _text(failure)
         if span is not None:

@@ -8,10 +8,10 @@ from prometheus_client import Gauge, Histogram
 from orderstream.domain.payment import (
     Authorized,
     Declined,
-    NotAsked,
     NothingToVoid,
     Outcome,
     Pending,
+    Refused,
     Unanswered,
     Voided,
     VoidOutcome,
@@ -28,7 +28,7 @@ _LABELS: dict[type, str] = {
     Voided: "voided",
     NothingToVoid: "nothing_to_void",
     Unanswered: "unanswered",
-    NotAsked: "refused",
+    Refused: "refused",
 }
 _OPEN: dict[State, float] = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 

@@ -12,7 +12,7 @@ from typing import cast
 
 from msgspec import Struct
 
-from orderstream.domain.payment import InFlight, NotAsked, Outcome
+from orderstream.domain.payment import InFlight, Outcome, Refused
 from orderstream.payment_worker.breaker import Breaker, State
 from orderstream.payment_worker.call import Call, End, Ended, Kind, Request
 from orderstream.payment_worker.call_loop import CallLoop, Turn
@@ -23,7 +23,7 @@ from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer
 
 HELD_SECONDS = 60.0
-"""How long a held call waits for its release. After that time, its batch has failed and another worker repeats it."""
+"""How long a held call waits for its release. After that time its batch has failed, and a worker repeats the batch."""
 START_SECONDS = 0.1
 """How long `wait` waits for the first turn of its calls, in addition to its own time."""
 PATIENCE_SECONDS = 1.0
@@ -32,7 +32,7 @@ PATIENCE_ANSWERS = 4.0
 AVERAGE_WEIGHT = 1 / 16
 """The weight of one answer in the average time of an answer."""
 STUCK_SECONDS = 1.0
-"""How long all room is used by calls that ignore their end before a line is logged."""
+"""How long calls that ignore their cancellation use all room before this module logs `provider_calls_stuck`."""
 
 log = logs.get()
 
@@ -94,7 +94,7 @@ class ProviderCalls:
         self._in_flight = dict.fromkeys(LANES, 0)
         self._batch = self._begun_batch = 0
         self._waiters: list[_Waiter] = []
-        self._pressed: set[Lane] = set()
+        self._making_room: set[Lane] = set()
         self._answer_seconds: dict[Kind, float] = {}
         self._stuck = 0
         self._stuck_since: float | None = None
@@ -129,12 +129,13 @@ class ProviderCalls:
     def begin(self, requests: Sequence[Request], *, held: bool) -> list[Request]:
         """Begin calls. Return the requests for which there is no room.
 
-        `ended` does not return a held call before `release`. A call that is not forgotten does not begin again. If
-        `held` is false, such a call is released, and `ended` returns its outcome with the new request.
+        `ended` does not return a held call before `release`. While the caller has not forgotten a call, no second call
+        of the same kind begins for the order. If `held` is false, the first call is then released, and `ended` returns
+        its outcome with the new request.
         """
         now = self._clock()
         begun: list[Call] = []
-        refused: list[Request] = []
+        without_room: list[Request] = []
         with self._lock:
             self._batch += 1
             was_ready = len(self._ready)
@@ -148,14 +149,14 @@ class ProviderCalls:
                         room -= 1
                         begun.append(self._begin(request, now, held=held))
                     else:
-                        refused.append(request)
+                        without_room.append(request)
             if begun:
                 self._report.in_flight(self._in_flight)
                 self._loop.submit(begun)
             has_more = len(self._ready) > was_ready
         if has_more:
             self.on_ended()
-        return refused
+        return without_room
 
     def wait(self, order_ids: Iterable[str], seconds: float) -> dict[str, Outcome | InFlight]:
         """Return the outcomes of calls to authorize, when all have ended or after `seconds`.
@@ -206,24 +207,24 @@ class ProviderCalls:
                 if order_id in known:
                     self._forget(known[order_id])
 
-    def press(self, lane: Lane) -> None:
-        """End calls that run too long, if the lane has no room. The caller has requests that wait for it.
+    def make_room(self, lane: Lane) -> None:
+        """If the lane has no room, end calls that have run too long. The caller has requests that wait for room.
 
         A call of the lane, or one that uses shared room, may run PATIENCE_ANSWERS times as long as an average answer,
-        and twice as long for each earlier attempt. A call that is ended is Unanswered.
+        and twice as long for each earlier attempt. The outcome of a call that is ended here is Unanswered.
         """
         now = self._clock()
         with self._lock:
             if not self._is_open or self._lanes.room(lane, now):
                 return
             self._lanes.wait(lane, now)
-            if lane not in self._pressed:
-                self._pressed.add(lane)
+            if lane not in self._making_room:
+                self._making_room.add(lane)
                 self._loop.give_up(lambda running: self._slow_calls(lane, running))
 
     @property
-    def worthwhile_room(self) -> int:
-        """The room from which it is worth to resume new orders. While the breaker is open, one probe is."""
+    def room_to_resume(self) -> int:
+        """The room that ends a pause of new orders: a tenth of the concurrency, or 1 if the breaker is not closed."""
         with self._lock:
             return 1 if self._breaker.open_since is not None else max(1, self._concurrency // 10)
 
@@ -258,10 +259,10 @@ class ProviderCalls:
         self._report.ended(turn.ends)
 
     def _slow_calls(self, lane: Lane, running: Collection[Call]) -> list[Call]:
-        """Return the calls that `press` ends. Runs in the thread of the loop."""
+        """Return the calls that `make_room` ends. Runs in the thread of the loop."""
         now = self._clock()
         with self._lock:
-            self._pressed.discard(lane)
+            self._making_room.discard(lane)
             left = {other: self._lanes.overflow(other) for other in LANES}
             left[lane] = len(running)
             slow = []
@@ -316,7 +317,7 @@ class ProviderCalls:
             self._lanes.give(call.lane)
 
     def _drop_unreleased(self, now: float) -> None:
-        """Forget held calls that were not released in time. The key protects, as after a crash."""
+        """Forget held calls that were not released in time. Their key prevents a second charge, as after a crash."""
         while (call := next(iter(self._held), None)) is not None:
             if call.held_at is None or now - call.held_at < HELD_SECONDS:
                 return
@@ -333,7 +334,7 @@ class ProviderCalls:
             average = self._answer_seconds.get(call.kind, end.seconds)
             self._answer_seconds[call.kind] = average + (end.seconds - average) * AVERAGE_WEIGHT
         elif end.verdict == "failure":
-            wait_seconds = end.outcome.retry_after_seconds if isinstance(end.outcome, NotAsked) else 0.0
+            wait_seconds = end.outcome.retry_after_seconds if isinstance(end.outcome, Refused) else 0.0
             self._breaker.fail(call.ticket, now, wait_seconds)
         else:
             self._breaker.drop(call.ticket)

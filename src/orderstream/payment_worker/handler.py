@@ -23,8 +23,8 @@ from orderstream.domain.payment import (
     Authorized,
     FirstOutcome,
     InFlight,
-    NotAsked,
     PaymentState,
+    Refused,
     TooOld,
     Transition,
     on_aborted,
@@ -142,14 +142,14 @@ class PaymentHandler:
         )
 
     def room(self) -> Mapping[str, int]:
-        """Return how many new orders the provider can take now. Work that has to wait, waits in Kafka.
+        """Return how many calls for new orders may begin now. Other new orders wait in Kafka.
 
-        After a pause, no new order is taken until there is room for several, because a pause has a cost.
+        After a pause, no such call begins until there is room for several, because a pause has a cost.
         """
         room = self._calls.room("new")
         if not room:
-            self._calls.press("new")
-        self._is_paused = room < (self._calls.worthwhile_room if self._is_paused else 1)
+            self._calls.make_room("new")
+        self._is_paused = room < (self._calls.room_to_resume if self._is_paused else 1)
         return {CREATED_TOPIC: 0 if self._is_paused else room}
 
     def prepare(self, connection: Connection, batch: Sequence[Received], /) -> Prepared:
@@ -168,7 +168,7 @@ class PaymentHandler:
         self._calls.begin(requests, held=True)
         answers = self._calls.wait([request.order_id for request in requests], self._inline_budget_seconds)
         outcomes: dict[str, FirstOutcome] = {
-            order.order_id: TooOld() if order.too_old else answers.get(order.order_id, NotAsked())
+            order.order_id: TooOld() if order.too_old else answers.get(order.order_id, Refused())
             for order in without_payment
         }
         return Prepared(orders, outcomes, aborts)
@@ -204,7 +204,7 @@ class PaymentHandler:
         return _answered(tx, batch, prepared, payments, self._recorded(prepared))
 
     def _recorded(self, prepared: Prepared) -> Callable[[], None]:
-        """Return what follows the commit: the answers are recorded, and the other calls have rows for their answers."""
+        """Return what runs after the commit: forget the recorded calls, and release those that still run."""
 
         def recorded() -> None:
             running = [key for key, outcome in prepared.outcomes.items() if isinstance(outcome, InFlight)]
@@ -224,7 +224,7 @@ class PaymentHandler:
         match outcome:
             case InFlight():
                 delay: float | None = self._schedule.claim
-            case NotAsked(retry_after_seconds):
+            case Refused(retry_after_seconds):
                 delay = self._schedule.delay(transition, retry_after=retry_after_seconds)
             case _:
                 delay = self._schedule.delay(transition)

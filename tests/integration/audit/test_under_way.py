@@ -77,5 +77,5 @@ def test_payments_that_are_not_finished_are_counted_by_what_they_wait_for(connec
                 [place(connection), state, attempts, pending],
             )
     connection.execute("INSERT INTO payments (order_id, state) VALUES (%s, 'AUTHORIZED')", [place(connection)])
-    assert payments_under_way(connection, 100) == PaymentsUnderWay(unanswered=4, pending=3, voiding=3)
-    assert payments_under_way(connection, 1) == PaymentsUnderWay(unanswered=1, pending=0, voiding=2)
+    assert payments_under_way(connection, 100) == PaymentsUnderWay(without_answer=4, pending=3, voiding=3)
+    assert payments_under_way(connection, 1) == PaymentsUnderWay(without_answer=1, pending=0, voiding=2)

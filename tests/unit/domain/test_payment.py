@@ -13,11 +13,11 @@ from orderstream.domain.payment import (
     Declined,
     FirstOutcome,
     InFlight,
-    NotAsked,
     NothingToVoid,
     Outcome,
     PaymentState,
     Pending,
+    Refused,
     TooOld,
     Transition,
     Unanswered,
@@ -43,7 +43,7 @@ ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
         (Declined(), Transition("FAILED", "PAYMENT_DECLINED", 1, None)),
         (Pending(), Transition("PENDING", None, 0, 1, is_pending=True)),
         (Unanswered(), Transition("PENDING", None, 1, 1)),
-        (NotAsked(), Transition("PENDING", None, 0, 1)),
+        (Refused(), Transition("PENDING", None, 0, 1)),
         (InFlight(), Transition("PENDING", None, 0, 1)),
         (TooOld(), Transition("VOIDING", "PROVIDER_UNAVAILABLE", 0, 0)),
     ],
@@ -79,8 +79,8 @@ def test_an_abort_voids_every_payment_that_has_not_ended(reason: str | None) -> 
         (Pending(), True, Transition("PENDING", None, 0, 1, is_pending=True)),
         (Unanswered(), False, Transition("PENDING", None, 3, 3)),
         (Unanswered(), True, Transition("VOIDING", "PROVIDER_UNAVAILABLE", 0, 0)),
-        (NotAsked(), False, Transition("PENDING", None, 2, 1)),
-        (NotAsked(), True, Transition("PENDING", None, 2, 1)),
+        (Refused(), False, Transition("PENDING", None, 2, 1)),
+        (Refused(), True, Transition("PENDING", None, 2, 1)),
     ],
 )
 def test_a_timed_attempt_to_authorize_has_the_expected_result(
@@ -92,7 +92,7 @@ def test_a_timed_attempt_to_authorize_has_the_expected_result(
 def test_a_payment_that_waits_beyond_its_limit_is_voided_and_one_that_is_decided_then_is_not() -> None:
     void = Transition("VOIDING", "PROVIDER_UNAVAILABLE", 0, 0)
     assert on_attempted("PENDING", None, 2, Pending(), is_last=False, is_overdue=True) == void
-    for outcome in (Authorized(), Declined(), Unanswered(), NotAsked()):
+    for outcome in (Authorized(), Declined(), Unanswered(), Refused()):
         within = on_attempted("PENDING", None, 2, outcome, is_last=False)
         assert on_attempted("PENDING", None, 2, outcome, is_last=False, is_overdue=True) == within
 
@@ -107,7 +107,7 @@ def test_a_payment_that_waits_beyond_its_limit_is_voided_and_one_that_is_decided
         (NothingToVoid(), None, Transition("VOIDED", None, 3, None)),
         (NothingToVoid(), "PROVIDER_UNAVAILABLE", Transition("FAILED", "PROVIDER_UNAVAILABLE", 3, None)),
         (Unanswered(), "TIMED_OUT", Transition("VOIDING", "TIMED_OUT", 3, 3)),
-        (NotAsked(), "TIMED_OUT", Transition("VOIDING", "TIMED_OUT", 2, 1)),
+        (Refused(), "TIMED_OUT", Transition("VOIDING", "TIMED_OUT", 2, 1)),
     ],
 )
 def test_a_void_is_attempted_until_it_has_an_outcome(

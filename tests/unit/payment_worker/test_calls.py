@@ -19,9 +19,9 @@ from orderstream.domain.payment import (
     Charge,
     Declined,
     InFlight,
-    NotAsked,
     NothingToVoid,
     Pending,
+    Refused,
     Unanswered,
     Voided,
 )
@@ -308,9 +308,9 @@ def test_room_of_a_forgotten_call_is_in_use_while_the_call_runs(provider: Provid
         (Voided(), Unanswered()),
         ("AUTHORIZED", Unanswered()),
         (Authorized, Unanswered()),
-        (ProviderRefusedError("429", 2.5), NotAsked(2.5)),
-        (ProviderRefusedError("503", 10_000), NotAsked(RETRY_AFTER_MAX_SECONDS)),
-        (ProviderRefusedError("refused", -1), NotAsked()),
+        (ProviderRefusedError("429", 2.5), Refused(2.5)),
+        (ProviderRefusedError("503", 10_000), Refused(RETRY_AFTER_MAX_SECONDS)),
+        (ProviderRefusedError("refused", -1), Refused()),
     ],
 )
 def test_an_error_of_the_adapter_is_an_outcome_and_a_log_line(
@@ -375,7 +375,7 @@ def test_voids_that_hang_delay_neither_new_orders_nor_the_first_voids_of_others(
         begun(provider, 300)
         assert {lane: calls.room(lane) for lane in LANES} == {"new": 500, "retry": 100, "void": 0, "void_retry": 100}
         clock.now += 1.5
-        calls.press("void")
+        calls.make_room("void")
         ended = collected(calls, 300)
         assert set(ended.values()) == {Unanswered()}
         calls.forget("void", ended)
@@ -388,7 +388,7 @@ def test_voids_that_hang_delay_neither_new_orders_nor_the_first_voids_of_others(
         assert collected(calls, 2) == {"healthy": Voided(), "order": Authorized()}
 
 
-def test_press_ends_only_calls_that_took_longer_than_their_share(provider: Provider) -> None:
+def test_make_room_ends_only_calls_that_took_longer_than_their_share(provider: Provider) -> None:
     clock = Clock()
     with started(provider, 10, clock=clock) as calls:
         calls.begin([request("first", "void"), request("again", "void", 1)], held=False)
@@ -396,19 +396,19 @@ def test_press_ends_only_calls_that_took_longer_than_their_share(provider: Provi
         clock.now += 1.5
         calls.begin([request("late", "void")], held=False)
         begun(provider, 3)
-        calls.press("new")
-        calls.press("void")
+        calls.make_room("new")
+        calls.make_room("void")
         assert collected(calls, 1) == {"first": Unanswered()}
         clock.now += 0.6
         calls.forget("void", ["first"])
         wait_until(lambda: calls.room("void") == 1, LIMIT_SECONDS, "the call has ended")
         calls.begin([request("next", "void")], held=False)
         begun(provider, 4)
-        calls.press("void")
+        calls.make_room("void")
         assert collected(calls, 1) == {"again": Unanswered()}
 
 
-def test_press_gives_calls_four_times_the_time_of_an_average_answer(provider: Provider) -> None:
+def test_make_room_gives_calls_four_times_the_time_of_an_average_answer(provider: Provider) -> None:
     clock = Clock()
     with started(provider, 10, clock=clock) as calls:
         calls.begin([request("answered", "void")], held=False)
@@ -420,16 +420,16 @@ def test_press_gives_calls_four_times_the_time_of_an_average_answer(provider: Pr
         calls.begin(requests("hangs", 3, "void"), held=False)
         begun(provider, 4)
         clock.now += 4
-        calls.press("void")
+        calls.make_room("void")
         calls.begin([request("probe")], held=False)
         begun(provider, 5)
         assert calls.ended(10) == []
         clock.now += 0.1
-        calls.press("void")
+        calls.make_room("void")
         assert len(collected(calls, 3)) == 3
 
 
-def test_press_can_end_a_call_of_another_lane_that_uses_shared_room(provider: Provider) -> None:
+def test_make_room_can_end_a_call_of_another_lane_that_uses_shared_room(provider: Provider) -> None:
     clock = Clock()
     with started(provider, 10, clock=clock) as calls:
         calls.begin([request("oldest")], held=False)
@@ -439,7 +439,7 @@ def test_press_can_end_a_call_of_another_lane_that_uses_shared_room(provider: Pr
         begun(provider, 8)
         assert {lane: calls.room(lane) for lane in LANES} == {"new": 0, "retry": 1, "void": 0, "void_retry": 1}
         clock.now += 2
-        calls.press("void")
+        calls.make_room("void")
         assert collected(calls, 3) == dict.fromkeys(["oldest", "void-0", "void-1"], Unanswered())
 
 
@@ -451,7 +451,7 @@ def test_with_room_for_one_call_each_lane_gets_its_turn(provider: Provider) -> N
         lanes: list[Lane] = ["void", "retry", "void_retry"]
         for number, lane in enumerate(lanes):
             clock.now += 2
-            calls.press(lane)
+            calls.make_room(lane)
             collected(calls, 1)
             (ended,) = calls.ended(2)
             calls.forget(ended.request.kind, [ended.request.order_id])
@@ -501,13 +501,13 @@ def test_a_probe_has_less_time_so_that_a_return_of_the_provider_is_seen_soon(pro
         assert provider.contexts[-1].timeout_seconds == 1
 
 
-def test_calls_that_press_ends_do_not_open_the_breaker(provider: Provider) -> None:
+def test_calls_that_make_room_ends_do_not_open_the_breaker(provider: Provider) -> None:
     clock = Clock()
     with started(provider, clock=clock) as calls:
         calls.begin(requests("hangs", 30, "void"), held=False)
         begun(provider, 30)
         clock.now += 1.5
-        calls.press("void")
+        calls.make_room("void")
         collected(calls, 30)
         assert calls.state().breaker == "closed"
 
@@ -525,7 +525,7 @@ def test_close_waits_for_calls_and_then_closes_the_provider(provider: Provider) 
         closing.result(LIMIT_SECONDS)
     assert provider.is_closed
     assert collected(calls, 1) == {"order": Authorized()}
-    calls.press("new")
+    calls.make_room("new")
     calls.close(1)
     assert provider.begun == ["order"]
 
