@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     port: Port = Field(3000, description="Port of the HTTP API.")
-    host: str = Field("127.0.0.1", description="Address that the HTTP API and the health pages listen on.")
+    host: str = Field("127.0.0.1", description="Address that the HTTP API, the health pages and the webhook listen on.")
     metrics_port: int = Field(
         0, ge=0, le=65_535, description="Port of /livez, /readyz and /metrics of one process. 0 takes a free port."
     )
@@ -227,17 +227,17 @@ class Settings(BaseSettings):
         ge=0,
         le=600_000,
         allow_inf_nan=False,
-        description="Milliseconds that a call of the simulated provider takes.",
+        description="Milliseconds that each call of the simulated provider takes.",
     )
     payment_timeout_seconds: float = Field(
-        10, gt=0, le=60, allow_inf_nan=False, description="Time that the provider has to answer a call."
+        10, gt=0, le=60, allow_inf_nan=False, description="Time that the provider has to answer one call."
     )
     payment_inline_budget_seconds: float = Field(
         0.005,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Time that a batch waits for the provider. Slower calls go on without the batch.",
+        description="Time that a batch waits for its calls. Slower calls go on after it.",
     )
     payment_pending_limit_minutes: float = Field(
         30,
@@ -248,7 +248,7 @@ class Settings(BaseSettings):
     )
     payment_webhook_port: Port | None = Field(
         None,
-        description="Port on which the provider may say that a payment is decided. Without it there is no webhook.",
+        description="Port of the webhook for decisions about pending payments. Without it there is no webhook.",
     )
     payment_key_lifetime_hours: int = Field(
         24,
@@ -256,7 +256,9 @@ class Settings(BaseSettings):
         le=87_600,
         description="How long the provider remembers a key. An order older than half of it is not charged.",
     )
-    payment_concurrency: int = Field(1_000, ge=1, le=10_000, description="Calls to the provider at the same time.")
+    payment_concurrency: int = Field(
+        1_000, ge=1, le=10_000, description="Calls of one payment-worker at the same time. New orders use at most 60 %."
+    )
     payment_provider: Annotated[str, AfterValidator(provider_settings.provider)] = Field(
         "simulated",
         description="`simulated` (in the process), `http`, `simulator`, or your adapter as `package.module:function`.",

@@ -428,6 +428,7 @@ ELSEWHERE = {
     *(f"{name}_URL" for name in ("BASE", "PAYMENT_SIMULATOR", "POSTGRES", "REDIS")),
     *("ORDER_PATH", "ID_FIELD"),  # variables of k6/orderstream.js
     *("SASL_SSL",),  # a value of librdkafka
+    *("PAYMENT_BATCH_BUDGET_SECONDS",),  # the changelog says that it is removed
 }
 
 

@@ -118,7 +118,7 @@ def _service(
     simulator_url = urls.get("PAYMENT_SIMULATOR_URL")
     if service == "payment-worker" and simulator_url is not None:
         settings_env |= {"PAYMENT_PROVIDER": "http", "PAYMENT_PROVIDER_URL": simulator_url}
-        # Replicas cannot share the port. Any of them can bring the next call for an order forward.
+        # The first replica alone has the webhook. It brings the next call forward, and any replica makes that call.
         settings_env["PAYMENT_WEBHOOK_PORT"] = str(_webhook_port(settings, chosen)) if name == service else ""
     return OrderStreamService(
         name=name,

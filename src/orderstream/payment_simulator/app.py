@@ -29,13 +29,13 @@ from orderstream.telemetry.setup import start
 
 SERVICE = "payment-simulator"
 HOST = "127.0.0.1"
-"""It listens on loopback only, because its ledger holds no real money and its control API has no password."""
+"""It listens on loopback only, because the requests that change its faults need no password."""
 CONNECTIONS_MAX = 10_000
 _OTHER_FILES = 100
 """Files that are not connections of clients: the ledger, the log, webhooks."""
 KEEP_ALIVE_SECONDS = 75.0
 STOP_SECONDS = 1.0
-"""Time that calls in progress have to end after SIGTERM. Then their connections are closed."""
+"""Time that calls in progress have to end after SIGTERM. Then the simulator closes their connections."""
 EXIT_FAILED = 1
 
 log = logs.get()

@@ -38,7 +38,7 @@ class FaultsError(Exception):
 
 
 class Faults(Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the simulator does to calls that authorize or void. It does nothing else to a reader of the ledger.
+    """What the simulator does to calls that authorize or void. To a reader of the ledger it does only `down`.
 
     The rates from `refuse_rate` to `hang_rate` are shares of all calls, and at most one of them happens to a call.
     `decline_rate` and `pending_rate` are shares of keys, so that every call for a key has the same result.

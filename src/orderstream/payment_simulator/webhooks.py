@@ -1,6 +1,6 @@
-"""Decides pending payments when their time is over, and tells the webhook of the client.
+"""Decides pending payments when their time is over, and sends their keys to the webhook of the client.
 
-A webhook only brings the next call of the client forward, so that losing one is harmless.
+A webhook only brings the next call of the client forward. So a lost webhook does no harm.
 """
 
 import asyncio

@@ -45,10 +45,10 @@ CLAIM_ROWS = 200
 ANSWERS_MAX = 500
 """Answers that one transaction records."""
 GATHER_SECONDS = 0.02
-"""Shortest time between two transactions that record answers. An answer that comes alone does not wait."""
+"""Shortest time between two transactions that record answers. After a longer pause, an answer does not wait."""
 CLAIM_MARGIN_SECONDS = 20.0
-"""A claim keeps other workers from an attempt for this time and the time limit of a call. After that time, the call has
-ended and its answer is recorded, unless the worker has died."""
+"""A claim lasts for the time limit of a call and this margin. Until it ends, no other worker claims the payment. By
+then the call has ended and its answer is recorded, unless the worker has died."""
 PENDING_FIRST_SECONDS = 2.0
 PENDING_LONGEST_SECONDS = 20.0
 """The shortest and the longest wait before a pending payment is checked again. The wait is half of the time that the

@@ -1,6 +1,7 @@
 """Runs calls to the payment provider on one event loop, in a thread of its own.
 
-The loop knows no lanes and no breaker. It reports what ended, once in each turn, so that many calls cost little.
+The loop knows no lanes and no breaker. At the end of each turn it reports all calls that ended in it, so that many
+calls cost little.
 """
 
 import asyncio
@@ -60,7 +61,7 @@ class Turn:
 
 
 class CallLoop:
-    """Makes calls. Each ends at its deadline, also if the adapter ignores that its task is cancelled.
+    """Makes calls. At its deadline a call gets its outcome, even if the adapter ignores that its task is cancelled.
 
     `on_turn` is called in the thread of the loop.
     """

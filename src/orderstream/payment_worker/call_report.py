@@ -41,7 +41,7 @@ def label_of(outcome: Outcome | VoidOutcome) -> str:
 
 
 class CallReport:
-    """Reports calls. Not thread-safe, except `ended`."""
+    """Writes the metrics and log lines of calls. Only `ended` is thread-safe."""
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[Kind, type], Histogram] = {}

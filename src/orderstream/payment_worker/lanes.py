@@ -1,7 +1,7 @@
 """The room for calls to the provider: lanes with reserved room, and room that all lanes share.
 
-Calls of one kind cannot take the reserved room of another kind. So hanging voids delay no new order, new orders delay
-no void, and repeated voids delay no first void.
+A lane cannot use the reserved room of another lane. So hanging voids delay no new order, new orders delay no void, and
+repeated voids delay no first void.
 """
 
 from collections.abc import Mapping

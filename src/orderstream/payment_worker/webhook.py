@@ -1,7 +1,7 @@
-"""The webhook that a payment provider may call when a pending payment is decided.
+"""The webhook: a payment provider may send a request to it when a pending payment is decided.
 
-A call changes no payment. It only brings the next attempt forward, and that attempt gets the answer from the provider.
-Therefore a forged or a lost call does no harm, and callers do not authenticate themselves.
+The request decides nothing. It only brings the next call forward, and that call gets the answer from the provider. So a
+forged or a lost request does no harm, and the webhook needs no API key.
 """
 
 import socket
@@ -27,7 +27,7 @@ log = logs.get()
 
 
 class _Body(Struct):
-    """The body of a call. Other members are ignored."""
+    """The body of a request. Other members are ignored."""
 
     key: str
 

@@ -19,7 +19,7 @@ from orderstream.worker.consumer_health import offsets_at
 from orderstream.worker.meters import WorkerMeters
 
 FULL_SECONDS = 0.02
-"""Wait for room before a topic is paused, because its records must be fetched again after a pause."""
+"""How long a full topic may get room before it is paused. After a pause, its records must be fetched again."""
 
 TURN_SECONDS = 0.1
 """How long one partition of a topic is resumed alone after a pause. Then all partitions are resumed."""

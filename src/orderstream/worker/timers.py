@@ -26,7 +26,7 @@ log = logs.get()
 class TimerLoop:
     """Runs timers until `stop` is set, in one thread. The session belongs to it.
 
-    `start`, `join` and `raise_failure` are for the thread that owns the loop.
+    Only the thread that owns the loop calls `start`, `join` and `raise_failure`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TimerLoop:
 
     @property
     def beat(self) -> float:
-        """Monotonic time at which a timer or the wait for one last began. It is the current time while none runs."""
+        """Monotonic time at which a timer, or the wait for one, last began. Without the thread, the current time."""
         return time.monotonic() if self._beat is None else self._beat
 
     def start(self) -> None:

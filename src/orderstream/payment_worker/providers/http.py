@@ -1,7 +1,7 @@
 """A payment provider over HTTP: the client of the protocol in contracts/payment-provider.openapi.yaml (P2).
 
-An answer that does not match the protocol exactly is no answer: the outcome is unknown, and the worker retries with the
-same key. The client itself never repeats a request and never follows a redirect.
+If an answer does not match the protocol exactly, the call is unanswered: it is unknown whether the provider acted, and
+the worker retries with the same key. The client itself never repeats a request and never follows a redirect.
 """
 
 import json

@@ -16,9 +16,10 @@ class ProviderUnavailableError(Exception):
 
 
 class ProviderRefusedError(Exception):
-    """The provider did not act, because it is overloaded or down: 429, 503, or a connection that was never made.
+    """The provider certainly did not act: 429, 503, a wrong API key, or a connection that was never made.
 
-    The worker retries with the same key, but not within `retry_after_seconds`. The call does not count as an attempt.
+    The worker retries with the same key, but not within `retry_after_seconds`, of which it obeys at most 300 s. The
+    call does not count as an attempt.
     """
 
     def __init__(self, message: str, retry_after_seconds: float = 0.0) -> None:
@@ -27,7 +28,7 @@ class ProviderRefusedError(Exception):
 
 
 class CallContext(Struct, frozen=True):
-    """The circumstances of one call: the time that is left for it, and the trace that it belongs to."""
+    """The time that is left for one call, and the trace that it belongs to."""
 
     timeout_seconds: float
     trace: TraceContext = NO_TRACE
