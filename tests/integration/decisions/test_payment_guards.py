@@ -22,12 +22,7 @@ from tests.integration.decisions.orders import (
     row,
     types,
 )
-from tests.integration.decisions.test_payment import (
-    _in_state,
-    _make_due,
-    _outbox,
-    _payment,
-)
+from tests.integration.decisions.payments import make_due, outbox_of, payment_in_state, payment_of
 from tests.support.payments import Payments, ScriptedProvider, payment_worker
 
 
@@ -47,7 +42,7 @@ def _columns(connection: Connection, columns: str, order_id: str) -> tuple[Any, 
 def test_an_attempt_that_another_worker_holds_is_skipped_and_the_others_are_made(
     connection: Connection, postgres_url: str
 ) -> None:
-    held, free = _in_state(connection, "PENDING"), _in_state(connection, "PENDING")
+    held, free = payment_in_state(connection, "PENDING"), payment_in_state(connection, "PENDING")
     provider = ScriptedProvider(Authorized())
     with connect(postgres_url, "another") as another, another.transaction():
         another.execute("SELECT FROM payments WHERE order_id = %s FOR UPDATE", (held,))
@@ -56,15 +51,15 @@ def test_an_attempt_that_another_worker_holds_is_skipped_and_the_others_are_made
 
 
 def test_an_attempt_whose_event_cannot_be_queued_is_not_recorded(connection: Connection) -> None:
-    order_id, worker = _in_state(connection, "PENDING"), payment_worker(ScriptedProvider(Authorized()))
+    order_id, worker = payment_in_state(connection, "PENDING"), payment_worker(ScriptedProvider(Authorized()))
     connection.execute("ALTER TABLE outbox ADD CONSTRAINT refuses CHECK (FALSE)")
     with pytest.raises(psycopg.errors.CheckViolation):
         worker.run_timers(connection)
-    assert _payment(connection, order_id) == ("PENDING", None, 1)
+    assert payment_of(connection, order_id) == ("PENDING", None, 1)
     connection.execute("ALTER TABLE outbox DROP CONSTRAINT refuses")
-    _make_due(connection)
+    make_due(connection)
     worker.run_timers(connection)
-    assert [body["type"] for body in _outbox(connection)] == ["payment.authorized"]
+    assert [body["type"] for body in outbox_of(connection)] == ["payment.authorized"]
 
 
 # A payment that changes during an attempt
@@ -72,7 +67,7 @@ def test_an_attempt_whose_event_cannot_be_queued_is_not_recorded(connection: Con
 
 def _finds(connection: Connection, postgres_url: str, state: PaymentState) -> str:
     """Make an attempt that is authorized, while another connection puts the payment into `state`."""
-    order_id, provider = _in_state(connection, "PENDING"), ScriptedProvider(Authorized())
+    order_id, provider = payment_in_state(connection, "PENDING"), ScriptedProvider(Authorized())
 
     async def meanwhile() -> None:
         with connect(postgres_url, "another") as another:
@@ -92,8 +87,8 @@ def test_a_late_authorization_changes_no_payment_that_is_authorized_or_being_voi
     connection: Connection, postgres_url: str, state: PaymentState
 ) -> None:
     order_id = _finds(connection, postgres_url, state)
-    assert _payment(connection, order_id) == (state, None, 5)
-    assert _outbox(connection) == []
+    assert payment_of(connection, order_id) == (state, None, 5)
+    assert outbox_of(connection) == []
 
 
 @pytest.mark.parametrize("state", ["VOIDED", "FAILED"])
@@ -101,7 +96,7 @@ def test_a_late_authorization_of_an_ended_payment_is_voided_at_once(
     connection: Connection, postgres_url: str, state: PaymentState
 ) -> None:
     order_id = _finds(connection, postgres_url, state)
-    assert _payment(connection, order_id) == ("VOIDING", None, 0)
+    assert payment_of(connection, order_id) == ("VOIDING", None, 0)
     assert _columns(connection, "next_attempt_at <= now(), decided_at > now() - interval '1 min'", order_id) == (
         True,
         True,
@@ -115,7 +110,7 @@ def test_a_late_decline_of_an_ended_payment_voids_nothing(connection: Connection
     connection.execute("INSERT INTO payments (order_id, state) VALUES (%s, 'VOIDED')", (order_id,))
     with connection.transaction():
         assert types(worker.handler.decide(connection, batch, prepared)) == ["payment.voided"]
-    assert _payment(connection, order_id)[0] == "VOIDED"
+    assert payment_of(connection, order_id)[0] == "VOIDED"
 
 
 @pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
@@ -131,12 +126,12 @@ def test_a_late_authorization_does_not_change_a_pending_or_authorized_payment(
     )
     with connection.transaction():
         worker.handler.decide(connection, batch, prepared)
-    assert _payment(connection, order_id)[0] == state
+    assert payment_of(connection, order_id)[0] == state
 
 
 @pytest.mark.parametrize("state", ["PENDING", "AUTHORIZED"])
 def test_an_abort_voids_with_its_own_trace_its_time_and_the_amount(connection: Connection, state: PaymentState) -> None:
-    order_id, worker = _in_state(connection, state), payment_worker(ScriptedProvider(void_answer=Voided()))
+    order_id, worker = payment_in_state(connection, state), payment_worker(ScriptedProvider(void_answer=Voided()))
     connection.execute("UPDATE payments SET traceparent = NULL, decided_at = now() - interval '1 h'")
     abort(connection, order_id)
     decide(worker.handler, connection, aborted(order_id))
@@ -150,7 +145,7 @@ def test_an_abort_voids_with_its_own_trace_its_time_and_the_amount(connection: C
 
 
 def test_a_payment_that_is_voided_repeatedly_emits_the_same_event(connection: Connection, postgres_url: str) -> None:
-    order_id, provider = _in_state(connection, "VOIDING", "TIMED_OUT"), ScriptedProvider(void_answer=Voided())
+    order_id, provider = payment_in_state(connection, "VOIDING", "TIMED_OUT"), ScriptedProvider(void_answer=Voided())
     worker = payment_worker(provider)
     worker.run_timers(connection)
     for void_answer in (None, Voided(), Voided()):
@@ -159,18 +154,18 @@ def test_a_payment_that_is_voided_repeatedly_emits_the_same_event(connection: Co
         )
         provider.void_answer = void_answer
         worker.run_timers(connection)
-    events = _outbox(connection)
+    events = outbox_of(connection)
     assert [event["type"] for event in events] == ["payment.voided"] * 3
     assert events[0] == events[1] == events[2]
 
 
 def test_the_age_of_a_void_counts_from_its_first_attempt(connection: Connection) -> None:
-    order_id, worker = _in_state(connection, "VOIDING", "TIMED_OUT"), payment_worker(ScriptedProvider())
+    order_id, worker = payment_in_state(connection, "VOIDING", "TIMED_OUT"), payment_worker(ScriptedProvider())
     connection.execute("UPDATE payments SET decided_at = now() - interval '1 h'")
-    pending = _in_state(connection, "PENDING")
+    pending = payment_in_state(connection, "PENDING")
     connection.execute("UPDATE payments SET decided_at = now() - interval '3 h' WHERE order_id = %s", (pending,))
     worker.run_timers(connection)
-    assert _payment(connection, order_id) == ("VOIDING", "TIMED_OUT", 2)
+    assert payment_of(connection, order_id) == ("VOIDING", "TIMED_OUT", 2)
     assert 3_600 <= _oldest_void(worker, connection) < 3_700
 
 
@@ -199,4 +194,4 @@ def test_two_workers_that_handle_an_order_at_once_charge_it_once_and_emit_the_sa
         first, second = pool.map(decided, range(2))
     assert first == second
     assert [event.type for event in first] == ["payment.authorized"]
-    assert _payment(connection, order_id) == ("AUTHORIZED", None, 1)
+    assert payment_of(connection, order_id) == ("AUTHORIZED", None, 1)
