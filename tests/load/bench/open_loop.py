@@ -149,13 +149,14 @@ class _Connection(asyncio.Protocol):
 
 
 class OpenLoop:
-    """Runs one job."""
+    """Runs one job. Its schedule begins when it is created."""
 
     def __init__(self, job: Job, clock: Callable[[], float] = time.perf_counter) -> None:
         self._job = job
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._schedule = Schedule(clock(), job.rate, job.count)
+        self._began = clock()
+        self._schedule = Schedule(self._began, job.rate, job.count)
         self._sent = 0
         self._waiting: deque[tuple[bytes, float]] = deque()
         self._free: list[_Connection] = []
@@ -169,13 +170,12 @@ class OpenLoop:
 
     async def run(self) -> Report:
         """Send everything, wait for the answers, and return the report."""
-        began, cpu = self._clock(), time.process_time()
-        self._schedule = Schedule(began, self._job.rate, self._job.count)
+        cpu = time.process_time()
         self._send_due()
-        last = self._schedule.at(self._job.count - 1) - began
+        last = self._schedule.at(self._job.count - 1) - self._began
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._done.wait(), last + self._job.answer_limit_seconds)
-        report = self._report(self._clock() - began, time.process_time() - cpu)
+        report = self._report(self._clock() - self._began, time.process_time() - cpu)
         for connection in tuple(self._open):
             connection.abort()
         return report
