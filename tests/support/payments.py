@@ -39,7 +39,7 @@ async def _at_once() -> None:
 
 
 class ScriptedProvider:
-    """Answers as the test says. None is no answer. `asked` and `voided` record the calls.
+    """Answers as the test says. None is no answer. `charges` and `voided` record the calls.
 
     Each call awaits `meanwhile` before it answers.
     """
@@ -47,18 +47,18 @@ class ScriptedProvider:
     def __init__(self, answer: Answer = None, void_answer: Voided | NothingToVoid | None = None) -> None:
         self.answer: Answer = answer
         self.void_answer: Voided | NothingToVoid | None = void_answer
-        self.asked: list[Charge] = []
+        self.charges: list[Charge] = []
         self.voided: list[str] = []
         self.meanwhile: Callable[[], Awaitable[None]] = _at_once
 
-    def charges_asked(self) -> list[tuple[str, Decimal, str]]:
+    def charge_values(self) -> list[tuple[str, Decimal, str]]:
         """Return the order id, the amount and the currency of each charge, in the order of the calls."""
-        return [(charge.order_id, charge.amount, charge.currency) for charge in self.asked]
+        return [(charge.order_id, charge.amount, charge.currency) for charge in self.charges]
 
     async def authorize(self, charge: Charge, call: CallContext) -> Authorized | Declined | Pending:
         """Record the charge and return the scripted answer."""
         assert 0 < call.timeout_seconds <= CALL_TIMEOUT_SECONDS
-        self.asked.append(charge)
+        self.charges.append(charge)
         await self.meanwhile()
         if self.answer is None:
             raise ProviderUnavailableError("no answer")

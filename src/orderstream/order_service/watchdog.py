@@ -44,8 +44,8 @@ class WatchdogSchedule(Struct, frozen=True):
     """The waits of the watchdog, in seconds.
 
     The wait before a nudge doubles from `first_seconds` to `longest_seconds`. An order that is older than
-    `deadline_seconds` and was nudged `deadline_nudges` times fails. An order is left alone while its payment waits for
-    the customer or the bank, for `pending_seconds` at most.
+    `deadline_seconds` and was nudged `deadline_nudges` times fails. The watchdog ignores an order while its payment
+    waits for the customer or the bank, for `pending_seconds` at most.
     """
 
     first_seconds: float = 30

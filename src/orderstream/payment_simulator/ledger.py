@@ -73,11 +73,11 @@ class Ledger:
         return self._submit(lambda: self._store.authorize(request))
 
     def void(self, key: str) -> "asyncio.Future[VoidStatus]":
-        """Release what is held for the key, or return the answer to an earlier void."""
+        """Release the held amount of the key, or return the answer to an earlier void."""
         return self._submit(lambda: self._store.void(key))
 
     def decide_due(self, limit: int) -> "asyncio.Future[list[str]]":
-        """Decide pending payments whose time is over, at most `limit`. Return their keys."""
+        """Authorize or decline pending payments whose time is over, at most `limit`. Return their keys."""
         return self._submit(lambda: self._store.decide_due(limit))
 
     def find(self, key: str) -> "asyncio.Future[Account | None]":

@@ -165,7 +165,7 @@ class PaymentServer:
                 await _hang(request)
                 return _dropped(request)
             if latency_seconds := self.draw.latency_seconds():
-                # The act is at the end, also if the client has left meanwhile, as with a real provider.
+                # The ledger changes at the end, even if the client has disconnected, as with a real provider.
                 await asyncio.sleep(latency_seconds)
             if fate == "error_before":
                 raise Problem(500, "Simulated fault")

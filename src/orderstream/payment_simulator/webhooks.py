@@ -54,7 +54,7 @@ class Webhooks:
             await self._session.close()
 
     async def _decide(self) -> None:
-        """Decide what is due, and queue the webhooks."""
+        """Decide the pending payments whose time is over, and queue their webhooks."""
         while True:
             try:
                 keys = await self._ledger.decide_due(DECIDED_MAX)
@@ -71,14 +71,14 @@ class Webhooks:
         while True:
             key = await self._keys.get()
             for _ in range(TRIES_MAX):
-                if await self._is_taken(session, key):
+                if await self._is_delivered(session, key):
                     break
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 log.warning("webhook_lost", key=key)
 
-    async def _is_taken(self, session: ClientSession, key: str) -> bool:
-        """Send once. Return whether there is no reason to retry."""
+    async def _is_delivered(self, session: ClientSession, key: str) -> bool:
+        """Send a webhook once. Return whether it needs no retry."""
         url = self._url()
         if url is None:
             return True

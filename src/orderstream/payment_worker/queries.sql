@@ -74,7 +74,7 @@ RETURNING p.order_id, p.state, p.reason, p.attempts, o.amount, o.currency, o.cre
     extract(epoch FROM now() - p.pending_since)::float8, due.next_attempt_at;
 
 -- name: bring_forward
--- Makes payments due at once that wait for the customer or the bank. Other payments are left alone.
+-- Makes payments that wait for the customer or the bank due at once. Does not change other payments.
 -- Parameter: order ids. Index: payments_pkey. Locks the rows in the order of their ids.
 UPDATE payments
 SET next_attempt_at = now()
@@ -83,7 +83,7 @@ WHERE order_id = ANY(ARRAY(
     AND state = 'PENDING' AND pending_since IS NOT NULL AND next_attempt_at > now();
 
 -- name: oldest_voiding
--- The time at which the oldest payment became VOIDING that is not voided yet, and the database's time. Parameter: the
+-- The time at which the oldest payment that is still VOIDING became VOIDING, and the database's time. Parameter: the
 -- time to begin at. While a snapshot is held, dead entries lie before it. Index: payments_voiding_since.
 SELECT (
     SELECT decided_at FROM payments WHERE state = 'VOIDING' AND decided_at >= %(after)s ORDER BY decided_at LIMIT 1

@@ -3,7 +3,7 @@
 After a topic was deleted and created again, librdkafka may keep the identity of the deleted topic. It then fetches
 nothing from the topic and reports no error. A new consumer fetches again. A consumer is not stalled while it receives
 waiting records of other partitions, because it returns the records that it has fetched of them first. A topic that is
-paused for want of room is not stalled either.
+paused because it has no room is not stalled either.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -50,11 +50,11 @@ def never() -> bool:
 class Timer(Struct, frozen=True):
     """Periodic work. `run` does a bounded share of the due work, in transactions of its own.
 
-    It returns whether more work is due. If so, it runs again before the interval has passed. It also runs earlier if
-    `has_work` is true when the handler's `wake` is set. `has_work` must return at once.
+    `run` returns whether more work is due. If so, the timer runs again before the interval has passed. It also runs
+    earlier if `has_work` is true when the handler's `wake` is set. `has_work` must return at once.
 
     All timers of a handler run in one thread (timers.py), and batches in another one. When the process stops, a timer
-    goes on while `is_busy` is true, for a part of the drain.
+    goes on while `is_busy` is true, for at most half of the drain.
     """
 
     name: str

@@ -15,7 +15,7 @@ from orderstream.worker.batch import may_succeed_later
 from orderstream.worker.handler import Timer
 
 TIMER_SECONDS = 0.2
-"""Time after which a timer gives way to the others, even if more work is due."""
+"""Time after which the other timers run first, even if a timer has more work."""
 DRAIN_WAIT_SECONDS = 0.05
 WAIT_SECONDS = 5.0
 """Longest wait for work. A thread that waits is not stuck."""

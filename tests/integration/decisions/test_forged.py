@@ -261,7 +261,7 @@ def test_a_forged_abort_in_a_batch_with_the_true_events_of_its_order_changes_not
     order_id = place(connection)
     batch_result = decide(payment_worker, connection, aborted(order_id), created(order_id), aborted(order_id))
     assert (_rejections(batch_result), types(batch_result)) == (["NOT_DECIDED"] * 2, ["payment.authorized"])
-    assert len(provider.asked) == 1
+    assert len(provider.charges) == 1
     batch_result = decide(INVENTORY_WORKER, connection, aborted(order_id), authorized(order_id))
     assert (_rejections(batch_result), types(batch_result)) == (["NOT_DECIDED"], ["inventory.reserved"])
 
@@ -305,5 +305,5 @@ def test_the_charge_and_the_event_have_the_accepted_amount_and_lines(
     assert event.payload == PaymentAuthorized(
         order_id=order_id, items=items_of({"SKU-1": 2, "SKU-2": 1}), amount=AMOUNT, currency="USD"
     )
-    assert [(charge.amount, charge.currency) for charge in provider.asked] == [(AMOUNT, "USD")]
+    assert [(charge.amount, charge.currency) for charge in provider.charges] == [(AMOUNT, "USD")]
     assert (event.occurred_at,) == row(connection, "SELECT decided_at FROM payments")

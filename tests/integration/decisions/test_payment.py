@@ -40,7 +40,7 @@ def test_order_created_without_a_payment_authorizes_the_payment(connection: Conn
     assert event.payload == PaymentAuthorized(
         order_id=order_id, items=items_of({"SKU-1": 1}), amount=AMOUNT, currency="USD"
     )
-    assert provider.charges_asked() == [(order_id, AMOUNT, "USD")]
+    assert provider.charge_values() == [(order_id, AMOUNT, "USD")]
     assert payment_of(connection, order_id) == ("AUTHORIZED", None, 1)
     assert row(connection, "SELECT decided_at, amount FROM payments") == (event.occurred_at, AMOUNT)
 
@@ -50,14 +50,14 @@ def test_an_unknown_order_is_rejected_and_never_charged(connection: Connection) 
     batch_result = decide(payment_worker(provider), connection, created(unknown), created(known))
     assert rejections(batch_result) == [(unknown, "UNKNOWN_ORDER")]
     assert types(batch_result) == ["payment.authorized"]
-    assert [charge.order_id for charge in provider.asked] == [known]
+    assert [charge.order_id for charge in provider.charges] == [known]
 
 
 def test_the_charge_is_the_accepted_amount(connection: Connection) -> None:
     order_id, provider = place(connection), ScriptedProvider(Authorized())
     connection.execute("UPDATE orders SET amount = 7.00, currency = 'EUR' WHERE id = %s", (order_id,))
     decide(payment_worker(provider), connection, created(order_id))
-    assert [(charge.amount, charge.currency) for charge in provider.asked] == [(Decimal("7.00"), "EUR")]
+    assert [(charge.amount, charge.currency) for charge in provider.charges] == [(Decimal("7.00"), "EUR")]
 
 
 def test_an_order_older_than_half_the_key_lifetime_is_voided_and_not_authorized(quiet: Connection) -> None:
@@ -72,7 +72,7 @@ def test_an_order_older_than_half_the_key_lifetime_is_voided_and_not_authorized(
     worker.run_timers(quiet)
     make_due(quiet)
     worker.run_timers(quiet)
-    assert provider.asked == []
+    assert provider.charges == []
     for order_id in (new, pending):
         assert payment_of(quiet, order_id)[:2] == ("FAILED", "PROVIDER_UNAVAILABLE")
     assert {body["type"] for body in outbox_of(quiet)} == {"payment.failed"}
@@ -95,7 +95,7 @@ def test_order_created_without_an_answer_of_the_provider_leaves_the_payment_pend
 def test_order_created_for_a_pending_payment_makes_no_call_and_emits_nothing(connection: Connection) -> None:
     order_id, provider = payment_in_state(connection, "PENDING"), ScriptedProvider(Authorized())
     assert types(decide(payment_worker(provider), connection, created(order_id))) == []
-    assert provider.asked == []
+    assert provider.charges == []
     assert payment_of(connection, order_id) == ("PENDING", None, 1)
 
 
@@ -106,13 +106,13 @@ def test_a_second_order_created_repeats_the_recorded_event(connection: Connectio
     provider.answer = Declined() if answer == Authorized() else Authorized()
     again = decide(payment_worker(provider), connection, created(order_id), created(order_id))
     assert emitted(again) == emitted(first) * 2
-    assert len(provider.asked) == 1
+    assert len(provider.charges) == 1
 
 
 def test_order_created_for_a_payment_being_voided_emits_nothing(connection: Connection) -> None:
     order_id, provider = payment_in_state(connection, "VOIDING", "TIMED_OUT"), ScriptedProvider(Authorized())
     assert types(decide(payment_worker(provider), connection, created(order_id))) == []
-    assert (provider.asked, payment_of(connection, order_id)[0]) == ([], "VOIDING")
+    assert (provider.charges, payment_of(connection, order_id)[0]) == ([], "VOIDING")
 
 
 def test_order_created_for_a_voided_payment_repeats_payment_voided(connection: Connection) -> None:
@@ -120,7 +120,7 @@ def test_order_created_for_a_voided_payment_repeats_payment_voided(connection: C
     (event,) = emitted(decide(payment_worker(provider), connection, created(order_id)))
     assert event.payload == PaymentVoided(order_id=order_id, reason="TIMED_OUT")
     assert row(connection, "SELECT decided_at FROM payments") == (event.occurred_at,)
-    assert provider.asked == []
+    assert provider.charges == []
 
 
 # order.aborted
@@ -171,7 +171,7 @@ def test_order_created_with_an_abort_in_its_batch_makes_no_call_to_the_provider(
     order_id, provider = place(connection), ScriptedProvider(Authorized())
     events = [created(order_id), aborted(order_id)]
     assert types(decide(payment_worker(provider), connection, *(reversed(events) if abort_first else events))) == []
-    assert (provider.asked, payment_of(connection, order_id)[0]) == ([], "VOIDING")
+    assert (provider.charges, payment_of(connection, order_id)[0]) == ([], "VOIDING")
 
 
 # Answers that arrive late
@@ -229,7 +229,7 @@ def test_the_timer_does_nothing_before_an_attempt_is_due(quiet: Connection) -> N
     order_id, provider = payment_in_state(quiet, "PENDING"), ScriptedProvider(Authorized())
     quiet.execute("UPDATE payments SET next_attempt_at = now() + interval '1 hour'")
     assert not payment_worker(provider).run_timers(quiet)
-    assert (provider.asked, payment_of(quiet, order_id), outbox_of(quiet)) == ([], ("PENDING", None, 1), [])
+    assert (provider.charges, payment_of(quiet, order_id), outbox_of(quiet)) == ([], ("PENDING", None, 1), [])
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_the_timer_retries_a_pending_payment(
 ) -> None:
     order_id, provider = payment_in_state(quiet, "PENDING"), ScriptedProvider(answer)
     payment_worker(provider).run_timers(quiet)
-    assert provider.charges_asked() == [(order_id, AMOUNT, "USD")]
+    assert provider.charge_values() == [(order_id, AMOUNT, "USD")]
     assert payment_of(quiet, order_id) == (state, reason, 2)
     (body,) = outbox_of(quiet)
     assert (body["type"], body["correlationId"]) == (event, order_id)
@@ -286,7 +286,7 @@ def test_the_timer_voids_a_payment_in_the_state_voiding(
 ) -> None:
     order_id, provider = payment_in_state(quiet, "VOIDING", reason), ScriptedProvider(void_answer=answer)
     payment_worker(provider).run_timers(quiet)
-    assert (provider.voided, provider.asked) == ([order_id], [])
+    assert (provider.voided, provider.charges) == ([order_id], [])
     assert payment_of(quiet, order_id)[:2] == ("VOIDED", reason)
     (body,) = outbox_of(quiet)
     assert (body["type"], body["payload"]["reason"]) == ("payment.voided", reason)

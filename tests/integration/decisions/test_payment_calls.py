@@ -40,7 +40,7 @@ def test_a_call_that_outlasts_its_batch_goes_on_and_its_answer_is_recorded(conne
     worker.run_timers(connection)
     assert {payment_of(connection, order_id) for order_id in order_ids} == {("AUTHORIZED", None, 1)}
     assert [body["type"] for body in outbox_of(connection)] == ["payment.authorized"] * 10
-    assert len(provider.asked) == 10
+    assert len(provider.charges) == 10
     worker.run_timers(connection)
     assert len(outbox_of(connection)) == 10
 
@@ -61,7 +61,7 @@ def test_a_batch_that_is_repeated_uses_the_calls_that_it_has_begun(connection: C
     assert types(batch_result) == ["payment.authorized"]
     worker.run_timers(connection)
     assert {payment_of(connection, order_id)[0] for order_id in (running, answered)} == {"AUTHORIZED"}
-    assert len(provider.asked) == 2
+    assert len(provider.charges) == 2
 
 
 async def _passed(gate: threading.Event) -> None:
@@ -124,7 +124,7 @@ def test_the_webhook_brings_forward_only_payments_that_are_pending(quiet: Connec
     worker.attempts.record(quiet)
     assert not worker.attempts.has_answers()
     worker.run_timers(quiet)
-    assert [charge.order_id for charge in provider.asked] == [pending]
+    assert [charge.order_id for charge in provider.charges] == [pending]
     assert provider.voided == []
     assert payment_of(quiet, pending)[0] == "AUTHORIZED"
 
@@ -171,7 +171,7 @@ def test_no_more_payments_are_claimed_than_there_is_room_for(quiet: Connection) 
     finally:
         gate.set()
     wait_until(lambda: not worker.run_timers(quiet) and row(quiet, due) == (0,), 20, "all are attempted")
-    assert sorted(charge.order_id for charge in provider.asked) == sorted(ids)
+    assert sorted(charge.order_id for charge in provider.charges) == sorted(ids)
 
 
 def test_healthy_voids_are_done_while_more_voids_hang_than_there_is_room_for(quiet: Connection) -> None:
@@ -210,9 +210,9 @@ def test_one_run_of_the_payment_timer_claims_at_most_the_limit(
     ids, provider = {payment_in_state(quiet, "PENDING") for _ in range(5)}, ScriptedProvider(Authorized())
     worker = payment_worker(provider)
     assert worker.run_timers(quiet)
-    assert len(provider.asked) == 3
+    assert len(provider.charges) == 3
     assert not worker.run_timers(quiet)
-    assert sorted(charge.order_id for charge in provider.asked) == sorted(ids)
+    assert sorted(charge.order_id for charge in provider.charges) == sorted(ids)
 
 
 def test_the_answers_of_one_transaction_are_limited(quiet: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +234,10 @@ def test_an_attempt_under_way_is_not_repeated_by_a_second_worker(quiet: Connecti
     worker = payment_worker(provider)
     try:
         worker.attempts.begin(quiet)
-        wait_until(lambda: provider.asked, 10, "the attempt is under way")
+        wait_until(lambda: provider.charges, 10, "the attempt is under way")
         payment_worker(idle).run_timers(quiet)
     finally:
         gate.set()
     worker.run_timers(quiet)
-    assert idle.asked == []
+    assert idle.charges == []
     assert payment_of(quiet, order_id)[0] == "AUTHORIZED"

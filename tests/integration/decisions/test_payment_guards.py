@@ -47,7 +47,7 @@ def test_an_attempt_that_another_worker_holds_is_skipped_and_the_others_are_made
     with connect(postgres_url, "another") as another, another.transaction():
         another.execute("SELECT FROM payments WHERE order_id = %s FOR UPDATE", (held,))
         payment_worker(provider).run_timers(connection)
-        assert [charge.order_id for charge in provider.asked] == [free]
+        assert [charge.order_id for charge in provider.charges] == [free]
 
 
 def test_an_attempt_whose_event_cannot_be_queued_is_not_recorded(connection: Connection) -> None:

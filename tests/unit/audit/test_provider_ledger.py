@@ -76,7 +76,7 @@ def test_the_api_key_is_sent_and_its_refusal_is_named(server: LedgerServer) -> N
     assert _problem(server.url).endswith("set PAYMENT_API_KEY or PAYMENT_API_KEY_FILE")
 
 
-def test_an_answer_that_may_be_better_later_is_requested_again(server: LedgerServer) -> None:
+def test_a_temporary_error_is_retried(server: LedgerServer) -> None:
     failures = iter([(503, b""), (429, b""), None])
     server.before = lambda _: next(failures)
     with Ledger(server.url) as ledger:
@@ -135,7 +135,7 @@ def test_a_ledger_that_cannot_be_reached_is_named(server: LedgerServer) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "ledger", "ftp://a", "http://", "http://a:b", "http://u:secret@a", "http://a?b"])
-def test_an_address_that_is_none_is_an_error(url: str) -> None:
+def test_an_address_that_is_not_valid_is_an_error(url: str) -> None:
     assert _problem(url).startswith("the address of the ledger is not valid: ")
     assert "secret" not in _problem(url)
 

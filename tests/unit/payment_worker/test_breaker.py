@@ -50,7 +50,7 @@ def opened(now: float = 0, retry_after_seconds: float = 0) -> Breaker:
         ("f" * 10 + "ws" + "f" * 10, "open"),
     ],
 )
-def test_one_call_after_the_other(results: str, state: str) -> None:
+def test_ten_failures_in_a_row_open_it_and_a_probe_closes_it(results: str, state: str) -> None:
     """s: success, f: failure, d: an end without a verdict, w: wait until the breaker is half-open."""
     breaker, now = Breaker(), 0.0
     for result in results:
