@@ -7,15 +7,17 @@ forged or a lost request does no harm, and the webhook needs no API key.
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from orderstream.telemetry import logs
 
 PATH = "/webhooks/payments"
 BODY_MAX_BYTES = 4_096
+LENGTH_MAX_DIGITS = 10
+"""Digits of a Content-Length, zeros at its beginning included."""
 KEYS_MAX = 10_000
 """Keys that wait for the timer. The webhook refuses further keys with 503."""
 KEYS_PER_RUN = 500
@@ -27,9 +29,9 @@ log = logs.get()
 
 
 class _Body(Struct):
-    """The body of a request. Other members are ignored."""
+    """The body of a request. Other members are ignored. PostgreSQL would refuse a key with a NUL."""
 
-    key: str
+    key: Annotated[str, Meta(pattern=r"\A[!-~]{1,64}\Z")]
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -103,7 +105,7 @@ def serve_webhook(host: str, port: int, keys: DecidedKeys) -> ThreadingHTTPServe
             if not (length.isascii() and length.isdecimal()):
                 self._answer(411, "Content-Length is required")
                 return
-            if int(length[:10]) > BODY_MAX_BYTES:
+            if len(length) > LENGTH_MAX_DIGITS or int(length) > BODY_MAX_BYTES:
                 self._answer(413, f"the body is larger than {BODY_MAX_BYTES} bytes")
                 return
             try:

@@ -51,7 +51,12 @@ def test_a_key_is_taken_once_and_wakes_the_timer(running: Running) -> None:
     assert not running.keys
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"key": 1}', b"{}", b'{"key": null}', b'{"key": "\xff"}'])
+NO_KEYS = (b"", b"{", b"[]", b'{"key": 1}', b"{}", b'{"key": null}', b'{"key": "\xff"}')
+NO_ORDER_IDS = (b'{"key": ""}', b'{"key": "a\\u0000"}', b'{"key": "a\\n"}', b'{"key": "a b"}')
+LONG_KEY = b'{"key": "' + b"a" * 65 + b'"}'
+
+
+@pytest.mark.parametrize("body", [*NO_KEYS, *NO_ORDER_IDS, LONG_KEY])
 def test_a_body_without_a_key_is_refused(running: Running, body: bytes) -> None:
     status, text = running.request(body)
     assert (status, text) == (400, 'expected {"key": "<order id>"}\n')
@@ -62,7 +67,7 @@ def test_other_requests_are_refused(running: Running) -> None:
     assert running.request(b'{"key": "order-1"}', path="/")[0] == 404
     assert running.request(None, method="GET")[0] == 501
     assert running.request(b"{" + b" " * BODY_MAX_BYTES)[0] == 413
-    for length in ("-1", "many", "+1", "1" * 5_000):
+    for length in ("-1", "many", "+1", "1" * 5_000, "0" * 10 + "1000000"):
         connection = http.client.HTTPConnection("127.0.0.1", running.server.server_port, timeout=10)
         connection.putrequest("POST", PATH)
         connection.putheader("Content-Length", length)
