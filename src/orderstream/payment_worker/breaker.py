@@ -120,6 +120,13 @@ class Breaker:
             self.open_since = now
 
 
-def retry_after_limited(seconds: float) -> float:
-    """Return the time for which the worker obeys a Retry-After. A value that is not a valid time counts as 0."""
-    return min(seconds, RETRY_AFTER_MAX_SECONDS) if seconds > 0 else 0.0
+def retry_after_limited(seconds: object) -> float:
+    """Return the time for which the worker obeys a Retry-After. A value that is not a valid time counts as 0.
+
+    An adapter may give a value of any type.
+    """
+    try:
+        wait = float(seconds)  # type: ignore[arg-type]
+    except (TypeError, ValueError, ArithmeticError):
+        return 0.0
+    return min(wait, RETRY_AFTER_MAX_SECONDS) if wait > 0 else 0.0

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any, cast
@@ -311,6 +311,8 @@ def test_room_of_a_forgotten_call_is_in_use_while_the_call_runs(provider: Provid
         (ProviderRefusedError("429", 2.5), Refused(2.5)),
         (ProviderRefusedError("503", 10_000), Refused(RETRY_AFTER_MAX_SECONDS)),
         (ProviderRefusedError("refused", -1), Refused()),
+        (ProviderRefusedError("refused", cast("float", Decimal("2.5"))), Refused(2.5)),
+        (ProviderRefusedError("refused", cast("float", timedelta(seconds=2))), Refused()),
     ],
 )
 def test_an_error_of_the_adapter_is_an_outcome_and_a_log_line(
@@ -319,7 +321,10 @@ def test_an_error_of_the_adapter_is_an_outcome_and_a_log_line(
     provider.answers["order"] = answer
     with started(provider) as calls:
         calls.begin([request("order")], held=True)
-        assert calls.wait(["order"], 5) == {"order": outcome}
+        (found,) = calls.wait(["order"], 5).values()
+        assert found == outcome
+        assert not isinstance(found, Refused) or type(found.retry_after_seconds) is float
+        assert not any(calls.state().in_flight.values())
     ((event, fields),) = lines
     assert event == "provider_failed"
     assert (fields["order_id"], fields["kind"], fields["calls"]) == ("order", "authorize", 1)
