@@ -34,10 +34,11 @@ from orderstream.payment_worker.calls import ProviderCalls
 from orderstream.payment_worker.lanes import Lane
 from orderstream.payment_worker.webhook import DecidedKeys
 from orderstream.postgres.connect import Connection
+from orderstream.postgres.faults import is_fatal, is_transient
 from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
-from orderstream.telemetry import metrics
+from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import TraceContext
 from orderstream.worker.due_scan import FLOOR, DueScan, TimeRange, statement_limit
 
@@ -58,6 +59,7 @@ OLDEST_LAG = timedelta(minutes=1)
 CLAIMED_LANES: tuple[Lane, ...] = ("void", "retry", "void_retry")
 
 SQL = load("orderstream.payment_worker")
+log = logs.get()
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
@@ -203,13 +205,38 @@ class Attempts:
         if not ended:
             return False
         self._recorded_at = time.monotonic()
-        with connection.transaction():
-            self._finish(
-                connection, {order_id: (_claim_of(call.request), call.outcome) for order_id, call in ended.items()}
-            )
-        for kind, calls in groupby(sorted(ended.values(), key=_kind_of), key=_kind_of):
-            self._calls.forget(kind, [call.request.order_id for call in calls])
+        self._record(connection, list(ended.values()))
         return len(ended) == ANSWERS_MAX
+
+    def _record(self, connection: Connection, ended: Sequence[Ended]) -> None:
+        """Record calls in one transaction and forget them. If one of them makes it fail, the others are recorded.
+
+        The call at fault is forgotten, as after a crash: its claim expires, and the attempt is repeated with the same
+        key. Its error is raised after that. Another error is raised at once, and no call is forgotten.
+        """
+        try:
+            with connection.transaction():
+                self._finish(
+                    connection, {call.request.order_id: (_claim_of(call.request), call.outcome) for call in ended}
+                )
+        except Exception as error:
+            if is_transient(error) or is_fatal(error):
+                raise
+            if len(ended) > 1:
+                middle = len(ended) // 2
+                try:
+                    self._record(connection, ended[:middle])
+                finally:
+                    self._record(connection, ended[middle:])
+                return
+            log.error("answer_not_recorded", order_id=ended[0].request.order_id, error=str(error)[:500])
+            self._forget(ended)
+            raise
+        self._forget(ended)
+
+    def _forget(self, ended: Sequence[Ended]) -> None:
+        for kind, calls in groupby(sorted(ended, key=_kind_of), key=_kind_of):
+            self._calls.forget(kind, [call.request.order_id for call in calls])
 
     def begin(self, connection: Connection) -> bool:
         """Begin the attempts that are due, in each lane as many as it has room for. Return whether more may begin."""

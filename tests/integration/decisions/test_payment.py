@@ -3,6 +3,7 @@
 from decimal import Decimal
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from orderstream.domain.events import PaymentAuthorized, PaymentFailed, PaymentVoided
@@ -248,6 +249,25 @@ def test_the_timer_retries_a_pending_payment(
     assert payment_of(quiet, order_id) == (state, reason, 2)
     (body,) = outbox_of(quiet)
     assert (body["type"], body["correlationId"]) == (event, order_id)
+
+
+def test_an_answer_that_cannot_be_recorded_does_not_stop_the_others(quiet: Connection) -> None:
+    ids = sorted(payment_in_state(quiet, "PENDING") for _ in range(5))
+    quiet.execute(
+        f"ALTER TABLE payments ADD CONSTRAINT refused CHECK (order_id <> '{ids[2]}' OR attempts < 2)".encode()
+    )
+    worker = payment_worker(ScriptedProvider(Authorized()))
+    with pytest.raises(psycopg.errors.CheckViolation):
+        worker.run_timers(quiet)
+    assert [payment_of(quiet, order_id)[0] for order_id in ids] == [
+        "PENDING" if order_id == ids[2] else "AUTHORIZED" for order_id in ids
+    ]
+    assert not worker.attempts.has_answers()
+    quiet.execute("ALTER TABLE payments DROP CONSTRAINT refused")
+    make_due(quiet)
+    worker.run_timers(quiet)
+    assert payment_of(quiet, ids[2])[0] == "AUTHORIZED"
+    assert len(outbox_of(quiet)) == len(ids)
 
 
 def test_the_event_of_the_timer_and_a_later_repeat_are_equal(quiet: Connection) -> None:
