@@ -96,12 +96,16 @@ class Breaker:
         `retry_after_seconds`. Failures of calls that began before the breaker opened have no effect.
         """
         self.drop(ticket)
-        if ticket.epoch != self._epoch or ticket.successes != self._successes:
+        if ticket.epoch != self._epoch or self.has_succeeded_since(ticket):
             return
         self._failures += 1
         self._not_before = max(self._not_before, now + retry_after_limited(retry_after_seconds))
         if self._failures >= FAILURES_MAX or self.open_since is not None:
             self._open(now)
+
+    def has_succeeded_since(self, ticket: Ticket) -> bool:
+        """Say whether a call succeeded after the call of the ticket began."""
+        return ticket.successes != self._successes
 
     def drop(self, ticket: Ticket) -> None:
         """The call ended without a result that says anything about the provider."""

@@ -338,10 +338,22 @@ class ProviderCalls:
             self._breaker.fail(call.ticket, now, wait_seconds)
         else:
             self._breaker.drop(call.ticket)
+            if call.kind == "authorize" and not self._breaker.has_succeeded_since(call.ticket):
+                self._be_patient(call.kind, end.seconds)
         if end.is_stopped:
             self._stop(call)
         else:
             self._stuck += 1
+
+    def _be_patient(self, kind: Kind, seconds: float) -> None:
+        """Note that the provider answered no call while one ran for `seconds`. It may be slow, so wait twice as long.
+
+        Without this, no new order would be paid while the provider is slower than `make_room` permits. If it hangs, the
+        calls soon reach their time limit and open the breaker. Voids need no such rule: their attempts have no limit,
+        and each waits twice as long as the one before. So a few voids that hang never delay the others for long.
+        """
+        average = self._answer_seconds.get(kind, 0.0)
+        self._answer_seconds[kind] = max(average, min(2 * seconds, self._timeout_seconds) / PATIENCE_ANSWERS)
 
     def _stop(self, call: Call) -> None:
         """Count that the task of a call has ended."""

@@ -434,6 +434,40 @@ def test_make_room_gives_calls_four_times_the_time_of_an_average_answer(provider
         assert len(collected(calls, 3)) == 3
 
 
+def test_make_room_waits_longer_if_the_provider_answers_no_other_call_meanwhile(provider: Provider) -> None:
+    """It may have become slow. If no call could last until its answer, no order would ever be paid."""
+    clock = Clock()
+    with started(provider, 10, clock=clock) as calls:
+        calls.begin(requests("first", 6), held=False)
+        begun(provider, 6)
+        clock.now += 1.5
+        calls.make_room("new")
+        calls.forget("authorize", collected(calls, 6))
+        wait_until(lambda: calls.room("new") == 6, LIMIT_SECONDS, "the calls have ended")
+        calls.begin(requests("next", 6), held=False)
+        begun(provider, 12)
+        clock.now += 2.9
+        calls.make_room("new")
+        provider.answer("next-0", Authorized())
+        assert collected(calls, 1) == {"next-0": Authorized()}
+
+
+def test_make_room_does_not_wait_longer_if_the_provider_answers_other_calls(provider: Provider) -> None:
+    clock = Clock()
+    with started(provider, 10, clock=clock) as calls:
+        for number in range(2):
+            calls.begin(requests(f"hangs-{number}", 6), held=False)
+            begun(provider, 7 * number + 6)
+            clock.now += 1.5
+            provider.answers["void"] = Voided()
+            calls.begin([request("void", "void")], held=False)
+            collected(calls, 1)
+            calls.forget("void", ["void"])
+            calls.make_room("new")
+            calls.forget("authorize", collected(calls, 6))
+            wait_until(lambda: calls.room("new") == 6, LIMIT_SECONDS, "the calls have ended")
+
+
 def test_make_room_can_end_a_call_of_another_lane_that_uses_shared_room(provider: Provider) -> None:
     clock = Clock()
     with started(provider, 10, clock=clock) as calls:
@@ -455,7 +489,7 @@ def test_with_room_for_one_call_each_lane_gets_its_turn(provider: Provider) -> N
         begun(provider, 1)
         lanes: list[Lane] = ["void", "retry", "void_retry"]
         for number, lane in enumerate(lanes):
-            clock.now += 2
+            clock.now += 11
             calls.make_room(lane)
             collected(calls, 1)
             (ended,) = calls.ended(2)
