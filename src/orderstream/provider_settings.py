@@ -12,7 +12,7 @@ PROVIDERS = ("simulated", "http", "simulator")
 API_KEY_MAX_CHARACTERS = 4_096
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", re.ASCII)
+_HOST = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 _PATH = re.compile(r"[A-Za-z0-9._~/-]*", re.ASCII)
 _API_KEY = re.compile(rf"[!-~]{{1,{API_KEY_MAX_CHARACTERS}}}")
 

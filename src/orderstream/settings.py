@@ -252,6 +252,7 @@ class Settings(BaseSettings):
     )
     payment_key_lifetime_hours: int = Field(
         24,
+        validate_default=True,
         ge=1,
         le=87_600,
         description="How long the provider remembers a key. An order older than half of it is not charged.",
@@ -348,6 +349,15 @@ class Settings(BaseSettings):
                 f" {1 + DEAD_LETTER_RETENTIONS} times KAFKA_RETENTION_HOURS ({hours})"
             )
         return days
+
+    @field_validator("payment_key_lifetime_hours")
+    @classmethod
+    def _outlasts_a_pending_payment(cls, hours: int, info: ValidationInfo) -> int:
+        """Check that a payment may be pending for its whole time. No older order is authorized (decision 0021)."""
+        minutes = info.data.get("payment_pending_limit_minutes")
+        if minutes is not None and minutes > hours * 60 / 2:
+            raise ValueError(f"half of it must not be less than PAYMENT_PENDING_LIMIT_MINUTES ({minutes:g})")
+        return hours
 
     @field_validator("payment_provider_url")
     @classmethod

@@ -80,7 +80,7 @@ def test_another_provider_is_refused(monkeypatch: pytest.MonkeyPatch, name: str)
     "url",
     [
         *("http://127.0.0.1:3200", "https://pay.example", "https://pay.example/", "https://pay.example:8443/api/v2"),
-        *("http://[::1]:3200", "http://payment_simulator:3200"),
+        *("http://[::1]:3200", "http://payment_simulator:3200", "https://pay.example.:8443"),
     ],
 )
 def test_a_url_of_a_provider_is_accepted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -101,11 +101,24 @@ def test_a_url_of_a_provider_is_accepted(monkeypatch: pytest.MonkeyPatch, url: s
         ),
         *("https://päy.example", f"https://user:{SECRET}@pay.example", f"https://pay.example/?key={SECRET}"),
         *(f"https://pay.example/#{SECRET}=", "https://pay.example?", "https://pay.example:"),
+        *("https://pay..example", "https://.example", "https://.", f"https://{'p' * 64}.example"),
     ],
 )
 def test_a_wrong_url_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     (problem,) = problems(monkeypatch, PAYMENT_PROVIDER="http", PAYMENT_PROVIDER_URL=url)
     assert problem.startswith("PAYMENT_PROVIDER_URL: it")
+
+
+@pytest.mark.parametrize(("minutes", "hours"), [("721", None), ("31", "1"), ("43200", "1439")])
+def test_a_payment_cannot_be_pending_longer_than_its_order_may_be_charged(
+    monkeypatch: pytest.MonkeyPatch, minutes: str, hours: str | None
+) -> None:
+    given = {"PAYMENT_PENDING_LIMIT_MINUTES": minutes} | ({"PAYMENT_KEY_LIFETIME_HOURS": hours} if hours else {})
+    (problem,) = problems(monkeypatch, **given)
+    assert problem.startswith(
+        "PAYMENT_KEY_LIFETIME_HOURS: half of it must not be less than PAYMENT_PENDING_LIMIT_MINUTES "
+    )
+    assert problems(monkeypatch, PAYMENT_PENDING_LIMIT_MINUTES="30", PAYMENT_KEY_LIFETIME_HOURS="1") == []
 
 
 def test_http_needs_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
