@@ -226,7 +226,7 @@ class ProviderCalls:
     def room_to_resume(self) -> int:
         """The room that ends a pause of new orders: a tenth of the concurrency, or 1 if the breaker is not closed."""
         with self._lock:
-            return 1 if self._breaker.open_since is not None else max(1, self._concurrency // 10)
+            return 1 if self._breaker.open_since is not None else max(1, self._concurrency // 20)
 
     def state(self) -> ProviderState:
         """Return the state of the breaker, and the number of running calls of each lane."""

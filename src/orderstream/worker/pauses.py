@@ -18,9 +18,11 @@ from orderstream.telemetry import logs
 from orderstream.worker.consumer_health import offsets_at
 from orderstream.worker.meters import WorkerMeters
 
-FULL_SECONDS = 0.02
-"""How long a full topic may get room before it is paused. After a pause, its records must be fetched again."""
-
+FULL_SECONDS = 1.0
+"""How long the worker waits for room before it pauses a topic. After a pause, the records must be fetched again, so a
+topic that is full for moments only is not paused. The records of other topics wait meanwhile."""
+CHECK_SECONDS = 0.005
+"""How often the worker looks for room meanwhile."""
 TURN_SECONDS = 0.1
 """How long one partition of a topic is resumed alone after a pause. Then all partitions are resumed."""
 
@@ -52,10 +54,11 @@ class Pauses:
         self._are_new = True
 
     def wait_for_room(self) -> Mapping[str, int]:
-        """Return the room of each limited topic. If a topic has just become full, wait FULL_SECONDS once."""
+        """Return the room of each limited topic. If a topic has just become full, wait FULL_SECONDS at most."""
+        deadline = time.monotonic() + FULL_SECONDS
         room = self._room()
-        if self._without_room(room) - self._full:
-            time.sleep(FULL_SECONDS)
+        while self._without_room(room) - self._full and time.monotonic() < deadline:
+            time.sleep(CHECK_SECONDS)
             room = self._room()
         return room
 

@@ -13,7 +13,7 @@ from orderstream.postgres.connect import Connection
 from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import metrics
-from orderstream.worker import consumer_health, runner, subscription
+from orderstream.worker import consumer_health, pauses, runner, subscription
 from orderstream.worker.handler import BatchResult, nothing
 from orderstream.worker.meters import WorkerMeters
 from tests.integration.worker.conftest import authorized
@@ -169,7 +169,10 @@ class Often(Limited):
         return super().decide(tx, batch, prepared)
 
 
-def test_no_partition_starves_if_a_topic_is_paused_again_and_again(settings: Settings, group: str) -> None:
+def test_no_partition_starves_if_a_topic_is_paused_again_and_again(
+    settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses, "FULL_SECONDS", 0)
     handler = Often(group)
     publish_events(settings.kafka_brokers, authorized(400))
     with running(handler, settings):

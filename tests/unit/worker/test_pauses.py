@@ -147,7 +147,19 @@ def test_a_topic_that_becomes_full_gets_room_before_it_is_paused(
     monkeypatch.setattr(time, "sleep", sleep)
     room["a"] = 0
     assert Pauses(lambda: dict(room), "", WorkerMeters(SERVICE, ["a"])).wait_for_room() == {"a": 3}
-    assert waits == [pauses.FULL_SECONDS]
+    assert waits == [pauses.CHECK_SECONDS]
+
+
+def test_a_topic_that_stays_full_is_paused_after_a_limited_wait(
+    room: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses, "FULL_SECONDS", 0.02)
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    room["a"] = 0
+    limited = Pauses(lambda: dict(room), "", WorkerMeters(SERVICE, ["a"]))
+    assert limited.wait_for_room() == {"a": 0}
+    assert set(waits) == {pauses.CHECK_SECONDS}
 
 
 def test_a_topic_that_had_no_room_since_the_last_measurement_may_wait(limited: Pauses, room: dict[str, int]) -> None:
