@@ -103,7 +103,7 @@ class TimerLoop:
             for timer in busy:
                 self._beat = time.monotonic()
                 self._attempt(timer)
-            if self._failed:
+            if any(timer.name in self._failed for timer in busy):
                 return
             self._wake.wait(DRAIN_WAIT_SECONDS)
             self._wake.clear()
