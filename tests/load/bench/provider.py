@@ -55,6 +55,8 @@ def main() -> int:
         problems += _measure(simulated, quick=given.quick)
     if IN_PROCESS in names:
         problems += _measure_in_process(quick=given.quick)
+    if given.quick:
+        print("The loads were short (QUICK). These figures only show that the benchmark works.")
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
