@@ -32,7 +32,7 @@ PATIENCE_ANSWERS = 4.0
 AVERAGE_WEIGHT = 1 / 16
 """The weight of one answer in the average time of an answer."""
 STUCK_SECONDS = 1.0
-"""How long calls that ignore their cancellation use all room before this module logs `provider_calls_stuck`."""
+"""How long calls that ignore their cancellation use half of the room before this module logs `provider_calls_stuck`."""
 
 log = logs.get()
 
@@ -247,7 +247,7 @@ class ProviderCalls:
             for call in turn.stopped:
                 self._stuck -= 1
                 self._stop(call)
-            self._stuck_since = (self._stuck_since or now) if self._stuck >= self._concurrency else None
+            self._stuck_since = (self._stuck_since or now) if 2 * self._stuck >= self._concurrency else None
             self._begun_batch = max(self._begun_batch, turn.begun_batch or 0)
             for waiter in self._waiters:
                 waiter.check(self._begun_batch)

@@ -145,11 +145,6 @@ def test_calls_share_a_connection_and_keep_no_cookie() -> None:
     assert b"cookie" not in server.requests[1].lower()
 
 
-def test_an_answer_of_http_1_0_counts() -> None:
-    assert calls(RawProvider(answer(payment(), version="1.0")), authorize) == Authorized()
-    assert calls(RawProvider(b"HTTP/1.0 200 OK\r\n\r\n" + payment().encode()), authorize) == Authorized()
-
-
 BOMB = gzip.compress(b'{"key": "' + b"0" * 50_000_000)
 REDIRECT = answer("", "307 Temporary Redirect", "Location: /v1/payments")
 
@@ -185,6 +180,9 @@ UNKNOWN: dict[str, tuple[bytes, str]] = {
     "a redirect": (REDIRECT, "status 307"),
     "a redirect to another host": (answer("", "302 Found", "Location: http://192.0.2.1/"), "status 302"),
     "201": (answer(payment(), "201 Created"), "status 201"),
+    "HTTP/1.0": (answer(payment(), version="1.0"), "not of HTTP/1.1"),
+    "HTTP/1.0 without a length": (b"HTTP/1.0 200 OK\r\n\r\n" + payment().encode(), "not of HTTP/1.1"),
+    "a refusal of HTTP/1.0": (answer("", "503 Busy", version="1.0"), "not of HTTP/1.1"),
     "204": (b"HTTP/1.1 204 No Content\r\n\r\n", "status 204"),
     "400": (answer('{"title": "Invalid", "detail": "no such currency"}', "400 Bad"), "status 400: no such currency"),
     "404": (answer("", "404 Not Found"), "status 404"),

@@ -349,6 +349,24 @@ def test_a_call_without_an_answer_ends_at_its_time_limit(provider: Provider) -> 
         assert [context.timeout_seconds for context in provider.contexts] == [0.05, 0.05]
 
 
+def test_calls_that_ignore_their_time_limit_and_use_half_of_the_room_are_logged(
+    provider: Provider, lines: list[tuple[str, dict[str, Any]]]
+) -> None:
+    """New orders may use 60 % of the room only. So their stuck calls never use all of it."""
+    clock = Clock()
+    provider.ignores_cancellation = True
+    with started(provider, 20, timeout_seconds=0.05, clock=clock) as calls:
+        calls.begin(requests("order", 12), held=False)
+        begun(provider, 12)
+        clock.now += 1
+        assert len(collected(calls, 12)) == 12
+        clock.now += STUCK_SECONDS
+        assert calls.room("new") == 0
+        assert ("provider_calls_stuck", {"calls": 12}) in lines
+        for number in range(12):
+            provider.answer(f"order-{number}", Authorized())
+
+
 def test_calls_that_ignore_their_time_limit_are_unanswered_but_keep_their_room(
     provider: Provider, lines: list[tuple[str, dict[str, Any]]]
 ) -> None:

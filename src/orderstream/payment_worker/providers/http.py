@@ -144,6 +144,9 @@ class HttpPaymentProvider:
             async with self._pool().post(
                 url, headers=headers, data=body, timeout=limits, allow_redirects=False
             ) as response:
+                if response.version != aiohttp.HttpVersion11:
+                    # A body of HTTP/1.0 may end with the connection, so that a part of it looks like all of it.
+                    raise ProviderUnavailableError("the answer is not of HTTP/1.1")
                 if response.status in (429, 503):
                     raise ProviderRefusedError(f"status {response.status}", _retry_after_seconds(response))
                 content = await _content(response)
