@@ -12,6 +12,7 @@ import redis
 
 from orderstream import cache
 from orderstream.cache import AsyncCache, CacheInvalidator, Entry, Fill, Lease, PendingDeletes
+from orderstream.local.processes import ports
 from tests.support.valkeys import valkey
 from tests.support.waiting import wait_until
 
@@ -214,7 +215,9 @@ def test_no_entry_is_served_from_a_cluster(tmp_path: Path) -> None:
         assert not await other.bar(["a", "b"])
         assert await reader.look_up(["a"]) == ["unreachable"]
 
-    options = {"dir": str(tmp_path), "cluster_enabled": "yes"}
+    # By default the bus of the cluster has a port that is 10,000 higher. Another program may use it.
+    bus = str(ports.pick(["bus"], {})["bus"])
+    options = {"dir": str(tmp_path), "cluster_enabled": "yes", "cluster_port": bus}
     with valkey(tmp_path / "log", **options) as url, redis.Redis.from_url(url) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         wait_until(lambda: client.cluster("INFO")["cluster_state"] == "ok", 20, "the cluster is ready")
