@@ -2,21 +2,16 @@
 
 import asyncio
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
-from functools import partial
 from typing import Any, cast
 
 import pytest
 
 from orderstream.domain.payment import (
     Authorized,
-    Charge,
     Declined,
     InFlight,
     NothingToVoid,
@@ -25,148 +20,29 @@ from orderstream.domain.payment import (
     Unanswered,
     Voided,
 )
-from orderstream.payment_worker import call_loop, call_report
-from orderstream.payment_worker import calls as calls_module
-from orderstream.payment_worker.breaker import FAILURES_MAX, OPEN_MAX_SECONDS, RETRY_AFTER_MAX_SECONDS
-from orderstream.payment_worker.call import Ended, Request
+from orderstream.payment_worker.breaker import RETRY_AFTER_MAX_SECONDS
+from orderstream.payment_worker.call import Ended
 from orderstream.payment_worker.calls import HELD_SECONDS, STUCK_SECONDS, ProviderCalls
-from orderstream.payment_worker.lanes import LANES, Lane
+from orderstream.payment_worker.lanes import LANES
 from orderstream.payment_worker.providers.protocol import (
-    CallContext,
     ProviderRefusedError,
     ProviderUnavailableError,
 )
 from orderstream.telemetry import metrics
-from orderstream.telemetry.tracing import NO_TRACE, RecordedSpan, TraceContext, Tracer
+from orderstream.telemetry.tracing import RecordedSpan, TraceContext, Tracer
 from tests.support.waiting import wait_until
-
-LIMIT_SECONDS = 10.0
-TRACER = Tracer(None, 0)
-SAMPLED = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)
-
-
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Provider:
-    """Answers a call as `answers` says, or at the time when the test says so."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, object] = {}
-        """The answers that are given at once, by order id. An exception is raised."""
-        self.running: dict[str, asyncio.Future[Any]] = {}
-        self.begun: list[str] = []
-        self.contexts: list[CallContext] = []
-        self.most = 0
-        self.ignores_cancellation = False
-        self.is_closed = False
-
-    async def authorize(self, charge: Charge, call: CallContext) -> Authorized | Declined | Pending:
-        self.contexts.append(call)
-        return cast("Authorized | Declined | Pending", await self._answer(charge.order_id))
-
-    async def void(self, order_id: str, call: CallContext) -> Voided | NothingToVoid:
-        self.contexts.append(call)
-        return cast("Voided | NothingToVoid", await self._answer(order_id))
-
-    async def close(self) -> None:
-        self.is_closed = True
-
-    async def _answer(self, order_id: str) -> object:
-        self.begun.append(order_id)
-        if order_id in self.answers:
-            answer = self.answers[order_id]
-            if isinstance(answer, BaseException):
-                raise answer
-            return answer
-        future = asyncio.get_running_loop().create_future()
-        self.running[order_id] = future
-        self.most = max(self.most, len(self.running))
-        try:
-            while True:
-                try:
-                    return await asyncio.shield(future)
-                except asyncio.CancelledError:
-                    if not self.ignores_cancellation or future.cancelled():
-                        raise
-        finally:
-            del self.running[order_id]
-
-    def answer(self, order_id: str, answer: object) -> None:
-        """Let a running call return `answer`."""
-        wait_until(lambda: order_id in self.running, LIMIT_SECONDS, f"the call for {order_id} runs")
-        future = self.running[order_id]
-        future.get_loop().call_soon_threadsafe(future.set_result, answer)
-
-    def cancel_all(self) -> None:
-        """End the calls that ignore cancellation."""
-        for future in list(self.running.values()):
-            future.get_loop().call_soon_threadsafe(future.cancel)
-
-
-def request(
-    order_id: str, lane: Lane = "new", attempts: int = 0, subject: object = None, trace: TraceContext = NO_TRACE
-) -> Request:
-    accepted_at = datetime(2026, 1, 1, tzinfo=UTC)
-    charge = None if lane.startswith("void") else Charge(order_id, Decimal("12.50"), "EUR", accepted_at)
-    return Request(order_id, lane, attempts, charge, trace, subject)
-
-
-def requests(name: str, number: int, lane: Lane = "new") -> list[Request]:
-    return [request(f"{name}-{index}", lane) for index in range(number)]
-
-
-@contextmanager
-def started(
-    provider: Provider,
-    concurrency: int = 100,
-    timeout_seconds: float = 10.0,
-    clock: Callable[[], float] | None = None,
-    tracer: Tracer = TRACER,
-) -> Iterator[ProviderCalls]:
-    """Run calls until the block ends."""
-    calls = ProviderCalls(provider, concurrency, timeout_seconds, tracer, clock or time.monotonic)
-    calls.start()
-    try:
-        yield calls
-    finally:
-        calls.close(0.1)
-
-
-def collected(calls: ProviderCalls, number: int) -> dict[str, object]:
-    """Wait for `number` ended calls, and return their outcomes by order id."""
-    wait_until(lambda: len(calls.ended(1_000)) >= number, LIMIT_SECONDS, f"{number} calls have ended")
-    return {ended.request.order_id: ended.outcome for ended in calls.ended(1_000)}
-
-
-def begun(provider: Provider, number: int) -> None:
-    wait_until(lambda: len(provider.begun) >= number, LIMIT_SECONDS, f"{number} calls have begun")
-
-
-@pytest.fixture
-def provider() -> Provider:
-    return Provider()
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """Return the log lines of the calls: event and fields."""
-    found: list[tuple[str, dict[str, Any]]] = []
-
-    class Log:
-        def __getattr__(self, _level: str) -> Callable[..., None]:
-            return lambda event, **fields: found.append((event, fields))
-
-    for module in (call_report, calls_module, call_loop):
-        monkeypatch.setattr(module, "log", Log())
-    return found
+from tests.unit.payment_worker.calling import (
+    LIMIT_SECONDS,
+    SAMPLED,
+    TRACER,
+    Clock,
+    Provider,
+    begun,
+    collected,
+    request,
+    requests,
+    started,
+)
 
 
 def test_calls_answered_at_once_are_returned_within_the_time_of_the_batch(provider: Provider) -> None:
@@ -388,185 +264,6 @@ def test_calls_that_ignore_their_time_limit_are_unanswered_but_keep_their_room(
         assert calls.ended(10) == []
         provider.answer("order-1", Authorized())
         wait_until(lambda: calls.room("new") == 2, LIMIT_SECONDS, "the room is free")
-
-
-def test_voids_that_hang_delay_neither_new_orders_nor_the_first_voids_of_others(provider: Provider) -> None:
-    """1,000 voids hang: the first attempts fill their lane, and further attempts fill another lane."""
-    clock = Clock()
-    with started(provider, 1_000, clock=clock) as calls:
-        calls.begin(requests("hangs", 1_000, "void"), held=False)
-        begun(provider, 300)
-        assert {lane: calls.room(lane) for lane in LANES} == {"new": 500, "retry": 100, "void": 0, "void_retry": 100}
-        clock.now += 1.5
-        calls.make_room("void")
-        ended = collected(calls, 300)
-        assert set(ended.values()) == {Unanswered()}
-        calls.forget("void", ended)
-        wait_until(lambda: calls.room("void") == 300, LIMIT_SECONDS, "the calls have ended")
-        calls.begin([request(order_id, "void_retry", 1) for order_id in ended], held=False)
-        begun(provider, 500)
-        assert {lane: calls.room(lane) for lane in LANES} == {"new": 500, "retry": 100, "void": 200, "void_retry": 0}
-        provider.answers = {"healthy": Voided(), "order": Authorized()}
-        calls.begin([request("healthy", "void"), request("order")], held=False)
-        assert collected(calls, 2) == {"healthy": Voided(), "order": Authorized()}
-
-
-def test_make_room_ends_only_calls_that_took_longer_than_their_share(provider: Provider) -> None:
-    clock = Clock()
-    with started(provider, 10, clock=clock) as calls:
-        calls.begin([request("first", "void"), request("again", "void", 1)], held=False)
-        begun(provider, 2)
-        clock.now += 1.5
-        calls.begin([request("late", "void")], held=False)
-        begun(provider, 3)
-        calls.make_room("new")
-        calls.make_room("void")
-        assert collected(calls, 1) == {"first": Unanswered()}
-        clock.now += 0.6
-        calls.forget("void", ["first"])
-        wait_until(lambda: calls.room("void") == 1, LIMIT_SECONDS, "the call has ended")
-        calls.begin([request("next", "void")], held=False)
-        begun(provider, 4)
-        calls.make_room("void")
-        assert collected(calls, 1) == {"again": Unanswered()}
-
-
-def test_make_room_gives_calls_four_times_the_time_of_an_average_answer(provider: Provider) -> None:
-    clock = Clock()
-    with started(provider, 10, clock=clock) as calls:
-        calls.begin([request("answered", "void")], held=False)
-        begun(provider, 1)
-        clock.now += 1
-        provider.answer("answered", Voided())
-        collected(calls, 1)
-        calls.forget("void", ["answered"])
-        calls.begin(requests("hangs", 3, "void"), held=False)
-        begun(provider, 4)
-        clock.now += 4
-        calls.make_room("void")
-        calls.begin([request("probe")], held=False)
-        begun(provider, 5)
-        assert calls.ended(10) == []
-        clock.now += 0.1
-        calls.make_room("void")
-        assert len(collected(calls, 3)) == 3
-
-
-def test_make_room_waits_longer_if_the_provider_answers_no_other_call_meanwhile(provider: Provider) -> None:
-    """It may have become slow. If no call could last until its answer, no order would ever be paid."""
-    clock = Clock()
-    with started(provider, 10, clock=clock) as calls:
-        calls.begin(requests("first", 6), held=False)
-        begun(provider, 6)
-        clock.now += 1.5
-        calls.make_room("new")
-        calls.forget("authorize", collected(calls, 6))
-        wait_until(lambda: calls.room("new") == 6, LIMIT_SECONDS, "the calls have ended")
-        calls.begin(requests("next", 6), held=False)
-        begun(provider, 12)
-        clock.now += 2.9
-        calls.make_room("new")
-        provider.answer("next-0", Authorized())
-        assert collected(calls, 1) == {"next-0": Authorized()}
-
-
-def test_make_room_does_not_wait_longer_if_the_provider_answers_other_calls(provider: Provider) -> None:
-    clock = Clock()
-    with started(provider, 10, clock=clock) as calls:
-        for number in range(2):
-            calls.begin(requests(f"hangs-{number}", 6), held=False)
-            begun(provider, 7 * number + 6)
-            clock.now += 1.5
-            provider.answers["void"] = Voided()
-            calls.begin([request("void", "void")], held=False)
-            collected(calls, 1)
-            calls.forget("void", ["void"])
-            calls.make_room("new")
-            calls.forget("authorize", collected(calls, 6))
-            wait_until(lambda: calls.room("new") == 6, LIMIT_SECONDS, "the calls have ended")
-
-
-def test_make_room_can_end_a_call_of_another_lane_that_uses_shared_room(provider: Provider) -> None:
-    clock = Clock()
-    with started(provider, 10, clock=clock) as calls:
-        calls.begin([request("oldest")], held=False)
-        begun(provider, 1)
-        clock.now += 1
-        calls.begin([*requests("new", 5), *requests("void", 2, "void")], held=False)
-        begun(provider, 8)
-        assert {lane: calls.room(lane) for lane in LANES} == {"new": 0, "retry": 1, "void": 0, "void_retry": 1}
-        clock.now += 2
-        calls.make_room("void")
-        assert collected(calls, 3) == dict.fromkeys(["oldest", "void-0", "void-1"], Unanswered())
-
-
-def test_with_room_for_one_call_each_lane_gets_its_turn(provider: Provider) -> None:
-    clock = Clock()
-    with started(provider, 1, clock=clock) as calls:
-        calls.begin([request("new")], held=False)
-        begun(provider, 1)
-        lanes: list[Lane] = ["void", "retry", "void_retry"]
-        for number, lane in enumerate(lanes):
-            clock.now += 11
-            calls.make_room(lane)
-            collected(calls, 1)
-            (ended,) = calls.ended(2)
-            calls.forget(ended.request.kind, [ended.request.order_id])
-            wait_until(partial(calls.room, lane), LIMIT_SECONDS, "the call has ended")
-            assert (calls.room(lane), calls.room("new")) == (1, 0)
-            calls.begin([request("new-2"), request(lane, lane)], held=False)
-            begun(provider, number + 2)
-        assert provider.most == 1
-
-
-def test_the_breaker_stops_the_calls_to_a_provider_that_refuses_them(
-    provider: Provider, lines: list[tuple[str, dict[str, Any]]]
-) -> None:
-    clock = Clock()
-    with started(provider, clock=clock) as calls:
-        batch = requests("order", FAILURES_MAX)
-        provider.answers = {made.order_id: ProviderRefusedError("503", 20) for made in batch}
-        calls.begin(batch, held=False)
-        collected(calls, FAILURES_MAX)
-        assert {calls.room(lane) for lane in LANES} == {0}
-        clock.now += 19
-        assert (calls.state().breaker, calls.state().open_seconds) == ("open", 19)
-        calls.begin([request("stopped")], held=False)
-        clock.now += 1
-        assert calls.state().breaker == "half_open"
-        assert [calls.room(lane) for lane in LANES] == [2, 2, 2, 2]
-        calls.begin([request("new"), request("void", "void")], held=False)
-        provider.answer("void", NothingToVoid())
-        collected(calls, FAILURES_MAX + 1)
-        assert (calls.state().breaker, calls.state().open_seconds) == ("closed", None)
-        assert "stopped" not in provider.begun
-    assert [event for event, _ in lines] == [
-        *("provider_breaker_opened", "provider_failed", "provider_breaker_closed"),
-    ]
-
-
-def test_a_probe_has_less_time_so_that_a_return_of_the_provider_is_seen_soon(provider: Provider) -> None:
-    clock = Clock()
-    with started(provider, clock=clock) as calls:
-        batch = requests("order", FAILURES_MAX)
-        provider.answers = {made.order_id: ProviderUnavailableError("reset") for made in batch}
-        calls.begin(batch, held=False)
-        collected(calls, FAILURES_MAX)
-        clock.now += OPEN_MAX_SECONDS
-        calls.begin([request("probe")], held=False)
-        begun(provider, FAILURES_MAX + 1)
-        assert provider.contexts[-1].timeout_seconds == 1
-
-
-def test_calls_that_make_room_ends_do_not_open_the_breaker(provider: Provider) -> None:
-    clock = Clock()
-    with started(provider, clock=clock) as calls:
-        calls.begin(requests("hangs", 30, "void"), held=False)
-        begun(provider, 30)
-        clock.now += 1.5
-        calls.make_room("void")
-        collected(calls, 30)
-        assert calls.state().breaker == "closed"
 
 
 def test_close_waits_for_calls_and_then_closes_the_provider(provider: Provider) -> None:
