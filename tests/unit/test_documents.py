@@ -14,14 +14,14 @@ import msgspec
 import pytest
 from starlette.routing import Route
 
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.problems import Problem
 from orderstream.api_gateway.routes import Health, OrderHandlers, router
 from orderstream.audit import charges, check
 from orderstream.cli import main
 from orderstream.domain.events import PAYLOADS, TOPICS, topic_of
 from orderstream.domain.order import FailureReason, Status, derive
 from orderstream.domain.saga import CONSUMER_GROUPS
+from orderstream.http_server import problems
+from orderstream.http_server.problems import Problem
 from orderstream.inventory_worker.handler import InventoryHandler
 from orderstream.kafka.envelope import Reason
 from orderstream.kafka.topics import dead_letter_topic

@@ -9,8 +9,6 @@ import uvloop
 from psycopg.rows import tuple_row
 
 from orderstream.api_gateway.batcher import TryAgainError
-from orderstream.api_gateway.http.server import Server, allow_connections, listen
-from orderstream.api_gateway.http.server_state import Limits
 from orderstream.api_gateway.orders.backpressure import OutboxLimit
 from orderstream.api_gateway.orders.canceller import Canceller
 from orderstream.api_gateway.orders.key_owners import KeyOwners
@@ -21,6 +19,8 @@ from orderstream.api_gateway.process_pages import serve_process_pages
 from orderstream.api_gateway.routes import Health, OrderHandlers, router
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
+from orderstream.http_server.server import Server, allow_connections, listen
+from orderstream.http_server.server_state import Limits
 from orderstream.postgres.faults import UnsuitableServerError
 from orderstream.process.drain import limit_drain
 from orderstream.settings import Settings

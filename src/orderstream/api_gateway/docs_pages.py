@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.endpoint import Request, Response
 from orderstream.api_gateway.openapi import document
+from orderstream.http_server import problems
+from orderstream.http_server.endpoint import Request, Response
 
 _PAGE = b"""<!DOCTYPE html>
 <html lang="en">

@@ -4,10 +4,10 @@ from typing import Any
 
 import msgspec
 
-from orderstream.api_gateway.http.problems import ProblemBody
 from orderstream.api_gateway.orders.idempotency import KEY_MAX_CHARACTERS
 from orderstream.api_gateway.orders.waiters import WAIT_MAX_SECONDS
 from orderstream.api_gateway.schemas import OrderAccepted, OrderRequest, OrderView
+from orderstream.http_server.problems import ProblemBody
 
 _DESCRIPTION = (
     "Accepts orders and returns their state. This is an API for servers. It sends no CORS headers and answers OPTIONS"

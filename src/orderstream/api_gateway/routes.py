@@ -13,11 +13,6 @@ from starlette.types import Receive
 
 from orderstream.api_gateway.batcher import QueueFullError, TryAgainError
 from orderstream.api_gateway.docs_pages import docs_asset, docs_page, openapi_json
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.conditions import entity_tag, read_condition
-from orderstream.api_gateway.http.endpoint import DisconnectedError, Endpoint, Handler, Request, Response
-from orderstream.api_gateway.http.problems import RETRY_AFTER_SECONDS, Problem, Violation
-from orderstream.api_gateway.http.request_body import BodyReader
 from orderstream.api_gateway.orders.backpressure import OutboxLimit
 from orderstream.api_gateway.orders.canceller import Cancellation, Canceller, FailedError, PreconditionFailedError
 from orderstream.api_gateway.orders.idempotency import IdempotencyKey, read_key, request_hash
@@ -29,6 +24,11 @@ from orderstream.api_gateway.orders.waiters import Waiters, preferred_wait
 from orderstream.api_gateway.orders.writer import SQL, KeyReusedError, NewOrder, RefusedError, Stored, Writer
 from orderstream.api_gateway.schemas import OrderAccepted
 from orderstream.api_gateway.session import BUDGET_SECONDS, Session
+from orderstream.http_server import problems
+from orderstream.http_server.conditions import entity_tag, read_condition
+from orderstream.http_server.endpoint import DisconnectedError, Endpoint, Handler, Request, Response
+from orderstream.http_server.problems import RETRY_AFTER_SECONDS, Problem, Violation
+from orderstream.http_server.request_body import BodyReader
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import Tracer
 

@@ -9,8 +9,8 @@ from typing import Any
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orderstream.api_gateway.http.connection import Connection
-from orderstream.api_gateway.http.server_state import Limits, ServerState
+from orderstream.http_server.connection import Connection
+from orderstream.http_server.server_state import Limits, ServerState
 from orderstream.telemetry.tracing import Tracer
 
 LIMIT_SECONDS = 20

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from orderstream.api_gateway.http.conditions import Condition
 from orderstream.api_gateway.orders.canceller import Cancellation, Canceller, PreconditionFailedError
 from orderstream.api_gateway.orders.reader import OrderDocument
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
+from orderstream.http_server.conditions import Condition
 from orderstream.postgres.connect import Connection
 from orderstream.telemetry.tracing import NO_TRACE
 from tests.integration.api_gateway.conftest import Gateway

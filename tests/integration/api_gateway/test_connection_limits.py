@@ -5,10 +5,10 @@ import contextlib
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from orderstream.api_gateway.http import connection as connection_module
-from orderstream.api_gateway.http.connection import BODY_BUFFER_MAX_BYTES, QUEUED_REQUESTS_MAX
-from orderstream.api_gateway.http.request_head import HEAD_MAX_BYTES, TARGET_MAX_BYTES
-from orderstream.api_gateway.http.server_state import READ_MAX_BYTES
+from orderstream.http_server import connection as connection_module
+from orderstream.http_server.connection import BODY_BUFFER_MAX_BYTES, QUEUED_REQUESTS_MAX
+from orderstream.http_server.request_head import HEAD_MAX_BYTES, TARGET_MAX_BYTES
+from orderstream.http_server.server_state import READ_MAX_BYTES
 from tests.integration.api_gateway.conftest import Gateway
 from tests.integration.api_gateway.serving import HeldApp, read_all, respond, run, serving, until
 from tests.integration.api_gateway.test_server import LIVE, read_response

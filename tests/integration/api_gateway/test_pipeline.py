@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from orderstream.api_gateway.http import request_head
-from orderstream.api_gateway.http.connection import QUEUED_REQUESTS_MAX
+from orderstream.http_server import request_head
+from orderstream.http_server.connection import QUEUED_REQUESTS_MAX
 from orderstream.postgres.connect import Connection
 from tests.integration.api_gateway.conftest import Gateway, Start
 from tests.integration.api_gateway.serving import HeldApp, read_all, respond, run, serving, until

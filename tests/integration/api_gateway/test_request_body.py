@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from orderstream.api_gateway.http.endpoint import Request
-from orderstream.api_gateway.http.problems import Problem
-from orderstream.api_gateway.http.request_body import BodyReader
+from orderstream.http_server.endpoint import Request
+from orderstream.http_server.problems import Problem
+from orderstream.http_server.request_body import BodyReader
 from orderstream.telemetry.tracing import NO_TRACE, Tracer
 
 

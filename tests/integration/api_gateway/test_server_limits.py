@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from orderstream.api_gateway.http import server_state
-from orderstream.api_gateway.http.connection import Connection as ServedConnection
-from orderstream.api_gateway.http.server_state import READ_MAX_BYTES, peer_of
+from orderstream.http_server import server_state
+from orderstream.http_server.connection import Connection as ServedConnection
+from orderstream.http_server.server_state import READ_MAX_BYTES, peer_of
 from tests.integration.api_gateway.conftest import Start
 from tests.integration.api_gateway.serving import HeldApp, read_all, respond, run, serving, until
 from tests.integration.api_gateway.test_server import LIVE, POST, read_response, read_to_the_end

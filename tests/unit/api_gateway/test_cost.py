@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.conditions import read_condition
-from orderstream.api_gateway.http.request_body import BODY_MAX_BYTES, _is_encoded, _is_json
 from orderstream.api_gateway.orders.parsing import InvalidOrderError, read_order
 from orderstream.api_gateway.orders.waiters import preferred_wait
+from orderstream.http_server import problems
+from orderstream.http_server.conditions import read_condition
+from orderstream.http_server.request_body import BODY_MAX_BYTES, _is_encoded, _is_json
 from orderstream.telemetry.tracing import TraceContext, parse
 from tests.support.bodies import many, order
 from tests.support.samples import ORDER_ID

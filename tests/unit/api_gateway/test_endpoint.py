@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from starlette.types import Message
 
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.endpoint import (
+from orderstream.http_server import problems
+from orderstream.http_server.endpoint import (
     TRACESTATE_MAX_BYTES,
     DisconnectedError,
     Endpoint,

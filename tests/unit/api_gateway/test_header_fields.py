@@ -2,9 +2,9 @@
 
 import pytest
 
-from orderstream.api_gateway.http.conditions import Condition, entity_tag, read_condition
-from orderstream.api_gateway.http.header_fields import PARTS_MAX, entity_tags, media_type, preferences
-from orderstream.api_gateway.http.request_body import _declares_more_than, _is_encoded, _is_json
+from orderstream.http_server.conditions import Condition, entity_tag, read_condition
+from orderstream.http_server.header_fields import PARTS_MAX, entity_tags, media_type, preferences
+from orderstream.http_server.request_body import _declares_more_than, _is_encoded, _is_json
 
 
 @pytest.mark.parametrize(

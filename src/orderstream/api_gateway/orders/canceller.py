@@ -13,12 +13,12 @@ import psycopg
 from msgspec import Struct
 
 from orderstream.api_gateway.batcher import Batcher, PendingCall, TryAgainError
-from orderstream.api_gateway.http.conditions import NO_CONDITION, Condition, entity_tag
 from orderstream.api_gateway.orders.reader import OrderDocument, read_documents
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
 from orderstream.domain.events import order_aborted, order_updated
 from orderstream.domain.order import Order, OrderState, cancel, settled
+from orderstream.http_server.conditions import NO_CONDITION, Condition, entity_tag
 from orderstream.postgres import outbox
 from orderstream.postgres.connect import AsyncConnection
 from orderstream.postgres.orders import SQL, changes, locked

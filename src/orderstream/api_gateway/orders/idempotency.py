@@ -11,8 +11,8 @@ import re
 import msgspec
 from msgspec import Struct
 
-from orderstream.api_gateway.http import problems
 from orderstream.domain.events import OrderCreated
+from orderstream.http_server import problems
 
 KEY_MAX_CHARACTERS = 255
 

@@ -9,13 +9,13 @@ from decimal import Decimal
 import msgspec
 from msgspec import Raw, Struct
 
-from orderstream.api_gateway.http.problems import Violation
 from orderstream.api_gateway.orders.quantity import quantity
 from orderstream.api_gateway.orders.violations import violations
 from orderstream.api_gateway.schemas import ItemsOf, MoneyIn, OrderItem, OrderRequest, Sku, UserId
 from orderstream.domain.events import Item, OrderCreated
 from orderstream.domain.limits import QTY_MAX
 from orderstream.domain.money import MINOR_DIGITS, in_currency, parse
+from orderstream.http_server.problems import Violation
 
 _COLONS_OF_ORDER, _COLONS_OF_ITEM = 4, 3
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from orderstream.api_gateway.http.problems import Violation
 from orderstream.api_gateway.orders.quantity import QuantityError, quantity
 from orderstream.domain.limits import ITEMS_MAX, QTY_MAX, SKU_MAX_CHARACTERS, USER_ID_MAX_CHARACTERS
 from orderstream.domain.money import MINOR_DIGITS, MoneyError, in_currency, parse
+from orderstream.http_server.problems import Violation
 
 VIOLATIONS_MAX = 5_000
 MARKS_MAX = 20_000

@@ -14,8 +14,8 @@ import psycopg
 from psycopg.rows import scalar_row
 
 from orderstream.api_gateway.batcher import TryAgainError
-from orderstream.api_gateway.http.header_fields import preferences
 from orderstream.api_gateway.session import Session
+from orderstream.http_server.header_fields import preferences
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
 

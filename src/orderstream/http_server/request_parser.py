@@ -8,9 +8,9 @@ from typing import Protocol
 
 import httptools
 
-from orderstream.api_gateway.http import problems, request_head
-from orderstream.api_gateway.http.problems import Problem
-from orderstream.api_gateway.http.request_head import FIELDS_MAX, HEAD_MAX_BYTES, TARGET_MAX_BYTES, Fields, RequestHead
+from orderstream.http_server import problems, request_head
+from orderstream.http_server.problems import Problem
+from orderstream.http_server.request_head import FIELDS_MAX, HEAD_MAX_BYTES, TARGET_MAX_BYTES, Fields, RequestHead
 from orderstream.telemetry import logs
 
 _HEAD_END = b"\r\n\r\n"

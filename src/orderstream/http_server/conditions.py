@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from orderstream.api_gateway.http.header_fields import entity_tags
+from orderstream.http_server.header_fields import entity_tags
 
 
 class Condition(Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from orderstream.api_gateway.http.server_state import ServerState
+from orderstream.http_server.server_state import ServerState
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_MAX_BYTES = 16 * 1024

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from orderstream.api_gateway.http import problems
+from orderstream.http_server import problems
 
 HEAD_MAX_BYTES = 64 * 1024
 FIELDS_MAX = 100

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp
 
-from orderstream.api_gateway.http.connection import DRAIN_LINGER_SECONDS, Connection
-from orderstream.api_gateway.http.server_state import REFUSED_CONNECTIONS_MAX, Limits, ServerState
+from orderstream.http_server.connection import DRAIN_LINGER_SECONDS, Connection
+from orderstream.http_server.server_state import REFUSED_CONNECTIONS_MAX, Limits, ServerState
 from orderstream.telemetry.tracing import Tracer
 
 BACKLOG = 4_096

@@ -5,16 +5,16 @@ The parser turns bytes into requests. The pipeline works on one request after th
 
 import asyncio
 
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.deadline import Deadline
-from orderstream.api_gateway.http.exchange import Exchange, asgi_scope
-from orderstream.api_gateway.http.pipeline import Pipeline
-from orderstream.api_gateway.http.problems import Headers, Problem
-from orderstream.api_gateway.http.request_head import Fields, RequestHead
-from orderstream.api_gateway.http.request_parser import RequestParser
-from orderstream.api_gateway.http.response_head import response_head
-from orderstream.api_gateway.http.server_state import READ_MAX_BYTES, ServerState
-from orderstream.api_gateway.http.transport import ClientTransport
+from orderstream.http_server import problems
+from orderstream.http_server.deadline import Deadline
+from orderstream.http_server.exchange import Exchange, asgi_scope
+from orderstream.http_server.pipeline import Pipeline
+from orderstream.http_server.problems import Headers, Problem
+from orderstream.http_server.request_head import Fields, RequestHead
+from orderstream.http_server.request_parser import RequestParser
+from orderstream.http_server.response_head import response_head
+from orderstream.http_server.server_state import READ_MAX_BYTES, ServerState
+from orderstream.http_server.transport import ClientTransport
 
 KEEP_ALIVE_SECONDS = 65
 QUEUED_REQUESTS_MAX = 16

@@ -1,9 +1,9 @@
 """Reads the bodies of requests, with a limit for each body (413) and a limit for all arriving bodies together (503)."""
 
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.endpoint import DisconnectedError, Request
-from orderstream.api_gateway.http.header_fields import media_type
-from orderstream.api_gateway.http.request_head import LENGTH_MAX_DIGITS
+from orderstream.http_server import problems
+from orderstream.http_server.endpoint import DisconnectedError, Request
+from orderstream.http_server.header_fields import media_type
+from orderstream.http_server.request_head import LENGTH_MAX_DIGITS
 
 BODY_MAX_BYTES = 1 << 20
 BODIES_MAX_BYTES = 64 << 20

@@ -11,8 +11,8 @@ from msgspec import Struct
 from prometheus_client import Counter, Histogram
 from starlette.types import Receive, Scope, Send
 
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.problems import Problem
+from orderstream.http_server import problems
+from orderstream.http_server.problems import Problem
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Span, TraceContext, Tracer
 

@@ -4,7 +4,7 @@ import time
 from email.utils import formatdate
 from http import HTTPStatus
 
-from orderstream.api_gateway.http.problems import Headers
+from orderstream.http_server.problems import Headers
 
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _CLOSE = ((b"connection", b"close"),)

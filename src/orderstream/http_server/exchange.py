@@ -5,8 +5,8 @@ from typing import Protocol
 
 from starlette.types import Message, Scope
 
-from orderstream.api_gateway.http.problems import Headers, Problem
-from orderstream.api_gateway.http.request_head import Fields, RequestHead
+from orderstream.http_server.problems import Headers, Problem
+from orderstream.http_server.request_head import Fields, RequestHead
 
 
 class Responder(Protocol):

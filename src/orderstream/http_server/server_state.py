@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from msgspec import Struct
 from starlette.types import ASGIApp, Scope
 
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.exchange import Exchange
-from orderstream.api_gateway.http.problems import Headers, Problem
-from orderstream.api_gateway.http.response_head import DateField
+from orderstream.http_server import problems
+from orderstream.http_server.exchange import Exchange
+from orderstream.http_server.problems import Headers, Problem
+from orderstream.http_server.response_head import DateField
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import NO_TRACE, Tracer
 

@@ -7,10 +7,10 @@ the same pipeline. It never answers an earlier request, nor a request that the a
 from collections import deque
 from typing import Protocol
 
-from orderstream.api_gateway.http import problems
-from orderstream.api_gateway.http.exchange import Exchange
-from orderstream.api_gateway.http.problems import Headers, Problem
-from orderstream.api_gateway.http.server_state import ServerState
+from orderstream.http_server import problems
+from orderstream.http_server.exchange import Exchange
+from orderstream.http_server.problems import Headers, Problem
+from orderstream.http_server.server_state import ServerState
 
 
 class PipelineOwner(Protocol):

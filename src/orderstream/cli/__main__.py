@@ -1,0 +1,5 @@
+"""Runs `python -m orderstream.cli`."""
+
+from orderstream.cli import main
+
+main()
