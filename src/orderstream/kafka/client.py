@@ -86,10 +86,11 @@ def admin(settings: Settings, name: str) -> AdminClient:
     return _make(AdminClient, _common(settings, name), settings.kafka_options)
 
 
-def consumer(settings: Settings, group: str) -> Consumer:
+def consumer(settings: Settings, group: str, overrides: Mapping[str, Any] = _NO_OVERRIDES) -> Consumer:
     """Return a consumer of `group`. It commits no offsets by itself, and begins a new group at the first record.
 
-    KAFKA_TOPIC_PREFIX is added to the group's name. The caller adds it to the names of topics.
+    KAFKA_TOPIC_PREFIX is added to the group's name. The caller adds it to the names of topics. `overrides` are options
+    that KAFKA_OPTIONS overrides.
     """
     return _make(
         Consumer,
@@ -113,6 +114,7 @@ def consumer(settings: Settings, group: str) -> Consumer:
             "queued.max.messages.kbytes": 8_192,
             "enable.partition.eof": False,
             "allow.auto.create.topics": False,
+            **overrides,
         },
         settings.kafka_options,
     )
