@@ -1,4 +1,4 @@
-"""A partition as a key, `(topic, number)`, the offsets that Kafka returns for partitions, and the partition of a key."""
+"""A partition as a key, `(topic, number)`, the offsets that Kafka returns, and the partition of a record's key."""
 
 from collections.abc import Iterable
 
