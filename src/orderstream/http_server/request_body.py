@@ -13,7 +13,7 @@ UTF_8 = ("utf-8", "utf8")
 
 
 class BodyReader:
-    """Reads JSON bodies, and counts the bytes of all bodies that are arriving."""
+    """Reads bodies, and counts the bytes of all bodies that are arriving."""
 
     def __init__(self, limit_bytes: int = BODIES_MAX_BYTES) -> None:
         self._limit_bytes = limit_bytes
@@ -27,8 +27,12 @@ class BodyReader:
         headers = request.headers
         if not _is_json(headers.get(b"content-type", b"")) or _is_encoded(headers.get(b"content-encoding")):
             raise problems.unsupported_media_type()
-        if _declares_more_than(headers.get(b"content-length", b"0"), BODY_MAX_BYTES):
-            raise problems.body_too_large(BODY_MAX_BYTES)
+        return await self.collect(request, BODY_MAX_BYTES)
+
+    async def collect(self, request: Request, max_bytes: int) -> bytes:
+        """Return the body of a request, of any type. Raises Problem 413 or 503, or DisconnectedError."""
+        if _declares_more_than(request.headers.get(b"content-length", b"0"), max_bytes):
+            raise problems.body_too_large(max_bytes)
         # One buffer, because a list of pieces would need 41 bytes of memory for a piece of two bytes.
         body = bytearray()
         more = True
@@ -39,8 +43,8 @@ class BodyReader:
                     raise DisconnectedError
                 body += message["body"]
                 self._held_bytes += len(message["body"])
-                if len(body) > BODY_MAX_BYTES:
-                    raise problems.body_too_large(BODY_MAX_BYTES)
+                if len(body) > max_bytes:
+                    raise problems.body_too_large(max_bytes)
                 if self._held_bytes > self._limit_bytes:
                     raise problems.bodies_full()
                 more = message["more_body"]
