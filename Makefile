@@ -73,7 +73,7 @@ soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/
 contracts: $(READY) ## generate contracts/events/ from the types
 	@$(BIN)/python contracts/generate.py
 
-diagrams: $(READY) ## generate the diagrams of docs/architecture.md from the saga
+diagrams: $(READY) ## generate the diagrams of docs/architecture.md and the sentences of docs/promises.md
 	@$(BIN)/python docs/generate.py
 
 lock: $(READY) ## pin the newest versions of all requirements, with hashes

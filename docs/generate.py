@@ -1,11 +1,13 @@
-"""Writes the diagrams of docs/architecture.md between their markers: `make diagrams`."""
+"""Writes the diagrams of docs/architecture.md and the sentences of docs/promises.md: `make diagrams`."""
 
 import re
 from pathlib import Path
 
+from orderstream.audit.promises import PROMISES
 from orderstream.domain.diagrams import diagrams
 
 PAGE = Path(__file__).parent / "architecture.md"
+PROMISES_PAGE = PAGE.with_name("promises.md")
 
 
 def with_diagrams(text: str) -> str:
@@ -19,9 +21,20 @@ def with_diagrams(text: str) -> str:
     return text
 
 
+def with_promises(text: str) -> str:
+    """Return a page with the current sentence in the row of each promise. Raises ValueError if a row is missing."""
+    for promise in PROMISES:
+        row = re.compile(rf"(?<=^\| {promise.name} \| ).*?(?= \|)", re.MULTILINE)
+        text, places = row.subn(promise.sentence, text)
+        if places != 1:
+            raise ValueError(f"the page must have one row for the promise {promise.name}, and has {places}")
+    return text
+
+
 def main() -> None:
-    """Write the page."""
+    """Write the pages."""
     PAGE.write_text(with_diagrams(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PROMISES_PAGE.write_text(with_promises(PROMISES_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

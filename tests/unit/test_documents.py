@@ -12,10 +12,13 @@ from typing import get_args
 import click
 import msgspec
 import pytest
+from docs.generate import with_promises
 from starlette.routing import Route
 
 from orderstream.api_gateway.routes import Health, OrderHandlers, router
 from orderstream.audit import charges, check
+from orderstream.audit.promises import PROMISES as PROMISES_IN_CODE
+from orderstream.audit.promises import UNCHECKED_HOW
 from orderstream.cli import main
 from orderstream.domain.events import PAYLOADS, TOPICS, topic_of
 from orderstream.domain.order import FailureReason, Status, derive
@@ -267,6 +270,13 @@ def test_every_promise_has_a_row_and_a_check() -> None:
         assert all(link.startswith("../tests/") for link in _LINK.findall(tests))
         assert _LINK.search(where)
         assert _LINK.search(tests)
+
+
+def test_the_page_has_the_sentences_of_the_code_and_every_check_belongs_to_a_promise() -> None:
+    page = PROMISES.read_text(encoding="utf-8")
+    assert with_promises(page) == page, "a sentence has changed: run `make diagrams`"
+    assert {name for promise in PROMISES_IN_CODE for name in promise.checks} == set(CHECKS)
+    assert {promise.name for promise in PROMISES_IN_CODE if not promise.checks} == set(UNCHECKED_HOW)
 
 
 def test_every_check_of_the_audit_is_explained() -> None:

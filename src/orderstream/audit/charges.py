@@ -12,7 +12,7 @@ from decimal import Decimal
 
 from msgspec import Struct
 
-from orderstream.audit.check import SHOWN_PER_PROMISE, Breach
+from orderstream.audit.check import SHOWN_PER_PROMISE, Breach, Progress, Report, no_report
 from orderstream.audit.provider_ledger import Ledger, LedgerError, LedgerPayment
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
@@ -100,25 +100,28 @@ def merged(orders: Iterator[Order], payments: Iterator[LedgerPayment]) -> Iterat
 
 
 def audit_charges(
-    postgres_url: str, ledger: Ledger, grace_seconds: float, retention_days: int = 0
+    postgres_url: str, ledger: Ledger, grace_seconds: float, retention_days: int = 0, report: Report = no_report
 ) -> dict[str, list[Breach]]:
     """Return the breaches of P2 that the ledger shows, at most 100, under the name of this check.
 
     Orders that changed within `grace_seconds` may still have a charge that is to be voided. `retention_days` is
     ORDER_RETENTION_DAYS of the relays: a charge that is older may belong to an order that was removed.
 
-    Raises LedgerError and psycopg.Error.
+    Raises LedgerError, psycopg.Error, and what `report` raises.
     """
     with connect(postgres_url, "audit") as connection:
-        comparison = _Comparison(connection, ledger, grace_seconds, retention_days)
+        comparison = _Comparison(connection, ledger, grace_seconds, retention_days, report)
         return {CHECK: list(itertools.islice(comparison.breaches(), SHOWN_PER_PROMISE))}
 
 
 class _Comparison:
     """One comparison of the ledger with the orders that exist when it begins."""
 
-    def __init__(self, connection: Connection, ledger: Ledger, grace_seconds: float, retention_days: int) -> None:
+    def __init__(
+        self, connection: Connection, ledger: Ledger, grace_seconds: float, retention_days: int, report: Report
+    ) -> None:
         self._connection = connection
+        self._report = report
         self._ledger = ledger
         self._grace_seconds = grace_seconds
         row = connection.execute(SQL["scope"], {"days": retention_days}).fetchone()
@@ -140,7 +143,8 @@ class _Comparison:
     def _orders(self) -> Iterator[Order]:
         """Yield the orders piece by piece. No snapshot is held between two pieces."""
         after = ""
-        while True:
+        for done in itertools.count():
+            self._report(Progress(0, 1, CHECK, done))
             piece = {"after": after, "upto": self._upto, "limit": PIECE_ORDERS, "grace_seconds": self._grace_seconds}
             rows = self._connection.execute(SQL["orders_after"], piece).fetchall()
             yield from (Order(*row) for row in rows)

@@ -1,13 +1,20 @@
 """The commands for the schema, the topics and the audit."""
 # ruff: noqa: PLC0415
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from orderstream.cli.root import main, plain_errors, stack_settings
 
+if TYPE_CHECKING:
+    from orderstream.audit.check import Report
+
 _NOT_CHECKED = 2
+_ERASE_LINE = "\r\x1b[2K"
 
 
 @main.command()
@@ -60,20 +67,26 @@ def audit(grace_seconds: float, ledger_url: str | None, no_ledger: bool) -> None
     """Check the database against the promises. Exit 1 if one is broken, 2 if the check failed."""
     import psycopg
 
-    from orderstream.audit.charges import audit_charges
-    from orderstream.audit.check import audit as check
     from orderstream.audit.check import table
-    from orderstream.audit.provider_ledger import LedgerError, ledger_at
+    from orderstream.audit.provider_ledger import LedgerError
+    from orderstream.audit.whole import audit_all
     from orderstream.local.stack_settings import stack_ledger_url
 
-    with plain_errors(psycopg.Error, LedgerError, exit_code=_NOT_CHECKED):
+    with plain_errors(psycopg.Error, LedgerError, exit_code=_NOT_CHECKED), _progress_line() as report:
         settings = stack_settings()
         url = None if no_ledger else ledger_url or stack_ledger_url(settings)
-        of_ledger = {}
-        if url is not None:
-            with ledger_at(url, settings) as ledger:
-                days = settings.order_retention_days
-                of_ledger = audit_charges(settings.postgres_url, ledger, grace_seconds, days)
-        found = check(settings.postgres_url, grace_seconds) | of_ledger
+        found = audit_all(settings, url, grace_seconds, report)
     click.echo(table(found))
     sys.exit(1 if any(found.values()) else 0)
+
+
+@contextlib.contextmanager
+def _progress_line() -> "Iterator[Report]":
+    """Yield a function that shows the progress on a terminal, in one line on stderr. The line is removed at the end."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    try:
+        yield lambda progress: click.echo(f"{_ERASE_LINE}{progress.text}", err=True, nl=False)
+    finally:
+        click.echo(_ERASE_LINE, err=True, nl=False)

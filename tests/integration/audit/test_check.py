@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from orderstream.audit import check
-from orderstream.audit.check import audit
+from orderstream.audit.check import Progress, StoppedError, audit
 from orderstream.cli import main
 from orderstream.postgres.connect import Connection
 from tests.integration.decisions.orders import place
@@ -158,6 +158,25 @@ def test_the_audit_reads_the_orders_in_pieces_each_in_its_own_snapshot(
     assert {violation.subject for violation in found["p5_settles"]} == set(orders)
     assert ran.count(check.SQL["p5_settles"]) == 6
     assert ran.count(check.SQL["p3_stock_conserved"]) == 1
+
+
+def test_the_audit_reports_its_progress_and_can_be_stopped(
+    database: Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "PIECE_ORDERS", 2)
+    seen: list[Progress] = []
+    audit(postgres_url, 0, seen.append)
+    assert [progress.check for progress in seen if not progress.pieces_done] == list(check.SQL)
+    assert {progress.checks for progress in seen} == {len(check.SQL)}
+    assert [(p.pieces_done, p.pieces) for p in seen if p.check == "p5_settles"] == [(0, 2), (1, 2)]
+    assert seen[0].text == f"0 of {len(check.SQL)} checks, p1_durable: 0 of 2 pieces"
+
+    def stop(progress: Progress) -> None:
+        if progress.check == "p4_confirmed":
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        audit(postgres_url, 0, stop)
 
 
 def test_the_audit_reports_an_open_order_only_after_the_grace_period(database: Connection, postgres_url: str) -> None:
