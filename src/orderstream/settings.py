@@ -152,6 +152,11 @@ def _is_port(text: str) -> bool:
     return text.isascii() and text.isdecimal() and 1 <= int(text) <= _PORT_MAX
 
 
+def _names(value: Any) -> Any:
+    """Convert `a,b` to a tuple of names."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
 KafkaOptions = Annotated[dict[str, str], AfterValidator(_kafka_options)]
 
 
@@ -324,6 +329,19 @@ class Settings(BaseSettings):
         le=36_500,
         description="Days for which a settled and compensated order is kept after its last change. 0: no limit.",
     )
+
+    console_host: str = Field("127.0.0.1", description="Address that the console listens on.")
+    console_port: Port = Field(3100, description="Port of the console.")
+    console_hostnames: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (), description="Further host names of the console, separated by commas."
+    )
+    console_token: str | None = Field(None, repr=False, description="The operator's token.")
+    console_read_token: str | None = Field(None, repr=False, description="A token that may only read.")
+    console_postgres_url: str | None = Field(
+        None, repr=False, description="PostgreSQL for the console, with a role that may do less."
+    )
+    base_url: str = Field("http://127.0.0.1:3000", description="Where the console reaches the HTTP API.")
+    trace_ui_url: str | None = Field(None, description="Address of a trace in another program, with `{traceId}`.")
 
     orderstream_state: str | None = Field(
         None, description="State directory of `orderstream up`. The default is .orderstream."

@@ -84,7 +84,7 @@ def code(text: str) -> str:
 
 def test_the_table_of_settings_matches_the_code() -> None:
     def default(value: object) -> str:
-        if value in (None, {}, ""):
+        if value in (None, {}, "", ()):
             return "none"
         return code(f"{value:g}" if isinstance(value, float) else f"{value}")
 

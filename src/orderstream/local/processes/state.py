@@ -22,6 +22,7 @@ Phase = Literal["starting", "up", "stopping"]
 
 _OURS = {
     "stack.json", "stack.json.new", "secrets.json", "secrets.json.new", "stores", "stores.new", "lock", "logs", "cache",
+    "operator-token", "operator-token.new",
     "postgres", "postgres.new", "postgres-settings", "kafka", "kafka-aot-cache", "kafka-learning", "valkey",
     "valkey-settings", "payment-simulator", "bench", "soak", "benchmark.lock",
 }  # fmt: skip

@@ -1,0 +1,18 @@
+"""The areas of the console: their operations, their pages, and the work that they do in the background."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from starlette.routing import Route
+
+from orderstream.console.context import Console
+from orderstream.console.web.api import Operation
+
+OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = ()
+"""The functions `operations` of the areas' modules `api`."""
+
+PAGES: Sequence[Callable[[Console], list[Route]]] = ()
+"""The functions `routes` of the areas' modules `pages`."""
+
+RUNNING: Sequence[Callable[[Console], AbstractAsyncContextManager[None]]] = ()
+"""The background work of areas. It ends when its context manager ends."""

@@ -1,0 +1,1 @@
+"""What all pages and operations of the console share: access, limits, decoding, problems and templates."""
