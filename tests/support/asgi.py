@@ -18,14 +18,15 @@ class Answer(Struct):
 async def call(
     app: ASGIApp, method: str, path: str, body: Sequence[bytes] = (b"",), headers: dict[str, str] | None = None
 ) -> Answer:
-    """Send one request with a body in the given pieces, and return the response."""
+    """Send one request with a body in the given pieces, and return the response. The path may have a query."""
+    path, _, query = path.partition("?")
     scope = {
         "type": "http",
         "method": method,
         "path": path,
         "raw_path": path.encode(),
         "root_path": "",
-        "query_string": b"",
+        "query_string": query.encode(),
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()],
     }
     pieces = [

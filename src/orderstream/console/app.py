@@ -19,6 +19,7 @@ from orderstream.console import local_stack
 from orderstream.console.areas import OPERATIONS, PAGES, RUNNING
 from orderstream.console.context import Console
 from orderstream.console.stores import Stores
+from orderstream.console.traces import receiver
 from orderstream.console.web import api, openapi
 from orderstream.console.web.access import Access
 from orderstream.console.web.api import Operation
@@ -98,6 +99,7 @@ def application(console: Console, static: StaticFiles, access: Access) -> Guard:
         [
             *SessionPages(access, console.templates, guard).routes(),
             Route("/static/{name}", static.serve),
+            Route(receiver.PATH, receiver.endpoint(console, access)),
             *(route for area in PAGES for route in area(console)),
             *_api_routes(operations),
         ]

@@ -6,9 +6,10 @@ from contextlib import AbstractAsyncContextManager
 from starlette.routing import Route
 
 from orderstream.console.context import Console
+from orderstream.console.traces import api as traces_api
 from orderstream.console.web.api import Operation
 
-OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = ()
+OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (traces_api.operations,)
 """The functions `operations` of the areas' modules `api`."""
 
 PAGES: Sequence[Callable[[Console], list[Route]]] = ()

@@ -9,6 +9,7 @@ import psycopg
 
 from orderstream.console.local_stack import LocalStack
 from orderstream.console.stores import Stores
+from orderstream.console.traces.store import TraceStore
 from orderstream.console.web.pages import Templates
 from orderstream.http_server.problems import Problem
 from orderstream.settings import Settings
@@ -30,6 +31,7 @@ class Console:
         self.stores = stores
         self.templates = templates
         self.local = local
+        self.traces = TraceStore()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="work")
         self._waiting = 0
 

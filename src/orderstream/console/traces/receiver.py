@@ -1,21 +1,21 @@
 """`POST /v1/traces`: receives spans by OTLP over HTTP, as protobuf, also compressed with gzip.
 
-The services hold a token of their own, so that none of them can act as the operator. It is derived from the operator's
-token. Every limit has a clear answer. A full store is no error: it evicts the oldest trace.
+The services send a token of their own (telemetry/ingest.py). Every limit has a clear answer. A full store is no error:
+it evicts the oldest trace.
 """
 
-import hashlib
-import hmac
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
-from urllib.parse import quote
 
+from orderstream.console.context import Console
 from orderstream.console.traces.store import TraceStore
+from orderstream.console.web.access import Access
 from orderstream.http_server import problems
-from orderstream.http_server.endpoint import Request, Response
+from orderstream.http_server.endpoint import Endpoint, Request, Response
 from orderstream.http_server.header_fields import media_type
 from orderstream.http_server.problems import Problem
 from orderstream.http_server.request_body import BodyReader
+from orderstream.telemetry.tracing import Tracer
 
 PATH = "/v1/traces"
 REQUEST_MAX_BYTES = 4 << 20
@@ -24,7 +24,6 @@ REQUESTS_MAX_BYTES = 8 << 20
 """All requests that are arriving or being decoded."""
 PROTOBUF = b"application/x-protobuf"
 
-_PURPOSE = b"orderstream: send spans to the console"
 _GZIP = 31
 """The window size by which zlib expects the header of gzip."""
 
@@ -32,22 +31,18 @@ Work = Callable[[Callable[[], Response]], Awaitable[Response]]
 """Runs a blocking function in a thread. Raises Problem 503 if too many are waiting."""
 
 
-def ingest_token(operator_token: str) -> str:
-    """Return the token that services send with their spans. It permits nothing else."""
-    return hmac.new(operator_token.encode(), _PURPOSE, hashlib.sha256).hexdigest()
-
-
-def exporter_headers(operator_token: str) -> str:
-    """Return the value of OTEL_EXPORTER_OTLP_HEADERS with which an exporter may send spans."""
-    return f"authorization={quote(f'Bearer {ingest_token(operator_token)}')}"
+def endpoint(console: Console, access: Access) -> Endpoint:
+    """Return the ASGI application of `PATH`."""
+    receiver = Receiver(console.traces, access.may_send_spans, console.work)
+    return Endpoint(PATH, Tracer(None, 0), {"POST": receiver.receive})
 
 
 class Receiver:
     """Handles the requests of exporters. `work` decodes them away from the event loop."""
 
-    def __init__(self, store: TraceStore, operator_token: str, work: Work) -> None:
+    def __init__(self, store: TraceStore, may_send_spans: Callable[[str], bool], work: Work) -> None:
         self._store = store
-        self._authorization = f"Bearer {ingest_token(operator_token)}".encode()
+        self._may_send_spans = may_send_spans
         self._work = work
         self._bodies = BodyReader(REQUESTS_MAX_BYTES)
         self._decoding_bytes = 0
@@ -66,9 +61,9 @@ class Receiver:
             self._decoding_bytes -= len(body)
 
     def _check_head(self, headers: Mapping[bytes, bytes]) -> None:
-        given = headers.get(b"authorization", b"")
-        if not hmac.compare_digest(given, self._authorization):
-            detail = "Send the token of OTEL_EXPORTER_OTLP_HEADERS, which `orderstream env` prints."
+        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer" or not self._may_send_spans(token.strip()):
+            detail = "`orderstream up` gives each service the token in OTEL_EXPORTER_OTLP_HEADERS."
             fields = [(b"www-authenticate", b"Bearer")]
             raise Problem(401, "ingest-token-needed", "The token for spans is missing or wrong", detail, headers=fields)
         declared = media_type(headers.get(b"content-type", b""))

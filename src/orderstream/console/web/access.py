@@ -12,6 +12,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from orderstream.telemetry.ingest import ingest_token
+
 Role = Literal["operator", "reader"]
 
 SESSION_SECONDS = 7 * 86_400
@@ -45,7 +47,7 @@ class Access:
             self._tokens["reader"] = read_token.encode()
         self._clock = clock
         self._session_key = self._derived("session")
-        self.ingest_token = self._derived("spans").hex()
+        self.ingest_token = ingest_token(operator_token)
         """The token of services that send spans."""
 
     def role_of(self, token: str) -> Role | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -10,9 +11,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.util.re import parse_env_headers
 
 from orderstream.console.traces import receiver
-from orderstream.console.traces.receiver import Receiver, exporter_headers, ingest_token
+from orderstream.console.traces.receiver import Receiver
 from orderstream.console.traces.store import TraceStore
+from orderstream.console.web.access import Access
 from orderstream.http_server.endpoint import Endpoint, Response
+from orderstream.telemetry.ingest import exporter_headers, ingest_token
 from orderstream.telemetry.tracing import Tracer
 from tests.support.asgi import Answer, call
 from tests.unit.console.traces.spans import encoded, request, trace_id
@@ -29,7 +32,7 @@ async def work(function: Callable[[], Response]) -> Response:
 class Receiving:
     def __init__(self) -> None:
         self.store = TraceStore()
-        self.receiver = Receiver(self.store, OPERATOR, work)
+        self.receiver = Receiver(self.store, Access(OPERATOR, None, time.time).may_send_spans, work)
         self._app = Endpoint(receiver.PATH, Tracer(None, 0), {"POST": self.receiver.receive})
 
     def post(self, *body: bytes, method: str = "POST", **headers: str) -> Answer:
