@@ -11,6 +11,19 @@ def time_of_day(moment: datetime | None) -> str:
     return "" if moment is None else moment.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3]
 
 
+def clock(moment: datetime) -> str:
+    """Return for example `10:32:07`, in UTC."""
+    return moment.astimezone(UTC).strftime("%H:%M:%S")
+
+
+def since(moment: datetime, now: datetime) -> str:
+    """Return how long ago a time was, or in how long it will be: `now`, `12 s ago`, `in 3 min`."""
+    seconds = (now - moment).total_seconds()
+    if abs(seconds) < 1:
+        return "now"
+    return f"{age(seconds)} ago" if seconds > 0 else f"in {age(-seconds)}"
+
+
 def full_time(moment: datetime | None) -> str:
     """Return for example `2026-11-26 10:32:07.123 UTC`."""
     return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC"

@@ -3,6 +3,7 @@
 import hashlib
 import mimetypes
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 from urllib.parse import parse_qsl
@@ -64,13 +65,15 @@ class Templates:
             "time": filters.time_of_day,
             "full_time": filters.full_time,
             "iso_time": filters.iso_time,
+            "clock": filters.clock,
+            "since": lambda moment: filters.since(moment, _now()),
             "age": filters.age,
             "money": filters.money,
             "number": filters.number,
             "bytes": filters.size,
             "cut": filters.cut,
         }
-        self._environment.globals |= {"static": static.address, **values}
+        self._environment.globals |= {"static": static.address, "now": _now, **values}
 
     def page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """Return a page. The template knows `visitor`, `path`, `query` and `is_fragment`, besides `values`.
@@ -95,6 +98,11 @@ class Templates:
         request = Request({**scope, "state": {"visitor": visitor}})
         page = self.page(request, template, problem.status, problem=problem)
         return bytes(page.body), [(b"content-type", b"text/html; charset=utf-8")]
+
+
+def _now() -> datetime:
+    """Return the time that a page shows as its own. Nothing is decided by it."""
+    return datetime.now(UTC)
 
 
 def is_fragment(request: Request) -> bool:
