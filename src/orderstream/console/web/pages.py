@@ -73,7 +73,7 @@ class Templates:
             "bytes": filters.size,
             "cut": filters.cut,
         }
-        self._environment.globals |= {"static": static.address, "now": _now, **values}
+        self._environment.globals |= {"static": static.address, "now": _now, "is_local": False, **values}
 
     def page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """Return a page. The template knows `visitor`, `path`, `query` and `is_fragment`, besides `values`.
