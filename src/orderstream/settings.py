@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from orderstream import provider_settings
+from orderstream import console_settings, provider_settings
 
 SERVICES = ("api-gateway", "outbox-relay", "payment-worker", "inventory-worker", "order-service")
 
@@ -339,6 +339,9 @@ class Settings(BaseSettings):
     console_read_token: str | None = Field(None, repr=False, description="A token that may only read.")
     console_postgres_url: str | None = Field(
         None, repr=False, description="PostgreSQL for the console, with a role that may do less."
+    )
+    console_instances: Annotated[str, AfterValidator(console_settings.instances)] = Field(
+        "", description="Processes that the console watches: `name=http://host:port` pairs separated by commas."
     )
     base_url: str = Field("http://127.0.0.1:3000", description="Where the console reaches the HTTP API.")
     trace_ui_url: str | None = Field(None, description="Address of a trace in another program, with `{traceId}`.")

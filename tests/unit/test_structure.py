@@ -121,6 +121,7 @@ WALL_CLOCK = re.compile(r"datetime\.now\(|\btime\.time(_ns)?\b|utcnow\(|\btoday\
 MAY_READ_A_WALL_CLOCK = {
     "console/web/guard.py": "the age of a session",
     "console/web/pages.py": "the time that a page shows as its own, and the ages on it",
+    "console/flow/monitor.py": "the times that the overview shows. Ages are measured by the monotonic clock",
     "http_server/response_head.py": "the Date field of a response",
     "api_gateway/routes.py": "the place of an order id in its index",
     "payment_simulator/app.py": "the clock of the provider, which is not a part of OrderStream",

@@ -6,14 +6,16 @@ from contextlib import AbstractAsyncContextManager
 from starlette.routing import Route
 
 from orderstream.console.context import Console
+from orderstream.console.flow import api as flow_api
+from orderstream.console.flow.running import running as running_flow
 from orderstream.console.traces import api as traces_api
 from orderstream.console.web.api import Operation
 
-OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (traces_api.operations,)
+OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (flow_api.operations, traces_api.operations)
 """The functions `operations` of the areas' modules `api`."""
 
 PAGES: Sequence[Callable[[Console], list[Route]]] = ()
 """The functions `routes` of the areas' modules `pages`."""
 
-RUNNING: Sequence[Callable[[Console], AbstractAsyncContextManager[None]]] = ()
+RUNNING: Sequence[Callable[[Console], AbstractAsyncContextManager[None]]] = (running_flow,)
 """The background work of areas. It ends when its context manager ends."""

@@ -7,6 +7,8 @@ from typing import ParamSpec, TypeVar
 
 import psycopg
 
+from orderstream.console.flow.monitor import Monitor
+from orderstream.console.flow.targets import targets_of
 from orderstream.console.local_stack import LocalStack
 from orderstream.console.stores import Stores
 from orderstream.console.traces.store import TraceStore
@@ -32,6 +34,8 @@ class Console:
         self.templates = templates
         self.local = local
         self.traces = TraceStore()
+        targets, services = targets_of(settings, local)
+        self.flow = Monitor(settings, targets, services, local=local is not None)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="work")
         self._waiting = 0
 

@@ -31,28 +31,46 @@ def group_offsets(client: Consumer, topics: Collection[str], deadline: float) ->
     client.poll(0)  # Delivers pending log lines and errors, which would pile up.
     known = client.list_topics(timeout=_left(deadline)).topics
     partitions = [
-        TopicPartition(topic, number)
+        (topic, number)
         for topic in topics
         if topic in known and known[topic].error is None
         for number in known[topic].partitions
     ]
-    if not partitions:
-        return {}
     # The ends come last, so that no end is below a committed offset.
-    committed = _checked_offsets(client.committed(partitions, timeout=_left(deadline)))
-    firsts = _offsets_for(client, partitions, LOG_START, deadline)
-    ends = _offsets_for(client, partitions, LOG_END, deadline)
+    committed = committed_offsets(client, partitions, deadline)
+    firsts = log_offsets(client, partitions, LOG_START, deadline)
+    ends = log_offsets(client, partitions, LOG_END, deadline)
     return {
-        partition: GroupOffsets(first, taken if first <= taken <= ends[partition] else first, ends[partition])
+        partition: GroupOffsets(first, position(committed[partition], first, ends[partition]), ends[partition])
         for partition, first in firsts.items()
-        for taken in (committed[partition],)
     }
 
 
-def _offsets_for(
-    client: Consumer, partitions: Sequence[TopicPartition], which: int, deadline: float
+def position(committed: int, first: int, end: int) -> int:
+    """Return the offset of the next record of a group: the committed one, or `first` if that one is not in the log."""
+    return committed if first <= committed <= end else first
+
+
+def committed_offsets(
+    client: Consumer, partitions: Collection[TopicAndPartition], deadline: float
 ) -> dict[TopicAndPartition, int]:
-    wanted = [TopicPartition(partition.topic, partition.partition, which) for partition in partitions]
+    """Return the offset that the client's group has committed in each partition; negative if it has committed none.
+
+    Raises the same errors as `group_offsets`.
+    """
+    if not partitions:
+        return {}
+    wanted = [TopicPartition(*partition) for partition in partitions]
+    return _checked_offsets(client.committed(wanted, timeout=_left(deadline)))
+
+
+def log_offsets(
+    client: Consumer, partitions: Collection[TopicAndPartition], which: int, deadline: float
+) -> dict[TopicAndPartition, int]:
+    """Return LOG_START or LOG_END of each partition. Raises the same errors as `group_offsets`."""
+    if not partitions:
+        return {}
+    wanted = [TopicPartition(*partition, which) for partition in partitions]
     return _checked_offsets(client.offsets_for_times(wanted, timeout=_left(deadline)))
 
 

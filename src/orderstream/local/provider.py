@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-from prometheus_client.parser import text_string_to_metric_families
+from msgspec import Struct
 
 from orderstream.local.processes.ports import LOOPBACK
 from orderstream.local.processes.state import ChildRecord, Run
+from orderstream.telemetry.metrics_page import Figures, figures_of, largest, total
 
 SERVICE = "payment-worker"
 PAGE_SECONDS = 1.0
@@ -19,8 +20,22 @@ _DOWN_SECONDS = "orderstream_provider_down_seconds"
 _IN_FLIGHT = "orderstream_provider_calls_in_flight"
 _PAUSED = "orderstream_paused_partitions"
 
-Figures = dict[str, list[float]]
-"""The values of all samples of a metric, over its labels, by the name of the metric."""
+FIGURES = frozenset({_BREAKER, _DOWN_SECONDS, _IN_FLIGHT, _PAUSED})
+"""The metrics that describe the provider."""
+
+
+class ProviderState(Struct, frozen=True):
+    """What the payment-workers know of the provider. `down_seconds` is 0 while no breaker is open."""
+
+    breaker: float
+    down_seconds: float
+    calls_in_flight: int
+    paused_partitions: int
+
+    @property
+    def breaker_name(self) -> str:
+        """The state of the breaker in one word. Of several breakers, the worst counts."""
+        return "open" if self.breaker == 1 else "half-open" if self.breaker > 0 else "closed"
 
 
 def report(run: Run) -> list[str]:
@@ -37,28 +52,26 @@ def in_words(pages: Sequence[Figures], now: datetime) -> list[str]:
     """Return a line with the state of the provider, and a line if partitions are paused. One page is one worker."""
     if not pages:
         return [f"{'payment provider':<20} unknown, because no {SERVICE} shows its metrics"]
-    breaker = _largest(pages, _BREAKER)
-    state = "answers"
-    if breaker > 0:
-        since = now - timedelta(seconds=_largest(pages, _DOWN_SECONDS))
+    provider = state_of(pages)
+    answers = "answers"
+    if provider.breaker > 0:
+        since = now - timedelta(seconds=provider.down_seconds)
         when = since.strftime("%H:%M" if since.date() == now.date() else "%Y-%m-%d %H:%M")
-        state = f"down since {when} (breaker {'open' if breaker == 1 else 'half-open'})"
-    calls, paused = _total(pages, _IN_FLIGHT), _total(pages, _PAUSED)
-    lines = [f"{'payment provider':<20} {state}, {calls:.0f} calls in flight"]
-    if paused:
-        lines.append(
-            f"  {SERVICE} has no room for more calls: {paused:.0f} partitions are paused, and records wait as lag"
-        )
+        answers = f"down since {when} (breaker {provider.breaker_name})"
+    lines = [f"{'payment provider':<20} {answers}, {provider.calls_in_flight} calls in flight"]
+    if paused := provider.paused_partitions:
+        lines.append(f"  {SERVICE} has no room for more calls: {paused} partitions are paused, and records wait as lag")
     return lines
 
 
-def figures_of(exposition: str) -> Figures:
-    """Return the figures of a metrics page. Raises ValueError."""
-    found: Figures = {}
-    for family in text_string_to_metric_families(exposition):
-        for sample in family.samples:
-            found.setdefault(sample.name, []).append(sample.value)
-    return found
+def state_of(pages: Sequence[Figures]) -> ProviderState:
+    """Return the state of the provider by the figures of all payment-workers."""
+    return ProviderState(
+        breaker=max((largest(figures, _BREAKER) for figures in pages), default=0.0),
+        down_seconds=max((largest(figures, _DOWN_SECONDS) for figures in pages), default=0.0),
+        calls_in_flight=int(sum(total(figures, _IN_FLIGHT) for figures in pages)),
+        paused_partitions=int(sum(total(figures, _PAUSED) for figures in pages)),
+    )
 
 
 def _figures(worker: ChildRecord) -> Figures | None:
@@ -69,16 +82,8 @@ def _figures(worker: ChildRecord) -> Figures | None:
         connection.request("GET", "/metrics")
         answer = connection.getresponse()
         text = answer.read(PAGE_MAX_BYTES).decode(errors="replace")
-        return figures_of(text) if answer.status == http.client.OK else None
+        return figures_of(text, FIGURES) if answer.status == http.client.OK else None
     except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:
         connection.close()
-
-
-def _largest(pages: Sequence[Figures], name: str) -> float:
-    return max((value for figures in pages for value in figures.get(name, ())), default=0.0)
-
-
-def _total(pages: Sequence[Figures], name: str) -> float:
-    return sum(value for figures in pages for value in figures.get(name, ()))
