@@ -3,15 +3,14 @@
 A process builds one `Settings` at its start and passes it on. `load` reports all wrong variables at once.
 """
 
-import json
 import re
-from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, urlsplit
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from orderstream import console_settings, provider_settings
+from orderstream import console_settings, provider_settings, server_settings
 
 SERVICES = ("api-gateway", "outbox-relay", "payment-worker", "inventory-worker", "order-service")
 
@@ -23,141 +22,10 @@ Replicas = Annotated[int, Field(ge=0, le=16)]
 DEAD_LETTER_RETENTIONS = 4
 """A dead letter is kept this many times as long as an event, because an operator must look at it."""
 
-_POSTGRES_URL = "postgresql://app@127.0.0.1:5432/orders"
-_PORT_MAX = 65_535
-_BROKER = re.compile(r"(?:[^\s,:/@\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):([0-9]{1,5})")
-_REDIS_SUPPORTED = "db, username, password, client_name"
-_REDIS_REFUSED = (
-    *("decode_responses", "encoding", "encoding_errors", "protocol", "legacy_responses", "socket_read_size"),
-    *("retry_on_timeout", "retry_on_error", "health_check_interval", "max_connections", "socket_keepalive"),
-    *("ssl_include_verify_flags", "ssl_exclude_verify_flags"),
-)
-"""Options of redis-py that change the results or the response time of the cache. Error messages name only these
-options, because any other name may be a part of a password.
-"""
-_REDIS_TLS = (
-    *("ssl_keyfile", "ssl_certfile", "ssl_password", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_ciphers"),
-    *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version"),
-)
-_REDIS_VALUES = {
-    "db": re.compile("[0-9]+"),
-    "client_name": re.compile("[!-~]+"),
-    "ssl_cert_reqs": re.compile("none|optional|required"),
-    "ssl_check_hostname": re.compile("true|false|yes|no|1|0", re.IGNORECASE),
-    "ssl_min_version": re.compile("77[0-2]"),
-}
-"""Valid values of options. redis-py would refuse another value only at its first use, or misinterpret it."""
 _MAY_HOLD_PASSWORD = re.compile(r"[@=?%\s]|:(?!//|[0-9]{1,5}(?:[/,]|$)|$)")
 """Matches a value that has more than a scheme, hosts, ports and a path."""
-_QUOTED = re.compile(r'".*"', re.DOTALL)
-"""The parts of a connection string that libpq repeats in its error message."""
-
-
-_KAFKA_OURS = (
-    *("acks", "request.required.acks", "enable.idempotence", "transactional.id"),
-    *("enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "isolation.level", "enable.partition.eof"),
-    *("group.id", "group.instance.id", "allow.auto.create.topics"),
-)
-"""Options of librdkafka that could lose or skip records. They are refused."""
-
-
-def _options(value: Any) -> Any:
-    """Convert `a=1,b=2` or a JSON object to a dictionary. The validator refuses other values."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("{"):
-        return json.loads(value)
-    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-    if any(not separator for _, separator, _ in pairs):
-        raise ValueError("expected name=value pairs separated by commas")
-    return {name.strip(): setting.strip() for name, _, setting in pairs}
-
-
-def _kafka_options(options: dict[str, str]) -> dict[str, str]:
-    """Return the options. Raises ValueError if one of them must have OrderStream's own value."""
-    if given := [name for name in _KAFKA_OURS if name in options]:
-        raise ValueError(f"{', '.join(given)} cannot be set: OrderStream needs its own value so that no order is lost")
-    return options
-
-
-def _postgres(value: str) -> str:
-    """Check a connection string with libpq. The default is not checked, so that not every process loads psycopg."""
-    if value == _POSTGRES_URL:
-        return value
-    from psycopg import ProgrammingError  # noqa: PLC0415 - see above
-    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
-
-    try:
-        given = str(conninfo_to_dict(value).get("port", ""))
-    except ProgrammingError as error:
-        why = _QUOTED.sub("…", str(error)).strip()
-        raise ValueError(f"expected postgresql://user@host:port/name, or name=value pairs; libpq says: {why}") from None
-    if not all(_is_port(port.strip()) for port in given.split(",") if port):
-        raise ValueError(f"its port is not a number from 1 to {_PORT_MAX}")
-    return value
-
-
-def _redis(value: str) -> str:
-    """Refuse a URL that redis-py would refuse, or that the cache does not support.
-
-    redis-py itself is not used, because only two of the services need its memory.
-    """
-    if not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError(
-            "it must begin with redis://, rediss:// or unix://, and name one server, not a cluster or sentinel"
-        )
-    try:
-        url = urlsplit(value)
-        _ = url.port
-    except ValueError:
-        raise ValueError(
-            "its host and port cannot be read; name one server, and write special characters of a password as %XX"
-        ) from None
-    if url.scheme == "unix":
-        if not url.path:
-            raise ValueError("it must name the path of a socket")
-    elif not re.fullmatch(r"/?[0-9]*/?", url.path):
-        raise ValueError("its path must be the number of a database")
-    elif "," in (url.hostname or ""):
-        raise ValueError("it must name one server; Redis Cluster, Sentinel and several hosts are not supported")
-    for name, (first, *_) in parse_qs(url.query).items():
-        _redis_option(name, first, tls=url.scheme == "rediss")
-    return value
-
-
-def _redis_option(name: str, value: str, *, tls: bool) -> None:
-    """Refuse an option in the query that could change the results or the response time of the cache."""
-    if name in ("timeout", "socket_timeout", "socket_connect_timeout"):
-        raise ValueError(f"{name} is not supported; CACHE_BUDGET_SECONDS is the limit for every response of Redis")
-    if name not in (*_REDIS_SUPPORTED.split(", "), *_REDIS_TLS):
-        named = name if name in _REDIS_REFUSED else "an option in it"
-        raise ValueError(
-            f"{named} is not supported; supported are {_REDIS_SUPPORTED} and, with rediss://, the usual ssl_ options"
-        )
-    if name in _REDIS_TLS and not tls:
-        raise ValueError(f"{name} needs rediss://")
-    if (allowed := _REDIS_VALUES.get(name)) is not None and not allowed.fullmatch(value):
-        raise ValueError(f"{name} has an invalid value")
-
-
-def _brokers(value: str) -> str:
-    brokers = [broker.strip() for broker in value.split(",")]
-    matches = [_BROKER.fullmatch(broker) for broker in brokers]
-    if not all(match and _is_port(match[1]) for match in matches):
-        raise ValueError("expected host:port pairs separated by commas, an IPv6 address in brackets")
-    return ",".join(brokers)
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and 1 <= int(text) <= _PORT_MAX
-
-
-def _names(value: Any) -> Any:
-    """Convert `a,b` to a tuple of names."""
-    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
-
-
-KafkaOptions = Annotated[dict[str, str], AfterValidator(_kafka_options)]
+_SECRET = ("kafka_options", "payment_api_key", "console_token", "console_read_token")
+KafkaOptions = Annotated[dict[str, str], AfterValidator(server_settings.kafka_options)]
 
 
 class Settings(BaseSettings):
@@ -170,18 +38,21 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         0, ge=0, le=65_535, description="Port of /livez, /readyz and /metrics of one process. 0 takes a free port."
     )
-    postgres_url: Annotated[str, AfterValidator(_postgres)] = Field(
-        _POSTGRES_URL, repr=False, description="PostgreSQL: any libpq connection string."
+    gateway_metrics: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether the port of the API serves /metrics too. auto: only if `METRICS_PORT` is 0."
     )
-    redis_url: Annotated[str, AfterValidator(_redis)] = Field(
+    postgres_url: Annotated[str, AfterValidator(server_settings.postgres)] = Field(
+        server_settings.POSTGRES_URL, repr=False, description="PostgreSQL: any libpq connection string."
+    )
+    redis_url: Annotated[str, AfterValidator(server_settings.redis)] = Field(
         "redis://127.0.0.1:6379/0",
         repr=False,
         description="Redis or Valkey: a URL that begins with redis://, rediss:// or unix://.",
     )
-    kafka_brokers: Annotated[str, AfterValidator(_brokers)] = Field(
+    kafka_brokers: Annotated[str, AfterValidator(server_settings.brokers)] = Field(
         "127.0.0.1:9092", description="Kafka bootstrap servers: host:port pairs separated by commas."
     )
-    kafka_options: Annotated[KafkaOptions, NoDecode, BeforeValidator(_options)] = Field(
+    kafka_options: Annotated[KafkaOptions, NoDecode, BeforeValidator(server_settings.parse_options)] = Field(
         default_factory=dict,
         repr=False,
         description="Further librdkafka options: name=value pairs separated by commas, or a JSON object of strings.",
@@ -300,6 +171,42 @@ class Settings(BaseSettings):
         "{}", description="Faults of the payment simulator: a JSON object (docs/payment-simulator.md)."
     )
 
+    console_host: str = Field("127.0.0.1", description="Address that the console listens on.")
+    console_port: Port = Field(
+        3100, description="Port of the console. If it is not set and 3100 is taken, `up` picks another port."
+    )
+    console_hostnames: Annotated[tuple[str, ...], NoDecode, BeforeValidator(console_settings.hostnames)] = Field(
+        (),
+        description="Further host names under which browsers reach the console, separated by commas, without ports.",
+    )
+    console_token: Annotated[str, AfterValidator(console_settings.token)] | None = Field(
+        None,
+        repr=False,
+        description="The operator's token of the console. The default is in `operator-token` of the state directory.",
+    )
+    console_token_file: Annotated[str, AfterValidator(console_settings.token_file)] | None = Field(
+        None, description="File with the operator's token in one line, in place of `CONSOLE_TOKEN`."
+    )
+    console_read_token: Annotated[str, AfterValidator(console_settings.token)] | None = Field(
+        None, repr=False, description="Token with which the console can be read, and with which nothing can be changed."
+    )
+    console_postgres_url: Annotated[str, AfterValidator(server_settings.postgres)] | None = Field(
+        None,
+        repr=False,
+        description="PostgreSQL for the console, as a role with fewer rights. The default is `POSTGRES_URL`.",
+    )
+    console_instances: Annotated[str, AfterValidator(console_settings.instances)] = Field(
+        "", description="Processes that the console watches: `name=http://host:port` pairs separated by commas."
+    )
+    trace_ui_url: Annotated[str, AfterValidator(console_settings.web_url)] | None = Field(
+        None, description="Address of a trace in the program that shows your traces, with `{traceId}`."
+    )
+    base_url: str = Field(
+        "",
+        validate_default=True,
+        description="Address at which the console reaches the HTTP API. The default is http://127.0.0.1:`PORT`.",
+    )
+
     drain_timeout_seconds: Seconds = Field(10, description="Time that a service has to finish its work after SIGTERM.")
     gateway_queue_limit: int = Field(
         2_000, ge=1, le=1_000_000, description="Orders that wait for a commit. Further orders: 503."
@@ -330,22 +237,6 @@ class Settings(BaseSettings):
         description="Days for which a settled and compensated order is kept after its last change. 0: no limit.",
     )
 
-    console_host: str = Field("127.0.0.1", description="Address that the console listens on.")
-    console_port: Port = Field(3100, description="Port of the console.")
-    console_hostnames: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
-        (), description="Further host names of the console, separated by commas."
-    )
-    console_token: str | None = Field(None, repr=False, description="The operator's token.")
-    console_read_token: str | None = Field(None, repr=False, description="A token that may only read.")
-    console_postgres_url: str | None = Field(
-        None, repr=False, description="PostgreSQL for the console, with a role that may do less."
-    )
-    console_instances: Annotated[str, AfterValidator(console_settings.instances)] = Field(
-        "", description="Processes that the console watches: `name=http://host:port` pairs separated by commas."
-    )
-    base_url: str = Field("http://127.0.0.1:3000", description="Where the console reaches the HTTP API.")
-    trace_ui_url: str | None = Field(None, description="Address of a trace in another program, with `{traceId}`.")
-
     orderstream_state: str | None = Field(
         None, description="State directory of `orderstream up`. The default is .orderstream."
     )
@@ -357,6 +248,7 @@ class Settings(BaseSettings):
     replicas_payment_worker: Replicas = Field(1, description="Processes of payment-worker that `up` starts.")
     replicas_inventory_worker: Replicas = Field(1, description="Processes of inventory-worker that `up` starts.")
     replicas_order_service: Replicas = Field(1, description="Processes of order-service that `up` starts.")
+    replicas_console: int = Field(1, ge=0, le=1, description="Processes of the console that `up` starts: 0 or 1.")
 
     @field_validator("order_retention_days")
     @classmethod
@@ -387,6 +279,26 @@ class Settings(BaseSettings):
             raise ValueError("must be set, because PAYMENT_PROVIDER is http")
         return url
 
+    @field_validator("console_token_file")
+    @classmethod
+    def _one_console_token(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is not None and info.data.get("console_token") is not None:
+            raise ValueError("must not be set together with CONSOLE_TOKEN")
+        return path
+
+    @field_validator("console_read_token")
+    @classmethod
+    def _differs_from_the_operators(cls, token: str | None, info: ValidationInfo) -> str | None:
+        given, path = info.data.get("console_token"), info.data.get("console_token_file")
+        if token is not None and token in (given, path and console_settings.read_token(Path(path))):
+            raise ValueError("must differ from the operator's token")
+        return token
+
+    @field_validator("base_url")
+    @classmethod
+    def _on_this_machine(cls, url: str, info: ValidationInfo) -> str:
+        return console_settings.web_url(url) if url else f"http://127.0.0.1:{info.data.get('port', 3000)}"
+
     @field_validator("payment_api_key_file")
     @classmethod
     def _one_api_key(cls, path: str | None, info: ValidationInfo) -> str | None:
@@ -413,11 +325,22 @@ class Settings(BaseSettings):
         """Hours for which a dead-letter topic keeps its records."""
         return DEAD_LETTER_RETENTIONS * self.kafka_retention_hours
 
+    @property
+    def gateway_serves_metrics(self) -> bool:
+        """Whether the port of the HTTP API serves /metrics, beside the pages of each process."""
+        return self.gateway_metrics == "on" or (self.gateway_metrics == "auto" and not self.metrics_port)
+
     def read_payment_api_key(self) -> str | None:
         """Return the API key of the payment provider, from the setting or its file."""
         if self.payment_api_key_file is not None:
             return provider_settings.read_api_key(self.payment_api_key_file)
         return self.payment_api_key
+
+    def read_console_token(self) -> str | None:
+        """Return the operator's token, from the setting or its file. None: it is in the state directory."""
+        if self.console_token_file is not None:
+            return console_settings.read_token(Path(self.console_token_file))
+        return self.console_token
 
     def replicas(self, service: str) -> int:
         """Return the number of processes of `service` (one of SERVICES) that `up` starts."""
@@ -443,7 +366,7 @@ def load() -> Settings:
 
 def _problem(field: str, message: str, value: object) -> str:
     """Return one line. A value that may contain a password is not repeated."""
-    hidden = field in ("kafka_options", "payment_api_key") or _MAY_HOLD_PASSWORD.search(str(value))
+    hidden = field in _SECRET or _MAY_HOLD_PASSWORD.search(str(value))
     shown = "not shown, as it may contain a password" if hidden else f"is {value!r}"
     if value is None:
         shown = "is not set"

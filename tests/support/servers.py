@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from psycopg.conninfo import make_conninfo
+
 from orderstream.local.processes import ports, start_order
 from orderstream.local.processes.child import Child, ChildError, how_it_ended
 from orderstream.local.processes.pids import start_time
@@ -75,6 +77,7 @@ class Servers:
     def __init__(self, state: StateDir, registry: ProcessRegistry, chosen: dict[str, int]) -> None:
         context = InstallContext(state, registry, _ignore, threading.Event())
         home, known = server_home.choose(state, _ignore), passwords.read_or_make(state)
+        self._passwords = known
         postgres_server = Postgres(chosen["postgres"], home, known)
         valkey_server = Valkey(chosen["valkey"], home, known.valkey)
         kafka_server = Kafka(chosen["kafka"], chosen["kafka-controller"], home, shared_cache())
@@ -85,6 +88,11 @@ class Servers:
         self.postgres = Server(postgres_server, Child("postgres", state.log("postgres"), registry), context)
         self.valkey = Server(valkey_server, Child("valkey", state.log("valkey"), registry), context)
         self.kafka = Server(kafka_server, Child("kafka", state.log("kafka"), registry), context)
+
+    def console_url(self, postgres_url: str) -> str:
+        """Return the URL of a database for the role of the console. The role has rights after db/console_role.sql."""
+        account = {"user": "console", "password": self._passwords.postgres_console}
+        return make_conninfo(postgres_url, **account)
 
     @property
     def environment(self) -> dict[str, str]:

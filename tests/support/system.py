@@ -108,9 +108,18 @@ class System:
         self._ups: list[Up] = []
 
     def environment(self, settings: Mapping[str, str]) -> dict[str, str]:
-        """Return the environment of a command: that of this process, without addresses of servers, and `settings`."""
+        """Return the environment of a command: that of this process, without addresses of servers, and `settings`.
+
+        The console does not run, unless `settings` ask for it.
+        """
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        return {**inherited, "ORDERSTREAM_STATE": str(self.state.root), "PORT": str(self.port), **settings}
+        return {
+            **inherited,
+            "ORDERSTREAM_STATE": str(self.state.root),
+            "PORT": str(self.port),
+            "REPLICAS_CONSOLE": "0",
+            **settings,
+        }
 
     def up(self, **settings: str) -> Up:
         """Start `orderstream up`."""

@@ -78,7 +78,12 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
             waiters.drain()
 
         http = Server(
-            router(OrderHandlers(writer, reader, canceller, waiters, outbox, key_owners=key_owners), health, tracer),
+            router(
+                OrderHandlers(writer, reader, canceller, waiters, outbox, key_owners=key_owners),
+                health,
+                tracer,
+                with_metrics=settings.gateway_serves_metrics,
+            ),
             tracer,
             Limits(
                 connections=allow_connections(settings.gateway_connection_limit),

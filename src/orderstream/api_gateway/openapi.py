@@ -127,6 +127,8 @@ def _plain(summary: str, operation: str, problem: Any) -> dict[str, Any]:
     responses = {"200": {"description": "Success.", "headers": _TRACE}}
     if operation == "ready":
         responses["503"] = _problem("The process is not ready.", problem)
+    if operation == "figures":
+        responses["404"] = _problem("The gateway serves its metrics on `METRICS_PORT` only.", problem)
     return {"operationId": operation, "summary": summary, "responses": responses}
 
 

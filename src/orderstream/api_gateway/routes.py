@@ -260,15 +260,15 @@ def _conditional(handler: Handler) -> Handler:
     return handle
 
 
-def router(orders: OrderHandlers, health: Health, tracer: Tracer) -> Router:
-    """Return the whole API as one ASGI application."""
+def router(orders: OrderHandlers, health: Health, tracer: Tracer, *, with_metrics: bool = True) -> Router:
+    """Return the whole API as one ASGI application. `with_metrics` is whether it serves /metrics too."""
     table: list[tuple[str, dict[str, Handler]]] = [
         ("/orders", {"POST": orders.create}),
         ("/orders/{order_id}", {"GET": orders.read}),
         ("/orders/{order_id}/cancel", {"POST": orders.cancel}),
         ("/livez", {"GET": _conditional(health.live)}),
         ("/readyz", {"GET": _conditional(health.ready)}),
-        ("/metrics", {"GET": _conditional(health.metrics)}),
+        *([("/metrics", {"GET": _conditional(health.metrics)})] if with_metrics else []),
         ("/openapi.json", {"GET": _conditional(openapi_json)}),
         ("/docs", {"GET": _conditional(docs_page)}),
         ("/docs/{asset}", {"GET": _conditional(docs_asset)}),

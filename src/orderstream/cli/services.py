@@ -3,13 +3,8 @@
 
 import importlib
 import sys
-from typing import TYPE_CHECKING
 
 from orderstream.cli.root import main, plain_errors, read_settings, stack_settings, state_dir
-
-if TYPE_CHECKING:
-    from orderstream.local.processes.state import StateDir
-    from orderstream.settings import Settings
 
 
 def _service(name: str, summary: str) -> None:
@@ -51,22 +46,11 @@ def payment_simulator() -> None:
 def console() -> None:
     """Run the operator's API and pages, on CONSOLE_PORT."""
     from orderstream.console.app import run
+    from orderstream.local.operator_token import OperatorTokenError, check_listens_safely, operator_token
 
     settings = stack_settings()
+    with plain_errors(OperatorTokenError):
+        check_listens_safely(settings)
+        token = operator_token(settings, state_dir())
     with plain_errors():
-        sys.exit(run(settings, operator_token(settings, state_dir())))
-
-
-def operator_token(settings: "Settings", state: "StateDir") -> str:
-    """Return the token of CONSOLE_TOKEN, or that of the state directory, which is made if there is none."""
-    import secrets
-
-    from orderstream.local.processes.files import write_private
-
-    if settings.console_token is not None:
-        return settings.console_token
-    state.open()
-    path = state.root / "operator-token"
-    if not path.exists():
-        write_private(path, secrets.token_urlsafe(32).encode())
-    return path.read_text(encoding="utf-8").strip()
+        sys.exit(run(settings, token))

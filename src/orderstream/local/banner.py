@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from orderstream.local.processes.masking import masked
 from orderstream.local.processes.state import StateDir
@@ -24,11 +25,15 @@ def curl_lines(base_url: str) -> str:
     return _EXAMPLE.format(base_url=base_url)
 
 
-def banner(urls: Mapping[str, str], state: StateDir) -> str:
-    """Return the whole banner. `urls` are the variables that `exports` prints."""
+def banner(urls: Mapping[str, str], state: StateDir, token: str | None = None) -> str:
+    """Return the whole banner. `urls` are the variables that `exports` prints, `token` is the operator's token."""
     base_url, simulator = urls["BASE_URL"], urls.get("PAYMENT_SIMULATOR_URL")
+    console = urls.get("CONSOLE_URL")
+    if console is not None and token is not None:
+        console = f"{console}/enter?token={quote(token, safe='')}"
     rows = {
         "API": f"{base_url}  (docs: {base_url}/docs)",
+        **({"Console": console} if console else {}),
         "PostgreSQL": masked(urls["POSTGRES_URL"]),
         "Valkey": masked(urls["REDIS_URL"]),
         "Kafka": urls["KAFKA_BROKERS"],

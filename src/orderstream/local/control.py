@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from orderstream.local import operator_token
 from orderstream.local.processes.files import open_private
 from orderstream.local.processes.logs import last_lines, rotate
+from orderstream.local.processes.masking import without_token
 from orderstream.local.processes.pids import is_stopped, start_time, wait_until
 from orderstream.local.processes.progress import Terminal
 from orderstream.local.processes.registry import end_leftovers
@@ -129,7 +131,7 @@ def show_logs(files: Sequence[Path], write: Callable[[str], None]) -> None:
     for file in files:
         prefix = f"{file.stem} | " if len(files) > 1 else ""
         for line in last_lines(file, _SHOWN_LINES):
-            write(prefix + line)
+            write(prefix + without_token(line))
 
 
 def follow_logs(files: Callable[[], Sequence[Path]], write: Callable[[str], None]) -> None:
@@ -138,7 +140,7 @@ def follow_logs(files: Callable[[], Sequence[Path]], write: Callable[[str], None
     while True:
         for file in files():
             for line in _added(file, at):
-                write(f"{file.stem} | {line}")
+                write(f"{file.stem} | {without_token(line)}")
         time.sleep(_FOLLOW_SECONDS)
 
 
@@ -166,7 +168,7 @@ def reset(state: StateDir, terminal: Terminal) -> None:
     with state.lock():
         for path in server_home.remove(state):
             terminal.say(f"Removed {path}")
-        for name in ("logs", "payment-simulator", "stack.json", "secrets.json"):
+        for name in ("logs", "payment-simulator", "stack.json", "secrets.json", operator_token.FILE):
             path = state.root / name
             if path.is_dir():
                 shutil.rmtree(path)

@@ -9,7 +9,7 @@ import msgspec
 
 from orderstream.local.processes import ports
 from orderstream.local.processes.service import Service
-from orderstream.local.processes.start_order import PAYMENT_SIMULATOR, START_AFTER
+from orderstream.local.processes.start_order import CONSOLE, PAYMENT_SIMULATOR, START_AFTER
 from orderstream.local.processes.state import StateDir, shared_cache
 from orderstream.local.servers import server_home
 from orderstream.local.servers.kafka import Kafka
@@ -22,8 +22,8 @@ from orderstream.local.servers.valkey import Valkey
 from orderstream.payment_simulator.faults import initial_faults
 from orderstream.settings import SERVICES, Settings
 
-_WEBHOOK = "payment-webhook"
-_NOT_FOR_SERVICES = {"BASE_URL", "PAYMENT_SIMULATOR_URL"}
+_WEBHOOK, _CONSOLE_PAGES = "payment-webhook", "console-pages"
+_NOT_FOR_SERVICES = {"BASE_URL", "CONSOLE_URL", "PAYMENT_SIMULATOR_URL"}
 _GIVEN = {"postgres": "postgres_url", "valkey": "redis_url", "kafka": "kafka_brokers"}
 
 
@@ -81,7 +81,9 @@ def plan(
         names.append(PAYMENT_SIMULATOR)
     if with_simulator and settings.payment_webhook_port is None:
         names.append(_WEBHOOK)
-    chosen = ports.pick(names, kept, avoid=(settings.port,))
+    if settings.replicas_console:
+        names += [CONSOLE, _CONSOLE_PAGES]
+    chosen = ports.pick(names, _wanted(settings, kept), avoid=(settings.port,))
     postgres = Postgres(chosen["postgres"], home, passwords)
     valkey = Valkey(chosen["valkey"], home, passwords.valkey)
     kafka = Kafka(chosen["kafka"], chosen["kafka-controller"], home, shared_cache(), passwords)
@@ -96,15 +98,30 @@ def plan(
     options = settings.kafka_options if "kafka" in from_outside else {**settings.kafka_options, **kafka.options}
     if options:
         urls["KAFKA_OPTIONS"] = json.dumps(options)
+    if settings.replicas_console:
+        urls["CONSOLE_URL"] = f"http://{_reachable(settings.console_host)}:{chosen[CONSOLE]}"
     services = []
     if with_simulator:
         simulator = _simulator(settings, chosen)
         services.append(simulator)
         urls["PAYMENT_SIMULATOR_URL"] = simulator.health_url.removesuffix("/readyz")
     services += [_service(settings, service, name, urls, chosen) for service, name in replicas]
+    if settings.replicas_console:
+        own = None if "postgres" in from_outside else postgres.console_url
+        services.append(_console(settings, urls, chosen, own))
     servers = [server for server in (postgres, valkey, kafka) if server.name not in from_outside]
     aot_cache = None if "kafka" in from_outside else KafkaAotCache(home, shared_cache())
     return Plan(tuple(servers), tuple(services), aot_cache, chosen, urls)
+
+
+def _wanted(settings: Settings, kept: Mapping[str, int]) -> dict[str, int]:
+    """Return the ports to take if they are free: those of the settings, the kept ports, and the console's default."""
+    wanted = {CONSOLE: settings.console_port, **kept}
+    if "console_port" in settings.model_fields_set:
+        wanted[CONSOLE] = settings.console_port
+    if settings.metrics_port:
+        wanted["api-gateway"] = settings.metrics_port
+    return wanted
 
 
 def _replica(service: str, number: int) -> str:
@@ -120,6 +137,9 @@ def _service(
         settings_env |= {"PAYMENT_PROVIDER": "http", "PAYMENT_PROVIDER_URL": simulator_url}
         # The first replica alone has the webhook. It brings the next call forward, and any replica makes that call.
         settings_env["PAYMENT_WEBHOOK_PORT"] = str(_webhook_port(settings, chosen)) if name == service else ""
+    if service == "api-gateway" and settings.gateway_metrics == "auto":
+        # Each process has a METRICS_PORT here. The one that you set decides about the port of the API.
+        settings_env["GATEWAY_METRICS"] = "off" if settings.metrics_port else "on"
     return OrderStreamService(
         name=name,
         service=service,
@@ -147,6 +167,31 @@ def _simulator(settings: Settings, chosen: Mapping[str, int]) -> OrderStreamServ
         needs=START_AFTER[PAYMENT_SIMULATOR],
         health_url=f"http://{ports.LOOPBACK}:{port}/readyz",
         settings_env={"SIMULATOR_PORT": str(port), "SIMULATOR_FAULTS": with_webhook},
+        drain_seconds=settings.drain_timeout_seconds,
+    )
+
+
+def _console(
+    settings: Settings, urls: Mapping[str, str], chosen: Mapping[str, int], own_postgres_url: str | None
+) -> OrderStreamService:
+    """Return the console.
+
+    `own_postgres_url` is the account of the console in our own Postgres. A setting replaces it.
+    """
+    addresses = {name: url for name, url in urls.items() if name not in {"CONSOLE_URL", "PAYMENT_SIMULATOR_URL"}}
+    if own_postgres_url is not None and settings.console_postgres_url is None:
+        addresses["CONSOLE_POSTGRES_URL"] = own_postgres_url
+    return OrderStreamService(
+        name=CONSOLE,
+        service=CONSOLE,
+        needs=START_AFTER[CONSOLE],
+        health_url=f"http://{_reachable(settings.console_host)}:{chosen[_CONSOLE_PAGES]}/readyz",
+        settings_env={
+            **addresses,
+            "PORT": str(settings.port),
+            "CONSOLE_PORT": str(chosen[CONSOLE]),
+            "METRICS_PORT": str(chosen[_CONSOLE_PAGES]),
+        },
         drain_seconds=settings.drain_timeout_seconds,
     )
 

@@ -5,6 +5,12 @@ import os
 from collections.abc import Callable, Iterator
 
 from orderstream.local.banner import banner
+from orderstream.local.operator_token import (
+    OperatorTokenError,
+    check_listens_safely,
+    operator_token,
+    token_of_running,
+)
 from orderstream.local.plan import Plan, given, plan
 from orderstream.local.processes import ports, start_order
 from orderstream.local.processes.child import ChildError, StoppingError
@@ -14,7 +20,7 @@ from orderstream.local.processes.progress import Terminal
 from orderstream.local.processes.registry import ProcessRegistry, end_leftovers
 from orderstream.local.processes.service import Service
 from orderstream.local.processes.signals import Stop
-from orderstream.local.processes.start_order import SCHEMA, START_AFTER, TOPICS, StartStep
+from orderstream.local.processes.start_order import CONSOLE, SCHEMA, START_AFTER, TOPICS, StartStep
 from orderstream.local.processes.state import BusyError, Phase, Run, StateDir, StateRecord, checkout, shared_cache
 from orderstream.local.processes.supervisor import GaveUpError, Supervisor
 from orderstream.local.servers import kafka, server_home
@@ -33,17 +39,17 @@ def up(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) -> i
         with state.lock():
             return _run(settings, state, terminal, stop)
     except BusyError:
-        return _show_running(state, terminal, stop)
+        return _show_running(settings, state, terminal, stop)
 
 
-def _show_running(state: StateDir, terminal: Terminal, stop: Stop) -> int:
+def _show_running(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) -> int:
     """Wait until the `up` that holds this state directory serves, and print its banner."""
     wait_until(lambda: stop.requested.is_set() or not state.locked() or _phase(state) == "up", STARTED_SECONDS)
     run = state.running()
     if run is None or run.phase != "up":
         terminal.say(f"Another `orderstream up` on {state.root} did not come up; see {state.logs}")
         return 1
-    terminal.say(banner(run.urls, state))
+    terminal.say(banner(run.urls, state, token_of_running(settings, state)))
     return 0
 
 
@@ -57,12 +63,17 @@ def _run(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
     record = state.read()
     if record.run is not None and (ended := end_leftovers(record.run.children)):
         terminal.say(f"Ended what an earlier run left behind: {', '.join(ended)}")
-    if problem := _problem_with_port(settings) or _problem_with_path(settings, state, record):
+    if problem := _problem_with_ports(settings) or _problem_with_path(settings, state, record):
         terminal.say(problem)
         return 1
     try:
         home = server_home.choose(state, terminal.say)
     except ServerHomeError as error:
+        terminal.say(f"{error}")
+        return 1
+    try:
+        token = operator_token(settings, state) if settings.replicas_console else None
+    except OperatorTokenError as error:
         terminal.say(f"{error}")
         return 1
     planned = plan(settings, state, record.ports, home, read_or_make(state))
@@ -76,7 +87,7 @@ def _run(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
         try:
             start_order.run(_steps(settings, planned, supervisor), terminal, stop.requested)
             terminal.clear()
-            terminal.say(banner(planned.urls, state))
+            terminal.say(banner(planned.urls, state, token))
             # The phase changes last: a process that waits for it then finds the banner in our output.
             registry.update(_set_phase("up"))
             if planned.aot_cache is not None and not planned.aot_cache.exists:
@@ -91,17 +102,34 @@ def _run(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
     return 130 if stop.forced.is_set() else 0
 
 
-def _problem_with_port(settings: Settings) -> str | None:
-    """Return why the API cannot listen on its port, or None."""
+def _problem_with_ports(settings: Settings) -> str | None:
+    """Return why the API, its metrics or the console cannot listen on the port of its setting, or None."""
+    wanted = [("the API", "PORT", settings.host, settings.port)]
+    if settings.metrics_port:
+        wanted.append(("the metrics", "METRICS_PORT", settings.host, settings.metrics_port))
+    if settings.replicas_console:
+        try:
+            check_listens_safely(settings)
+        except OperatorTokenError as error:
+            return f"{error}"
+        if "console_port" in settings.model_fields_set:
+            wanted.append(("the console", "CONSOLE_PORT", settings.console_host, settings.console_port))
+    if len({port for *_, port in wanted}) < len(wanted):
+        return f"{', '.join(name for _, name, _, _ in wanted)} must be different."
+    return next(filter(None, (_problem_with_port(*port) for port in wanted)), None)
+
+
+def _problem_with_port(what: str, name: str, host: str, port: int) -> str | None:
+    subject = what[0].upper() + what[1:]
     try:
-        free = ports.is_free(settings.host, settings.port)
+        free = ports.is_free(host, port)
     except OSError as error:
-        return f"The API cannot listen on {settings.host} port {settings.port}: {error.strerror}"
+        return f"{subject} cannot listen on {host} port {port}: {error.strerror}"
     if free:
         return None
     return (
-        f"Port {settings.port} is taken by {ports.holder(settings.port)}.\n"
-        "Stop that process, or choose another port for the API, for example: PORT=3001 make up"
+        f"Port {port} is taken by {ports.holder(port)}.\n"
+        f"Stop that process, or choose another port for {what}, for example: {name}={port + 1} make up"
     )
 
 
@@ -135,19 +163,24 @@ def _set_phase(phase: Phase) -> Callable[[StateRecord], None]:
 
 def _steps(settings: Settings, planned: Plan, supervisor: Supervisor) -> list[StartStep]:
     def start(service: Service) -> StartStep:
-        return StartStep(service.name, service.needs, lambda report: supervisor.bring_up(service, report))
+        bring_up = supervisor.bring_up_optional if service.name == CONSOLE else supervisor.bring_up
+        return StartStep(service.name, service.needs, lambda report: bring_up(service, report))
 
+    with_role = any(server.name == "postgres" for server in planned.servers)
     addressed = settings.model_copy(update=stack_addresses(planned.urls))
     return [
         *map(start, planned.servers),
-        StartStep(SCHEMA, START_AFTER[SCHEMA], lambda report: prepare_schema(addressed, report)),
+        StartStep(SCHEMA, START_AFTER[SCHEMA], lambda report: prepare_schema(addressed, report, with_role)),
         StartStep(TOPICS, START_AFTER[TOPICS], lambda report: prepare_topics(addressed, report)),
         *map(start, planned.services),
     ]
 
 
-def prepare_schema(settings: Settings, report: Callable[[str], None]) -> None:
-    """Migrate the database, and stock SKU-1 if there is no stock at all. Raises ChildError if the database refuses."""
+def prepare_schema(settings: Settings, report: Callable[[str], None], with_console_role: bool) -> None:
+    """Migrate the database, and stock SKU-1 if there is no stock at all. Raises ChildError if the database refuses.
+
+    `with_console_role`: also give the role `console` its rights. It exists in our own PostgreSQL only.
+    """
     import psycopg  # noqa: PLC0415 - slow to load; the server starts in the meantime
 
     from orderstream.postgres.connect import connect  # noqa: PLC0415
@@ -160,6 +193,8 @@ def prepare_schema(settings: Settings, report: Callable[[str], None]) -> None:
             if connection.execute("SELECT sku FROM inventory LIMIT 1").fetchone() is None:
                 report("stocking SKU-1")
                 connection.execute((checkout() / "db" / "init_inventory.sql").read_bytes(), prepare=False)
+            if with_console_role:
+                connection.execute((checkout() / "db" / "console_role.sql").read_bytes(), prepare=False)
     except (psycopg.Error, MigrationError) as error:
         raise ChildError(f"cannot prepare the database: {error}", []) from error
 

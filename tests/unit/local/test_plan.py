@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from orderstream.local import plan
+from orderstream.local.processes import ports
 from orderstream.local.processes.state import StateDir
 from orderstream.local.servers.orderstream import OrderStreamService
 from orderstream.local.servers.passwords import Passwords
@@ -39,10 +40,10 @@ def test_a_given_url_counts_unless_it_has_our_own_port(settings: Settings, found
     assert plan.given(settings, KEPT) == found
 
 
-def test_a_plain_start_has_three_servers_and_five_services(state: StateDir) -> None:
+def test_a_plain_start_has_three_servers_five_services_and_the_console(state: StateDir) -> None:
     planned = plan.plan(given(), state, {})
     assert [server.name for server in planned.servers] == ["postgres", "valkey", "kafka"]
-    assert [service.name for service in planned.services] == list(SERVICES)
+    assert [service.name for service in planned.services] == [*SERVICES, "console"]
     assert planned.urls["BASE_URL"] == "http://127.0.0.1:3000"
     assert planned.urls["KAFKA_BROKERS"] == f"127.0.0.1:{planned.ports['kafka']}"
 
@@ -76,7 +77,7 @@ def test_a_service_gets_all_addresses_in_its_environment(state: StateDir, monkey
     planned = plan.plan(given(port=3456), state, {})
     env = next(service for service in planned.services if service.name == "payment-worker").command().env
     assert {name: env[name] for name in (*ADDRESSES, "PORT", "LOG_FORMAT")} == {
-        **{name: url for name, url in planned.urls.items() if name != "BASE_URL"},
+        **{name: url for name, url in planned.urls.items() if name not in {"BASE_URL", "CONSOLE_URL"}},
         "PORT": "3456",
         "LOG_FORMAT": "json",
     }
@@ -158,7 +159,7 @@ def test_the_simulator_uses_a_given_port(state: StateDir) -> None:
 def test_without_the_simulator_no_service_is_added(state: StateDir) -> None:
     settings = given(payment_provider="http", payment_provider_url="https://payments.example")
     planned = plan.plan(settings, state, {})
-    assert [service.name for service in planned.services] == list(SERVICES)
+    assert [service.name for service in planned.services] == [*SERVICES, "console"]
     assert "PAYMENT_SIMULATOR_URL" not in planned.urls
 
 
@@ -166,3 +167,74 @@ def test_wrong_faults_of_the_simulator_are_named_before_anything_starts(state: S
     with pytest.raises(SettingsError) as caught:
         plan.plan(given(payment_provider="simulator", simulator_faults='{"hangRate": 2, "slow": 1}'), state, {})
     assert [problem.partition(": ")[2].partition(":")[0] for problem in caught.value.problems] == ["hangRate", "slow"]
+
+
+def test_the_console_gets_its_own_account_and_the_address_of_the_api(state: StateDir) -> None:
+    passwords = Passwords()
+    planned = plan.plan(given(port=3456), state, {"console": 20_104}, passwords=passwords)
+    env = environment(planned, "console")
+    own = f"postgresql://console:{passwords.postgres_console}@127.0.0.1:{planned.ports['postgres']}/orders"
+    assert (env["CONSOLE_POSTGRES_URL"], env["POSTGRES_URL"]) == (own, planned.urls["POSTGRES_URL"])
+    assert (env["BASE_URL"], env["CONSOLE_PORT"]) == ("http://127.0.0.1:3456", "20104")
+    assert planned.urls["CONSOLE_URL"] == "http://127.0.0.1:20104"
+    assert not [url for url in planned.urls.values() if passwords.postgres_console in url]
+    for service in SERVICES:
+        assert passwords.postgres_console not in environment(planned, service).values()
+
+
+def test_the_console_uses_a_given_account(state: StateDir) -> None:
+    url = "postgresql://reader@db.example/orders"
+    theirs = plan.plan(given(postgres_url="postgresql://db.example/orders"), state, {})
+    assert "CONSOLE_POSTGRES_URL" not in environment(theirs, "console")
+    ours = plan.plan(given(console_postgres_url=url), state, {})
+    assert environment(ours, "console").get("CONSOLE_POSTGRES_URL") != ours.urls["POSTGRES_URL"]
+
+
+def test_the_settings_of_the_console_go_to_no_other_process(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSOLE_TOKEN", "a-secret-token")
+    planned = plan.plan(given(payment_provider="simulator"), state, {})
+    holders = [service.name for service in planned.services if "CONSOLE_TOKEN" in environment(planned, service.name)]
+    assert holders == ["console"]
+
+
+def test_without_a_console_there_is_neither_process_nor_address(state: StateDir) -> None:
+    planned = plan.plan(given(replicas_console=0), state, {})
+    assert [service.name for service in planned.services] == list(SERVICES)
+    assert "CONSOLE_URL" not in planned.urls
+    assert "console" not in planned.ports
+
+
+def test_the_console_takes_3100_if_it_is_free_and_keeps_the_port_that_it_got(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {3100}
+    monkeypatch.setattr(ports, "is_free", lambda _host, port: port in free or port >= 20_000)
+    assert plan.plan(given(), state, {}).ports["console"] == 3100
+    free.clear()
+    picked = plan.plan(given(), state, {}).ports["console"]
+    assert picked >= 20_000
+    free.add(3100)
+    assert plan.plan(given(), state, {"console": picked}).ports["console"] == picked
+    assert plan.plan(given(console_port=3100), state, {"console": picked}).ports["console"] == 3100
+    assert plan.plan(given(port=3100), state, {}).ports["console"] >= 20_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "on"),
+    [
+        ({}, "on"),
+        ({"metrics_port": 20_105}, "off"),
+        ({"metrics_port": 20_105, "gateway_metrics": "on"}, None),
+        ({"gateway_metrics": "off"}, None),
+    ],
+)
+def test_a_given_metrics_port_is_that_of_the_first_gateway(
+    state: StateDir, settings: dict[str, Any], on: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GATEWAY_METRICS", raising=False)
+    planned = plan.plan(given(replicas_api_gateway=2, **settings), state, {})
+    gateways = [environment(planned, name) for name in ("api-gateway", "api-gateway-2")]
+    assert [gateway.get("GATEWAY_METRICS") for gateway in gateways] == [on, on]
+    assert "metrics_port" not in settings or gateways[0]["METRICS_PORT"] == "20105"
+    assert gateways[0]["METRICS_PORT"] != gateways[1]["METRICS_PORT"]
+    assert "GATEWAY_METRICS" not in environment(planned, "order-service")

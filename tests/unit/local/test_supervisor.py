@@ -432,3 +432,52 @@ def test_a_process_that_does_not_stop_in_time_is_killed(bench: SupervisorBench) 
     bench.supervisor.stop_all()
     assert "worker did not stop in time: killing it" in bench.said.getvalue()
     assert bench.registry.children == []
+
+
+def test_an_optional_process_that_never_starts_ends_nothing_and_is_started_again_later(
+    bench: SupervisorBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LATER_SECONDS", 0.01)
+    fixed = tmp_path / "fixed"
+    script = f"import os, sys; os.path.exists({str(fixed)!r}) or sys.exit('broken'); {SLEEPER}"
+    bench.supervisor.bring_up_optional(PythonService("console", script), lambda _: None)
+    bench.up(PythonService("worker"))
+    watching = bench.watch()
+    wait_until(lambda: bench.said.getvalue().count("Orders go on without console.") > 1, 20, "it is started again")
+    fixed.touch()
+    wait_until(lambda: "console is back" in bench.said.getvalue(), 20, "it is back")
+    os.kill(bench.pid("console") or 0, signal.SIGKILL)
+    wait_until(lambda: bench.said.getvalue().count("console is back") > 1, 20, "it is restarted as the others are")
+    assert watching.is_alive()
+    bench.stop.requested.set()
+    watching.join(10)
+    assert bench.outcome == [None]
+
+
+def test_an_optional_process_that_dies_too_often_ends_nothing(
+    bench: SupervisorBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(supervisor, "LATER_SECONDS", 600.0)
+    once = tmp_path / "once"
+    script = f"import os, sys; os.path.exists({str(once)!r}) and sys.exit('broken'); {SLEEPER}"
+    bench.supervisor.bring_up_optional(PythonService("console", script), lambda _: None)
+    watching = bench.watch()
+    once.touch()
+    os.kill(bench.pid("console") or 0, signal.SIGKILL)
+    wait_until(lambda: "Orders go on without console." in bench.said.getvalue(), 20, "it is given up for now")
+    assert watching.is_alive()
+    bench.stop.requested.set()
+    watching.join(10)
+    assert bench.outcome == [None]
+
+
+def test_an_optional_process_that_is_slow_does_not_delay_the_start(
+    bench: SupervisorBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "OPTIONAL_SECONDS", 0.01)
+    silent = PythonService("console", SLEEPER.replace("ready", "not yet"))
+    bench.supervisor.bring_up_optional(silent, lambda _: None)
+    assert "console is not ready after 0 s. Orders do not need it." in bench.said.getvalue()
+    bench.stop.requested.set()
+    with pytest.raises(StoppingError):
+        bench.supervisor.bring_up_optional(PythonService("another"), lambda _: None)

@@ -15,6 +15,8 @@ from orderstream.local.processes.progress import Terminal
 SCHEMA, TOPICS = "schema", "topics"
 PAYMENT_SIMULATOR = "payment-simulator"
 """It runs only if PAYMENT_PROVIDER is simulator."""
+CONSOLE = "console"
+"""Orders do not need it: it may be down."""
 START_AFTER: Mapping[str, tuple[str, ...]] = {
     "postgres": (),
     "valkey": (),
@@ -28,6 +30,7 @@ START_AFTER: Mapping[str, tuple[str, ...]] = {
     "payment-worker": (SCHEMA, TOPICS, PAYMENT_SIMULATOR),
     "inventory-worker": (SCHEMA, TOPICS),
     "order-service": (SCHEMA, TOPICS),
+    CONSOLE: (SCHEMA,),
 }
 KILL_FIRST, STOP_GATEWAY, STOP_WORKERS, STOP_SERVERS = -1, 0, 1, 2
 """The stop order. A process with KILL_FIRST holds no data and is killed before the others are asked to stop."""

@@ -22,9 +22,8 @@ Phase = Literal["starting", "up", "stopping"]
 
 _OURS = {
     "stack.json", "stack.json.new", "secrets.json", "secrets.json.new", "stores", "stores.new", "lock", "logs", "cache",
-    "operator-token", "operator-token.new",
     "postgres", "postgres.new", "postgres-settings", "kafka", "kafka-aot-cache", "kafka-learning", "valkey",
-    "valkey-settings", "payment-simulator", "bench", "soak", "benchmark.lock",
+    "valkey-settings", "payment-simulator", "operator-token", "bench", "soak", "benchmark.lock",
 }  # fmt: skip
 """The names that `up`, the tests and the benchmarks create in a state directory, beside `test-<n>`."""
 _LOCK_ATTEMPTS = 50
@@ -105,8 +104,9 @@ class StateDir:
         ours = [path for path in found if path.name in _OURS or path.name.startswith("test-")]
         if ours == found and self.root.stat().st_uid == os.geteuid():
             self.root.chmod(PRIVATE_FOLDER)
-        nested = {"bench", "soak", "postgres", "postgres.new"}
-        close_to_others(path for path in ours if path.name not in nested and not path.name.startswith("test-"))
+        # A token that others could read is refused, not closed: they may know it already.
+        left = {"bench", "soak", "postgres", "postgres.new", "operator-token"}
+        close_to_others(path for path in ours if path.name not in left and not path.name.startswith("test-"))
 
     def read(self) -> StateRecord:
         """Return the record that was written last, or an empty one if there is none or it cannot be read."""

@@ -30,6 +30,11 @@ _RESTART_WINDOW_SECONDS = 60.0
 _RESTART_PAUSE_FIRST_SECONDS = 0.3
 _RESTART_PAUSE_MAX_SECONDS = 5.0
 
+OPTIONAL_SECONDS = 10.0
+"""The longest wait for an optional service when the local stack starts. It goes on starting after that."""
+LATER_SECONDS = 60.0
+"""The wait before an optional service that died too often is started again."""
+
 
 def _problem_with_life(child: Child) -> str | None:
     """Return why a running process does no work, or None. A server has no /livez. It is checked for SIGSTOP only."""
@@ -82,6 +87,7 @@ class Supervisor:
         self._services: dict[str, Service] = {}
         self._deaths: dict[str, collections.deque[float]] = collections.defaultdict(collections.deque)
         self._starting: set[str] = set()
+        self._optional: set[str] = set()
         self._silence = Silence(time.monotonic)
         self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
 
@@ -102,6 +108,50 @@ class Supervisor:
                 break
             self._pause(self._count_death(child))
         self._starting.discard(service.name)
+
+    def bring_up_optional(self, service: Service, report: Callable[[str], None]) -> None:
+        """Start a service that the others do not need. Return when it is ready, or after OPTIONAL_SECONDS.
+
+        If it dies too often or never becomes ready, the terminal says so, and it is started again every
+        LATER_SECONDS. The others go on. Raises StoppingError.
+        """
+        self._optional.add(service.name)
+        over = threading.Event()
+
+        def work() -> None:
+            try:
+                self.bring_up(service, report)
+            except StoppingError:
+                pass
+            except Exception as error:  # noqa: BLE001 - the others go on without it
+                over.set()
+                self._try_later(service, error)
+            over.set()
+
+        threading.Thread(target=work, name=f"start {service.name}", daemon=True).start()
+        if not over.wait(OPTIONAL_SECONDS):
+            self._terminal.say(f"{service.name} is not ready after {OPTIONAL_SECONDS:.0f} s. Orders do not need it.")
+        if self._stop.requested.is_set():
+            raise StoppingError
+
+    def _try_later(self, service: Service, error: Exception) -> None:
+        """Say why an optional service is down, and start it again every LATER_SECONDS until it is ready."""
+        while True:
+            self._terminal.say(f"{error}\nOrders go on without {service.name}. Next start in {LATER_SECONDS:.0f} s.")
+            for child in self._registry.children:
+                if child.name == service.name:
+                    child.kill()
+            if self._stop.requested.wait(LATER_SECONDS):
+                return
+            try:
+                self.bring_up(service, lambda _: None)
+            except StoppingError:
+                return
+            except Exception as next_error:  # noqa: BLE001 - the others go on without it
+                error = next_error
+            else:
+                self._terminal.say(f"{service.name} is back")
+                return
 
     def in_background(self, name: str, work: Callable[[InstallContext], None]) -> None:
         """Run `work` in a thread. Its failure has no consequence."""
@@ -161,8 +211,15 @@ class Supervisor:
 
     def _restart(self, child: Child) -> None:
         """Restart a child in a thread: at once after its first death within a minute, otherwise after the pause."""
-        deaths = self._count_death(child)
         service = self._services[child.name]
+        try:
+            deaths = self._count_death(child)
+        except GaveUpError as error:
+            if child.name not in self._optional:
+                raise
+            self._starting.add(child.name)
+            threading.Thread(target=self._try_later, args=(service, error), daemon=True).start()
+            return
         self._starting.add(child.name)
 
         def work() -> None:
@@ -174,7 +231,10 @@ class Supervisor:
             except StoppingError:
                 return
             except Exception as error:  # noqa: BLE001 - the watching thread raises it
-                self._failures.put(error)
+                if service.name in self._optional:
+                    self._try_later(service, error)
+                else:
+                    self._failures.put(error)
 
         threading.Thread(target=work, name=f"restart {child.name}", daemon=True).start()
 

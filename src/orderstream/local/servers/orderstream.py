@@ -9,17 +9,23 @@ from urllib.parse import urlsplit
 
 from orderstream.local.processes.child import Child, Command
 from orderstream.local.processes.service import InstallContext, healthy
-from orderstream.local.processes.start_order import PAYMENT_SIMULATOR, STOP_GATEWAY, STOP_SERVERS, STOP_WORKERS
+from orderstream.local.processes.start_order import CONSOLE, PAYMENT_SIMULATOR, STOP_GATEWAY, STOP_SERVERS, STOP_WORKERS
 
 # Added to the drain timeout of a service, for the end of its process.
 _EXIT_GRACE_SECONDS = 3.0
+_FOR_THE_CONSOLE = "CONSOLE_"
+# The console yields the processor to the services and the servers.
+_NICENESS = {CONSOLE: 5}
 # The workers finish their payments while they stop, so that the simulator stops after them.
 _STOP_ORDERS = {"api-gateway": STOP_GATEWAY, PAYMENT_SIMULATOR: STOP_SERVERS}
 
 
 @dataclass(frozen=True)
 class OrderStreamService:
-    """One replica of one of orderstream.settings.SERVICES, or the payment simulator. Ready when /readyz answers 200."""
+    """One replica of one of orderstream.settings.SERVICES, the payment simulator or the console.
+
+    It is ready when /readyz answers 200.
+    """
 
     name: str
     service: str
@@ -34,9 +40,10 @@ class OrderStreamService:
     def command(self) -> Command:
         """Return `orderstream <service>`, with the addresses of the servers in its environment.
 
-        OTEL_SERVICE_NAME is left out: with one name for all five, a span would not show its service.
+        OTEL_SERVICE_NAME is left out: with one name for all five, a span would not show its service. The settings of
+        the console are left out for the others: they hold its token and its password.
         """
-        inherited = {name: value for name, value in os.environ.items() if name != "OTEL_SERVICE_NAME"}
+        inherited = {name: value for name, value in os.environ.items() if self._inherits(name)}
         return Command(
             argv=[sys.executable, "-m", "orderstream.cli", self.service],
             env={**inherited, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **self.settings_env},
@@ -44,7 +51,13 @@ class OrderStreamService:
             stop_seconds=self.drain_seconds + _EXIT_GRACE_SECONDS,
             stop_order=_STOP_ORDERS.get(self.service, STOP_WORKERS),
             health_url=self.health_url,
+            niceness=_NICENESS.get(self.service, 0),
         )
+
+    def _inherits(self, name: str) -> bool:
+        if name == "OTEL_SERVICE_NAME":
+            return False
+        return self.service == CONSOLE or not name.upper().startswith(_FOR_THE_CONSOLE)
 
     def ready(self, child: Child) -> bool:
         """Tell whether /readyz answers 200 and this process listens there: another process may have taken the port."""

