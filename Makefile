@@ -44,7 +44,7 @@ down: ## stop everything that `up`, `compose-up` or `ob-up` started. The data st
 	@if [ -n "$$(docker compose ps -aq 2>/dev/null)" ]; then docker compose down; fi
 
 test: $(READY) ## run every test on real servers, with ports and data of their own
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 check: $(READY) ## run the linter and check types and layers
 	@$(BIN)/ruff check .

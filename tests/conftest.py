@@ -21,7 +21,8 @@ from tests.support.databases import Databases
 from tests.support.servers import Servers
 from tests.support.servers import servers as start_servers
 
-_COSTS = ("unit", "property", "integration", "e2e")
+_COSTS = ("unit", "property", "integration", "browser", "e2e")
+_STACKS = ("browser", "e2e")
 _RUNS_AT_ONCE = 8
 
 for _name in Settings.model_fields:
@@ -29,9 +30,12 @@ for _name in Settings.model_fields:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run cheap tests first."""
+    """Run cheap tests first. `make test` runs the tests of whole stacks, which mostly wait, beside all others."""
     tests = Path(__file__).parent
     items.sort(key=lambda item: _COSTS.index(item.path.relative_to(tests).parts[0]))
+    for item in items:
+        is_stack = item.path.relative_to(tests).parts[0] in _STACKS
+        item.add_marker(pytest.mark.xdist_group("stacks" if is_stack else "parts"))
 
 
 @pytest.fixture(scope="session")
