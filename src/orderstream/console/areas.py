@@ -7,6 +7,7 @@ from starlette.routing import Route
 
 from orderstream.console.context import Console
 from orderstream.console.flow import api as flow_api
+from orderstream.console.flow import pages as flow_pages
 from orderstream.console.flow.running import running as running_flow
 from orderstream.console.traces import api as traces_api
 from orderstream.console.web.api import Operation
@@ -14,7 +15,7 @@ from orderstream.console.web.api import Operation
 OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (flow_api.operations, traces_api.operations)
 """The functions `operations` of the areas' modules `api`."""
 
-PAGES: Sequence[Callable[[Console], list[Route]]] = ()
+PAGES: Sequence[Callable[[Console], list[Route]]] = (flow_pages.routes,)
 """The functions `routes` of the areas' modules `pages`."""
 
 RUNNING: Sequence[Callable[[Console], AbstractAsyncContextManager[None]]] = (running_flow,)

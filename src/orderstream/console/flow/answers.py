@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -49,10 +49,14 @@ class InstanceAnswer(Struct, frozen=True, rename="camel"):
     rates: Rates
 
 
+ServiceState = Literal["ready", "partly ready", "not ready", "down", "not watched"]
+
+
 class ServiceAnswer(Struct, frozen=True, rename="camel"):
     """A service with its processes. The rates are sums over them, or means for times and shares."""
 
     name: str
+    state: ServiceState
     ready: int
     instances: tuple[InstanceAnswer, ...]
     rates: Rates
@@ -231,7 +235,18 @@ def _service(now: Snapshot, name: str) -> ServiceAnswer:
     )
     ready = sum(instance.state == "ready" for instance in instances)
     lag = now.lag(name) if name in CONSUMER_GROUPS else None
-    return ServiceAnswer(name, ready, instances, _together([instance.rates for instance in found]), lag)
+    rates = _together([instance.rates for instance in found])
+    return ServiceAnswer(name, _state(now, name, instances, ready), ready, instances, rates, lag)
+
+
+def _state(now: Snapshot, name: str, instances: Sequence[InstanceAnswer], ready: int) -> ServiceState:
+    if not instances and (name not in now.services or now.processes.value is None):
+        return "not watched"
+    if instances and ready == len(instances):
+        return "ready"
+    if ready:
+        return "partly ready"
+    return "not ready" if any(instance.state == "not ready" for instance in instances) else "down"
 
 
 def _together(rates: Sequence[Rates]) -> Rates:

@@ -1,11 +1,12 @@
-"""Keeps the figures of the last 5 minutes: at most 150 points of each series."""
+"""Keeps the figures of the last 5 minutes: at most 300 points of each series."""
 
 from collections import deque
 from collections.abc import Sequence
 from threading import Lock
 
-POINTS_MAX = 150
+POINTS_MAX = 300
 HISTORY_SECONDS = 300.0
+CARRIED_SECONDS = 30.0
 
 Points = Sequence[tuple[float, float]]
 """Monotonic times and values, oldest first."""
@@ -53,3 +54,20 @@ def average(points: Points, now: float, seconds: float) -> float | None:
     """Return the mean of the values of the last `seconds`; None without any."""
     recent = [value for at, value in points if now - at <= seconds]
     return sum(recent) / len(recent) if recent else None
+
+
+def steps(points: Points, now: float, number: int) -> list[float | None]:
+    """Return `number` values over HISTORY_SECONDS at equal steps, oldest first: the last value of each step.
+
+    A step without a point has the value before it, if that is not older than three slow samples, and None otherwise.
+    """
+    width = HISTORY_SECONDS / number
+    last: dict[int, float] = {number - 1 - int((now - at) / width): value for at, value in points}
+    values: list[float | None] = []
+    known: tuple[int, float] | None = None
+    for index in range(number):
+        if index in last:
+            known = index, last[index]
+        carried = known is not None and (index - known[0]) * width <= CARRIED_SECONDS
+        values.append(known[1] if known is not None and carried else None)
+    return values

@@ -27,6 +27,8 @@ from orderstream.domain.saga import CONSUMER_GROUPS
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.settings import Settings
 
+ORDERS_SECONDS = 1.0
+"""How often Postgres is read while someone looks, so that a new order appears at once."""
 STOP_SECONDS = 1.0
 """How long the end of the console waits for the threads. A thread that hangs ends with the process."""
 
@@ -54,9 +56,18 @@ class Monitor:
         self._open_before: int | None = None
         self._measured_at = float("-inf")
         self._audience = Audience(clock)
-        self._kafka = Source("kafka", lambda: KafkaReader(settings), self._audience, self._note_kafka, clock)
         url = settings.console_postgres_url or settings.postgres_url
-        self._postgres = Source("postgres", lambda: PostgresReader(url), self._audience, self._note_postgres, clock)
+        self._kafka = Source(
+            "kafka", lambda: KafkaReader(settings), self._audience, received=self._note_kafka, clock=clock
+        )
+        self._postgres = Source(
+            "postgres",
+            lambda: PostgresReader(url),
+            self._audience,
+            received=self._note_postgres,
+            clock=clock,
+            watched_seconds=ORDERS_SECONDS,
+        )
         self._valkey = Source("valkey", lambda: ValkeyReader(settings.redis_url), self._audience, clock=clock)
         self._processes = Source("processes", lambda: ProcessesReader(targets), self._audience, clock=clock)
         self._sources: tuple[Source[Any], ...] = (self._kafka, self._postgres, self._valkey, self._processes)

@@ -101,8 +101,10 @@ class Source(Generic[T]):
         name: str,
         connect: Callable[[], Reader[T]],
         audience: Audience,
+        *,
         received: Callable[[T, float], None] = lambda _value, _at: None,
         clock: Callable[[], float] = time.monotonic,
+        watched_seconds: float = WATCHED_SECONDS,
     ) -> None:
         self.name = name
         self.reading: Reading[T] = Reading()
@@ -110,6 +112,7 @@ class Source(Generic[T]):
         self._audience = audience
         self._received = received
         self._clock = clock
+        self._watched_seconds = watched_seconds
         self._stop = threading.Event()
         self._wake = threading.Event()
         audience.wakes(self._wake)
@@ -148,7 +151,7 @@ class Source(Generic[T]):
         """Wait for the next call. A watcher who comes meanwhile shortens the wait."""
         while not self._stop.is_set():
             quick = self._audience.is_watching or self.reading.silent_since is not None
-            left = began + (WATCHED_SECONDS if quick else UNWATCHED_SECONDS) - self._clock()
+            left = began + (self._watched_seconds if quick else UNWATCHED_SECONDS) - self._clock()
             if left <= 0:
                 return
             self._wake.wait(left)
