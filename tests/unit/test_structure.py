@@ -27,6 +27,7 @@ WRITERS = {
     "orders": {
         "api_gateway": "inserts accepted orders, cancels orders",
         "order_service": "schedules the next check of an order",
+        "console": "makes the next check of an order due at once, when an operator nudges it",
         "outbox_relay": "removes old orders. Items, payments and reservations go with them by their foreign keys",
         SHARED_PACKAGE: "has the statements that change an existing order, for order-service and for a cancel",
     },
@@ -35,7 +36,10 @@ WRITERS = {
         "inventory_worker": "reserves and releases. Its package also has the stock commands",
         "outbox_relay": "removes the units that a CONFIRMED order holds, when it removes the order",
     },
-    "payments": {"payment_worker": "decides about payments"},
+    "payments": {
+        "payment_worker": "decides about payments",
+        "console": "makes the next attempt due at once, when an operator nudges the order",
+    },
     "reservations": {"inventory_worker": "decides about stock"},
     "outbox": {
         "api_gateway": "appends in the statement that accepts orders",

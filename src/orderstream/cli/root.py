@@ -58,6 +58,16 @@ def running_stack(state: "StateDir") -> "Run":
     return run
 
 
+def actor() -> str:
+    """Return the text that is recorded with the actions of this command line."""
+    import getpass
+
+    try:
+        return f"{getpass.getuser()} (cli)"
+    except (OSError, KeyError):
+        return "unknown (cli)"
+
+
 @contextlib.contextmanager
 def plain_errors(*kinds: type[Exception], exit_code: int = 1) -> Iterator[None]:
     """Print the expected errors `kinds` in one line and exit with `exit_code`. Wrong settings exit with 2.

@@ -9,10 +9,15 @@ from orderstream.console.context import Console
 from orderstream.console.flow import api as flow_api
 from orderstream.console.flow import pages as flow_pages
 from orderstream.console.flow.running import running as running_flow
+from orderstream.console.orders import api as orders_api
 from orderstream.console.traces import api as traces_api
 from orderstream.console.web.api import Operation
 
-OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (flow_api.operations, traces_api.operations)
+OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (
+    flow_api.operations,
+    orders_api.operations,
+    traces_api.operations,
+)
 """The functions `operations` of the areas' modules `api`."""
 
 PAGES: Sequence[Callable[[Console], list[Route]]] = (flow_pages.routes,)

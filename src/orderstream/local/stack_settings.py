@@ -10,10 +10,12 @@ from typing import Any
 from orderstream.local.processes.state import default_state_dir
 from orderstream.settings import Settings
 
+_ADDRESSES = ("postgres_url", "redis_url", "kafka_brokers", "base_url")
+
 
 def stack_addresses(urls: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of Settings that hold the addresses in `urls`, the variables of a running stack."""
-    fields: dict[str, Any] = {name: urls[name.upper()] for name in ("postgres_url", "redis_url", "kafka_brokers")}
+    fields: dict[str, Any] = {name: urls[name.upper()] for name in _ADDRESSES}
     return {**fields, "kafka_options": json.loads(urls.get("KAFKA_OPTIONS", "{}"))}
 
 
@@ -22,7 +24,7 @@ def with_stack_addresses(settings: Settings) -> Settings:
     run = default_state_dir(settings.orderstream_state).running()
     if run is None or not run.urls:
         return settings
-    wanted = {"postgres_url", "redis_url", "kafka_brokers"} - settings.model_fields_set
+    wanted = set(_ADDRESSES) - settings.model_fields_set
     if "kafka_brokers" in wanted:
         wanted.add("kafka_options")
     addresses = stack_addresses(run.urls)
