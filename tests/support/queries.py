@@ -32,6 +32,11 @@ class Query(Struct, frozen=True):
         return _PARAMETER.sub(number, self.text).replace("%%", "%")
 
     @property
+    def names(self) -> list[str]:
+        """The names of the parameters, in the sequence of their numbers."""
+        return list(dict.fromkeys(_PARAMETER.findall(self.text)))
+
+    @property
     def utility(self) -> bool:
         """Whether it is a statement that has no plan."""
         return self.text.split()[0].upper() not in ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")

@@ -10,6 +10,7 @@ from orderstream.console.flow import api as flow_api
 from orderstream.console.flow import pages as flow_pages
 from orderstream.console.flow.running import running as running_flow
 from orderstream.console.orders import api as orders_api
+from orderstream.console.orders import pages as orders_pages
 from orderstream.console.traces import api as traces_api
 from orderstream.console.web.api import Operation
 
@@ -20,7 +21,10 @@ OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (
 )
 """The functions `operations` of the areas' modules `api`."""
 
-PAGES: Sequence[Callable[[Console], list[Route]]] = (flow_pages.routes,)
+PAGES: Sequence[Callable[[Console], list[Route]]] = (
+    flow_pages.routes,
+    orders_pages.routes,
+)
 """The functions `routes` of the areas' modules `pages`."""
 
 RUNNING: Sequence[Callable[[Console], AbstractAsyncContextManager[None]]] = (running_flow,)

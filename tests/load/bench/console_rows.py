@@ -17,7 +17,7 @@ STUCK_EVERY = 50_000
 UNCOMPENSATED_EVERY = 5_000
 """Of the CANCELLED orders, each one with a number that this divides is not compensated."""
 LARGE_USER = "user-large"
-"""A user with one order of a hundred."""
+"""A user with one order of 101."""
 SMALL_USER = "user-small"
 """A user with ten orders among all."""
 RARE_SKU = "SKU-RARE"
@@ -31,7 +31,7 @@ SELECT
     concat(substr(time, 1, 8), '-', substr(time, 9), '-7', substr(digest, 1, 3), '-8', substr(digest, 4, 3), '-',
            substr(digest, 7, 12)),
     CASE WHEN number %% (%(orders)s / 10) = 7 THEN %(small_user)s
-         WHEN number %% 100 = 0 THEN %(large_user)s
+         WHEN number %% 101 = 0 THEN %(large_user)s
          ELSE 'user-' || (300000 * power(('x' || substr(digest, 19, 6))::bit(24)::int / 16777216.0, 2))::int END,
     round((1 + ('x' || substr(digest, 25, 6))::bit(24)::int %% 50000 / 100.0)::numeric, 2), 'USD',
     status, reason, at, at + settles,

@@ -8,8 +8,9 @@ from orderstream.api_gateway.orders.order_id import canonical
 from orderstream.console.actions.log import REASON_MAX_CHARACTERS
 from orderstream.console.context import Console
 from orderstream.console.orders.cancelling import Cancelled, cancel_order
+from orderstream.console.orders.cursor import from_cursor
 from orderstream.console.orders.filters import OrderQuery
-from orderstream.console.orders.listing import OrderPage, list_orders
+from orderstream.console.orders.listing import OrderPage, count_newer, list_orders
 from orderstream.console.orders.nudging import Nudged, nudge_order
 from orderstream.console.orders.search import Q_MAX_CHARACTERS, SearchResult, search
 from orderstream.console.web.access import Visitor
@@ -29,7 +30,7 @@ class SearchQuery(Struct, frozen=True, forbid_unknown_fields=True):
     q: Annotated[str, Meta(min_length=1, max_length=Q_MAX_CHARACTERS)]
 
 
-class OrderActions:
+class Orders:
     """The reads and actions of this area for one console. The API and the pages share them. Each may raise Problem."""
 
     def __init__(self, console: Console) -> None:
@@ -44,14 +45,28 @@ class OrderActions:
 
         return await self._console.work(read)
 
+    async def newer(self, query: OrderQuery, newest: str) -> int:
+        """Return how many matching orders are newer than the order of the cursor `newest`."""
+
+        def read() -> int:
+            with self._console.stores.reading() as connection:
+                return count_newer(connection, query.wanted, from_cursor(newest))
+
+        return await self._console.work(read)
+
     async def search(self, text: str) -> SearchResult:
         """Find orders by any of their names."""
 
         def read() -> SearchResult:
             with self._console.stores.reading() as connection:
-                return search(connection, text)
+                return search(connection, text, self._order_of_trace)
 
         return await self._console.work(read)
+
+    def _order_of_trace(self, trace_id: str) -> str | None:
+        """Return the order of a trace that the console has received."""
+        spans = self._console.traces.spans_of(trace_id)
+        return next((span.order_id for span in spans if span.order_id is not None), None)
 
     async def cancel(self, order_id: str, visitor: Visitor, reason: str) -> Cancelled:
         """Cancel an order through the gateway."""
@@ -83,7 +98,7 @@ def known_id(text: str) -> str:
 
 def operations(console: Console) -> list[Operation]:
     """Return the operations of this area."""
-    orders = OrderActions(console)
+    orders = Orders(console)
 
     async def listed(call: Call) -> OrderPage:
         return await orders.list(call.query)

@@ -18,6 +18,7 @@ from msgspec.structs import asdict, replace
 from orderstream.console.orders.cursor import from_cursor, to_cursor
 from orderstream.console.orders.filters import PAGE_DEFAULT, STUCK_SECONDS, OrderFilter
 from orderstream.console.orders.waiting_kind import Kind, waiting_kind
+from orderstream.http_server import problems
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 
@@ -43,7 +44,6 @@ FIRST = "g"
 
 SQL = load("orderstream.console.orders")
 Source = Literal["all", "unsuccessful", "reason", "open", "uncompensated"]
-_SHARED = load("orderstream.postgres")
 
 
 class ListedOrder(Struct, frozen=True, rename="camel"):
@@ -112,8 +112,8 @@ def list_orders(
 ) -> OrderPage:
     """Return the newest orders that match, below the cursor, at most `limit`.
 
-    The page reads at most SEARCHED_MAX orders and ends SEARCH_SECONDS after it began. Raises Problem 400 for an invalid
-    cursor, and psycopg.Error.
+    The page reads at most SEARCHED_MAX orders, and begins no further part after SEARCH_SECONDS. Raises Problem 400 for
+    an invalid cursor, Problem 503 if PostgreSQL is too slow to read any order, and psycopg.Error.
     """
     before = from_cursor(cursor) if cursor else FIRST
     with _snapshot(connection):
@@ -143,7 +143,7 @@ def _snapshot(connection: Connection) -> Iterator[None]:
     """Run a block on one snapshot, each statement within STATEMENT_SECONDS."""
     with connection.transaction():
         connection.execute(SQL["one_snapshot"])
-        connection.execute(_SHARED["limit_statements"], {"limit": f"{STATEMENT_SECONDS * 1_000:.0f}ms"})
+        connection.execute(SQL["limit_search"], {"limit": f"{STATEMENT_SECONDS * 1_000:.0f}ms"})
         yield
 
 
@@ -203,6 +203,8 @@ def _walk(
         rows = min(rows, SEARCHED_MAX - found.read)
         matches = limit + 1 - len(found.ids)
         part = _read(connection, wanted, source, before=found.go_on, rows=rows, matches=matches)
+        if part is None and not found.read:
+            raise problems.unavailable("PostgreSQL did not answer in time.")
         if part is None:
             break
         found.ids += part.ids

@@ -8,6 +8,11 @@ SELECT now();
 -- Lets all statements of this transaction see the same rows, so that an order never contradicts the filter that found it.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
 
+-- name: limit_search
+-- Limits each statement of this transaction, and rules out plans that read a whole index before they sort.
+-- Parameter: the limit as text.
+SELECT set_config('statement_timeout', %(limit)s, TRUE), set_config('enable_bitmapscan', 'off', TRUE);
+
 -- name: search
 -- Reads the next orders of one source and returns those that match a filter: the number of orders read, the smallest id
 -- and the time of the oldest of them, and the ids that match, newest first. It never reads more than `rows` orders.
