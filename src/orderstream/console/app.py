@@ -23,7 +23,7 @@ from orderstream.console.traces import receiver
 from orderstream.console.web import api, openapi
 from orderstream.console.web.access import Access
 from orderstream.console.web.api import Operation
-from orderstream.console.web.guard import Guard, Hosts, now
+from orderstream.console.web.guard import NO_STORE, SECURITY_HEADERS, Guard, Hosts, now
 from orderstream.console.web.pages import StaticFiles, Templates, not_found
 from orderstream.console.web.sessions import SessionPages
 from orderstream.http_server.problems import method_not_allowed
@@ -61,6 +61,8 @@ def run(settings: Settings, operator_token: str) -> int:
 async def serve(settings: Settings, operator_token: str, listener: socket.socket) -> None:
     """Serve on a listening socket until SIGTERM or SIGINT."""
     async with AsyncExitStack() as stack:
+        if settings.console_postgres_url is None:
+            logs.get().warning("console_has_the_rights_of_postgres_url", help="set CONSOLE_POSTGRES_URL")
         local = local_stack.find(settings)
         stores = stack.enter_context(Stores(settings))
         static = StaticFiles()
@@ -69,9 +71,9 @@ async def serve(settings: Settings, operator_token: str, listener: socket.socket
         stack.callback(console.close)
         for running in RUNNING:
             await stack.enter_async_context(running(console))
-        guarded = application(console, static, Access(operator_token, settings.console_read_token, now))
+        access = Access(operator_token, settings.console_read_token, now, settings.console_port)
         http = Server(
-            guarded,
+            application(console, static, access),
             Tracer(None, 0),
             Limits(
                 connections=allow_connections(CONNECTIONS_MAX),
@@ -80,6 +82,8 @@ async def serve(settings: Settings, operator_token: str, listener: socket.socket
             ),
             on_stop=lambda: limit_drain(settings.drain_timeout_seconds),
             drain_timeout_seconds=settings.drain_timeout_seconds / 2,
+            # For the answers that the server gives itself. The guard adds them to all others.
+            headers=(*SECURITY_HEADERS, NO_STORE),
         )
         pages = _serve_process_pages(settings)
         stack.callback(pages.server_close)
@@ -92,19 +96,22 @@ async def serve(settings: Settings, operator_token: str, listener: socket.socket
 
 def application(console: Console, static: StaticFiles, access: Access) -> Guard:
     """Return the whole application: the guard, and behind it all pages and operations."""
-    operations = [operation for area in OPERATIONS for operation in area(console)]
     inner = _Inner()
     guard = Guard(inner, access, allowed_hosts(console.settings), console.templates.problem)
-    inner.app = _router(
-        [
-            *SessionPages(access, console.templates, guard).routes(),
-            Route("/static/{name}", static.serve),
-            Route(receiver.PATH, receiver.endpoint(console, access)),
-            *(route for area in PAGES for route in area(console)),
-            *_api_routes(operations),
-        ]
-    )
+    inner.app = _router(routes(console, static, access, guard))
     return guard
+
+
+def routes(console: Console, static: StaticFiles, access: Access, guard: Guard) -> list[BaseRoute]:
+    """Return all routes behind the guard."""
+    operations = [operation for area in OPERATIONS for operation in area(console)]
+    return [
+        *SessionPages(access, console.templates, guard).routes(),
+        Route("/static/{name}", static.serve),
+        Route(receiver.PATH, receiver.endpoint(console, access)),
+        *(route for area in PAGES for route in area(console)),
+        *_api_routes(operations),
+    ]
 
 
 class _Inner:

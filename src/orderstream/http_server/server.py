@@ -9,6 +9,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp
 
 from orderstream.http_server.connection import DRAIN_LINGER_SECONDS, Connection
+from orderstream.http_server.problems import Headers
 from orderstream.http_server.server_state import REFUSED_CONNECTIONS_MAX, Limits, ServerState
 from orderstream.telemetry.tracing import Tracer
 
@@ -21,7 +22,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Server:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends the drain at once.
 
-    The server calls `on_stop` when the first signal arrives.
+    The server calls `on_stop` when the first signal arrives. It adds `headers` to the answers that it gives itself.
     """
 
     def __init__(
@@ -32,19 +33,21 @@ class Server:
         *,
         on_stop: Callable[[], None],
         drain_timeout_seconds: float,
+        headers: Headers = (),
     ) -> None:
         self._app = app
         self._tracer = tracer
         self._limits = limits
         self._on_stop = on_stop
         self._drain_timeout_seconds = drain_timeout_seconds
+        self._headers = headers
         self._stopping = asyncio.Event()
         self._forced = False
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve on a listening socket until a signal arrives and the drain is over."""
         loop = asyncio.get_running_loop()
-        state = ServerState(self._app, self._tracer, self._limits)
+        state = ServerState(self._app, self._tracer, self._limits, self._headers)
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._stop, state)
         try:

@@ -59,7 +59,7 @@ class OnWorkEnd(Protocol):
 class ServerState:
     """The shared state of one server."""
 
-    def __init__(self, app: ASGIApp, tracer: Tracer, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, tracer: Tracer, limits: Limits, headers: Headers = ()) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
         self.date_field = DateField()
@@ -73,6 +73,7 @@ class ServerState:
         """The requests that the application works on."""
         self.changed = asyncio.Event()
         """Set when a connection closes or the last task ends."""
+        self._headers = headers
         self._app = app
         self._tracer = tracer
         self._peers: Counter[str] = Counter()
@@ -143,6 +144,7 @@ class ServerState:
             (b"content-length", str(len(body)).encode()),
             (b"traceresponse", (span.context.traceparent or "").encode()),
             *problem.headers,
+            *self._headers,
         ]
         return problem.status, headers, body
 

@@ -16,9 +16,9 @@ from orderstream.telemetry.ingest import ingest_token
 
 Role = Literal["operator", "reader"]
 
-SESSION_SECONDS = 7 * 86_400
+SESSION_SECONDS = 604_800
+"""A week."""
 NAME_MAX_CHARACTERS = 80
-TOKEN_MIN_CHARACTERS = 16
 
 
 class Visitor(Struct, frozen=True):
@@ -41,7 +41,9 @@ class Visitor(Struct, frozen=True):
 class Access:
     """Checks tokens and cookies. `clock` returns Unix time in seconds."""
 
-    def __init__(self, operator_token: str, read_token: str | None, clock: Callable[[], float]) -> None:
+    def __init__(self, operator_token: str, read_token: str | None, clock: Callable[[], float], port: int = 0) -> None:
+        # Browsers send a cookie to every port of a host. Consoles of several checkouts must not share one.
+        self.session_cookie = f"orderstream_session_{port}"
         self._tokens: dict[Role, bytes] = {"operator": operator_token.encode()}
         if read_token is not None:
             self._tokens["reader"] = read_token.encode()

@@ -1,8 +1,9 @@
 """The operations of the JSON API: each is declared once, decoded strictly, and described in the OpenAPI document."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +19,8 @@ PARAMETERS_MAX = 50
 Method = Literal["GET", "POST"]
 
 _JSON = "application/json"
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""NUL in a JSON text. PostgreSQL cannot store it."""
 encode = msgspec.json.Encoder(decimal_format="string").encode
 
 
@@ -69,7 +72,7 @@ def _endpoint(methods: Mapping[str, Operation]) -> Callable[[Request], Awaitable
         visitor: Visitor = request.state.visitor
         query = decode_query(request.url.query, operation.query)
         body = None if operation.body is None else await decode_body(request, operation.body)
-        answer = await operation.handle(Call(query, body, request.path_params, visitor))
+        answer = await operation.handle(Call(query, body, decoded(request.path_params), visitor))
         return Response(encode(answer), operation.status, media_type=_JSON)
 
     return endpoint
@@ -103,10 +106,14 @@ async def decode_body(request: Request, kind: type[Struct]) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
         raise Problem(415, "unsupported-media-type", "Unsupported media type", f"Send content-type: {_JSON}.")
     body = await read_body(request)
+    if _NUL.search(body):
+        raise _invalid("body", "No text may contain NUL.")
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _invalid("body", f"{error}") from None
+    except RecursionError:
+        raise _invalid("body", "It is nested too deeply.") from None
 
 
 async def read_body(request: Request, most_bytes: int = BODY_MAX_BYTES) -> bytes:
@@ -118,6 +125,17 @@ async def read_body(request: Request, most_bytes: int = BODY_MAX_BYTES) -> bytes
             detail = f"A body may have at most {most_bytes} bytes."
             raise Problem(413, "body-too-large", "The body is too large", detail)
     return bytes(body)
+
+
+def decoded(path_params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a path without percent-encoding. Raises Problem 404 if one is not UTF-8."""
+    try:
+        return {
+            name: unquote(value, errors="strict") if isinstance(value, str) else value
+            for name, value in path_params.items()
+        }
+    except UnicodeDecodeError:
+        raise Problem(404, "not-found", "Not found", "There is no such page.") from None
 
 
 def _invalid(part: str, detail: str) -> Problem:

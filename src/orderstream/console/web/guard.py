@@ -4,26 +4,22 @@ Each check has its own answer, as a problem document for `/api` and as a page fo
 `Visitor` in `request.state.visitor`.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orderstream.console.web.access import NAME_MAX_CHARACTERS, Access, Visitor
+from orderstream.console.web.limits import RequestLimits, too_many
+from orderstream.console.web.pages import ELSEWHERE
 from orderstream.http_server.problems import Problem
 from orderstream.telemetry import logs
-from orderstream.telemetry.tracing import TokenBucket
 
-SESSION_COOKIE = "orderstream_session"
 NAME_COOKIE = "orderstream_name"
 NAME_HEADER = "operator-name"
-REQUESTS_PER_SECOND = 300.0
-"""Requests of all visitors together. A page with live parts sends about two a second."""
-REFUSED_PER_SECOND = 5.0
-"""Requests with a wrong token. Further ones are answered with 429 for a moment."""
 SECURITY_HEADERS = (
     (
         b"content-security-policy",
@@ -35,38 +31,48 @@ SECURITY_HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_NO_STORE = (b"cache-control", b"no-store")
+NO_STORE = (b"cache-control", b"no-store")
 PUBLIC = ("/enter", "/static/")
 SPANS = "/v1/traces"
 _SAFE = ("GET", "HEAD")
+_OWN_SESSION = ("/leave", "/name")
+"""They change the visitor's own cookies only, so that a reader may send them too."""
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::[0-9]{1,5})?", re.ASCII)
 
 ProblemPage = Callable[[Scope, Problem, Visitor | None], tuple[bytes, list[tuple[bytes, bytes]]]]
 """Renders a problem: the body and its headers."""
 
 
 class Hosts(Struct, frozen=True):
-    """The host names under which a browser may reach the console. Another name is a DNS rebinding."""
+    """The host names under which a browser may reach the console. Another name is a DNS rebinding.
+
+    The port may be any: a proxy or a tunnel may have another one than the console.
+    """
 
     names: frozenset[str]
 
     def allows(self, host: str) -> bool:
         """Return whether a Host field names this console."""
-        try:
-            return (urlsplit(f"//{host}").hostname or "") in self.names
-        except ValueError:
-            return False
+        match = _HOST.fullmatch(host.lower())
+        return match is not None and (match[1] or match[2]).rstrip(".") in self.names
 
 
 class Guard:
     """An ASGI application that passes allowed requests on to another."""
 
-    def __init__(self, app: ASGIApp, access: Access, hosts: Hosts, problem_page: ProblemPage) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        hosts: Hosts,
+        problem_page: ProblemPage,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._app = app
         self._access = access
         self._hosts = hosts
         self._problem_page = problem_page
-        self._requests = TokenBucket(REQUESTS_PER_SECOND)
-        self._refused = TokenBucket(REFUSED_PER_SECOND)
+        self._limits = RequestLimits(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -79,7 +85,7 @@ class Guard:
                 started = True
                 fields = list(message["headers"])
                 names = {name for name, _ in fields}
-                fields += [field for field in (*SECURITY_HEADERS, _NO_STORE) if field[0] not in names]
+                fields += [field for field in (*SECURITY_HEADERS, NO_STORE) if field[0] not in names]
                 message = {**message, "headers": fields}
             await send(message)
 
@@ -100,27 +106,31 @@ class Guard:
                 await self._respond(scope, Problem(500, "internal-error", "Internal error", detail), visitor, guarded)
 
     def _visitor(self, scope: Scope, headers: Mapping[str, str]) -> Visitor | None:
-        """Return the visitor of a request. Raises Problem 421 for a foreign host, and 429."""
+        """Return the visitor of a request. Raises Problem 421 for a foreign host, 400, 401 for a wrong token, 429."""
         if not self._hosts.allows(headers.get("host", "")):
             detail = "The console does not serve this host name. Add it to CONSOLE_HOSTNAMES."
             raise Problem(421, "misdirected-request", "Unknown host name", detail)
-        if not self._requests.take():
-            raise _too_many()
-        cookies = _cookies(headers.get("cookie", ""))
+        if "%00" in scope["path"] or b"%00" in scope["query_string"]:
+            raise Problem(400, "malformed-request", "The request is malformed", "No text may contain NUL.")
+        cookies = cookies_of(headers.get("cookie", ""))
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme and scope["path"] != SPANS:
             role = self._access.role_of(token.strip()) if scheme.lower() == "bearer" else None
             if role is None:
                 raise self.refused()
+            self._limits.take(f"token of the {role}")
         else:
-            role = self._access.session_role(cookies.get(SESSION_COOKIE, ""))
+            session = cookies.get(self._access.session_cookie, "")
+            role = self._access.session_role(session)
+            self._limits.take("spans" if scope["path"] == SPANS else session if role is not None else None)
         name = headers.get(NAME_HEADER) or unquote(cookies.get(NAME_COOKIE, ""))
         return None if role is None else Visitor(role, _name(name) or role)
 
     def refused(self) -> Problem:
         """Return the problem of a wrong token: 401, or 429 after many of them."""
-        if not self._refused.take():
-            return _too_many()
+        if not self._limits.may_refuse():
+            return too_many()
+        logs.get().warning("token_refused")
         return _unauthorized("The token is wrong.")
 
     def _check(self, scope: Scope, headers: Mapping[str, str], visitor: Visitor | None) -> None:
@@ -132,9 +142,11 @@ class Guard:
             _check_origin(headers)
         if path == PUBLIC[0] or path.startswith(PUBLIC[1]):
             return
+        if visitor is None and method in _SAFE and _comes_from_elsewhere(headers):
+            raise Problem(401, ELSEWHERE, "Opening the console", "A link of another site led here.")
         if visitor is None:
             raise _unauthorized("Send the operator's token, or open the console by the address that it printed.")
-        if method not in _SAFE and not visitor.may_act:
+        if method not in _SAFE and path not in _OWN_SESSION and not visitor.may_act:
             detail = "This token may only read."
             raise Problem(403, "read-only", "Not allowed", detail)
 
@@ -145,22 +157,44 @@ class Guard:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
+def _comes_from_elsewhere(headers: Mapping[str, str]) -> bool:
+    """Return whether a browser follows a link of another site. It then leaves out a SameSite=Strict cookie.
+
+    The answer is a page that opens the same address again. That request begins here and has the cookie.
+    """
+    navigates = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return navigates and headers.get("sec-fetch-site") in ("cross-site", "same-site")
+
+
 def _check_origin(headers: Mapping[str, str]) -> None:
-    """Raise Problem 403 if a browser sends the request from a page of another origin."""
+    """Raise Problem 403 if a browser sends the request from a page of another origin.
+
+    A page of another port of this machine is `same-site`, so that its requests have our cookie. It is foreign too.
+    """
     site = headers.get("sec-fetch-site")
     origin = headers.get("origin")
     foreign = site is not None and site not in ("same-origin", "none")
     if origin is not None:
-        foreign = foreign or urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+        foreign = foreign or not _same_host(origin, headers.get("host", ""))
     if foreign:
         raise Problem(403, "foreign-origin", "Not allowed", "A page of another origin sent this request.")
 
 
-def _cookies(field: str) -> Mapping[str, str]:
+def _same_host(origin: str, host: str) -> bool:
     try:
-        return {name: morsel.value for name, morsel in SimpleCookie(field).items()}
-    except CookieError:
-        return {}
+        return urlsplit(origin).netloc.lower() == host.lower() != ""
+    except ValueError:
+        return False
+
+
+def cookies_of(field: str) -> dict[str, str]:
+    """Return the cookies of a request. The first one of a name counts. Python's own parser takes quadratic time."""
+    found: dict[str, str] = {}
+    for pair in field.split(";"):
+        name, separator, value = pair.strip().partition("=")
+        if separator:
+            found.setdefault(name, value)
+    return found
 
 
 def _name(text: str) -> str:
@@ -170,11 +204,6 @@ def _name(text: str) -> str:
 
 def _unauthorized(detail: str) -> Problem:
     return Problem(401, "unauthorized", "Not logged in", detail, headers=[(b"www-authenticate", b"Bearer")])
-
-
-def _too_many() -> Problem:
-    headers = [(b"retry-after", b"1")]
-    return Problem(429, "too-many-requests", "Too many requests", "Wait for a second.", headers=headers)
 
 
 def now() -> float:

@@ -2,6 +2,7 @@
 
 import hashlib
 import mimetypes
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -16,12 +17,20 @@ from starlette.types import Scope
 
 from orderstream.console.web import filters
 from orderstream.console.web.access import Visitor
-from orderstream.console.web.api import read_body
+from orderstream.console.web.api import decoded, read_body
 from orderstream.http_server.problems import CONTENT_TYPE, Problem
 
 FORM_MAX_BYTES = 256 * 1024
 FORM_FIELDS_MAX = 1_000
 PACKAGE = "orderstream.console"
+ELSEWHERE = "link-from-elsewhere"
+"""The name of the problem whose page opens the same address again."""
+
+_ADDRESS = re.compile(r"/(?![/\\])[!-\[\]-~]*")
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+"""Characters that are not visible, that change the direction of the text around them, or that no page can hold."""
 
 Fields = list[tuple[bytes, bytes]]
 PageHandler = Callable[[Request], Awaitable[Response]]
@@ -58,6 +67,7 @@ class Templates:
             loader=jinja2.PackageLoader(PACKAGE),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
+            finalize=_visible,
             trim_blocks=True,
             lstrip_blocks=True,
         )
@@ -94,9 +104,12 @@ class Templates:
         """Return a problem as JSON for the API, and as a page for a browser."""
         if scope["path"].startswith(("/api", "/v1")):
             return problem.body("0" * 32), [(b"content-type", CONTENT_TYPE)]
-        template = "enter.html" if problem.status == 401 else "problem.html"
         request = Request({**scope, "state": {"visitor": visitor}})
-        page = self.page(request, template, problem.status, problem=problem)
+        asked = local_address(request.url.path + (f"?{request.url.query}" if request.url.query else ""))
+        template = "problem.html"
+        if problem.status == 401:
+            template = "elsewhere.html" if problem.name == ELSEWHERE else "enter.html"
+        page = self.page(request, template, problem.status, problem=problem, goes_on_to=asked)
         return bytes(page.body), [(b"content-type", b"text/html; charset=utf-8")]
 
 
@@ -120,6 +133,7 @@ def page_routes(routes: Sequence[tuple[str, str, PageHandler]]) -> list[Route]:
 
 def _endpoint(methods: Mapping[str, PageHandler]) -> PageHandler:
     async def endpoint(request: Request) -> Response:
+        request.scope["path_params"] = decoded(request.path_params)
         return await methods["GET" if request.method == "HEAD" else request.method](request)
 
     return endpoint
@@ -139,6 +153,8 @@ async def form_of(request: Request) -> dict[str, str]:
     except ValueError:
         raise Problem(400, "invalid-form", "The form is not valid", "The form cannot be read.") from None
     fields: dict[str, str] = {}
+    if any("\0" in text for pair in pairs for text in pair):
+        raise Problem(400, "invalid-form", "The form is not valid", "No text may contain NUL.")
     for name, value in pairs:
         fields[name] = f"{fields[name]}\n{value}" if name in fields else value
     return fields
@@ -146,9 +162,20 @@ async def form_of(request: Request) -> dict[str, str]:
 
 def seen_other(address: str) -> Response:
     """Return the answer to a form that succeeded: the browser reads the page at `address`, a path of the console."""
-    assert address.startswith("/"), "an address of the console"
-    assert not address.startswith("//"), "an address of the console"
+    assert _ADDRESS.fullmatch(address), "an address of the console"
     return RedirectResponse(address, 303)
+
+
+def local_address(text: str) -> str:
+    """Return the address if it is one of the console, otherwise that of the overview. A browser then stays here."""
+    return text if _ADDRESS.fullmatch(text) and not text.startswith(("/enter", "/leave")) else "/"
+
+
+def _visible(value: object) -> object:
+    """Return a text with its invisible characters as escapes, such as `\\u202e`. Other values stay."""
+    if type(value) is not str or not _INVISIBLE.search(value):
+        return value
+    return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", value)
 
 
 def not_found(what: str) -> Problem:

@@ -1,14 +1,14 @@
 """The routes `/enter` (a token for a cookie), `/leave`, and `/name` (what the visitor calls itself)."""
 
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qsl, quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from orderstream.console.web.access import NAME_MAX_CHARACTERS, SESSION_SECONDS, Access
-from orderstream.console.web.guard import NAME_COOKIE, SESSION_COOKIE, Guard
-from orderstream.console.web.pages import Templates, form_of, page_routes, seen_other
+from orderstream.console.web.guard import NAME_COOKIE, Guard
+from orderstream.console.web.pages import Templates, form_of, local_address, page_routes, seen_other
 
 
 class SessionPages:
@@ -37,30 +37,41 @@ class SessionPages:
         page that goes on to the overview, and not a redirect.
         """
         if request.method == "POST":
-            token = (await form_of(request)).get("token", "").strip()
+            fields = await form_of(request)
         else:
-            token = parse_qs(request.url.query).get("token", [""])[0]
+            fields = dict(parse_qsl(request.url.query))
+        token, goes_on_to = fields.get("token", "").strip(), local_address(fields.get("next", "/"))
         if not token:
-            return self._templates.page(request, "enter.html", problem=None)
+            return self._templates.page(request, "enter.html", problem=None, goes_on_to=goes_on_to)
         role = self._access.role_of(token)
         if role is None:
             raise self._guard.refused()
-        response = self._templates.page(request, "entered.html")
+        response = self._templates.page(request, "entered.html", goes_on_to=goes_on_to)
         response.headers["referrer-policy"] = "no-referrer"
-        response.set_cookie(
-            SESSION_COOKIE, self._access.new_session(role), max_age=SESSION_SECONDS, httponly=True, samesite="strict"
-        )
+        self._set_cookie(request, response, self._access.session_cookie, self._access.new_session(role))
         return response
 
     async def leave(self, _request: Request) -> Response:
         """End the session of this browser."""
         response = seen_other("/enter")
-        response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+        response.delete_cookie(self._access.session_cookie, httponly=True, samesite="strict")
         return response
 
     async def rename(self, request: Request) -> Response:
         """Store in a cookie what the visitor calls itself."""
         name = (await form_of(request)).get("name", "").strip()[:NAME_MAX_CHARACTERS]
         response = seen_other("/")
-        response.set_cookie(NAME_COOKIE, quote(name), max_age=SESSION_SECONDS, httponly=True, samesite="strict")
+        self._set_cookie(request, response, NAME_COOKIE, quote(name))
         return response
+
+    @staticmethod
+    def _set_cookie(request: Request, response: Response, name: str, value: str) -> None:
+        """Set a cookie. If a proxy says that the browser uses TLS, the browser must never send it without."""
+        response.set_cookie(
+            name,
+            value,
+            max_age=SESSION_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=request.headers.get("x-forwarded-proto") == "https",
+        )
