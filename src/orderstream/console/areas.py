@@ -11,6 +11,7 @@ from orderstream.console.flow import pages as flow_pages
 from orderstream.console.flow.running import running as running_flow
 from orderstream.console.orders import api as orders_api
 from orderstream.console.orders import pages as orders_pages
+from orderstream.console.orders import story_api, story_pages
 from orderstream.console.traces import api as traces_api
 from orderstream.console.web.api import Operation
 
@@ -18,14 +19,19 @@ OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (
     flow_api.operations,
     orders_api.operations,
     traces_api.operations,
+    story_api.operations,
 )
 """The functions `operations` of the areas' modules `api`."""
 
 PAGES: Sequence[Callable[[Console], list[Route]]] = (
     flow_pages.routes,
     orders_pages.routes,
+    story_pages.routes,
 )
 """The functions `routes` of the areas' modules `pages`."""
 
-RUNNING: Sequence[Callable[[Console], AbstractAsyncContextManager[None]]] = (running_flow,)
+RUNNING: Sequence[Callable[[Console], AbstractAsyncContextManager[None]]] = (
+    running_flow,
+    story_api.running,
+)
 """The background work of areas. It ends when its context manager ends."""

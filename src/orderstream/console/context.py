@@ -10,6 +10,7 @@ import psycopg
 from orderstream.console.flow.monitor import Monitor
 from orderstream.console.flow.targets import targets_of
 from orderstream.console.local_stack import LocalStack
+from orderstream.console.orders.record_search import RecordSearch
 from orderstream.console.stores import Stores
 from orderstream.console.traces.store import TraceStore
 from orderstream.console.web.pages import Templates
@@ -36,6 +37,7 @@ class Console:
         self.traces = TraceStore()
         targets, services = targets_of(settings, local)
         self.flow = Monitor(settings, targets, services, local=local is not None)
+        self.record_search = RecordSearch(settings)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="work")
         self._waiting = 0
 
