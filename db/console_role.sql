@@ -1,7 +1,8 @@
 -- The rights of the console's role in PostgreSQL. Run this file as the owner of the tables, after each `orderstream
 -- migrate`. `orderstream up` runs it at every start. It can be repeated: it first takes all rights back.
 --
--- The role reads every table. It writes only the tables and columns that its actions need. It deletes nothing.
+-- The role reads every table. It writes only the tables and columns that its actions need. It
+-- deletes only rows of the index of dead letters, which is a copy of what Kafka has.
 -- docs/operations.md says how to create the role on your own server.
 BEGIN;
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM console;
@@ -17,4 +18,7 @@ GRANT UPDATE (next_check_at) ON orders TO console;
 GRANT UPDATE (next_attempt_at) ON payments TO console;
 -- Stock: sets or adds available units of a SKU. Only inventory-worker changes the reserved units.
 GRANT INSERT (sku, available), UPDATE (available) ON inventory TO console;
+-- Dead letters: the index that the console fills from Kafka, and the jobs that redrive or discard letters.
+GRANT INSERT, UPDATE, DELETE ON dead_letters TO console;
+GRANT INSERT, UPDATE ON dead_letter_positions, dead_letter_jobs, dead_letter_actions TO console;
 COMMIT;

@@ -20,6 +20,10 @@ TABLES = {
     "outbox_floor",
     "refused_records",
     "operator_actions",
+    "dead_letters",
+    "dead_letter_positions",
+    "dead_letter_jobs",
+    "dead_letter_actions",
 }
 
 # The packages that write each table, with the reason.
@@ -49,6 +53,10 @@ WRITERS = {
     "outbox_floor": {"outbox_relay": "stores the id from which to read"},
     "operator_actions": {"console": "records what operators do"},
     "refused_records": {"dead_letters": "keeps the records that Kafka refuses. The package also has the redrive"},
+    "dead_letters": {"dead_letters": "fills the index of the dead letters, and notes what jobs did with them"},
+    "dead_letter_positions": {"dead_letters": "stores how far the index is"},
+    "dead_letter_jobs": {"dead_letters": "creates jobs that redrive or discard letters, and runs them"},
+    "dead_letter_actions": {"dead_letters": "stores what each job did with each letter"},
 }
 _WRITE = re.compile(
     r"\b(?:INSERT\s+INTO|DELETE\s+FROM|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?|COPY|(?<!FOR )(?<!KEY )(?<!DO )UPDATE)\s+"

@@ -6,6 +6,8 @@ from contextlib import AbstractAsyncContextManager
 from starlette.routing import Route
 
 from orderstream.console.context import Console
+from orderstream.console.dead_letters import api as dead_letters_api
+from orderstream.console.dead_letters import pages as dead_letters_pages
 from orderstream.console.flow import api as flow_api
 from orderstream.console.flow import pages as flow_pages
 from orderstream.console.flow.running import running as running_flow
@@ -16,6 +18,7 @@ from orderstream.console.traces import api as traces_api
 from orderstream.console.web.api import Operation
 
 OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (
+    dead_letters_api.operations,
     flow_api.operations,
     orders_api.operations,
     traces_api.operations,
@@ -24,6 +27,7 @@ OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (
 """The functions `operations` of the areas' modules `api`."""
 
 PAGES: Sequence[Callable[[Console], list[Route]]] = (
+    dead_letters_pages.routes,
     flow_pages.routes,
     orders_pages.routes,
     story_pages.routes,
@@ -31,6 +35,7 @@ PAGES: Sequence[Callable[[Console], list[Route]]] = (
 """The functions `routes` of the areas' modules `pages`."""
 
 RUNNING: Sequence[Callable[[Console], AbstractAsyncContextManager[None]]] = (
+    dead_letters_pages.running,
     running_flow,
     story_api.running,
 )

@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 
 import psycopg
 
+from orderstream.console.dead_letters.background import DeadLetterWork
 from orderstream.console.flow.monitor import Monitor
 from orderstream.console.flow.targets import targets_of
 from orderstream.console.local_stack import LocalStack
@@ -38,6 +39,7 @@ class Console:
         targets, services = targets_of(settings, local)
         self.flow = Monitor(settings, targets, services, local=local is not None)
         self.record_search = RecordSearch(settings)
+        self.dead_letters = DeadLetterWork(settings)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="work")
         self._waiting = 0
 

@@ -11,6 +11,9 @@ LETTER_MAX_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
 KEY_MAX_BYTES = 1 << 10
 """Bytes of the key that are kept of a record that does not fit into a dead letter."""
 ERROR_MAX_CHARACTERS = 1_000
+FROM_HEADER = "redriven-from"
+"""Header with the position of the dead letter from which a record was redriven. Each redrive adds one."""
+JOB_HEADER = "redrive-job"
 
 
 class DeadLetter(Struct, frozen=True):
@@ -20,6 +23,11 @@ class DeadLetter(Struct, frozen=True):
     reason: Reason
     detail: str
     attempts: int
+
+    @property
+    def origins(self) -> list[bytes]:
+        """Return the positions of the dead letters from which the record was redriven, the oldest first."""
+        return [value or b"" for name, value in self.record.headers if name == FROM_HEADER]
 
 
 def publication(group: str, letter: DeadLetter) -> Publication:

@@ -9,16 +9,21 @@ from msgspec import Struct
 
 from orderstream.dead_letters.printable import in_one_line, printable
 from orderstream.kafka.client import consumer
-from orderstream.kafka.envelope import headers_of
+from orderstream.kafka.envelope import Headers, headers_of
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.settings import Settings
 
+NOTE = "dlq-"
+"""The names of the headers that a worker adds begin with this."""
 TIMEOUT_SECONDS = 10.0
 """Longest wait for one response of Kafka."""
 
 
 class StoredLetter(Struct, frozen=True):
-    """A dead letter in its topic. `notes` are the `dlq-*` headers: source, reason, error, attempts."""
+    """A dead letter in its topic. `notes` are the `dlq-*` headers: source, reason, error, attempts.
+
+    `headers` are the other headers, in their order: those of the record that failed.
+    """
 
     group: str
     partition: int
@@ -26,8 +31,14 @@ class StoredLetter(Struct, frozen=True):
     at: datetime | None
     key: bytes | None
     value: bytes | None
-    headers: dict[str, str]
+    headers: Headers
     notes: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of key, value and headers, with the notes not counted."""
+        headers = sum(len(name.encode("utf-8", "replace")) + len(value or b"") for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
 
     @property
     def line(self) -> str:
@@ -44,7 +55,8 @@ class StoredLetter(Struct, frozen=True):
     def text(self) -> str:
         """Return the whole letter. Bytes that are not UTF-8 are shown as escapes."""
         fields = [self.line, ""]
-        fields += [in_one_line(f"{name}: {value}") for name, value in (*self.notes.items(), *self.headers.items())]
+        fields += [in_one_line(f"{name}: {value}") for name, value in self.notes.items()]
+        fields += [in_one_line(f"{name}: {as_text(value)}") for name, value in self.headers]
         return "\n".join([*fields, "", printable((self.value or b"").decode("utf-8", "backslashreplace"))])
 
 
@@ -96,19 +108,23 @@ def _read(reader: Consumer, group: str, start: TopicPartition, end: int) -> Iter
             continue
         if (message.offset() or 0) >= end:
             return
-        yield _letter(group, message)
+        yield stored_letter(group, message)
         if (message.offset() or 0) == end - 1:
             return
 
 
-def _letter(group: str, message: Message) -> StoredLetter:
-    headers, notes = {}, {}
-    for name, value in dict(headers_of(message)).items():
-        text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-        if name.startswith("dlq-"):
-            notes[name.removeprefix("dlq-")] = text
+def stored_letter(group: str, message: Message) -> StoredLetter:
+    """Convert a message of a dead-letter topic. If a header is repeated among the notes, the last one counts.
+
+    The worker writes its notes last. So a record that had such headers before cannot forge them.
+    """
+    headers: Headers = []
+    notes = {}
+    for name, value in headers_of(message):
+        if name.startswith(NOTE):
+            notes[name.removeprefix(NOTE)] = as_text(value)
         else:
-            headers[name] = text
+            headers.append((name, value))
     return StoredLetter(
         group,
         message.partition() or 0,
@@ -119,6 +135,11 @@ def _letter(group: str, message: Message) -> StoredLetter:
         headers,
         notes,
     )
+
+
+def as_text(value: bytes | str | None) -> str:
+    """Return the value of a header as text. Bytes that are not UTF-8 are shown as escapes."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _time(milliseconds: int) -> datetime | None:

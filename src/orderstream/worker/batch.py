@@ -85,9 +85,11 @@ class BatchProcessor(Generic[P]):
             if batch.received:
                 self._process_part(batch.received, trace, batch, attempts=1)
             new = self._recent.new(batch.failures)
-            self._limit.check(len(batch.received), len(new))
+            # A redrive repeats records that are known to fail. It must not stop the worker.
+            failed = sum(not letter.origins for letter in new)
+            self._limit.check(len(batch.received), failed)
             self._send_dead_letters(batch.letters + new)
-            self._limit.note(len(batch.received), len(new))
+            self._limit.note(len(batch.received), failed)
             self._recent.remember(new)
             self._unknown_orders.note(len(batch.received), batch.letters)
         except Exception as error:

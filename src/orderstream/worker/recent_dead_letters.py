@@ -1,7 +1,8 @@
 """Remembers the records that became dead letters in the last hour (P9).
 
 The watchdog repeats an abort until payment and stock have answered. If the abort fails each time, the worker writes one
-dead letter an hour for it instead of one each time.
+dead letter an hour for it instead of one each time. A record that an operator redrives becomes a dead letter each time
+that it fails, so that the operator sees the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,9 +41,9 @@ class RecentDeadLetters:
 
 
 def _digest(letter: DeadLetter) -> bytes:
-    """Return the digest of the record's topic, key and value: a repeated event has the same."""
+    """Return the digest of topic, key, value and origins of a record: a repeated event has the same, a redrive not."""
     record = letter.record
     digest = blake2b(digest_size=_DIGEST_BYTES)
-    for part in (record.topic.encode(), record.key or b"", record.value or b""):
+    for part in (record.topic.encode(), record.key or b"", record.value or b"", *letter.origins):
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.digest()

@@ -8,7 +8,7 @@ from confluent_kafka import Message, Producer, TopicPartition
 
 from orderstream.cli import main
 from orderstream.dead_letters.letter import DeadLetter, publication
-from orderstream.dead_letters.reader import _letter, letter_at, newest
+from orderstream.dead_letters.reader import letter_at, newest, stored_letter
 from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import Record
 from orderstream.kafka.publisher import Publisher
@@ -98,7 +98,7 @@ def test_a_dead_letter_with_unreadable_headers_is_shown_without_them(settings: S
         reader.assign([TopicPartition(place.topic, place.partition, place.offset)])
         message = wait_until(lambda: reader.poll(0.1), 20, "the letter is read")
         assert message is not None
-        letter = _letter(GROUP, cast("Message", _BadName(message)))
+        letter = stored_letter(GROUP, cast("Message", _BadName(message)))
     finally:
         reader.close()
     assert letter.notes == {}

@@ -30,6 +30,15 @@ WRITES = {
     ),
 }
 
+# Tables of which the role inserts and updates every column, with the reason.
+WRITES_WHOLE = {
+    "dead_letters": "the index that the console fills from Kafka. It also deletes what Kafka no longer has",
+    "dead_letter_positions": "how far the index is",
+    "dead_letter_jobs": "redrives and discards",
+    "dead_letter_actions": "what they did with each letter",
+}
+MAY_DELETE = {"dead_letters"}
+
 COLUMNS = """
 SELECT c.relname, a.attname
 FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
@@ -83,6 +92,8 @@ def test_the_role_reads_every_table_and_column(console: psycopg.Connection) -> N
 def test_the_role_writes_only_what_its_actions_need(console: psycopg.Connection) -> None:
     may = set()
     for table, column in columns(console):
+        if table in WRITES_WHOLE:
+            continue
         statements = {
             "INSERT": f'INSERT INTO "{table}" ("{column}") VALUES (DEFAULT)',
             "UPDATE": f'UPDATE "{table}" SET "{column}" = DEFAULT WHERE FALSE',
@@ -93,8 +104,8 @@ def test_the_role_writes_only_what_its_actions_need(console: psycopg.Connection)
 
 def test_the_role_neither_deletes_nor_changes_the_schema(console: psycopg.Connection) -> None:
     for table in {table for table, _ in columns(console)}:
+        assert allowed(console, f'DELETE FROM "{table}" WHERE FALSE') == (table in MAY_DELETE), table
         for statement in (
-            f'DELETE FROM "{table}" WHERE FALSE',
             f'TRUNCATE "{table}"',
             f'DROP TABLE "{table}"',
             f'ALTER TABLE "{table}" ADD COLUMN x INT',

@@ -11,7 +11,17 @@ from orderstream.postgres.connect import Connection, connect
 from tests.support.databases import Databases
 from tests.support.queries import Query, queries
 
-HOT_TABLES = {"orders", "order_items", "payments", "reservations", "outbox", "inventory"}
+HOT_TABLES = {
+    "dead_letters",
+    "dead_letter_actions",
+    "dead_letter_jobs",
+    "orders",
+    "order_items",
+    "payments",
+    "reservations",
+    "outbox",
+    "inventory",
+}
 PLANNED = [query for query in queries() if not query.utility]
 # The promises are checked over whole tables when an operator runs the audit.
 HOT = [query for query in PLANNED if query.room != "audit" or query.name in ("under_way", "payments_under_way")]

@@ -10,7 +10,7 @@ from orderstream.audit.charges import audit_charges
 from orderstream.audit.check import audit
 from orderstream.audit.provider_ledger import Ledger as ProviderLedger
 from orderstream.audit.under_way import under_way
-from orderstream.dead_letters.reader import newest
+from orderstream.dead_letters.reader import as_text, newest
 from orderstream.domain.events import OrderUpdated, topic_of
 from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import Record, Undecodable, decode
@@ -99,7 +99,8 @@ def _dead_letters(target: Target, poison: list[Poison]) -> dict[str, list[str]]:
     unexplained, arrived = [], set()
     for group in CONSUMERS:
         for letter in newest(target.settings, group, LETTERS_MAX):
-            name = letter.headers.get(HEADER)
+            value = dict(letter.headers).get(HEADER)
+            name = None if value is None else as_text(value)
             if name is None:
                 unexplained.append(letter.line)
             arrived.add((group, name))

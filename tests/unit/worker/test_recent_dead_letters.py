@@ -1,6 +1,7 @@
 """A record that fails repeatedly becomes a dead letter once an hour (P9)."""
 
 import pytest
+from msgspec import structs
 
 from orderstream.dead_letters.letter import DeadLetter
 from orderstream.kafka.envelope import Record
@@ -28,6 +29,15 @@ def test_a_record_is_new_until_it_is_remembered() -> None:
 def test_the_same_record_twice_in_one_batch_is_one_dead_letter() -> None:
     first, other = _letter(b"first", 1), _letter(b"second", 2)
     assert RecentDeadLetters(Clock()).new([first, other, _letter(b"first", 3)]) == [first, other]
+
+
+def test_a_record_that_was_redriven_is_new_each_time() -> None:
+    seen = RecentDeadLetters(Clock())
+    first = _letter(b"first")
+    records = [structs.replace(first.record, headers=[("redriven-from", place)]) for place in (b"t/0@1", b"t/0@2")]
+    redriven = [structs.replace(first, record=record) for record in records]
+    seen.remember([first, redriven[0]])
+    assert seen.new([first, *redriven]) == redriven[1:]
 
 
 def test_after_an_hour_the_record_is_new_again() -> None:

@@ -33,6 +33,13 @@ class Call(Struct, frozen=True):
     visitor: Visitor
 
 
+class Answer(Struct, frozen=True):
+    """An answer with another status than that of its operation, for example 202 for work that goes on."""
+
+    value: Any
+    status: int
+
+
 class Operation(Struct, frozen=True):
     """One operation. `acts` means that it changes something: it needs the operator's token and the method POST.
 
@@ -73,7 +80,9 @@ def _endpoint(methods: Mapping[str, Operation]) -> Callable[[Request], Awaitable
         query = decode_query(request.url.query, operation.query)
         body = None if operation.body is None else await decode_body(request, operation.body)
         answer = await operation.handle(Call(query, body, decoded(request.path_params), visitor))
-        return Response(encode(answer), operation.status, media_type=_JSON)
+        if not isinstance(answer, Answer):
+            answer = Answer(answer, operation.status)
+        return Response(encode(answer.value), answer.status, media_type=_JSON)
 
     return endpoint
 

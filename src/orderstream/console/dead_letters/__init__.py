@@ -1,0 +1,1 @@
+"""The console's area for dead letters: find, understand, redrive and discard them."""
