@@ -10,6 +10,8 @@ import psycopg
 from orderstream.console.dead_letters.background import DeadLetterWork
 from orderstream.console.flow.monitor import Monitor
 from orderstream.console.flow.targets import targets_of
+from orderstream.console.flow.topic_view import TopicView
+from orderstream.console.flow.topics import Topics
 from orderstream.console.local_stack import LocalStack
 from orderstream.console.orders.record_search import RecordSearch
 from orderstream.console.stores import Stores
@@ -38,6 +40,7 @@ class Console:
         self.traces = TraceStore()
         targets, services = targets_of(settings, local)
         self.flow = Monitor(settings, targets, services, local=local is not None)
+        self.topics = TopicView(settings, Topics(settings))
         self.record_search = RecordSearch(settings)
         self.dead_letters = DeadLetterWork(settings)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="work")

@@ -1,19 +1,33 @@
-"""The pages of the area: the overview."""
+"""The pages of the area: the overview, and the topics and consumer groups of Kafka."""
 
+from typing import Annotated
+
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from orderstream.console.context import Console
 from orderstream.console.flow.answers import Flow, flow
+from orderstream.console.flow.api import ListQuery, RecordsQuery
 from orderstream.console.flow.history import grown, steps
 from orderstream.console.flow.problems import LETTERS_SECONDS
+from orderstream.console.flow.records import Look
 from orderstream.console.flow.saga_map import UNKNOWN, saga_map
 from orderstream.console.flow.snapshot import ACCEPTED, DEAD_LETTERS, LAG, OUTBOX_AGE, SETTLED, Snapshot
 from orderstream.console.web import filters
+from orderstream.console.web.api import decode_query
 from orderstream.console.web.pages import page_routes
+from orderstream.http_server.problems import Problem
 
 SPARK_STEPS = 60
+PARTITIONS_SHOWN = 100
+
+
+class PageQuery(RecordsQuery, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """What to read of a topic, and the first partition of its table."""
+
+    first_partition: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
 def routes(console: Console) -> list[Route]:
@@ -31,7 +45,37 @@ def routes(console: Console) -> list[Route]:
             base_url=console.settings.base_url,
         )
 
-    return page_routes([("GET", "/", overview)])
+    async def topics(request: Request) -> Response:
+        everything = decode_query(request.url.query, ListQuery).all
+        state = flow(console.flow.look())
+        listed = await console.work(console.topics.list_topics, state, everything=everything)
+        groups = await console.work(console.topics.list_groups, state, everything=everything)
+        return console.templates.page(request, "flow/topics.html", topics=listed, groups=groups, everything=everything)
+
+    async def topic(request: Request) -> Response:
+        name = request.path_params["name"]
+        query = decode_query(request.url.query, PageQuery)
+        found = await console.work(console.topics.topic, name)
+        look = Look(name, query.partition, query.offset, query.limit, query.key)
+        read, problem = None, None
+        try:
+            read = await console.work(console.topics.read, look)
+        except Problem as refused:
+            problem = refused
+        shown = found.partitions[query.first_partition : query.first_partition + PARTITIONS_SHOWN]
+        return console.templates.page(
+            request,
+            "flow/topic.html",
+            topic=found,
+            look=look,
+            read=read,
+            problem=problem,
+            shown=shown,
+            first_partition=query.first_partition,
+            step=PARTITIONS_SHOWN,
+        )
+
+    return page_routes([("GET", "/", overview), ("GET", "/topics", topics), ("GET", "/topics/{name}", topic)])
 
 
 def figures(now: Snapshot, state: Flow) -> list[dict[str, object]]:
