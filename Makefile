@@ -41,7 +41,7 @@ ob-up: ## start Jaeger alone in a container, for OTEL_EXPORTER_OTLP_ENDPOINT=htt
 
 down: ## stop everything that `up`, `compose-up` or `ob-up` started. The data stays
 	@if [ -x $(BIN)/orderstream ]; then $(BIN)/orderstream down; fi
-	@if [ -n "$$(docker compose ps -aq 2>/dev/null)" ]; then docker compose down; fi
+	@if [ -n "$$(docker compose ps -aq 2>/dev/null)" ]; then docker compose --profile console down; fi
 
 test: $(READY) ## run every test on real servers, with ports and data of their own
 	@$(BIN)/pytest --numprocesses 2 --dist loadgroup

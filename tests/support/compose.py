@@ -12,7 +12,7 @@ from orderstream.settings import SERVICES
 
 FILE = checkout() / "docker-compose.yml"
 JOBS = ("migrate", "topics")
-OURS = (*SERVICES, *JOBS)
+OURS = (*SERVICES, "console", *JOBS)
 
 VARIABLE = re.compile(r"\$\{(\w+):-([^}$]*)\}")
 """The only form in use: a name and its default."""

@@ -435,7 +435,7 @@ def test_a_decision_has_the_required_sections(decision: Path) -> None:
 
 
 ELSEWHERE = {
-    *(f"{name}_URL" for name in ("BASE", "PAYMENT_SIMULATOR", "POSTGRES", "REDIS")),
+    *(f"{name}_URL" for name in ("CONSOLE", "PAYMENT_SIMULATOR", "POSTGRES", "REDIS")),
     *("ORDER_PATH", "ID_FIELD"),  # variables of k6/orderstream.js
     *("SASL_SSL",),  # a value of librdkafka
     *("PAYMENT_BATCH_BUDGET_SECONDS",),  # the changelog says that it is removed
