@@ -159,7 +159,9 @@ def _collect(
     pages, searched, cursor = 0, 0, query.cursor
     while True:
         pages += 1
-        page = list_orders(connection, query.wanted, limit=min(query.limit, limit - len(found)), cursor=cursor)
+        page = list_orders(
+            connection, query.wanted, limit=min(query.limit, limit - len(found)), cursor=cursor, deep=True
+        )
         found += page.orders
         searched += page.searched.orders
         cursor = page.next

@@ -41,7 +41,7 @@ class Orders:
 
         def read() -> OrderPage:
             with self._console.stores.reading() as connection:
-                return list_orders(connection, query.wanted, limit=query.limit, cursor=query.cursor)
+                return list_orders(connection, query.wanted, limit=query.limit, cursor=query.cursor, deep=query.deep)
 
         return await self._console.work(read)
 

@@ -80,6 +80,13 @@ TraceIn = Annotated[
 LimitIn = Annotated[int, Meta(description="Orders on one page.", ge=1, le=PAGE_MAX)]
 
 
+DeepIn = Annotated[
+    bool,
+    Meta(
+        description="true: a bounded search may read more orders, and may take longer than a second. Use it with the"
+        " `next` of a search that was not complete."
+    ),
+]
 CursorIn = Annotated[str, Meta(description="The `next` of the page before.", max_length=100)]
 
 
@@ -111,6 +118,7 @@ class OrderQuery(Struct, frozen=True, kw_only=True, rename="camel", forbid_unkno
     trace_id: TraceIn | None = None
     limit: LimitIn = PAGE_DEFAULT
     cursor: CursorIn | None = None
+    deep: DeepIn = False
 
     def __post_init__(self) -> None:
         """Raise ValueError if no age can be in the given range."""
@@ -138,7 +146,7 @@ class OrderQuery(Struct, frozen=True, kw_only=True, rename="camel", forbid_unkno
             trace_id=self.trace_id,
         )
 
-    def address(self, path: str, *, cursor: str | None = None) -> str:
+    def address(self, path: str, *, cursor: str | None = None, deep: bool = False) -> str:
         """Return the address of a page of this list, with the filter and another cursor."""
         given = {
             "status": ",".join(self.statuses),
@@ -152,6 +160,7 @@ class OrderQuery(Struct, frozen=True, kw_only=True, rename="camel", forbid_unkno
             "traceId": self.trace_id,
             "limit": None if self.limit == PAGE_DEFAULT else self.limit,
             "cursor": cursor,
+            "deep": "true" if deep else None,
         }
         query = urlencode({name: value for name, value in given.items() if value not in (None, "")})
         return f"{path}?{query}" if query else path

@@ -26,6 +26,9 @@ SEARCHED_MAX = 100_000
 """Orders that one page reads at most."""
 SEARCH_SECONDS = 0.05
 """Time after which a page reads no further part."""
+DEEP_SEARCHED_MAX = 1_000_000
+DEEP_SEARCH_SECONDS = 1.5
+"""The same limits for a page that an operator asked to search further back."""
 STATEMENT_SECONDS = 0.5
 """Limit of one statement of a page. At the limit, the page ends with the orders that it has."""
 PART_FIRST = 500
@@ -107,18 +110,32 @@ class _Found(Struct):
     until: datetime | None = None
 
 
+class _Effort(Struct, frozen=True):
+    """How far a search goes: the number of orders that it reads, and the time after which it reads no further part."""
+
+    orders: int
+    seconds: float
+
+
 def list_orders(
-    connection: Connection, wanted: OrderFilter, *, limit: int = PAGE_DEFAULT, cursor: str | None = None
+    connection: Connection,
+    wanted: OrderFilter,
+    *,
+    limit: int = PAGE_DEFAULT,
+    cursor: str | None = None,
+    deep: bool = False,
 ) -> OrderPage:
     """Return the newest orders that match, below the cursor, at most `limit`.
 
-    The page reads at most SEARCHED_MAX orders, and begins no further part after SEARCH_SECONDS. Raises Problem 400 for
-    an invalid cursor, Problem 503 if PostgreSQL is too slow to read any order, and psycopg.Error.
+    The page reads at most SEARCHED_MAX orders, and begins no further part after SEARCH_SECONDS. If `deep`, the limits
+    are DEEP_SEARCHED_MAX and DEEP_SEARCH_SECONDS. Raises Problem 400 for an invalid cursor, Problem 503 if PostgreSQL
+    is too slow to read any order, and psycopg.Error.
     """
     before = from_cursor(cursor) if cursor else FIRST
+    effort = _Effort(DEEP_SEARCHED_MAX, DEEP_SEARCH_SECONDS) if deep else _Effort(SEARCHED_MAX, SEARCH_SECONDS)
     with _snapshot(connection):
         now = _now(connection)
-        found = _find(connection, wanted, limit, before, now)
+        found = _Search(connection, wanted, limit, before, effort).find(now)
         ids = found.ids[:limit]
         orders = _orders(connection, ids)
     is_full = len(found.ids) > limit
@@ -134,7 +151,8 @@ def list_orders(
 def count_newer(connection: Connection, wanted: OrderFilter, after: str) -> int:
     """Return how many matching orders are newer than the order `after`. The count stops at NEWER_MAX."""
     with _snapshot(connection):
-        found = _walk(connection, wanted, "all", NEWER_MAX, FIRST, lowest=after)
+        search = _Search(connection, wanted, NEWER_MAX, FIRST, _Effort(SEARCHED_MAX, SEARCH_SECONDS))
+        found = search.walk("all", lowest=after)
     return sum(order_id > after for order_id in found.ids[:NEWER_MAX])
 
 
@@ -154,89 +172,89 @@ def _now(connection: Connection) -> datetime:
     return now
 
 
-def _find(connection: Connection, wanted: OrderFilter, limit: int, before: str, now: datetime) -> _Found:
-    """Read the orders from the smallest source that has all of them."""
-    statuses = set(wanted.statuses)
-    if wanted.failure_reason is not None and statuses and "FAILED" not in statuses:
-        return _Found([], None)
-    if wanted.compensating and (found := _all_pending(connection, wanted, "uncompensated", limit, before)):
+class _Search(Struct, frozen=True):
+    """A search for more than `limit` orders with ids below `before`."""
+
+    connection: Connection
+    wanted: OrderFilter
+    limit: int
+    before: str
+    effort: _Effort
+
+    def find(self, now: datetime) -> _Found:
+        """Read the orders from the smallest source that has all of them."""
+        wanted, statuses = self.wanted, set(self.wanted.statuses)
+        if wanted.failure_reason is not None and statuses and "FAILED" not in statuses:
+            return _Found([], None)
+        if wanted.compensating and (found := self._all_pending("uncompensated")):
+            return found
+        is_open = wanted.stuck or (statuses and statuses <= {"PROCESSING", "PAID"})
+        if is_open and (found := self._all_pending("open")):
+            return found
+        source: Source = "all"
+        if wanted.failure_reason is not None:
+            source = "reason"
+        elif statuses and statuses <= {"FAILED", "CANCELLED"}:
+            source = "unsuccessful"
+        before, lowest = self.before, ""
+        if wanted.min_age_seconds is not None:
+            before = min(before, _id_at(now - timedelta(seconds=wanted.min_age_seconds) + CLOCK_MARGIN))
+        if wanted.max_age_seconds is not None:
+            lowest = _id_at(now - timedelta(seconds=wanted.max_age_seconds) - CLOCK_MARGIN)
+        return replace(self, before=before).walk(source, lowest=lowest)
+
+    def _all_pending(self, source: Source) -> _Found | None:
+        """Read all orders with pending work of one kind. Return None if there are more than PENDING_MAX.
+
+        Also returns None if the index has too many dead entries, as it has while a snapshot is held.
+        """
+        part = self._read(source, self.before, PENDING_MAX + 1, self.limit + 1)
+        if part is None or part.read > PENDING_MAX:
+            return None
+        return _Found(list(part.ids), None, part.read, part.oldest)
+
+    def walk(self, source: Source, *, lowest: str = "") -> _Found:
+        """Read orders from newer to older ones, until more than `limit` match or the effort is made.
+
+        Orders with an id below `lowest` cannot match. Raises Problem 503 if the first part takes too long.
+        """
+        ends_at = time.monotonic() + self.effort.seconds
+        found = _Found([], self.before)
+        rows = self.limit + 1 if self.wanted == OrderFilter() else max(self.limit + 1, PART_FIRST)
+        while found.go_on is not None and len(found.ids) <= self.limit and found.read < self.effort.orders:
+            rows = min(rows, self.effort.orders - found.read)
+            part = self._read(source, found.go_on, rows, self.limit + 1 - len(found.ids))
+            if part is None and not found.read:
+                raise problems.unavailable("PostgreSQL did not answer in time.")
+            if part is None:
+                break
+            found.ids += part.ids
+            found.read += part.read
+            found.until = part.oldest or found.until
+            found.go_on = part.last_id if part.read == rows and part.last_id and part.last_id >= lowest else None
+            if time.monotonic() > ends_at:
+                break
+            rows = min(rows * PART_GROWTH, PART_MAX)
         return found
-    if (wanted.stuck or (statuses and statuses <= {"PROCESSING", "PAID"})) and (
-        found := _all_pending(connection, wanted, "open", limit, before)
-    ):
-        return found
-    source: Source = "all"
-    if wanted.failure_reason is not None:
-        source = "reason"
-    elif statuses and statuses <= {"FAILED", "CANCELLED"}:
-        source = "unsuccessful"
-    if wanted.min_age_seconds is not None:
-        before = min(before, _id_at(now - timedelta(seconds=wanted.min_age_seconds) + CLOCK_MARGIN))
-    lowest = ""
-    if wanted.max_age_seconds is not None:
-        lowest = _id_at(now - timedelta(seconds=wanted.max_age_seconds) - CLOCK_MARGIN)
-    return _walk(connection, wanted, source, limit, before, lowest=lowest)
 
-
-def _all_pending(connection: Connection, wanted: OrderFilter, source: Source, limit: int, before: str) -> _Found | None:
-    """Read all orders with pending work of one kind. Return None if there are more than PENDING_MAX.
-
-    Also returns None if the index has too many dead entries, as it has while a snapshot is held.
-    """
-    part = _read(connection, wanted, source, before=before, rows=PENDING_MAX + 1, matches=limit + 1)
-    if part is None or part.read > PENDING_MAX:
-        return None
-    return _Found(list(part.ids), None, part.read, part.oldest)
-
-
-def _walk(
-    connection: Connection, wanted: OrderFilter, source: Source, limit: int, before: str, *, lowest: str = ""
-) -> _Found:
-    """Read orders from the newest below `before` to older ones, until more than `limit` match or a limit is reached.
-
-    Orders with an id below `lowest` cannot match.
-    """
-    ends_at = time.monotonic() + SEARCH_SECONDS
-    found = _Found([], before)
-    rows = limit + 1 if wanted == OrderFilter() else max(limit + 1, PART_FIRST)
-    while found.go_on is not None and len(found.ids) <= limit and found.read < SEARCHED_MAX:
-        rows = min(rows, SEARCHED_MAX - found.read)
-        matches = limit + 1 - len(found.ids)
-        part = _read(connection, wanted, source, before=found.go_on, rows=rows, matches=matches)
-        if part is None and not found.read:
-            raise problems.unavailable("PostgreSQL did not answer in time.")
-        if part is None:
-            break
-        found.ids += part.ids
-        found.read += part.read
-        found.until = part.oldest or found.until
-        found.go_on = part.last_id if part.read == rows and part.last_id and part.last_id >= lowest else None
-        if time.monotonic() > ends_at:
-            break
-        rows = min(rows * PART_GROWTH, PART_MAX)
-    return found
-
-
-def _read(
-    connection: Connection, wanted: OrderFilter, source: Source, *, before: str, rows: int, matches: int
-) -> _Part | None:
-    """Read one part of a source. Return None if that took longer than STATEMENT_SECONDS."""
-    parameters: dict[str, Any] = {
-        **asdict(wanted),
-        "statuses": list(wanted.statuses),
-        "stuck_seconds": STUCK_SECONDS,
-        "source": source,
-        "before": before,
-        "rows": rows,
-        "matches": matches,
-    }
-    try:
-        with connection.transaction():
-            row = connection.execute(SQL["search"], parameters).fetchone()
-    except psycopg.errors.QueryCanceled:
-        return None
-    assert row is not None
-    return _Part(*row)
+    def _read(self, source: Source, before: str, rows: int, matches: int) -> _Part | None:
+        """Read one part of a source. Return None if that took longer than STATEMENT_SECONDS."""
+        parameters: dict[str, Any] = {
+            **asdict(self.wanted),
+            "statuses": list(self.wanted.statuses),
+            "stuck_seconds": STUCK_SECONDS,
+            "source": source,
+            "before": before,
+            "rows": rows,
+            "matches": matches,
+        }
+        try:
+            with self.connection.transaction():
+                row = self.connection.execute(SQL["search"], parameters).fetchone()
+        except psycopg.errors.QueryCanceled:
+            return None
+        assert row is not None
+        return _Part(*row)
 
 
 def _orders(connection: Connection, ids: Sequence[str]) -> tuple[ListedOrder, ...]:

@@ -112,7 +112,7 @@ def _list_values(query: PageQuery, page: OrderPage) -> dict[str, Any]:
         newest = to_cursor(page.orders[0].order_id) if page.orders else None
     further = None
     if page.next is not None:
-        further = query.address("/orders", cursor=page.next)
+        further = query.address("/orders", cursor=page.next, deep=not page.searched.complete)
         further += "&" + urlencode({"newest": newest}) if newest else ""
     return {
         "orders": page.orders,

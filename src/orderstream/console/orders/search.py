@@ -131,5 +131,6 @@ def _list(connection: Connection, listed_by: ListedBy, query: OrderQuery) -> tup
     """Search the newest orders. Return the hit, and the page of orders."""
     page = list_orders(connection, query.wanted, limit=query.limit)
     shown = OrderQuery(user_id=query.user_id, sku=query.sku, trace_id=query.trace_id)
-    cursor = None if page.orders else page.next
-    return ListHit(listed_by, len(page.orders), shown.address("/orders", cursor=cursor), page.searched), page
+    further = None if page.orders else page.next
+    address = shown.address("/orders", cursor=further, deep=further is not None)
+    return ListHit(listed_by, len(page.orders), address, page.searched), page
