@@ -84,6 +84,35 @@ def orders_list(statuses: tuple[str, ...], limit: int, cursor: str | None, as_js
         click.echo(f"There may be older orders. Go on with: --cursor {last.next}", err=True)
 
 
+@orders.command("show")
+@click.argument("order_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as GET /api/orders/{id} does.")
+def orders_show(order_id: str, as_json: bool) -> None:
+    """Show the story of an order: its rows, its events in Kafka, log lines, actions, and what it waits for."""
+    import msgspec
+    import psycopg
+
+    from orderstream.cli.order_story import in_lines
+    from orderstream.console.orders.record_search import RecordSearch
+    from orderstream.console.orders.story import Sources, order_story
+    from orderstream.console.orders.waiting import Rules
+    from orderstream.console.stores import Stores
+    from orderstream.local.processes.state import default_state_dir
+
+    settings = stack_settings()
+    search = RecordSearch(settings)
+    logs = default_state_dir(settings.orderstream_state).logs
+    with plain_errors(psycopg.Error), Stores(settings) as stores, contextlib.closing(search):
+        sources = Sources(stores, Rules.of(settings), search, logs=logs if logs.is_dir() else None)
+        story = order_story(sources, _id(order_id))
+    if story is None:
+        raise click.ClickException("there is no such order")
+    if as_json:
+        click.echo(msgspec.json.Encoder(decimal_format="string").encode(story))
+    else:
+        click.echo("\n".join(in_lines(story)))
+
+
 @orders.command("cancel")
 @click.argument("order_id", metavar="ID")
 @click.option("--reason", required=True, help="Why. It is stored with the action.")

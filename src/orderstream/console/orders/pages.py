@@ -21,9 +21,9 @@ from orderstream.http_server.problems import Problem
 
 STATUS_CHOICES = (
     ("", "Any"),
-    ("PROCESSING,PAID", "Open (PROCESSING, PAID)"),
+    ("PROCESSING,PAID", "Open"),
     *((status, status) for status in STATUSES),
-    ("FAILED,CANCELLED", "FAILED, CANCELLED"),
+    ("FAILED,CANCELLED", "FAILED or CANCELLED"),
 )
 AGE_CHOICES = (
     ("", "Any"),

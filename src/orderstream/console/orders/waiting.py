@@ -11,22 +11,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from orderstream.console.orders.stored import OutboxEvent, PaymentRow, Stored
+from orderstream.console.orders.waiting_kind import Kind
 from orderstream.domain.payment import is_known
 from orderstream.order_service.watchdog import WatchdogSchedule
 from orderstream.settings import Settings
 
-Kind = Literal[
-    "outbox",
-    "kafka",
-    "payment_call",
-    "payment_retry",
-    "provider_pending",
-    "void",
-    "stock",
-    "order",
-    "compensation",
-    "newer_version",
-]
 OVERDUE_AFTER = timedelta(seconds=5)
 """An action that is later than this is overdue. The timers of the services run every second or more often."""
 

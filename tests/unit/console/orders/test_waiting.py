@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from orderstream.console.orders.stored import Stored
-from orderstream.console.orders.waiting import Kind, Live, Rules, WaitingFor, waiting_for
+from orderstream.console.orders.waiting import Live, Rules, WaitingFor, waiting_for
+from orderstream.console.orders.waiting_kind import Kind
 from orderstream.settings import Settings
 from tests.unit.console.orders.rows import CREATED, NOW, ago, order, outbox, payment, reservation, stored
 
