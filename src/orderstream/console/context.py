@@ -40,7 +40,7 @@ class Console:
         self.traces = TraceStore()
         targets, services = targets_of(settings, local)
         self.flow = Monitor(settings, targets, services, local=local is not None)
-        self.topics = TopicView(settings, Topics(settings))
+        self.topics = TopicView(settings, Topics(settings), self.flow.kafka_is_silent)
         self.record_search = RecordSearch(settings)
         self.dead_letters = DeadLetterWork(settings)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="work")

@@ -107,6 +107,10 @@ class Monitor:
             outbox_limit=self._outbox_limit,
         )
 
+    def kafka_is_silent(self) -> bool:
+        """Whether Kafka does not answer now."""
+        return self._kafka.reading.silent_from(self._clock()) is not None
+
     def _note_kafka(self, sample: KafkaSample, _at: float) -> None:
         if sample.measured_at <= self._measured_at:
             return

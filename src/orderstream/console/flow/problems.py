@@ -365,12 +365,12 @@ def _again(now: Snapshot, reading: Reading[Any], name: str, effect: str) -> Iter
 
 def _start(server: str, now: Snapshot) -> str:
     if now.local:
-        return f"`orderstream up` restarts {server} by itself."
+        return f"The local stack restarts {server} by itself."
     return f"Start {server} again, or find out why it does not answer."
 
 
 def _restart(now: Snapshot, service: str) -> str:
-    return f"`orderstream up` restarts {service} by itself." if now.local else f"Start {service} again."
+    return f"The local stack restarts {service} by itself." if now.local else f"Start {service} again."
 
 
 def _is_silent(reading: Reading[Any], now: Snapshot) -> bool:

@@ -42,7 +42,8 @@ class Reading(Struct, Generic[T], frozen=True):
     def silent_from(self, now: float) -> float | None:
         """Return since when the source does not answer. None: it answers, or its call has just begun."""
         if self.silent_since is not None:
-            return self.silent_since
+            is_starting = self.answered_at is None and now - self.silent_since < SILENT_SECONDS
+            return None if is_starting else self.silent_since
         if self.asked_at is not None and now - self.asked_at > SILENT_SECONDS:
             return self.answered_at if self.answered_at is not None else self.asked_at
         return None

@@ -85,9 +85,10 @@ class GroupsAnswer(Struct, frozen=True, rename="camel"):
 class TopicView:
     """Answers questions about topics. The functions block for some seconds at most."""
 
-    def __init__(self, settings: Settings, topics: Topics) -> None:
+    def __init__(self, settings: Settings, topics: Topics, is_silent: Callable[[], bool]) -> None:
         self._settings = settings
         self._topics = topics
+        self._is_silent = is_silent
         self._prefix = settings.kafka_topic_prefix
 
     def list_topics(self, flow: Flow, *, everything: bool) -> TopicsAnswer:
@@ -125,11 +126,11 @@ class TopicView:
     def topic(self, name: str) -> TopicAnswer:
         """Return a topic by its full name. Raises Problem 404 and 503."""
         partitions = self._partitions(name)
-        settings = _asked(lambda: self._topics.settings([name]))
+        settings = self._asked(lambda: self._topics.settings([name]))
         return TopicAnswer(name, partitions, settings.get(name, ()))
 
     def _partitions(self, name: str) -> tuple[PartitionAnswer, ...]:
-        found = _asked(lambda: self._topics.partitions(name))
+        found = self._asked(lambda: self._topics.partitions(name))
         if found is None:
             raise Problem(404, "not-found", "Not found", "There is no such topic.")
         return found
@@ -137,7 +138,7 @@ class TopicView:
     def read(self, look: Look) -> RecordsAnswer:
         """Return records of a topic. Raises Problem 400, 404 and 503."""
         number = len(self._partitions(look.topic))
-        return _asked(lambda: records.read(self._settings, look, number))
+        return self._asked(lambda: records.read(self._settings, look, number))
 
     def list_groups(self, flow: Flow, *, everything: bool) -> GroupsAnswer:
         """Return the consumer groups with their members and their lag."""
@@ -169,6 +170,15 @@ class TopicView:
             )
         return GroupsAnswer(flow.as_of, tuple(rows), problem)
 
+    def _asked(self, question: Callable[[], R]) -> R:
+        """Return the answer of Kafka. Raises Problem 503 at once if Kafka is silent, or if it does not answer."""
+        if self._is_silent():
+            raise _unavailable("The overview says since when.")
+        try:
+            return question()
+        except (KafkaException, KafkaRefusedError) as error:
+            raise _unavailable(message_of(error)) from error
+
 
 def _readers(flow: Flow) -> dict[str, tuple[str, ...]]:
     """Return by topic the groups that read it."""
@@ -189,10 +199,5 @@ def _silence(flow: Flow) -> str | None:
     return f"Kafka has not answered{since}.{age}"
 
 
-def _asked(question: Callable[[], R]) -> R:
-    """Return the answer of Kafka. Raises Problem 503 if there is none."""
-    try:
-        return question()
-    except (KafkaException, KafkaRefusedError) as error:
-        detail = f"Kafka did not answer: {message_of(error)}"
-        raise Problem(503, "kafka-unavailable", "Kafka does not answer", detail) from error
+def _unavailable(why: str) -> Problem:
+    return Problem(503, "kafka-unavailable", "Kafka does not answer", why, headers=[(b"retry-after", b"2")])
