@@ -121,7 +121,7 @@ class _Progress:
         self.first = first
         self.end = end
         self.ranges = ranges
-        self.next = ranges[0][0] if ranges else end
+        self.begin = self.next = ranges[0][0] if ranges else end
         self.records = 0
         self.bytes = 0
         self.matches: list[FoundRecord] = []
@@ -139,6 +139,16 @@ class _Progress:
         self.next = max(self.next, self.ranges[0][0])
         self.is_read = False
         return self.next
+
+    def goes_on(self, expected: Collection[str]) -> bool:
+        """Say whether to read on to the end, because an expected record was not found, and make it so.
+
+        If Kafka has removed the records of that time, a search behind the windows is in vain.
+        """
+        is_removed = self.begin == self.first > 0
+        if self.topic in expected and not self.matches and not (self.stopped or self.failed or is_removed):
+            self.ranges = [(self.next, self.end)] if self.next < self.end else []
+        return bool(self.ranges) and not self.is_done
 
     def take(self, record: FoundRecord | None, at: datetime | None, offset: int, size: int) -> None:
         """Count a record of the first range. `record` is set if it is one of the order."""
@@ -206,9 +216,12 @@ class RecordSearch:
         self._used_at = 0.0
         self._failure: tuple[float, str] | None = None
 
-    def around(self, key: bytes, windows: Sequence[Window]) -> Found:
-        """Return the records with this key in the windows, in all topics, in the order of topic and offset."""
-        return self._search(key, TOPICS, windows)
+    def around(self, key: bytes, windows: Sequence[Window], expected: Collection[str] = ()) -> Found:
+        """Return the records with this key in the windows, in all topics, in the order of topic and offset.
+
+        If an `expected` topic has no such record in the windows, the search goes on behind them: the event may be late.
+        """
+        return self._search(key, TOPICS, windows, expected)
 
     def onwards(self, key: bytes, topic: str, offset: int) -> Found:
         """Return the records with this key in one topic, from an offset on."""
@@ -232,7 +245,9 @@ class RecordSearch:
                 self._client.close()
                 self._client = None
 
-    def _search(self, key: bytes, topics: Sequence[str], begin: Sequence[Window] | int) -> Found:
+    def _search(
+        self, key: bytes, topics: Sequence[str], begin: Sequence[Window] | int, expected: Collection[str] = ()
+    ) -> Found:
         if not self._turn.acquire(timeout=TURN_SECONDS):
             return Found((), (), "Other operators are searching. Try again.")
         try:
@@ -242,7 +257,9 @@ class RecordSearch:
                 self._client = consumer(self._settings, "console-search", _OPTIONS)
             plan = _Plan(self._client, self._prefix, time.monotonic() + ANSWER_SECONDS)
             progress, missing = plan.make(key, topics, begin)
-            self._read(self._client, key, progress, time.monotonic() + SEARCH_SECONDS)
+            deadline = time.monotonic() + SEARCH_SECONDS
+            self._read(self._client, key, progress, deadline)
+            self._read(self._client, key, [topic for topic in progress if topic.goes_on(expected)], deadline)
         except (KafkaException, KafkaRefusedError) as error:
             self._failure = (time.monotonic(), f"Kafka did not answer: {_text(error)}.")
             return Found((), (), self._failure[1])

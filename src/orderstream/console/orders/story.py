@@ -22,6 +22,8 @@ from orderstream.console.orders.waterfall import Waterfall, waterfall
 from orderstream.console.stores import Stores
 from orderstream.console.traces.reader import SpanView, view
 from orderstream.console.traces.store import StoredSpan, TraceStore
+from orderstream.domain import saga
+from orderstream.domain.events import topic_of
 
 TRACES_MAX = 10
 """Traces of one order that are returned: its own, and the oldest others, such as that of a cancel."""
@@ -178,7 +180,8 @@ def order_now(sources: Sources, order_id: str) -> Now | None:
 def what_happened(sources: Sources, stored: Stored) -> Happened:
     """Return the events, the traces and the log lines of an order. Raises nothing if Kafka does not answer."""
     order = stored.order
-    found = sources.search.around(order.order_id.encode(), windows_around(known_times(stored)))
+    windows = windows_around(known_times(stored))
+    found = sources.search.around(order.order_id.encode(), windows, expected_topics(stored))
     traces = _traces(sources.traces, stored)
     words = {order.order_id, *(trace.trace_id for trace in traces), *([order.trace_id] if order.trace_id else ())}
     return Happened(
@@ -292,6 +295,19 @@ def known_times(stored: Stored) -> list[datetime]:
     if order.is_open or not order.is_compensated:
         times.append(order.now)
     return [at for at in times if at is not None]
+
+
+def expected_topics(stored: Stored) -> set[str]:
+    """Return the topics that must have an event of the order, by what its rows say."""
+    order, payment, reservation = stored.order, stored.payment, stored.reservation
+    types = {"order.created"}
+    types |= {"order.aborted"} if order.aborted_at else set()
+    types |= {"order.updated"} if order.version > 1 else set()
+    if payment is not None and payment.state in saga.PAYMENT_EVENTS:
+        types.add(saga.PAYMENT_EVENTS[payment.state])
+    if reservation is not None and reservation.state in saga.STOCK_EVENTS:
+        types.add(saga.STOCK_EVENTS[reservation.state])
+    return set(map(topic_of, types)) - {row.topic for row in stored.outbox}
 
 
 def _traces(store: TraceStore | None, stored: Stored) -> list[Trace]:

@@ -183,13 +183,20 @@ def events(found: Sequence[EventView]) -> list[Entry]:
                 at=at,
                 kind="event",
                 title=event.type,
-                detail=event.problem or place,
+                detail=event.problem or " · ".join((*_said(event), place)),
                 badges=badges,
                 is_error=event.problem is not None,
                 anchor=f"event-{number}",
             )
         )
     return entries
+
+
+def _said(event: EventView) -> Sequence[str]:
+    """Return the few members of an event that say what it changed."""
+    data = event.data if isinstance(event.data, dict) else {}
+    version = (f"version {data['version']}",) if "version" in data else ()
+    return (*version, *(str(data[name]) for name in ("status", "reason", "failureReason") if data.get(name)))
 
 
 def spans(found: Sequence[StoredSpan]) -> list[Entry]:

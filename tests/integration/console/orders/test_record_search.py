@@ -98,6 +98,15 @@ def test_a_search_that_stopped_goes_on_from_its_offset(
     assert states[2] == "complete"
 
 
+def test_the_search_goes_on_behind_its_windows_for_an_expected_event(search: RecordSearch, settings: Settings) -> None:
+    order = key()
+    (early, late) = publish(settings.kafka_brokers, [(UPDATED, order, b"1"), (topic_of("order.created"), order, b"2")])
+    at = recorded_at(settings.kafka_brokers, early)
+    before = [Window(at - timedelta(minutes=2), at - timedelta(minutes=1))]
+    assert places(search.around(order, before)) == []
+    assert places(search.around(order, before, {late[0]})) == [late]
+
+
 def test_a_search_is_limited_in_bytes_and_in_time(
     search: RecordSearch, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
