@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from orderstream.console.orders.record_search import FoundRecord
 from orderstream.console.orders.stored import OutboxEvent
+from orderstream.dead_letters.letter import JOB_HEADER
 from orderstream.domain.events import TOPICS
 from orderstream.kafka.envelope import Undecodable, decode
 from orderstream.telemetry.tracing import TraceContext, parse
@@ -19,8 +20,6 @@ DATA_MAX_BYTES = 16 << 10
 HEADERS_MAX = 30
 HEADER_MAX_CHARACTERS = 500
 TYPE_MAX_CHARACTERS = 100
-REDRIVE_HEADER = "redrive"
-"""Headers whose name has this word tell that an operator has put the record back."""
 
 
 class Header(Struct, frozen=True):
@@ -79,7 +78,7 @@ def of_record(record: FoundRecord, order_id: str) -> EventView:
         headers_left_out=max(0, len(shown) - HEADERS_MAX),
         trace_id=parent.trace_id if parent else None,
         span_id=parent.span_id if parent else None,
-        is_redriven=any(REDRIVE_HEADER in name for name in by_name),
+        is_redriven=JOB_HEADER in by_name,
         **(body | {"event_id": body["event_id"] or by_name.get("event-id")}),
     )
 

@@ -19,6 +19,8 @@ OUTBOX_ROWS_MAX = 20
 """Events in the outbox that are read."""
 ACTIONS_MAX = 50
 """Actions of operators that are read: the newest."""
+LETTERS_MAX = 50
+"""Dead letters that are read: the newest."""
 
 SQL = load("orderstream.console.orders", "story.sql")
 
@@ -124,6 +126,23 @@ class ActionRow(Struct, frozen=True, rename="camel"):
     finished_at: datetime | None
 
 
+class DeadLetterRow(Struct, frozen=True, rename="camel"):
+    """A dead letter of the order, as the index has it: the columns of `story_dead_letters`."""
+
+    service: str
+    partition: int
+    offset: int
+    at: datetime | None
+    reason: str
+    source_topic: str
+    source_partition: int | None
+    source_offset: int | None
+    error: str
+    tries: int
+    state: str
+    state_at: datetime | None
+
+
 class Stored(Struct, frozen=True):
     """Everything that PostgreSQL stores about one order at one moment."""
 
@@ -133,7 +152,8 @@ class Stored(Struct, frozen=True):
     lines: Sequence[LineRow]
     outbox: Sequence[OutboxEvent]
     actions: Sequence[ActionRow] = ()
-    """The newest, the oldest of them first."""
+    dead_letters: Sequence[DeadLetterRow] = ()
+    """Of actions and of dead letters, the newest are read. The oldest of them is the first."""
 
 
 def read_stored(connection: Connection, order_id: str) -> Stored | None:
@@ -151,6 +171,7 @@ def read_stored(connection: Connection, order_id: str) -> Stored | None:
             _all(connection, LineRow, "story_lines", limited),
             _all(connection, OutboxEvent, "story_outbox", {"id": order_id, "limit": OUTBOX_ROWS_MAX}),
             _all(connection, ActionRow, "story_actions", {"id": order_id, "limit": ACTIONS_MAX})[::-1],
+            _all(connection, DeadLetterRow, "story_dead_letters", {"id": order_id, "limit": LETTERS_MAX})[::-1],
         )
 
 

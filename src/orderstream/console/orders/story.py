@@ -15,7 +15,7 @@ from orderstream.console.orders import events, log_lines, timeline
 from orderstream.console.orders.events import EventView
 from orderstream.console.orders.log_lines import NO_LOGS, LogLine, LogSearch
 from orderstream.console.orders.record_search import Found, RecordSearch, TopicSearch, windows_around
-from orderstream.console.orders.stored import ActionRow, PaymentRow, Stored, read_stored
+from orderstream.console.orders.stored import ActionRow, DeadLetterRow, PaymentRow, Stored, read_stored
 from orderstream.console.orders.timeline import Timeline
 from orderstream.console.orders.waiting import Live, Rules, WaitingFor, waiting_for
 from orderstream.console.orders.waterfall import Waterfall, waterfall
@@ -118,6 +118,7 @@ class OrderStory(Struct, frozen=True, kw_only=True, rename="camel"):
     waiting_for: WaitingFor | None
     events: Sequence[EventView]
     spans: Sequence[SpanPart]
+    dead_letters: Sequence[DeadLetterRow]
     logs: Sequence[LogLine]
     actions: Sequence[ActionRow]
     limits: StoryLimits
@@ -139,7 +140,7 @@ class Trace(Struct, frozen=True):
 class Sources(Struct, frozen=True):
     """Where the parts of the story come from. Without `traces` or `logs`, the story has none.
 
-    `live` returns what the console has just measured.
+    `live` returns what the console has just measured about an order.
     """
 
     stores: Stores
@@ -147,7 +148,7 @@ class Sources(Struct, frozen=True):
     search: RecordSearch
     traces: TraceStore | None = None
     logs: Path | None = None
-    live: Callable[[], Live] = Live
+    live: Callable[[str], Live] = lambda _order_id: Live()
 
 
 class Now(Struct, frozen=True):
@@ -174,7 +175,7 @@ def order_now(sources: Sources, order_id: str) -> Now | None:
     """
     with sources.stores.reading() as connection:
         stored = read_stored(connection, order_id)
-    return None if stored is None else Now(stored, waiting_for(stored, sources.rules, sources.live()))
+    return None if stored is None else Now(stored, waiting_for(stored, sources.rules, sources.live(order_id)))
 
 
 def what_happened(sources: Sources, stored: Stored) -> Happened:
@@ -216,6 +217,7 @@ def story_of(now: Now, happened: Happened) -> OrderStory:
         spans=[
             SpanPart(**asdict(view(span)), trace_id=span.trace_id) for trace in happened.traces for span in trace.spans
         ],
+        dead_letters=now.stored.dead_letters,
         logs=happened.logs.lines,
         actions=now.stored.actions,
         limits=limits(happened),
@@ -242,6 +244,7 @@ def timeline_of(now: Now, happened: Happened | None) -> Timeline:
     entries = [
         *timeline.decisions(now.stored),
         *timeline.actions(now.stored.actions),
+        *timeline.dead_letters(now.stored.dead_letters),
         *timeline.pending(now.waiting_for, now.stored.order.now),
     ]
     if happened is not None:
@@ -292,6 +295,7 @@ def known_times(stored: Stored) -> list[datetime]:
     if reservation is not None:
         times.append(reservation.decided_at)
     times += [at for action in stored.actions for at in (action.at, action.finished_at)]
+    times += [at for letter in stored.dead_letters for at in (letter.at, letter.state_at)]
     if order.is_open or not order.is_compensated:
         times.append(order.now)
     return [at for at in times if at is not None]

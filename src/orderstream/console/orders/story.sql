@@ -57,3 +57,12 @@ FROM operator_actions
 WHERE subject = %(id)s
 ORDER BY id DESC
 LIMIT %(limit)s;
+
+-- name: story_dead_letters
+-- The dead letters of an order, the newest first. Parameters: the order id; the limit. Index: dead_letters_order_id.
+SELECT service, partition, "offset", at, reason, source_topic, source_partition, source_offset, error, tries, state,
+       state_at
+FROM dead_letters
+WHERE order_id = %(id)s
+ORDER BY id DESC
+LIMIT %(limit)s;

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from orderstream.api_gateway.orders.order_id import canonical
 from orderstream.console.context import Console
+from orderstream.console.orders.live import live_of
 from orderstream.console.orders.story import (
     MoreEvents,
     OrderStory,
@@ -40,6 +41,7 @@ def sources_of(console: Console) -> Sources:
         console.record_search,
         console.traces,
         console.local.state.logs if console.local else None,
+        lambda order_id: live_of(console.flow.snapshot(), order_id),
     )
 
 

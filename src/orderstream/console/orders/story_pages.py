@@ -106,6 +106,7 @@ def _values(
         "payment": now.stored.payment,
         "reservation": now.stored.reservation,
         "lines": now.stored.lines,
+        "dead_letters": now.stored.dead_letters,
         "waiting": now.waiting_for,
         "is_live": now.waiting_for is not None or quiet_seconds < LIVE_SECONDS,
         "timeline": timeline_of(now, happened),

@@ -12,7 +12,7 @@ from msgspec import Struct
 from orderstream.console.orders.axis import GAP_SECONDS, Axis, Break, duration
 from orderstream.console.orders.events import EventView
 from orderstream.console.orders.log_lines import LogLine
-from orderstream.console.orders.stored import ActionRow, Stored
+from orderstream.console.orders.stored import ActionRow, DeadLetterRow, Stored
 from orderstream.console.orders.waiting import WaitingFor
 from orderstream.console.traces.store import StoredSpan
 
@@ -248,6 +248,24 @@ def actions(found: Sequence[ActionRow]) -> list[Entry]:
             anchor=f"action-{action.action_id}",
         )
         for action in found
+    ]
+
+
+def dead_letters(found: Sequence[DeadLetterRow]) -> list[Entry]:
+    """Return dead letters as entries. One without a time of Kafka is left out."""
+    return [
+        Entry(
+            at=letter.at,
+            kind="dead_letter",
+            title=letter.reason,
+            detail=f"{letter.source_topic}: {letter.error}",
+            service=letter.service,
+            badges=[letter.state, *([_times(letter.tries, "redrive")] if letter.tries else [])],
+            is_error=letter.state == "open",
+            anchor="letters",
+        )
+        for letter in found
+        if letter.at is not None
     ]
 
 

@@ -13,6 +13,7 @@ from orderstream.console.orders.record_search import Found, RecordSearch, TopicS
 from orderstream.domain.events import TOPICS, topic_of
 from orderstream.kafka.partitions import partition_of
 from orderstream.settings import Settings
+from tests.integration.console.orders.patience import patience
 from tests.support.topics import publish
 
 UPDATED = topic_of("order.updated")
@@ -23,7 +24,8 @@ FILLER = b"x" * 50
 @pytest.fixture
 def search(settings: Settings) -> Iterator[RecordSearch]:
     searching = RecordSearch(settings)
-    yield searching
+    with patience():
+        yield searching
     searching.close()
 
 
@@ -129,7 +131,8 @@ def test_offsets_outside_of_the_topic_find_nothing(search: RecordSearch, setting
 
 def test_topics_that_kafka_does_not_have_are_named(settings: Settings) -> None:
     other = RecordSearch(settings.model_copy(update={"kafka_topic_prefix": f"none-{uuid4()}."}))
-    found = other.around(key(), [ALWAYS])
+    with patience():
+        found = other.around(key(), [ALWAYS])
     other.close()
     assert {searched.state for searched in found.topics} == {"missing"}
     assert found.topics[0].sentence == f"Kafka has no topic {TOPICS[0]}."

@@ -10,11 +10,13 @@ import pytest
 from orderstream.console.local_stack import LocalStack
 from orderstream.console.orders import story, story_pages
 from orderstream.console.orders.stored import read_stored
+from orderstream.dead_letters.letter import JOB_HEADER
 from orderstream.domain.events import TOPICS, topic_of
 from orderstream.local.processes.state import StateDir
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.settings import Settings
+from tests.integration.console.orders.patience import patience
 from tests.integration.decisions.orders import aborted, authorized, created, place, record, result
 from tests.support.consoles import RunningConsole, running_console
 from tests.support.databases import Databases
@@ -41,7 +43,7 @@ def settings(databases: Databases, servers: Servers, kafka_brokers: str) -> Iter
 
 @pytest.fixture(scope="module")
 def console(settings: Settings) -> Iterator[RunningConsole]:
-    with running_console(settings) as running:
+    with patience(), running_console(settings) as running:
         yield running
 
 
@@ -152,7 +154,7 @@ def test_a_record_that_was_published_again_is_a_repetition(
 ) -> None:
     order_id = confirmed(connection)
     (first, *_) = settle_in_kafka(settings, order_id)
-    publish_events(settings.kafka_brokers, [created(order_id)], {"dlq-redrive": b"7"})
+    publish_events(settings.kafka_brokers, [created(order_id)], {JOB_HEADER: b"7"})
     told = [event for event in console.get(f"/api/orders/{order_id}")["events"] if event["type"] == "order.created"]
     assert told[0]["repeats"] is None
     assert told[1]["repeats"] == {"partition": first[1], "offset": first[2]}

@@ -14,6 +14,7 @@ from orderstream.console.orders.events import (
     of_record,
 )
 from orderstream.console.orders.record_search import FoundRecord
+from orderstream.dead_letters.letter import JOB_HEADER
 from orderstream.domain.events import build
 from orderstream.kafka.envelope import Headers, encode
 from tests.support.samples import AT, ORDER_ID, SAMPLES
@@ -84,7 +85,7 @@ def test_an_event_in_the_outbox_comes_last_and_has_no_place() -> None:
 
 
 def test_a_redriven_record_is_marked() -> None:
-    assert of_record(record(headers=[("dlq-redrive-job", b"3")]), ORDER_ID).is_redriven
+    assert of_record(record(headers=[(JOB_HEADER, b"3")]), ORDER_ID).is_redriven
 
 
 def test_the_view_of_any_record_is_json() -> None:
