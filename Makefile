@@ -59,7 +59,7 @@ k6-quick: $(READY) ## load the running system: 5 users for 30 s
 	@$(BIN)/k6 run k6/orderstream.js --vus 5 --duration 30s $(K6_ENV)
 
 bench-smoke: $(READY) ## measure settled orders/s, settle time and memory on a system of its own
-	@$(BIN)/python -m tests.load.bench.smoke
+	@$(BIN)/python -m tests.load.bench.smoke $(if $(CONSOLE),--console)
 
 bench-snapshot: $(READY) ## measure the settle time while a snapshot keeps millions of dead rows from being removed
 	@$(BIN)/python -m tests.load.bench.snapshot

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.timeout(400)
 OFFLINE = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
 EVERY_PROCESS = [
     "api-gateway",
+    "console",
     "inventory-worker",
     "kafka",
     "order-service",
@@ -48,7 +50,7 @@ def serving(shared: System, **settings: str) -> Up:
     up = shared.running
     if up is None or settings:
         shared.run("down")
-        up = shared.up(**settings).serves()
+        up = shared.up(**{"REPLICAS_CONSOLE": "1", **settings}).serves()
     assert [name for name in sorted(shared.children) if not name.startswith("kafka-")] == EVERY_PROCESS
     return up
 
@@ -81,6 +83,7 @@ def test_a_stopped_system_starts_without_a_network_and_keeps_its_data(shared: Sy
     stops = [line.split(":")[0] for line in first.said.splitlines() if line.startswith("Stopping ")]
     assert stops[0] == "Stopping api-gateway"
     assert set(stops[1].removeprefix("Stopping ").split(", ")) == {
+        "console",
         "inventory-worker",
         "order-service",
         "outbox-relay",
@@ -100,6 +103,12 @@ def test_a_second_up_prints_the_banner_of_the_running_system(shared: System) -> 
     assert again.returncode == 0
     assert curl_lines(shared.base_url) in again.stdout
     assert first.process.poll() is None
+    (address,) = re.findall(r"http://\S+/enter\?token=\S+", again.stdout)
+    assert address in first.said
+    with httpx.Client(trust_env=False) as browser:
+        assert browser.get(address).status_code == 200
+        assert browser.get(shared.urls["CONSOLE_URL"]).status_code == 200
+    assert httpx.get(shared.urls["CONSOLE_URL"], trust_env=False).status_code == 401
 
 
 def test_the_commands_env_status_and_logs_work_on_a_running_system(shared: System) -> None:
@@ -113,10 +122,11 @@ def test_the_commands_env_status_and_logs_work_on_a_running_system(shared: Syste
         "export KAFKA_BROKERS",
         "export KAFKA_OPTIONS",
         "export BASE_URL",
+        "export CONSOLE_URL",
     }
     status = shared.run("status").stdout
     assert all(name in status for name in EVERY_PROCESS)
-    assert status.count("healthy") == 5
+    assert status.count("healthy") == 6
     assert "ready to accept connections" in shared.run("logs", "postgres").stdout
     assert shared.run("logs", "no-such-thing").returncode == 1
     assert shared.run("reset").returncode == 1

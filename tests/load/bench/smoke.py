@@ -3,8 +3,12 @@
 It starts its own system and warms it up, because Kafka's Java compiles for most of a minute. Then a fixed number of
 clients place as many orders as they can. After that, 40 orders arrive per second. It prints one table. The figures are
 only reported. If orders or stock do not agree with what the clients saw, the exit code is 1.
+
+With `--console`, the console runs too, with one browser on its overview. Compare the figures with those without it, in
+turn.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -58,10 +62,11 @@ class Saturated(Struct, frozen=True):
     memory_mib: float | None
 
 
-def main() -> int:
+def main(*, with_console: bool) -> int:
     """Run both phases and return the exit code."""
     with (
-        exclusive_system(BENCH_DIR) as system,
+        exclusive_system(BENCH_DIR, REPLICAS_CONSOLE="1" if with_console else "0") as system,
+        _watched(system) if with_console else contextlib.nullcontext(),
         psycopg.connect(system.urls["POSTGRES_URL"], autocommit=True) as connection,
     ):
         system.command("stock", "set", SKU, str(STOCKED))
@@ -79,6 +84,13 @@ def main() -> int:
         problems += checks.stock(connection, SKU, STOCKED)
     print(_table(paced, saturated, problems))
     return 1 if problems else 0
+
+
+def _watched(system: System) -> contextlib.AbstractContextManager[None]:
+    """Keep a browser on the overview of the console."""
+    from tests.load.bench.browser import watching  # noqa: PLC0415 - only this run needs a browser
+
+    return watching(system)
 
 
 def place_orders(phase: load.Phase, system: System, user: str, seconds: int, **variables: str) -> Load:
@@ -166,6 +178,6 @@ def in_words(milliseconds: Sequence[float]) -> str:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(with_console="--console" in sys.argv))
     except AlreadyRunningError as error:
         sys.exit(str(error))
