@@ -4,6 +4,7 @@ The tests run the real process with the real role of PostgreSQL, and walk over t
 they find. So a new page or operation is covered by itself.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -334,3 +335,20 @@ def test_no_log_line_has_a_token(walked: Walked) -> None:
     assert TOKEN not in log
     assert "a-wrong-token" not in log
     assert "the-token-of-the-reader" not in log
+
+
+def test_the_connections_have_a_limit(walked: Walked) -> None:
+    port = walked.client.base_url.port or 0
+    with contextlib.ExitStack() as stack:
+        for _ in range(app.CONNECTIONS_MAX):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+        assert exchange(port, b"GET /enter HTTP/1.1\r\nhost: localhost\r\n\r\n").startswith(b"HTTP/1.1 503")
+    wait_until(lambda: served(walked), 10, "the console serves again")
+
+
+def served(walked: Walked) -> bool:
+    """Return whether a new connection is served."""
+    try:
+        return walked.client.get("/enter").status_code == 200
+    except httpx.HTTPError:
+        return False

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from orderstream.cli import main
+from orderstream.console import app
 from orderstream.local import control, operator_token
 from orderstream.local.banner import banner
 from orderstream.local.operator_token import FILE, OperatorTokenError, read_or_make
@@ -152,3 +155,16 @@ def test_up_names_the_process_that_holds_a_given_port(state: StateDir, name: str
 
 def test_up_refuses_one_port_for_two_purposes(state: StateDir) -> None:
     assert "PORT, CONSOLE_PORT must be different." in refused(state, port=3999, console_port=3999)
+
+
+def test_the_console_opens_no_port_to_other_machines_without_a_token_from_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(app, "listen", lambda *address: opened.append(address))
+    monkeypatch.setenv("ORDERSTREAM_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("CONSOLE_HOST", "0.0.0.0")
+    done = CliRunner().invoke(main, ["console"])
+    assert (done.exit_code, opened) == (1, [])
+    assert "Set CONSOLE_TOKEN or CONSOLE_TOKEN_FILE too." in done.output
+    assert not token_file(StateDir(tmp_path / "state")).exists()
