@@ -13,15 +13,17 @@ from orderstream.dead_letters.index import Filter
 from orderstream.dead_letters.jobs import Job, Kind, Selection
 from orderstream.dead_letters.runner import JobRunner
 from orderstream.dead_letters.tailer import Tailer
-from orderstream.kafka.topics import ensure_topics
+from orderstream.domain.saga import CONSUMER_GROUPS
+from orderstream.kafka.topics import dead_letter_topic, ensure_topics
 from orderstream.postgres.connect import Connection
 from orderstream.settings import Settings
-from tests.support.topics import publish
+from tests.support.topics import end_offsets, publish
 from tests.support.waiting import wait_until
 
 SERVICE = "inventory-worker"
 SOURCE = "order.aborted.v1"
 _numbers = itertools.count(1)
+_prepared: set[str] = set()
 
 
 class Letters(Struct):
@@ -97,13 +99,27 @@ class Letters(Struct):
 
 @contextmanager
 def own_letters(settings: Settings, connection: Connection) -> Iterator[Letters]:
-    """Yield topics of one test only. They are deleted afterwards."""
-    own = settings.model_copy(
-        update={"kafka_topic_prefix": f"letters-{os.getpid()}-{next(_numbers)}-", "kafka_partitions": 2}
-    )
-    ensure_topics(own)
-    yield Letters(own, connection)
-    delete_topics(own)
+    """Yield topics that all these tests share. The index of the test begins at their ends."""
+    own = with_prefix(settings, f"letters-{os.getpid()}-")
+    if settings.kafka_brokers not in _prepared:
+        ensure_topics(own)
+        _prepared.add(settings.kafka_brokers)
+    letters = Letters(own, connection)
+    with letters.tailing() as tailer:
+        tailer.catch_up(0)
+    names = [letters.name(dead_letter_topic(service)) for service in CONSUMER_GROUPS]
+    for (name, partition), end in end_offsets(own.kafka_brokers, names).items():
+        service = name.removeprefix(own.kafka_topic_prefix).removesuffix(dead_letter_topic(""))
+        connection.execute(
+            "UPDATE dead_letter_positions SET next_offset = %s WHERE service = %s AND partition = %s",
+            (end, service, partition),
+        )
+    yield letters
+
+
+def with_prefix(settings: Settings, prefix: str) -> Settings:
+    """Return settings for topics of their own, with two partitions each."""
+    return settings.model_copy(update={"kafka_topic_prefix": prefix, "kafka_partitions": 2})
 
 
 def delete_topics(settings: Settings, wanted: Callable[[str], bool] = lambda _: True) -> None:

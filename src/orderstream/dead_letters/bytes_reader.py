@@ -73,7 +73,6 @@ class LetterBytes:
 
     def _ends(self, service: str, number: int) -> tuple[int, int]:
         """Return the first offset of a partition and the one after its last record; 0, 0 if it does not exist."""
-        self._open().poll(0)
         try:
             return self._open().get_watermark_offsets(TopicPartition(self._topic(service), number), READ_SECONDS)
         except KafkaException as error:
@@ -83,24 +82,31 @@ class LetterBytes:
 
     def _at(self, service: str, number: int, offset: int) -> StoredLetter | None:
         """Return the record at an offset below the end of its partition; None if Kafka has deleted it meanwhile."""
-        reader = self._open()
-        place = (service, number)
-        if self._next is None or self._next[:2] != place or not 0 <= offset - self._next[2] <= SKIP_MAX:
-            reader.assign([TopicPartition(self._topic(service), number, offset)])
+        goes_on = self._next is not None and self._next[:2] == (service, number)
+        if goes_on and self._next is not None and 0 <= offset - self._next[2] <= SKIP_MAX:
+            found = self._poll_until(service, number, offset)
+            if found is None or found.offset == offset:
+                return found
+            # The consumer is past the offset. Only a read that begins there shows that the record is gone.
+        self._open().assign([TopicPartition(self._topic(service), number, offset)])
+        found = self._poll_until(service, number, offset)
+        return found if found is not None and found.offset == offset else None
+
+    def _poll_until(self, service: str, number: int, offset: int) -> StoredLetter | None:
+        """Return the first record from an offset on; None if the topic is gone. Raises KafkaException."""
         self._next = None
-        deadline = time.monotonic() + READ_SECONDS
+        topic, deadline = self._topic(service), time.monotonic() + READ_SECONDS
         while (left := deadline - time.monotonic()) > 0:
-            message = reader.poll(left)
+            message = self._open().poll(left)
             if message is None:
                 break
             if (error := message.error()) is not None:
                 if error.code() in UNKNOWN_TOPIC:
                     return None
                 raise KafkaException(error)
-            if (message.offset() or 0) < offset:
-                continue
-            self._next = (*place, (message.offset() or 0) + 1)
-            return stored_letter(service, message) if message.offset() == offset else None
+            if (message.topic(), message.partition()) == (topic, number) and (message.offset() or 0) >= offset:
+                self._next = (service, number, (message.offset() or 0) + 1)
+                return stored_letter(service, message)
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 

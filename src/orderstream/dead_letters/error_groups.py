@@ -7,7 +7,7 @@ from orderstream.dead_letters.printable import in_one_line
 GROUP_MAX_CHARACTERS = 200
 
 _UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b")
-_QUOTED = re.compile(r"'(?:[^'\\]|\\.){0,1000}'")
+_QUOTED = re.compile(r"(?<!\w)'(?:[^'\\]|\\.){0,1000}'")
 _NUMBER = re.compile(r"(?<![A-Za-z_])\d[\d.,]*(?![A-Za-z_])|\b0x[0-9a-fA-F]+\b")
 
 

@@ -1,14 +1,18 @@
 """The index of dead letters follows their topics: filled once, also by two tailers, and after a topic is recreated."""
 
+import os
 from uuid import uuid4
 
+import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from orderstream.dead_letters import index, tailer
 from orderstream.dead_letters.index import Filter, Place
 from orderstream.kafka.topics import dead_letter_topic, ensure_topics
-from tests.support.letters import SERVICE, SOURCE, Letters, delete_topics
+from orderstream.postgres.connect import Connection
+from orderstream.settings import Settings
+from tests.support.letters import SERVICE, SOURCE, Letters, delete_topics, with_prefix
 from tests.support.topics import publish
 from tests.support.waiting import wait_until
 
@@ -47,7 +51,7 @@ def test_a_list_is_read_in_pages_and_says_where_its_search_stopped(letters: Lett
     assert (len(ids), last.next, last.stopped) == (5, None, False)
 
 
-def test_a_search_looks_at_a_bounded_number_of_letters(letters: Letters, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_search_looks_at_a_bounded_number_of_letters(letters: Letters, monkeypatch: pytest.MonkeyPatch) -> None:
     letters.write(1, reason="NO_KEY")
     letters.index(1)
     letters.write(3)
@@ -70,7 +74,11 @@ def test_two_tailers_add_each_letter_once(letters: Letters) -> None:
     assert letters.count() == 25
 
 
-def test_a_topic_that_was_created_again_begins_again(letters: Letters, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_topic_that_was_created_again_begins_again(
+    settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = Letters(with_prefix(settings, f"again-{os.getpid()}-"), connection)
+    ensure_topics(letters.settings)
     monkeypatch.setattr(tailer, "TOPICS_SECONDS", 0.0)
     letters.write(3)
     letters.write(1, service="order-service", topic="payment.failed.v1")
@@ -88,7 +96,7 @@ def test_a_topic_that_was_created_again_begins_again(letters: Letters, monkeypat
     assert letters.count(service="order-service") == 1
 
 
-def test_letters_that_kafka_no_longer_has_leave_the_index(letters: Letters, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_letters_that_kafka_no_longer_has_leave_the_index(letters: Letters, monkeypatch: pytest.MonkeyPatch) -> None:
     letters.write(6)
     letters.index(6)
     topic = letters.name(dead_letter_topic(SERVICE))

@@ -21,7 +21,7 @@ from orderstream.kafka.publication import Publication
 from orderstream.kafka.publisher import Publisher
 from tests.integration.worker.running import process
 from tests.support.letters import SERVICE, SOURCE, Letters
-from tests.support.topics import Letter, Tap
+from tests.support.topics import Letter, Tap, end_offsets
 from tests.support.waiting import wait_until
 
 
@@ -89,6 +89,17 @@ def test_a_count_that_does_not_hold_is_refused(letters: Letters) -> None:
     assert _create(letters, selection, structs.replace(counted, count=9)).letters == 3
 
 
+def test_a_job_takes_a_limited_number_of_letters(letters: Letters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "JOB_LETTERS_MAX", 2)
+    letters.write(3)
+    letters.index(3)
+    counted = jobs.count(letters.connection, "discard", Selection(Filter()))
+    assert (counted.count, counted.more) == (2, True)
+    assert letters.run(letters.start("discard")).done == 2
+    rest = jobs.count(letters.connection, "discard", Selection(Filter()))
+    assert (rest.count, rest.more, rest.skipped.already_discarded) == (1, False, 2)
+
+
 def test_letters_that_cannot_be_redriven_are_skipped_with_the_reason(letters: Letters) -> None:
     letters.write(1)
     letters.write(1, cut_from="5000000")
@@ -105,7 +116,7 @@ def test_letters_that_cannot_be_redriven_are_skipped_with_the_reason(letters: Le
     assert jobs.count(letters.connection, "discard", selection).count == 3
     assert letters.run(letters.start("discard")).done == 3
     assert letters.count(state="discarded") == 3
-    named = (Place(SERVICE, 0, 0), Place(SERVICE, 0, 10**9))
+    named = (Place(SERVICE, 0, 10**9),)
     assert jobs.count(letters.connection, "discard", Selection(letters=named)).skipped.missing == 1
 
 
@@ -178,7 +189,7 @@ def test_after_a_kill_no_letter_is_lost_and_a_second_send_is_in_the_history(lett
             letters.connection.execute("UPDATE dead_letter_jobs SET lease_until = now() - interval '1 second'")
         ended = letters.run(job)
         sent = _origins(tap.so_far())
-    assert (ended.state, ended.done) == ("done", 120)
+    assert (ended.state, ended.done, ended.gone, ended.refused) == ("done", 120, 0, 0)
     assert len(sent) == 120
     known = {
         f"{action.service}/{action.partition}@{action.offset}": action.sends
@@ -266,7 +277,8 @@ def test_a_record_that_fails_again_shows_its_tries(letters: Letters) -> None:
     letters.index(1)
     (first,) = index.letters(letters.connection, Filter(), 1).letters
     reader = consumer(letters.settings, "test")
-    reader.assign([TopicPartition(letters.name(SOURCE), partition, 0) for partition in range(2)])
+    ends = end_offsets(letters.brokers, [letters.name(SOURCE)])
+    reader.assign([TopicPartition(*partition, end) for partition, end in ends.items()])
     worker = Publisher(letters.settings, "test")
     try:
         for tries in range(1, TRIES_KEPT + 2):
