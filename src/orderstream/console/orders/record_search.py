@@ -113,15 +113,20 @@ def windows_around(times: Collection[datetime]) -> list[Window]:
 
 
 class _Progress:
-    """The search of one topic while it runs. `ranges` are the offsets to read: the first, and that after the last."""
+    """The search of one topic while it runs.
+
+    `ranges` are the offsets to read: the first, and that after the last. A range without records has both equal.
+    """
 
     def __init__(self, topic: str, partition: int, first: int, end: int, ranges: list[tuple[int, int]]) -> None:
         self.topic = topic
         self.partition = partition
         self.first = first
         self.end = end
-        self.ranges = ranges
         self.begin = self.next = ranges[0][0] if ranges else end
+        self.ranges = [(begin, until) for begin, until in ranges if begin < until]
+        if ranges and not self.ranges:
+            self.next = ranges[-1][1]
         self.records = 0
         self.bytes = 0
         self.matches: list[FoundRecord] = []
@@ -353,10 +358,8 @@ class _Plan:
             self._progress(topic, place, firsts[topic], ends[topic], ranges[topic]) for topic, place in places.items()
         ], missing
 
-    def _progress(
-        self, topic: str, partition: int, first: int, end: int, ranges: Sequence[tuple[int, int]]
-    ) -> _Progress:
-        progress = _Progress(topic, partition, first, end, [(begin, until) for begin, until in ranges if begin < until])
+    def _progress(self, topic: str, partition: int, first: int, end: int, ranges: list[tuple[int, int]]) -> _Progress:
+        progress = _Progress(topic, partition, first, end, ranges)
         if topic in self._failed:
             progress.fail(self._failed[topic])
         return progress

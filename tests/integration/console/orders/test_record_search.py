@@ -69,7 +69,8 @@ def test_records_behind_50_000_others_are_found_by_their_time(search: RecordSear
     """The order's partition holds the others before it. A search from the begin stops long before the order."""
     order = key()
     others = [other for other in (key() for _ in range(400)) if partition_of(other, 4) == partition_of(order, 4)]
-    publish(settings.kafka_brokers, [(UPDATED, others[n % len(others)], FILLER) for n in range(50_000)])
+    for _ in range(10):
+        publish(settings.kafka_brokers, [(UPDATED, others[n % len(others)], FILLER) for n in range(5_000)])
     (place,) = publish(settings.kafka_brokers, [(UPDATED, order, b"{}")])
     assert place[2] >= 50_000
     at = recorded_at(settings.kafka_brokers, place)
