@@ -25,7 +25,7 @@ UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}
 export UV_CACHE_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot bench-provider soak contracts diagrams lock clean
+.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot bench-provider bench-console soak contracts diagrams lock clean
 
 help: ## list the targets
 	@$(PYTHON) -c 'import re, sys; [print("  %-14s %s" % line) for line in re.findall("(?m)^([a-z0-9-]+):.*?## (.*)", open(sys.argv[1]).read())]' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-snapshot: $(READY) ## measure the settle time while a snapshot keeps milli
 
 bench-provider: $(READY) ## measure how orders settle with a slow, silent, pending or absent provider, on a system of its own
 	@$(BIN)/python -m tests.load.bench.provider $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick)
+
+bench-console: $(READY) ## measure how fast the console answers with ORDERS (3,000,000) orders, on a system of its own
+	@$(BIN)/python -m tests.load.bench.console $(if $(ORDERS),--orders $(ORDERS))
 
 soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/s while faults happen, then check the promises
 	@$(BIN)/python -m tests.load.soak --minutes $(MINUTES) --rate $(RATE) $(if $(SEED),--seed $(SEED))
