@@ -76,7 +76,7 @@ soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/
 contracts: $(READY) ## generate contracts/events/ from the types
 	@$(BIN)/python contracts/generate.py
 
-diagrams: $(READY) ## generate the diagrams of docs/architecture.md and the sentences of docs/promises.md
+diagrams: $(READY) ## generate the diagrams of docs/architecture.md, the sentences of docs/promises.md and the table of the operator's API
 	@$(BIN)/python docs/generate.py
 
 lock: $(READY) ## pin the newest versions of all requirements, with hashes

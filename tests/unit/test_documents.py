@@ -12,7 +12,7 @@ from typing import get_args
 import click
 import msgspec
 import pytest
-from docs.generate import with_promises
+from docs.generate import OPERATOR_API_PAGE, with_operations, with_promises
 from starlette.routing import Route
 
 from orderstream.api_gateway.routes import Health, OrderHandlers, router
@@ -277,6 +277,11 @@ def test_the_page_has_the_sentences_of_the_code_and_every_check_belongs_to_a_pro
     assert with_promises(page) == page, "a sentence has changed: run `make diagrams`"
     assert {name for promise in PROMISES_IN_CODE for name in promise.checks} == set(CHECKS)
     assert {promise.name for promise in PROMISES_IN_CODE if not promise.checks} == set(UNCHECKED_HOW)
+
+
+def test_the_table_of_the_operator_s_api_matches_the_operations() -> None:
+    page = OPERATOR_API_PAGE.read_text(encoding="utf-8")
+    assert with_operations(page) == page, "an operation has changed: run `make diagrams`"
 
 
 def test_every_check_of_the_audit_is_explained() -> None:

@@ -67,7 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--orders", type=int, default=ORDERS)
     orders = parser.parse_args().orders
-    with exclusive_system(BENCH_DIR) as system:
+    with exclusive_system(BENCH_DIR, REPLICAS_CONSOLE="1") as system:
         say(f"Filling the tables with {orders:,} orders")
         fill(system.superuser_url, orders)
         ids = _some_ids(system)

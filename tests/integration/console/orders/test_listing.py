@@ -113,6 +113,7 @@ def test_a_listed_order_shows_its_row(filled: Connection) -> None:
 def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a search take as long as it needs on a busy machine."""
     monkeypatch.setattr(listing, "SEARCH_SECONDS", 60.0)
+    monkeypatch.setattr(listing, "DEEP_SEARCH_SECONDS", 60.0)
     monkeypatch.setattr(listing, "STATEMENT_SECONDS", 10.0)
 
 
@@ -147,6 +148,14 @@ def test_a_search_begins_no_further_part_after_its_time(filled: Connection, boun
     page = list_orders(filled, OrderFilter(user_id="no such user"))
     assert (page.orders, page.searched.orders, page.searched.complete) == ((), 100, False)
     assert page.next is not None
+
+
+def test_a_deep_search_has_limits_of_its_own(filled: Connection, bounds: pytest.MonkeyPatch) -> None:
+    wanted = OrderFilter(user_id="no such user")
+    bounds.setattr(listing, "DEEP_SEARCHED_MAX", 1_500)
+    assert list_orders(filled, wanted, deep=True).searched.orders == 1_500
+    bounds.setattr(listing, "DEEP_SEARCH_SECONDS", 0.0)
+    assert list_orders(filled, wanted, deep=True).searched.orders == 100
 
 
 SEARCH = SQL["search"]

@@ -14,6 +14,7 @@ import pytest
 from orderstream.api_gateway.orders.order_id import new_order_id
 from orderstream.console.actions.log import REASON_MAX_CHARACTERS
 from orderstream.console.orders import listing
+from orderstream.console.orders import search as finding
 from orderstream.console.orders.cancelling import cancel_order
 from orderstream.console.orders.filters import OrderFilter
 from orderstream.console.orders.listing import list_orders
@@ -195,6 +196,17 @@ def test_the_search_finds_an_order_by_each_of_its_names(console: RunningConsole,
     assert (nothing["orders"], nothing["address"]) == ([], None)
     assert "Nothing found for this text" in console.page("/search?q=no such thing")
     assert "Find an order by its id" in console.page("/search")
+
+
+def test_the_beginning_of_an_id_finds_a_limited_number(
+    console: RunningConsole, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [place(gateway, key=f"k-{number}") for number in range(3)]
+    monkeypatch.setattr(finding, "IDS_MAX", 2)
+    result = console.get("/api/search", q=ids[0][:8])
+    assert [hit["orderId"] for hit in result["orders"]] == sorted(ids, reverse=True)[:2]
+    assert result["more"]
+    assert "More order ids begin like this" in console.page(f"/search?q={ids[0][:8]}")
 
 
 @pytest.mark.parametrize("text", ["", "%00", "x" * 256, "%ff"])
