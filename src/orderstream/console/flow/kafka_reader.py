@@ -6,8 +6,9 @@ It never joins a group and never commits. A sample takes at most ANSWER_SECONDS.
 import time
 from collections.abc import Mapping
 
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, KafkaException
 from msgspec import Struct
+from msgspec.structs import replace
 
 from orderstream.domain.events import TOPICS
 from orderstream.domain.saga import CONSUMER_GROUPS, topics_of
@@ -20,6 +21,8 @@ from orderstream.settings import Settings
 ANSWER_SECONDS = 3.0
 PARTITIONS_SECONDS = 30.0
 """How often the partitions and their first offsets are read. They change rarely. A missing topic is sought at once."""
+LOCAL_ERRORS_BELOW = -1
+"""Codes of librdkafka's own errors are below this. Kafka itself has answered with any other code."""
 PARTITIONS_PER_SECOND = 2_000
 """Partitions whose offsets are read per second at most. With more of them, offsets are read less often."""
 
@@ -35,6 +38,8 @@ class KafkaSample(Struct, frozen=True):
     next: Mapping[str, Mapping[TopicAndPartition, int]]
     measured_at: float
     """Monotonic time at which the offsets were read. A sample that only asked whether Kafka answers keeps it."""
+    problem: str | None = None
+    """Why Kafka answered without offsets: for example, a partition has no leader."""
 
     def end_of(self, topic: str) -> int:
         """Return the sum of the end offsets of a topic."""
@@ -60,10 +65,13 @@ class KafkaReader:
         self._partitions: list[TopicAndPartition] = []
         self._firsts: dict[TopicAndPartition, int] = {}
         self._partitions_at = float("-inf")
-        self._last: KafkaSample | None = None
+        self._last = KafkaSample(0, {}, {}, {group: {} for group in CONSUMER_GROUPS}, float("-inf"))
 
     def ask(self) -> KafkaSample:
-        """Return a sample. Raises KafkaException, KafkaRefusedError or SettingsError."""
+        """Return a sample. If Kafka answers and refuses the offsets, it is the last one, with the problem.
+
+        Raises KafkaException, KafkaRefusedError or SettingsError.
+        """
         now = time.monotonic()
         deadline = now + ANSWER_SECONDS
         for group in CONSUMER_GROUPS:
@@ -71,13 +79,28 @@ class KafkaReader:
                 self._clients[group] = consumer(self._settings, group)
             self._clients[group].poll(0)  # Delivers pending log lines and errors, which would pile up.
         client = self._clients[CONSUMER_GROUPS[0]]
+        try:
+            if not self._is_due(client, now, deadline):
+                client.list_topics(self._prefix + OUR_TOPICS[0], timeout=ANSWER_SECONDS)
+                return self._last
+            self._last = self._sample(client, now, deadline)
+        except KafkaException as error:
+            if error.args[0].code() < LOCAL_ERRORS_BELOW:
+                raise
+            self._partitions_at = float("-inf")
+            return replace(self._last, problem=str(error.args[0].str()))
+        return self._last
+
+    def _is_due(self, client: Consumer, now: float, deadline: float) -> bool:
+        """Read the partitions if they are unknown or old. Return whether it is time to read the offsets."""
         missing = len({topic for topic, _ in self._partitions}) < len(OUR_TOPICS)
         if missing or now - self._partitions_at > PARTITIONS_SECONDS:
             self._read_partitions(client, deadline)
             self._partitions_at = now
-        elif self._last is not None and now - self._last.measured_at < len(self._partitions) / PARTITIONS_PER_SECOND:
-            client.list_topics(self._prefix + OUR_TOPICS[0], timeout=ANSWER_SECONDS)
-            return self._last
+            return True
+        return now - self._last.measured_at >= len(self._partitions) / PARTITIONS_PER_SECOND
+
+    def _sample(self, client: Consumer, now: float, deadline: float) -> KafkaSample:
         committed = {group: self._committed(group, deadline) for group in CONSUMER_GROUPS}
         # The ends come last, so that no end is below a committed offset.
         ends = log_offsets(client, self._partitions, LOG_END, deadline)
@@ -88,14 +111,13 @@ class KafkaReader:
             }
             for group, offsets in committed.items()
         }
-        self._last = KafkaSample(
+        return KafkaSample(
             brokers=self._brokers,
             firsts={self._ours(key): offset for key, offset in self._firsts.items()},
             ends={self._ours(key): offset for key, offset in ends.items()},
             next=positions,
             measured_at=now,
         )
-        return self._last
 
     def _read_partitions(self, client: Consumer, deadline: float) -> None:
         found = client.list_topics(timeout=max(0.1, deadline - time.monotonic()))

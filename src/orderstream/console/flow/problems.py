@@ -26,6 +26,8 @@ RECOVERED_SECONDS = 60.0
 """For how long the overview says that a server answers again."""
 SILENCE_MIN_SECONDS = 2.0
 """A shorter silence is not mentioned."""
+PARTITIONS_LATE_SECONDS = 15.0
+"""A new topic has no leaders for a moment."""
 LAG_MIN = 100
 LAG_SECONDS = 30.0
 """A lag is growing if it is above LAG_MIN and has grown over LAG_SECONDS."""
@@ -304,6 +306,23 @@ def _orders(now: Snapshot) -> Iterator[Problem]:
         )
 
 
+def _partitions(now: Snapshot) -> Iterator[Problem]:
+    sample = now.kafka.value
+    if sample is None or sample.problem is None or _is_silent(now.kafka, now):
+        return
+    since = max(sample.measured_at, now.started_at)
+    if now.now - since > PARTITIONS_LATE_SECONDS:
+        yield Problem(
+            "warning",
+            "kafka",
+            f"Kafka answers, but not for all partitions since {_said(now, since)} ({sample.problem}).",
+            "Orders in those partitions wait. The offsets and the lag on this page are old.",
+            "If a broker is down, start it again. Otherwise look at the leaders of the partitions.",
+            now.time_of(since),
+            "/topics",
+        )
+
+
 def _letters(now: Snapshot) -> Iterator[Problem]:
     for group in CONSUMER_GROUPS:
         points = now.history.get(letters_of(group), ())
@@ -345,7 +364,7 @@ def _own_data(now: Snapshot) -> Iterator[Problem]:
 
 
 _RULES: tuple[Callable[[Snapshot], Iterator[Problem]], ...] = (
-    *(_kafka, _postgres, _valkey, _services, _relay, _lag, _provider, _orders, _letters, _own_data),
+    *(_kafka, _postgres, _valkey, _services, _relay, _lag, _provider, _orders, _partitions, _letters, _own_data),
 )
 
 

@@ -70,6 +70,13 @@ CASES: dict[str, tuple[Snapshot, Severity, str, str, str]] = {
         "Orders are accepted",
         "Start Kafka again",
     ),
+    "a partition has no leader": (
+        well(kafka=answered(replace(kafka(), measured_at=NOW - 40, problem="Broker: Not leader for partition"))),
+        "warning",
+        "Kafka answers, but not for all partitions since 10:31:57 (Broker: Not leader for partition).",
+        "Orders in those partitions wait.",
+        "If a broker is down, start it again.",
+    ),
     "Kafka is back": (
         well(kafka=answered(kafka(), recovered_at=NOW - 20, silence_seconds=63.0)),
         "notice",

@@ -1,12 +1,17 @@
 """The processes that are watched, what their metrics pages tell, and the members of consumer groups."""
 
+import socket
 import struct
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from orderstream.console.flow.processes_reader import WANTED, rates_between
-from orderstream.console.flow.targets import NamedTargets, service_of, targets_of
+from orderstream.console.flow import processes_reader
+from orderstream.console.flow.processes_reader import INSTANCES_MAX, WANTED, ProcessesReader, rates_between
+from orderstream.console.flow.targets import NamedTargets, Target, service_of, targets_of
 from orderstream.console.flow.topics import _assigned
+from orderstream.process.pages import serve_pages
 from orderstream.settings import Settings, SettingsError, load
 from orderstream.telemetry import metrics
 from orderstream.telemetry.metrics_page import figures_of, largest, total
@@ -82,6 +87,59 @@ orderstream_http_request_seconds_bucket{{le="0.005",route="GET /orders/{{id}}"}}
     assert rates.post_p99_seconds == 0.5
     assert rates.events_per_second is None
     assert rates_between(after, after, 2.0).post_p99_seconds is None
+
+
+@pytest.fixture
+def ports() -> Iterator[tuple[int, int, int]]:
+    """The ports of a process that is ready, of one that is not, and of one that accepts and never answers."""
+    ready = serve_pages("127.0.0.1", 0, lambda: None, lambda: None)
+    waits = serve_pages("127.0.0.1", 0, lambda: None, lambda: "has published nothing for 35 s")
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        yield ready.server_port, waits.server_port, hangs.getsockname()[1]
+    for server in (ready, waits):
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_process_that_never_answers_delays_the_others_by_a_second(
+    ports: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes_reader, "PAGE_SECONDS", 0.3)
+    targets = [Target("x", f"x-{n}", "127.0.0.1", port) for n, port in enumerate((*ports, 1))]
+    reader = ProcessesReader(lambda: [*targets, Target("x", "x-9", "127.0.0.1", 1, ended=True)])
+    found = reader.ask().instances
+    reader.close()
+    assert [instance.state for instance in found] == ["ready", "not ready", "no answer", "no answer", "ended"]
+    assert found[1].problem == "has published nothing for 35 s"
+    assert found[0].memory_bytes is not None
+
+
+def test_only_some_of_many_processes_are_asked(ports: tuple[int, int, int]) -> None:
+    reader = ProcessesReader(lambda: [Target("x", f"x-{n}", "127.0.0.1", ports[0]) for n in range(INSTANCES_MAX + 6)])
+    sample = reader.ask()
+    reader.close()
+    assert len(sample.instances) == INSTANCES_MAX
+    assert sample.left_out == 6
+
+
+def test_a_process_with_a_new_start_time_has_restarted(
+    ports: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    reader = ProcessesReader(lambda: [Target("x", "x", "127.0.0.1", ports[0])], lambda: now[0])
+    assert reader.ask().instances[0].restarts == ()
+    started = figures_of(metrics.exposition().decode(), WANTED)["process_start_time_seconds"][0][1]
+    real = figures_of
+
+    def restarted(text: str, names: Any) -> Any:
+        return {**real(text, names), "process_start_time_seconds": [("", started + 1)]}
+
+    monkeypatch.setattr(processes_reader, "figures_of", restarted)
+    now[0] += 2
+    assert reader.ask().instances[0].restarts == (102.0,)
+    now[0] += processes_reader.RESTART_SECONDS
+    assert reader.ask().instances[0].restarts == ()
+    reader.close()
 
 
 def test_an_assignment_of_a_member_is_read_and_a_wrong_one_is_empty() -> None:
