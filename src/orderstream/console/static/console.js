@@ -67,8 +67,10 @@
   let hand = { at: 0, target: null };
   document.addEventListener("pointermove", (event) => { hand = { at: Date.now(), target: event.target }; }, { passive: true });
 
-  const isHeld = (part) => part.hasAttribute("data-hold")
-    && ((Date.now() - hand.at < HAND_MILLISECONDS && part.contains(hand.target)) || part.contains(document.activeElement));
+  const isRead = (part) => part.getBoundingClientRect().top < 0 // scrolled to further rows
+    || (!getSelection().isCollapsed && part.contains(getSelection().anchorNode));
+  const isHeld = (part) => part.hasAttribute("data-hold") && (isRead(part) || part.contains(document.activeElement)
+    || (Date.now() - hand.at < HAND_MILLISECONDS && part.contains(hand.target)));
   const isLive = (source) => source instanceof Element && source.hasAttribute("data-live");
   const askAll = () => document.querySelectorAll("[data-live][hx-get]").forEach((part) => htmx.trigger(part, "every", {}, false));
 
