@@ -274,7 +274,7 @@ def limits(happened: Happened) -> StoryLimits:
             f"Only the last {log_lines.FILE_MAX_BYTES >> 20} MiB were searched of {', '.join(logs.cut_files)}."
         )
     if happened.spans_dropped:
-        sentences.append(f"{happened.spans_dropped:,} spans were dropped, because the trace is too large.")
+        sentences.append(f"The trace is too large: {happened.spans_dropped:,} of its spans were dropped.")
     return StoryLimits(
         kafka=found.error,
         topics=found.topics,

@@ -13,7 +13,6 @@ from orderstream.console.orders.events import EventView
 from orderstream.console.orders.story import (
     Happened,
     Now,
-    Sources,
     limits,
     more_events,
     order_now,
@@ -60,7 +59,7 @@ def routes(console: Console) -> list[Route]:
         order_id = order_id_of(request.path_params["order_id"])
         now, happened = await console.work(read, order_id, is_whole=query.all)
         return console.templates.page(
-            request, "orders/order.html", done=query.done, **_values(console, sources, query, now, happened)
+            request, "orders/order.html", done=query.done, **page_values(console, query, now, happened)
         )
 
     async def slow(request: Request) -> Response:
@@ -70,7 +69,7 @@ def routes(console: Console) -> list[Route]:
         if request.headers.get("hx-request") != "true":
             return seen_other(f"/orders/{order_id}?all=true&page={query.page}")
         now, happened = await console.work(read, order_id, is_whole=True)
-        return console.templates.page(request, "orders/_story.html", **_values(console, sources, query, now, happened))
+        return console.templates.page(request, "orders/_story.html", **page_values(console, query, now, happened))
 
     async def more(request: Request) -> Response:
         query: MoreQuery = decode_query(request.url.query, MoreQuery)
@@ -95,9 +94,7 @@ def routes(console: Console) -> list[Route]:
     )
 
 
-def _values(
-    console: Console, sources: Sources, query: PageQuery, now: Now, happened: Happened | None
-) -> dict[str, Any]:
+def page_values(console: Console, query: PageQuery, now: Now, happened: Happened | None) -> dict[str, Any]:
     """Return what the templates show."""
     order = now.stored.order
     quiet_seconds = (order.now - order.updated_at).total_seconds()
@@ -112,9 +109,7 @@ def _values(
         "timeline": timeline_of(now, happened),
         "happened": happened,
         "page": query.page,
-        "base_url": console.settings.base_url,
         "trace_address": _trace_address(console, order.trace_id),
-        "keeps_traces": sources.traces is not None,
     }
     if happened is None:
         return values

@@ -5,13 +5,13 @@ The rules are those of the services: the schedule of the payments, the watchdog,
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from orderstream.console.orders.stored import OutboxEvent, PaymentRow, Stored
-from orderstream.console.orders.waiting_kind import Kind
+from orderstream.console.orders.waiting_kind import Kind, waiting_kind
 from orderstream.domain.payment import is_known
 from orderstream.order_service.watchdog import WatchdogSchedule
 from orderstream.settings import Settings
@@ -80,36 +80,43 @@ class WaitingFor(Struct, frozen=True, kw_only=True, rename="camel"):
     """What is not compensated yet."""
 
 
-def waiting_for(stored: Stored, rules: Rules, live: Live) -> WaitingFor | None:
-    """Return what an order waits for, or None if it is settled, compensated and published."""
-    order = stored.order
-    if order.is_open:
-        return _open(stored, rules, live)
-    if not order.is_compensated:
-        return _compensation(stored, live)
-    if stored.outbox:
-        return _outbox(stored, stored.outbox[0], "The order is settled.")
-    if order.status not in ("CONFIRMED", "FAILED", "CANCELLED"):
-        return _newer(stored, f"the status {order.status:.50}")
-    return None
+def waiting_for(  # noqa: PLR0911 - a return for each kind
+    stored: Stored, rules: Rules, live: Live
+) -> WaitingFor | None:
+    """Return what an order waits for, or None if it is settled, compensated and published.
 
-
-def _open(stored: Stored, rules: Rules, live: Live) -> WaitingFor:
-    payment = stored.payment
-    match payment.state if payment else None:
-        case "PENDING":
+    `waiting_kind` decides, as for the list of orders, so that both agree.
+    """
+    order, payment = stored.order, stored.payment
+    kind = waiting_kind(
+        order.status,
+        is_compensating=not order.is_open and not order.is_compensated,
+        has_event=bool(stored.outbox),
+        payment_state=payment.state if payment else None,
+        is_pending=payment is not None and payment.pending_since is not None,
+        attempts=payment.attempts if payment else None,
+        has_reservation=stored.reservation is not None,
+    )
+    match kind:
+        case None:
+            return None
+        case "outbox":
+            state = "The order goes on when its next event is in Kafka." if order.is_open else "The order is settled."
+            return _outbox(stored, stored.outbox[0], state)
+        case "compensation":
+            return _compensation(stored, live)
+        case "payment_call" | "payment_retry" | "provider_pending":
             assert payment is not None
             return _pending(stored, payment, rules, live)
-        case "VOIDING":
+        case "void":
             assert payment is not None
             return _void_of_open(stored, payment, live)
-        case None | "AUTHORIZED" | "FAILED" | "VOIDED":
-            pass
-        case state:
-            return _newer(stored, f"the payment state {state:.50}")
-    if stored.outbox:
-        return _outbox(stored, stored.outbox[0], "The order goes on when its next event is in Kafka.")
-    return _in_kafka(stored, rules, live)
+        case "kafka" | "stock" | "order":
+            return _in_kafka(stored, kind, rules, live)
+        case "newer_version":
+            return _newer(stored)
+        case _:
+            assert_never(kind)
 
 
 def _pending(stored: Stored, payment: PaymentRow, rules: Rules, live: Live) -> WaitingFor:
@@ -165,15 +172,14 @@ def _void_of_open(stored: Stored, payment: PaymentRow, live: Live) -> WaitingFor
     return _with_attempt(waiting, stored, payment, live)
 
 
-def _in_kafka(stored: Stored, rules: Rules, live: Live) -> WaitingFor:
+def _in_kafka(stored: Stored, kind: Kind, rules: Rules, live: Live) -> WaitingFor:
     """Return the wait of an open order for the service that takes its last event from Kafka."""
     order, payment, reservation = stored.order, stored.payment, stored.reservation
-    kind: Kind = "order"
     if payment is None:
-        kind, service, event, since = "kafka", "payment-worker", "order.created", order.created_at
+        service, event, since = "payment-worker", "order.created", order.created_at
         what = "The payment is not decided yet"
-    elif reservation is None and payment.state == "AUTHORIZED":
-        kind, service, event, since = "stock", "inventory-worker", "payment.authorized", payment.decided_at
+    elif kind == "stock":
+        service, event, since = "inventory-worker", "payment.authorized", payment.decided_at
         what = "The payment is authorized, and the stock is not reserved yet"
     else:
         service, since = "order-service", payment.decided_at
@@ -225,8 +231,6 @@ def _compensation(stored: Stored, live: Live) -> WaitingFor:
         missing.append("payment")
     if order.stock != "released":
         missing.append("stock")
-    if payment is not None and not is_known(payment.state):
-        return _newer(stored, f"the payment state {payment.state:.50}")
     if payment is not None and payment.state == "VOIDING":
         then = "payment-worker repeats the void until the provider confirms it."
         tried = f" {payment.attempts} {_plural(payment.attempts, 'void')} had no answer." if payment.attempts else ""
@@ -271,7 +275,11 @@ def _compensation_step(stored: Stored, missing: list[Literal["payment", "stock"]
     return "order-service", event, f"order-service has not taken {event} yet"
 
 
-def _newer(stored: Stored, what: str) -> WaitingFor:
+def _newer(stored: Stored) -> WaitingFor:
+    payment = stored.payment
+    what = f"the status {stored.order.status:.50}"
+    if payment is not None and not is_known(payment.state):
+        what = f"the payment state {payment.state:.50}"
     return WaitingFor(
         kind="newer_version",
         sentence=f"A newer version of OrderStream wrote {what}. This console does not know what the order waits for.",

@@ -35,7 +35,9 @@ def waiting_kind(  # noqa: PLR0911 - a return for each case
     if status not in ("PROCESSING", "PAID"):
         if is_compensating:
             return "compensation" if payment_state in known else "newer_version"
-        return "outbox" if has_event else None
+        if has_event:
+            return "outbox"
+        return None if status in ("CONFIRMED", "FAILED", "CANCELLED") else "newer_version"
     match payment_state:
         case "PENDING":
             return "provider_pending" if is_pending else "payment_retry" if attempts else "payment_call"
