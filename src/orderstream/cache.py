@@ -36,6 +36,8 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from orderstream.telemetry import databases
+
 TTL_MIN_SECONDS = 60
 TTL_MAX_SECONDS = 120
 LEASE_SECONDS = 10
@@ -218,6 +220,8 @@ class AsyncCache:
         self._redis: Any = redis.asyncio.Redis.from_url(
             redis_url, retry=AsyncRetry(NoBackoff(), 0), **_connection_options(budget_seconds)
         )
+        self.lookups, self.fills = databases.redis(redis_url, "look_up"), databases.redis(redis_url, "fill")
+        """Describe `look_up` and `fill` for spans."""
         self._bar = _new_bar()
         self._pending_deletes = PendingDeletes()
         self._flush_task: asyncio.Task[None] | None = None

@@ -138,7 +138,6 @@ MAY_READ_A_WALL_CLOCK = {
     "api_gateway/routes.py": "the place of an order id in its index",
     "payment_simulator/app.py": "the clock of the provider, which is not a part of OrderStream",
     "telemetry/tracing.py": "when a span began and ended",
-    "worker/traces.py": "when a batch began",
 }
 
 

@@ -66,9 +66,9 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         cache = await enter(AsyncCache(settings.redis_url, settings.cache_budget_seconds))
         health = Health(checks)
         limit = settings.gateway_queue_limit
-        writer = await enter(Writer(writes, waiting_limit=limit))
-        reader = await enter(Reader(reads, cache, waiting_limit=limit))
-        canceller = await enter(Canceller(cancels, cache, waiting_limit=limit))
+        writer = await enter(Writer(writes, waiting_limit=limit, tracer=tracer))
+        reader = await enter(Reader(reads, cache, waiting_limit=limit, tracer=tracer))
+        canceller = await enter(Canceller(cancels, cache, waiting_limit=limit, tracer=tracer))
         waiters = await enter(Waiters(polls))
         outbox = await enter(OutboxLimit(checks, settings.outbox_limit))
         key_owners = await enter(KeyOwners(reads, waiting_limit=limit))

@@ -30,7 +30,7 @@ from orderstream.http_server.endpoint import DisconnectedError, Endpoint, Handle
 from orderstream.http_server.problems import RETRY_AFTER_SECONDS, Problem, Violation
 from orderstream.http_server.request_body import BodyReader
 from orderstream.telemetry import metrics
-from orderstream.telemetry.tracing import Tracer
+from orderstream.telemetry.tracing import RecordedSpan, TraceContext, Tracer
 
 _JSON = (b"content-type", b"application/json")
 _RETRY_AFTER = (b"retry-after", str(RETRY_AFTER_SECONDS).encode())
@@ -128,12 +128,13 @@ class OrderHandlers:
     async def read(self, request: Request) -> Response:
         """GET /orders/{id}: return 202 while the order is open, and 200 when it is settled. The body is the order."""
         order_id = _order_id(request)
-        document, outcome = await self._read(order_id)
+        trace = request.span.context if isinstance(request.span, RecordedSpan) else None
+        document, outcome = await self._read(order_id, trace)
         applied: list[tuple[bytes, bytes]] = []
         if seconds := preferred_wait(request.headers.get(b"prefer")):
             waited = document.settled or await self._wait(request, order_id, seconds)
             if not document.settled:
-                document, outcome = await self._read(order_id)
+                document, outcome = await self._read(order_id, trace)
             if waited:
                 applied.append((b"preference-applied", b"wait=%d" % seconds))
         self._reads[outcome].inc()
@@ -148,8 +149,8 @@ class OrderHandlers:
             return Response(304, headers)
         return Response(200 if document.settled else 202, [_JSON, *headers], document.body)
 
-    async def _read(self, order_id: str) -> tuple[OrderDocument, Outcome]:
-        document, outcome = await _in_time("read", self._reader.read, order_id)
+    async def _read(self, order_id: str, trace: TraceContext | None) -> tuple[OrderDocument, Outcome]:
+        document, outcome = await _in_time("read", self._reader.read, order_id, trace)
         if document is None:
             self._reads[outcome].inc()
             raise problems.not_found("order")
@@ -178,13 +179,15 @@ class OrderHandlers:
         try:
             condition = read_condition(request.headers)
             cancellation = Cancellation(order_id, request.span.context, condition)
-            document = await _in_time("cancelled", self._canceller.cancel, cancellation)
+            cancelled = await _in_time("cancelled", self._canceller.cancel, cancellation)
         except FailedError as error:
             raise problems.order_failed() from error
         except PreconditionFailedError as error:
             raise problems.precondition_failed() from error
+        document = cancelled.document
         if document is None:
             raise problems.not_found("order")
+        request.span.link(cancelled.placed_by)
         return Response(202, [_JSON, (b"etag", entity_tag(document.version)), _NO_CACHE], document.body)
 
 

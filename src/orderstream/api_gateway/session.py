@@ -15,7 +15,8 @@ from psycopg.rows import BaseRowFactory
 from orderstream.api_gateway.batcher import TryAgainError
 from orderstream.postgres.connect import AsyncConnection, connect_async
 from orderstream.postgres.faults import is_about_data, is_bad_value, is_fatal
-from orderstream.telemetry import logs
+from orderstream.telemetry import databases, logs
+from orderstream.telemetry.tracing import Operation
 
 BUDGET_SECONDS = 5.0
 """How long a request waits for Postgres before the gateway answers 503."""
@@ -40,6 +41,10 @@ class Session:
         self._proven = False
         """Whether the connection has completed a transaction."""
         self._turn = asyncio.Lock()
+
+    def operation(self, summary: str, name: str = databases.TRANSACTION) -> Operation:
+        """Describe a statement or transaction of this session for spans. `summary` names statements and tables."""
+        return databases.postgres(self._url, summary, name)
 
     async def __aenter__(self) -> Self:
         return self

@@ -23,6 +23,7 @@ from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.sql import load
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
+from orderstream.telemetry.tracing import TraceContext, trace_id
 
 REDRIVE_ROWS = 100
 """Records that a redrive sends in one transaction."""
@@ -97,9 +98,16 @@ def keep(tx: Connection, service: str, refused: Iterable[tuple[Publication, str]
             "record_refused",
             topic=record.topic[:250],
             order_id=key.decode("utf-8", "replace")[:100],
+            trace_id=_trace_id(record),
             reason=reason[:REASON_MAX_CHARACTERS],
         )
         metrics.REFUSED.labels(service, topic_label(record.topic)).inc()
+
+
+def _trace_id(record: Publication) -> str | None:
+    """Return the trace id in the headers of a record."""
+    traceparent = next((value for name, value in record.headers if name == "traceparent"), None)
+    return trace_id(TraceContext((_bytes(traceparent) or b"").decode("ascii", "replace"), None))
 
 
 def count_from_zero(service: str, topics: Iterable[str]) -> None:

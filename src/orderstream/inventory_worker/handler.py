@@ -30,6 +30,7 @@ from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
+from orderstream.telemetry import databases
 from orderstream.worker.handler import BatchResult, Outgoing, RepeatBatchError, Timer
 from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
@@ -104,7 +105,8 @@ class InventoryHandler:
         self._insert(tx, rows, tombstones | reservations)
         reserved = [reservation.lines for reservation in reservations.values() if reservation.state == "RESERVED"]
         self._move(tx, net(reserved, held))
-        return _answered(tx, batch, rows, aborts.keys(), rows.keys() | payments.keys())
+        summary = databases.summary(("UPDATE" if aborts else "INSERT", "reservations"), ("UPDATE", "inventory"))
+        return _answered(tx, batch, rows, aborts.keys(), rows.keys() | payments.keys(), summary)
 
     @staticmethod
     def _payments(tx: Connection, ids: list[str]) -> dict[str, _Payment]:
@@ -189,8 +191,13 @@ def _is_abort(received: Received) -> bool:
     return isinstance(received.event.payload, OrderAborted)
 
 
-def _answered(
-    tx: Connection, batch: Sequence[Received], rows: Mapping[str, _Row], aborted: Container[str], paid: Container[str]
+def _answered(  # noqa: PLR0917 - all of them describe one batch
+    tx: Connection,
+    batch: Sequence[Received],
+    rows: Mapping[str, _Row],
+    aborted: Container[str],
+    paid: Container[str],
+    summary: str,
 ) -> BatchResult:
     """Answer the records that the tables confirm, and reject the others. An order with a reservation counts as paid."""
     emit, unconfirmed = [], []
@@ -200,7 +207,7 @@ def _answered(
             unconfirmed.append(received)
         elif (row := rows.get(order_id)) and (event := _event(row)):
             emit.append(Outgoing(event, received))
-    return BatchResult(emit, reject_unconfirmed(tx, unconfirmed))
+    return BatchResult(emit, reject_unconfirmed(tx, unconfirmed), summary=summary)
 
 
 def _event(row: _Row) -> Event[Payload] | None:

@@ -6,6 +6,7 @@ from orderstream.order_service.handler import OrderHandler
 from orderstream.order_service.watchdog import PENDING_MARGIN_SECONDS, Watchdog, WatchdogSchedule
 from orderstream.process.run import run_process
 from orderstream.settings import Settings
+from orderstream.telemetry import databases
 from orderstream.worker.runner import Runner
 
 
@@ -15,5 +16,5 @@ def run(settings: Settings) -> int:
     with KafkaOffsets(settings) as offsets:
         watchdog = Watchdog(schedule, Consumed(offsets.ask))
         cache = CacheInvalidator(settings.redis_url, settings.cache_budget_seconds)
-        handler = OrderHandler(cache, watchdog.timers)
+        handler = OrderHandler(cache, watchdog.timers, databases.redis(settings.redis_url, "delete"))
         return run_process(handler.group, settings, lambda tracer, stop: Runner(handler, settings, tracer, stop))

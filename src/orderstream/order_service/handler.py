@@ -20,10 +20,13 @@ from orderstream.postgres.orders import SQL as ORDERS
 from orderstream.postgres.orders import LockedOrder
 from orderstream.postgres.orders import changes as written
 from orderstream.postgres.sql import load
+from orderstream.telemetry import databases
+from orderstream.telemetry.tracing import Operation
 from orderstream.worker.handler import BatchResult, Outgoing, Rejected, Timer
 
 SQL = load("orderstream.order_service")
 FLUSH_SECONDS = 1.0
+MERGE = databases.summary(("UPDATE", "orders"))
 
 CONTRADICTED_BY: dict[str, frozenset[str | None]] = {
     "payment.authorized": frozenset({None, "PENDING", "FAILED"}),
@@ -101,8 +104,10 @@ class OrderHandler:
     topics = saga.topics_of(group)
     emits = saga.answers_of(group)
 
-    def __init__(self, cache: CacheInvalidator, timers: Sequence[Timer]) -> None:
+    def __init__(self, cache: CacheInvalidator, timers: Sequence[Timer], deletes: Operation | None = None) -> None:
+        """`deletes` describes the deletes of the cache for spans."""
         self._cache = cache
+        self._deletes = deletes
         self.wake = Signal()
         self.timers = (*timers, Timer("flush_deletes", FLUSH_SECONDS, self._flush_deletes))
 
@@ -134,6 +139,8 @@ class OrderHandler:
             emit=[Outgoing(event, last[change.before.order_id]) for change in changes for event in _events(change)],
             reject=reject,
             after_commit=self._deletion([change.before.order_id for change in changed]),
+            summary=MERGE,
+            cleanup=self._deletes if changed else None,
         )
 
     def _flush_deletes(self, _connection: Connection) -> bool:

@@ -24,7 +24,7 @@ from orderstream.postgres.orders import changes, items_of, locked
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
-from orderstream.telemetry.tracing import TraceContext
+from orderstream.telemetry.tracing import TraceContext, trace_id
 from orderstream.worker.due_scan import FLOOR, DueScan, TimeRange, statement_limit
 from orderstream.worker.handler import Timer
 
@@ -175,9 +175,13 @@ class Watchdog:
             append(connection, [_created(order, items.get(order.order_id, ())) for order in stalled])
             ended = _end(connection, overdue)
         if stalled:
-            log.warning("stalled_orders_nudged", orders=len(stalled), order_id=stalled[0].order_id)
+            first = stalled[0]
+            trace = trace_id(first.trace_context)
+            log.warning("stalled_orders_nudged", orders=len(stalled), order_id=first.order_id, trace_id=trace)
         if ended:
-            log.warning("overdue_orders_failed", orders=ended, order_id=next(iter(overdue)))
+            order_id, failed = next(iter(overdue.items()))
+            trace = trace_id(failed.trace_context)
+            log.warning("overdue_orders_failed", orders=ended, order_id=order_id, trace_id=trace)
         return [order.due_at for order in orders]
 
     @staticmethod
@@ -192,7 +196,9 @@ class Watchdog:
                     [OutboxRow(order_aborted(order), repeated[key].trace_context) for key, order in orders.items()],
                 )
         if repeated:
-            log.warning("aborts_repeated", orders=len(repeated), order_id=next(iter(repeated)))
+            order_id, aborted = next(iter(repeated.items()))
+            trace = trace_id(aborted.trace_context)
+            log.warning("aborts_repeated", orders=len(repeated), order_id=order_id, trace_id=trace)
         return [order.due_at for order in rows]
 
     def _measure(self, connection: Connection) -> None:

@@ -32,7 +32,7 @@ from orderstream.postgres.sql import load
 from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
-from orderstream.telemetry.tracing import Span, TraceContext, Tracer
+from orderstream.telemetry.tracing import Span, TraceContext, Tracer, unix_ns
 
 SERVICE = "outbox-relay"
 BATCH_ROWS = 500
@@ -170,6 +170,7 @@ class Relay:
         context = TraceContext(row.traceparent, row.tracestate)
         span = self._tracer.publish(row.topic, event_type, row.order_id, context)
         if span is not None:
+            self._tracer.waited("wait in outbox", span, unix_ns(row.created_at), context)
             spans[index] = span
             context = span.context
         return Publication(row.topic, row.order_id, row.value, event_headers(event_type, row.event_id, context))

@@ -4,13 +4,14 @@ import threading
 from contextlib import ExitStack
 from threading import Event as StopSignal
 
-from orderstream.payment_worker.attempts import Attempts, Schedule
+from orderstream.payment_worker.attempts import FINISH, Attempts, Schedule
 from orderstream.payment_worker.calls import ProviderCalls
 from orderstream.payment_worker.handler import PaymentHandler
 from orderstream.payment_worker.providers.choose import provider_of
 from orderstream.payment_worker.webhook import DecidedKeys, serve_webhook
 from orderstream.process.run import Loop, run_process
 from orderstream.settings import Settings
+from orderstream.telemetry import databases
 from orderstream.telemetry.tracing import Tracer
 from orderstream.worker.runner import Runner
 
@@ -40,7 +41,8 @@ def run(settings: Settings) -> int:
             decided = DecidedKeys(wake)
             if settings.payment_webhook_port:
                 serve_webhook(settings.host, settings.payment_webhook_port, decided)
-            attempts = Attempts(calls, schedule, decided)
+            finish = databases.postgres(settings.postgres_url, FINISH.name)
+            attempts = Attempts(calls, schedule, decided, tracer, finish)
             budget = settings.payment_inline_budget_seconds
             return Runner(PaymentHandler(calls, attempts, schedule, budget, wake), settings, tracer, stop)
 

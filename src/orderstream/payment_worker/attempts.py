@@ -38,8 +38,8 @@ from orderstream.postgres.faults import is_fatal, is_transient
 from orderstream.postgres.orders import items_of
 from orderstream.postgres.outbox import OutboxRow, append
 from orderstream.postgres.sql import load
-from orderstream.telemetry import logs, metrics
-from orderstream.telemetry.tracing import TraceContext
+from orderstream.telemetry import databases, logs, metrics
+from orderstream.telemetry.tracing import NO_SPANS, NO_TRACER, Operation, Spans, TraceContext, Tracer, trace_id
 from orderstream.worker.due_scan import FLOOR, DueScan, TimeRange, statement_limit
 
 CLAIM_ROWS = 200
@@ -57,6 +57,8 @@ payment has been pending."""
 OLDEST_LAG = timedelta(minutes=1)
 """Transactions commit in another order than they began. A void began at most this long before one that is shown."""
 CLAIMED_LANES: tuple[Lane, ...] = ("void", "retry", "void_retry")
+
+FINISH = Operation(databases.summary(("UPDATE", "payments")), "CLIENT", {})
 
 SQL = load("orderstream.payment_worker")
 log = logs.get()
@@ -177,7 +179,17 @@ def _claim_of(request: Request) -> Claim:
 class Attempts:
     """The timers of payment-worker. `decided` are the keys that the provider's webhook named."""
 
-    def __init__(self, calls: ProviderCalls, schedule: Schedule, decided: DecidedKeys) -> None:
+    def __init__(
+        self,
+        calls: ProviderCalls,
+        schedule: Schedule,
+        decided: DecidedKeys,
+        tracer: Tracer = NO_TRACER,
+        finish: Operation = FINISH,
+    ) -> None:
+        """`finish` describes the transaction that records answers, for spans."""
+        self._tracer = tracer
+        self._finishing = finish
         self._calls = calls
         self._schedule = schedule
         self._decided = decided
@@ -215,7 +227,7 @@ class Attempts:
         key. Its error is raised after that. Another error is raised at once, and no call is forgotten.
         """
         try:
-            with connection.transaction():
+            with self._spans(ended) if self._tracer.is_on else NO_SPANS, connection.transaction():
                 self._finish(
                     connection, {call.request.order_id: (_claim_of(call.request), call.outcome) for call in ended}
                 )
@@ -229,10 +241,16 @@ class Attempts:
                 finally:
                     self._record(connection, ended[middle:])
                 return
-            log.error("answer_not_recorded", order_id=ended[0].request.order_id, error=str(error)[:500])
+            request = ended[0].request
+            trace = trace_id(request.trace)
+            log.error("answer_not_recorded", order_id=request.order_id, trace_id=trace, error=str(error)[:500])
             self._forget(ended)
             raise
         self._forget(ended)
+
+    def _spans(self, ended: Sequence[Ended]) -> Spans:
+        """Begin the span of the transaction in the trace of each recorded order."""
+        return self._tracer.shared(self._finishing, (call.request.trace for call in ended), len(ended))
 
     def _forget(self, ended: Sequence[Ended]) -> None:
         for kind, calls in groupby(sorted(ended, key=_kind_of), key=_kind_of):

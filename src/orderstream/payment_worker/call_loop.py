@@ -123,7 +123,7 @@ class CallLoop:
         request = call.request
         began_at = call.began_at = self._clock()
         span = self._tracer.client(_SPAN_NAMES[call.kind], request.trace)
-        context = CallContext(call.timeout_seconds, request.trace if span is None else span.context)
+        context = CallContext(call.timeout_seconds, request.trace if span is None else span.context, span)
         outcome: Outcome | VoidOutcome
         verdict: Verdict = "failure"
         error: str | None = None
@@ -142,6 +142,7 @@ class CallLoop:
         if span is not None:
             number = request.attempts + 1
             span.set({"order.id": request.order_id, "provider.outcome": label_of(outcome), "attempt": number})
+            span.set({"provider.method": call.kind})
             span.end(error)
         if not call.is_given_up:
             call.task = None

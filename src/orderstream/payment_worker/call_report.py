@@ -20,6 +20,7 @@ from orderstream.payment_worker.breaker import State
 from orderstream.payment_worker.call import End, Kind
 from orderstream.payment_worker.lanes import LANES, Lane
 from orderstream.telemetry import logs, metrics
+from orderstream.telemetry.tracing import trace_id
 
 _LABELS: dict[type, str] = {
     Authorized: "authorized",
@@ -65,8 +66,16 @@ class CallReport:
             metrics.PROVIDER_ANSWERS.labels(_LABELS[outcome]).inc(number)
         if failures:
             first = next(end for end in ends if end.error is not None)
-            order_id, kind = first.call.request.order_id, first.call.kind
-            log.warning("provider_failed", order_id=order_id, kind=kind, error=first.error, calls=failures)
+            request = first.call.request
+            trace = trace_id(request.trace)
+            log.warning(
+                "provider_failed",
+                order_id=request.order_id,
+                trace_id=trace,
+                kind=first.call.kind,
+                error=first.error,
+                calls=failures,
+            )
 
     def in_flight(self, in_flight: Mapping[Lane, int]) -> None:
         """Show the number of running calls of each lane."""

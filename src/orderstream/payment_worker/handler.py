@@ -37,12 +37,16 @@ from orderstream.payment_worker.calls import ProviderCalls
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
+from orderstream.telemetry import databases
 from orderstream.telemetry.tracing import NO_TRACE, TraceContext
 from orderstream.worker.due_scan import FLOOR
 from orderstream.worker.handler import BatchResult, Outgoing, Timer
 from orderstream.worker.unconfirmed_records import reject_unconfirmed
 
 SQL = load("orderstream.payment_worker")
+RECORD = databases.summary(("INSERT", "payments"))
+RECORD_AND_VOID = databases.summary(("INSERT", "payments"), ("UPDATE", "payments"))
+"""What a batch writes, for its span."""
 CREATED_TOPIC = topic_of("order.created")
 VOIDED_BY_ABORT = [state for state in STATES if on_aborted(state, None)]
 VOIDED_IF_AUTHORIZED_LATE = [state for state in STATES if on_created(state, Authorized())]
@@ -303,4 +307,5 @@ def _answered(
         purchase = order.purchase if order else None
         if payload := answer(order_id, payment.state, payment.reason, purchase):
             emit.append(Outgoing(build(payload, payment.decided_at), received))
-    return BatchResult(emit, reject_unconfirmed(tx, unconfirmed), after_commit)
+    summary = RECORD_AND_VOID if prepared.aborts else RECORD
+    return BatchResult(emit, reject_unconfirmed(tx, unconfirmed), after_commit, summary)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.faults import StaleSessionError, fault_of, is_about_data, is_fatal
 from orderstream.postgres.limited import LimitedConnection
+from orderstream.telemetry import databases
+from orderstream.telemetry.tracing import Operation
 
 
 def _nothing(_connection: Connection) -> None:
@@ -34,6 +36,10 @@ class Session:
         A closed connection does not change it. Only the next attempt to connect does.
         """
         return self._reached
+
+    def operation(self, summary: str) -> Operation:
+        """Describe a transaction of this session for spans. `summary` names its statements and their tables."""
+        return databases.postgres(self._url, summary)
 
     @contextmanager
     def use(self) -> Iterator[Connection]:

@@ -26,6 +26,7 @@ EXPORT_TIMEOUT_SECONDS = 3.0
 SHUTDOWN_SECONDS = 2.0
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_UNSAMPLED = TraceFlags(TraceFlags.DEFAULT)
 _SCOPE = InstrumentationScope("orderstream")
 
 
@@ -69,10 +70,10 @@ class OtlpSink:
             ReadableSpan(
                 span.name,
                 context=_own_context(span),
-                parent=_parent_context(span.parent),
+                parent=None if span.parent is None else _context(span.parent),
                 resource=self._resource,
                 attributes=span.attributes,
-                links=[Link(_own_context(linked)) for linked in span.links],
+                links=[Link(_context(linked)) for linked in span.links],
                 kind=SpanKind[span.kind],
                 status=Status(StatusCode.ERROR, span.error) if span.error is not None else Status(),
                 start_time=span.started_ns,
@@ -99,12 +100,9 @@ def _own_context(span: RecordedSpan) -> SpanContext:
     return SpanContext(int(span.trace_id, 16), int(span.span_id, 16), False, _SAMPLED, _trace_state(state))
 
 
-def _parent_context(parent: ParentSpan | None) -> SpanContext | None:
-    if parent is None:
-        return None
-    return SpanContext(
-        int(parent.trace_id, 16), int(parent.span_id, 16), True, _SAMPLED, _trace_state(parent.tracestate)
-    )
+def _context(span: ParentSpan) -> SpanContext:
+    flags = _SAMPLED if span.sampled else _UNSAMPLED
+    return SpanContext(int(span.trace_id, 16), int(span.span_id, 16), True, flags, _trace_state(span.tracestate))
 
 
 def _trace_state(tracestate: str | None) -> TraceState | None:

@@ -23,7 +23,7 @@ from orderstream.postgres.session import Session
 from orderstream.telemetry import logs
 from orderstream.telemetry.tracing import Tracer, trace_id
 from orderstream.worker.failure_limit import MIN_FAILURES, FailureLimit, UnknownOrders
-from orderstream.worker.handler import BatchResult, Handler, RepeatBatchError
+from orderstream.worker.handler import DECIDE, BatchResult, Handler, RepeatBatchError
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.recent_dead_letters import RecentDeadLetters
 from orderstream.worker.traces import BatchTrace
@@ -63,6 +63,7 @@ class BatchProcessor(Generic[P]):
         self._handler = handler
         self._publisher = publisher
         self._session = session
+        self._transaction = session.operation(DECIDE)
         self._tracer = tracer
         self._meters = meters
         self._limit = FailureLimit(time.monotonic)
@@ -96,14 +97,17 @@ class BatchProcessor(Generic[P]):
             trace.end(error)
             raise
         if again := len(batch.failures) - len(new):
-            log.warning("dead_letter_again", records=again, detail=batch.failures[-1].detail[:500])
+            letter = batch.failures[-1]
+            log.warning("dead_letter_again", records=again, detail=letter.detail[:500], **_order_of(letter.record))
+        for letter in batch.letters + batch.failures:
+            trace.gave_up(letter.record, letter.reason)
         trace.end(None)
         self._meters.decided(received.record.topic for received in batch.received)
 
     def _process_part(self, part: Sequence[Received], trace: BatchTrace, batch: _Batch, attempts: int) -> None:
         """Decide and publish `part`. If a record in it is at fault, halve it until that record is alone."""
         try:
-            result = self._decide(part)
+            result = self._decide(part, trace)
             self._publish(result, trace)
         except KafkaRefusedError:
             raise
@@ -135,12 +139,17 @@ class BatchProcessor(Generic[P]):
         else:
             batch.letters.append(letter)
 
-    def _decide(self, part: Sequence[Received]) -> BatchResult:
+    def _decide(self, part: Sequence[Received], trace: BatchTrace) -> BatchResult:
         with self._session.use() as connection:
             prepared = self._handler.prepare(connection, part)
-            with connection.transaction():
+            with trace.step(self._transaction, part) as spans, connection.transaction():
                 result = self._handler.decide(connection, part, prepared)
-        result.after_commit()
+                spans.rename(result.summary)
+        if result.cleanup is None:
+            result.after_commit()
+            return result
+        with trace.step(result.cleanup, part):
+            result.after_commit()
         return result
 
     def _publish(self, result: BatchResult, trace: BatchTrace) -> None:
@@ -195,8 +204,7 @@ class BatchProcessor(Generic[P]):
                 reason=letter.reason,
                 detail=letter.detail[:500],
                 record=f"{record.topic}/{record.partition}@{record.offset}",
-                order_id=(record.key or b"").decode("utf-8", "replace")[:100],
-                trace_id=trace_id(record.trace_context()),
+                **_order_of(record),
             )
         self._meters.dead_lettered(letter.record.topic for letter in letters)
 
@@ -204,6 +212,12 @@ class BatchProcessor(Generic[P]):
 def may_succeed_later(error: Exception) -> bool:
     """Say whether a retry of the same batch may succeed."""
     return isinstance(error, RepeatBatchError | PublishError) or is_transient(error)
+
+
+def _order_of(record: Record) -> dict[str, str | None]:
+    """Return the order and the trace of a record, for a log line."""
+    order_id = (record.key or b"").decode("utf-8", "replace")[:100]
+    return {"order_id": order_id, "trace_id": trace_id(record.trace_context())}
 
 
 def _decode(records: Sequence[Record], *, isolates_unknown: bool) -> _Batch:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from orderstream.domain.events import Event, Payload
 from orderstream.kafka.envelope import Reason, Received
 from orderstream.postgres.connect import Connection
+from orderstream.telemetry.tracing import Operation
 
 
 class RepeatBatchError(Exception):
@@ -30,16 +31,26 @@ class Rejected(Struct, frozen=True):
     detail: str
 
 
+DECIDE = "decide"
+"""The name of a span for a transaction without a summary."""
+
+
 def nothing() -> None:
     """Do nothing after the commit."""
 
 
 class BatchResult(Struct, frozen=True):
-    """The result of a batch. `after_commit` runs after the commit and before the events are published."""
+    """The result of a batch. `after_commit` runs after the commit and before the events are published.
+
+    `summary` names the statements of the transaction and their tables, for its span. `cleanup` is the call to another
+    system that `after_commit` makes, if it makes one.
+    """
 
     emit: Sequence[Outgoing] = ()
     reject: Sequence[Rejected] = ()
     after_commit: Callable[[], None] = nothing
+    summary: str = DECIDE
+    cleanup: Operation | None = None
 
 
 def never() -> bool:

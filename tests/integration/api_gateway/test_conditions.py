@@ -157,9 +157,9 @@ def test_a_conditional_cancel_that_is_repeated_after_its_commit_succeeds(
             Session(proxied.url, "cancels") as session,
             Canceller(session, cache, waiting_limit=10) as canceller,
         ):
-            assert await canceller.cancel(Cancellation("x", NO_TRACE)) is None
+            assert (await canceller.cancel(Cancellation("x", NO_TRACE))).document is None
             proxied.lose_answer_to = b"COMMIT"
-            document = await canceller.cancel(own)
+            document = (await canceller.cancel(own)).document
             (refused,) = await asyncio.gather(canceller.cancel(late), return_exceptions=True)
             assert isinstance(refused, BaseException)
             await cache.close()

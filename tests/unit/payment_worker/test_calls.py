@@ -341,9 +341,20 @@ def test_a_call_of_a_sampled_trace_has_a_span(provider: Provider) -> None:
     assert (authorize.name, authorize.kind, authorize.error) == ("authorize payment", "CLIENT", None)
     assert authorize.parent is not None
     assert authorize.parent.span_id == "b7ad6b7169203331"
-    assert authorize.attributes == {"order.id": "paid", "provider.outcome": "authorized", "attempt": 1}
+    assert authorize.attributes == {
+        "order.id": "paid",
+        "provider.method": "authorize",
+        "provider.outcome": "authorized",
+        "attempt": 1,
+    }
     assert (void.name, void.error) == ("void payment", "ProviderUnavailableError('reset')")
-    assert void.attributes == {"order.id": "void", "provider.outcome": "unanswered", "attempt": 3}
+    assert void.attributes == {
+        "order.id": "void",
+        "provider.method": "void",
+        "provider.outcome": "unanswered",
+        "attempt": 3,
+    }
+    assert [context.span for context in provider.contexts] == [authorize, void, None]
     assert [context.trace for context in provider.contexts] == [authorize.context, void.context, unsampled]
 
 

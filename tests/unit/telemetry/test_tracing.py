@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 
+import psycopg
 import pytest
 
 from orderstream.settings import load
@@ -11,19 +13,26 @@ from orderstream.telemetry.setup import start
 from orderstream.telemetry.tracing import (
     BUCKETS_MAX,
     ERROR_MAX_CHARACTERS,
+    NO_SPANS,
     NO_TRACE,
+    Operation,
     RecordedSpan,
     Span,
     TokenBucket,
     TraceContext,
     Tracer,
     parse,
+    reason_of,
+    unix_ns,
 )
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 SAMPLED: TraceContext = TraceContext(f"00-{TRACE}-{PARENT}-01", "vendor=1")
 UNSAMPLED: TraceContext = TraceContext(f"00-{TRACE}-{PARENT}-00", "vendor=1")
+
+
+OPERATION = Operation("INSERT orders", "CLIENT", {"db.system.name": "postgresql"})
 
 
 class Kept:
@@ -106,7 +115,10 @@ def test_without_a_collector_no_other_span_is_made() -> None:
     tracer = start("payment-worker", load())
     assert tracer.process("order.created.v1", "order.created", "o-1", SAMPLED, "payment-worker", 0, 1) is None
     assert tracer.publish("order.created.v1", "order.created", "o-1", SAMPLED) is None
-    tracer.batch("batch", 1, [Span(TRACE, SAMPLED)])
+    assert tracer.client("authorize payment", SAMPLED) is None
+    assert tracer.call(OPERATION, SAMPLED) is None
+    assert tracer.shared(OPERATION, [SAMPLED], 1) is NO_SPANS
+    assert not tracer.is_on
 
 
 def test_a_sampled_request_is_the_root_of_its_trace(tracer: Tracer, kept: Kept) -> None:
@@ -216,18 +228,97 @@ def test_a_trace_that_the_gateway_did_not_sample_is_not_recorded_later(tracer: T
 
 def test_a_batch_is_a_trace_of_its_own_with_links_to_its_records(tracer: Tracer, kept: Kept) -> None:
     spans = [recorded(tracer.publish("t", "e", "o", SAMPLED)) for _ in range(2)]
-    tracer.batch("payment-worker batch", 5, [*spans, Span(TRACE, UNSAMPLED)])
+    tracer.batch("payment-worker batch", 5, spans)
     (batch,) = kept.spans
     assert batch.trace_id != TRACE
     assert batch.parent is None
-    assert batch.links == spans
-    assert batch.started_ns == 5
+    assert [(link.trace_id, link.span_id) for link in batch.links] == [(TRACE, span.span_id) for span in spans]
+    assert batch.started_ns == spans[0].started_ns
+    assert batch.attributes == {"messaging.system": "kafka", "messaging.batch.message_count": 5}
 
 
 def test_a_batch_without_a_recorded_span_is_not_recorded(tracer: Tracer, kept: Kept) -> None:
     tracer.batch("payment-worker batch", 5, [])
-    tracer.batch("payment-worker batch", 5, [Span(TRACE, UNSAMPLED)])
     assert kept.spans == []
+
+
+def test_a_shared_action_has_a_span_in_each_recorded_trace(tracer: Tracer, kept: Kept) -> None:
+    other = TraceContext(f"00-{'1' * 32}-{PARENT}-01", None)
+    with tracer.shared(OPERATION, [SAMPLED, UNSAMPLED, NO_TRACE, other], 4):
+        assert kept.spans == []
+    assert [(span.trace_id, span.name, span.kind) for span in kept.spans] == [
+        (TRACE, "INSERT orders", "CLIENT"),
+        ("1" * 32, "INSERT orders", "CLIENT"),
+    ]
+    assert all(span.attributes == {"db.system.name": "postgresql", "batch.size": 4} for span in kept.spans)
+    assert all(span.parent is not None and span.parent.span_id == PARENT for span in kept.spans)
+    assert OPERATION.attributes == {"db.system.name": "postgresql"}
+
+
+def test_the_spans_of_a_shared_action_take_the_name_of_its_result(tracer: Tracer, kept: Kept) -> None:
+    with tracer.shared(OPERATION, [SAMPLED], 1) as spans:
+        spans.rename("UPDATE orders")
+    assert [(span.name, span.attributes["db.query.summary"]) for span in kept.spans] == [("UPDATE orders",) * 2]
+
+
+def test_an_error_of_postgres_shows_its_kind_and_no_value(tracer: Tracer, kept: Kept) -> None:
+    with pytest.raises(psycopg.Error), tracer.shared(OPERATION, [SAMPLED], 1):
+        raise psycopg.errors.UniqueViolation("Key (user_id)=(u-secret) already exists")
+    with pytest.raises(ValueError, match="why"), tracer.shared(OPERATION, [SAMPLED], 1):
+        raise ValueError("why")
+    assert [span.error for span in kept.spans] == ["UniqueViolation 23505", "why"]
+    assert reason_of(TimeoutError()) == "TimeoutError"
+    assert reason_of(psycopg.OperationalError("password=x")) == "OperationalError"
+
+
+def test_nothing_is_shared_without_a_recorded_trace(tracer: Tracer) -> None:
+    assert tracer.shared(OPERATION, [UNSAMPLED, NO_TRACE], 2) is NO_SPANS
+    with NO_SPANS as spans:
+        spans.rename("x")
+
+
+def test_open_requests_are_counted_while_they_are_recorded(tracer: Tracer) -> None:
+    first, second = tracer.server("POST /orders", NO_TRACE), tracer.server("POST /orders", SAMPLED)
+    tracer.server("POST /orders", UNSAMPLED)
+    assert tracer.open_requests == 2
+    first.end()
+    first.end()
+    assert tracer.open_requests == 1
+    second.end("HTTP 500")
+    assert tracer.open_requests == 0
+
+
+def test_a_wait_ends_when_its_event_is_sent(tracer: Tracer, kept: Kept) -> None:
+    sent = recorded(tracer.publish("order.created.v1", "order.created", "o-1", SAMPLED))
+    tracer.waited("wait in outbox", sent, 1_000, SAMPLED)
+    (wait,) = kept.spans
+    assert (wait.name, wait.kind, wait.started_ns, wait.ended_ns) == (
+        "wait in outbox",
+        "INTERNAL",
+        1_000,
+        sent.started_ns,
+    )
+    assert wait.parent == sent.parent
+    assert wait.attributes == {"order.id": "o-1", "event.type": "order.created", "kafka.topic": "order.created.v1"}
+
+
+def test_a_wait_never_begins_after_its_end(tracer: Tracer, kept: Kept) -> None:
+    sent = recorded(tracer.publish("order.created.v1", "order.created", "o-1", SAMPLED))
+    tracer.waited("wait in outbox", sent, sent.started_ns + 10**9, SAMPLED)
+    assert kept.spans[0].started_ns == kept.spans[0].ended_ns
+
+
+def test_a_link_leads_to_the_span_of_another_trace(tracer: Tracer) -> None:
+    span = recorded(tracer.server("POST /orders/{order_id}/cancel", NO_TRACE))
+    span.link(SAMPLED)
+    span.link(NO_TRACE)
+    span.link(TraceContext("nonsense", None))
+    tracer.server("GET /", UNSAMPLED).link(SAMPLED)
+    assert [(link.trace_id, link.span_id) for link in span.links] == [(TRACE, PARENT)]
+
+
+def test_times_of_postgres_become_unix_nanoseconds() -> None:
+    assert unix_ns(datetime(1970, 1, 1, 0, 0, 1, 5, tzinfo=UTC)) == 1_000_005_000
 
 
 def test_an_error_is_kept_with_its_span(tracer: Tracer) -> None:

@@ -23,9 +23,11 @@ from orderstream.postgres import outbox
 from orderstream.postgres.connect import AsyncConnection
 from orderstream.postgres.orders import SQL, changes, locked
 from orderstream.postgres.outbox import OutboxRow
-from orderstream.telemetry import logs
-from orderstream.telemetry.tracing import TraceContext
+from orderstream.postgres.sql import load
+from orderstream.telemetry import databases, logs
+from orderstream.telemetry.tracing import NO_SPANS, NO_TRACE, NO_TRACER, Spans, TraceContext, Tracer, trace_id
 
+GATEWAY_SQL = load("orderstream.api_gateway.orders")
 BATCH_LIMIT = 50
 """Orders cancelled in one transaction. Their rows stay locked until the last one is written."""
 
@@ -54,6 +56,16 @@ class Cancellation(Struct):
         return self.condition.allows_change(entity_tag(state.version))
 
 
+class Cancelled(Struct, frozen=True):
+    """A cancelled order, and the trace context of the request that placed it, if any request of the batch is recorded.
+
+    The document is None if there is no such order.
+    """
+
+    document: OrderDocument | None
+    placed_by: TraceContext = NO_TRACE
+
+
 class FailedError(Exception):
     """The order is FAILED. This status is final."""
 
@@ -62,16 +74,18 @@ class PreconditionFailedError(Exception):
     """The request's condition excludes the current version of the order."""
 
 
-Batch = Sequence[PendingCall[Cancellation, OrderDocument | None]]
+Batch = Sequence[PendingCall[Cancellation, Cancelled]]
 Refusal = FailedError | PreconditionFailedError
 
 
 class Canceller:
     """Cancels orders in batches. Used as a context manager."""
 
-    def __init__(self, session: Session, cache: AsyncCache, *, waiting_limit: int) -> None:
+    def __init__(self, session: Session, cache: AsyncCache, *, waiting_limit: int, tracer: Tracer = NO_TRACER) -> None:
         self._session = session
         self._cache = cache
+        self._tracer = tracer
+        self._update = session.operation(databases.summary(("UPDATE", "orders"), ("INSERT", "outbox")))
         self._batcher = Batcher(self._cancel_batch, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
 
     async def __aenter__(self) -> Self:
@@ -81,8 +95,8 @@ class Canceller:
     async def __aexit__(self, *error: object) -> None:
         await self._batcher.__aexit__(*error)
 
-    def cancel(self, cancellation: Cancellation) -> asyncio.Future[OrderDocument | None]:
-        """Cancel an order. The future returns the order as it is then, or None if there is no such order.
+    def cancel(self, cancellation: Cancellation) -> asyncio.Future[Cancelled]:
+        """Cancel an order. The future returns the order as it is then.
 
         The call raises QueueFullError. The future raises FailedError or PreconditionFailedError. While Postgres is
         down there is no answer. The caller must limit its own wait.
@@ -90,11 +104,19 @@ class Canceller:
         return self._batcher.submit(cancellation.key, cancellation)
 
     async def _cancel_batch(self, batch: Batch) -> None:
+        placed_by: dict[str, TraceContext] = {}
         try:
-            async with self._session.transaction() as tx:
-                refusals, documents = await self._decide(tx, [call.item for call in batch])
+            with self._spans(batch) if self._tracer.open_requests else NO_SPANS:
+                async with self._session.transaction() as tx:
+                    refusals, documents = await self._decide(tx, [call.item for call in batch])
+                    if self._tracer.open_requests:
+                        placed_by = await _placed_by(tx, list(documents))
         except psycopg.Error as error:
-            logs.get().error("cancel_refused_by_postgres", error=str(error))
+            order_id, trace = batch[0].item.order_id, trace_id(batch[0].item.trace_context)
+            text = str(error)
+            logs.get().error(
+                "cancel_refused_by_postgres", orders=len(batch), order_id=order_id, trace_id=trace, error=text
+            )
             raise TryAgainError from error
         # Delete all of them, changed or not. An earlier attempt whose COMMIT got no answer may have barred them.
         await self._cache.delete(list(documents))
@@ -103,7 +125,12 @@ class Canceller:
             if refusal is not None:
                 call.fail(refusal)
             else:
-                call.answer(documents.get(call.item.order_id))
+                order_id = call.item.order_id
+                call.answer(Cancelled(documents.get(order_id), placed_by.get(order_id, NO_TRACE)))
+
+    def _spans(self, batch: Batch) -> Spans:
+        """Begin the span of the transaction in the trace of each recorded cancel."""
+        return self._tracer.shared(self._update, (call.item.trace_context for call in batch), len(batch))
 
     async def _decide(
         self, tx: AsyncConnection, cancellations: Sequence[Cancellation]
@@ -133,6 +160,14 @@ class Canceller:
         await self._cache.bar([order.order_id for order in changed if settled(before[order.order_id].state.status)])
         await _write(tx, changed, contexts)
         return refusals, await read_documents(tx, list(after))
+
+
+async def _placed_by(tx: AsyncConnection, ids: Sequence[str]) -> dict[str, TraceContext]:
+    """Return the trace contexts of the requests that placed these orders."""
+    if not ids:
+        return {}
+    cursor = await tx.execute(GATEWAY_SQL["traces_of"], {"ids": ids})
+    return {order_id: TraceContext(*context) for order_id, *context in await cursor.fetchall()}
 
 
 async def _write(tx: AsyncConnection, orders: Sequence[Order], contexts: Mapping[str, TraceContext]) -> None:

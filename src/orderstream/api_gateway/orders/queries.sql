@@ -74,6 +74,11 @@ CROSS JOIN LATERAL (
 ) AS i
 WHERE o.id = ANY(%(ids)b::text[]);
 
+-- name: traces_of
+-- The trace contexts of the requests that placed these orders. Parameter: `ids`. Index: orders_pkey. Locks: none. Used
+-- only if a request of the batch is recorded.
+SELECT id, traceparent, tracestate FROM orders WHERE id = ANY(%(ids)b::text[]);
+
 -- name: settled_of
 -- Returns those of the orders that have settled. Parameter: `ids`. Index: orders_pkey. Locks: none.
 SELECT id FROM orders WHERE id = ANY(%(ids)b::text[]) AND status NOT IN ('PROCESSING', 'PAID');

@@ -6,9 +6,10 @@ already begun: the query may have missed a change that the client already knows.
 
 import asyncio
 import contextlib
+from asyncio import Future
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, Self, assert_never
+from typing import Any, Literal, Self, TypeVar, assert_never
 
 import msgspec
 import psycopg
@@ -22,6 +23,7 @@ from orderstream.cache import AsyncCache, Entry, Fill, Lease, Lookup
 from orderstream.domain.order import AnyReason, PaymentFact, Status, StockFact, settled
 from orderstream.postgres.connect import AsyncConnection
 from orderstream.postgres.sql import load
+from orderstream.telemetry.tracing import NO_TRACER, Operation, TraceContext, Tracer, reason_of
 
 BATCH_LIMIT = 200
 LINES_PER_TURN_MAX = 5_000
@@ -30,6 +32,8 @@ LINES_PER_TURN_MAX = 5_000
 SQL = load("orderstream.api_gateway.orders")
 
 Outcome = Literal["HIT", "MISS", "BYPASS"]
+
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -76,9 +80,11 @@ _decode_version = msgspec.json.Decoder(_Versioned).decode
 class Reader:
     """Reads orders. Used as a context manager."""
 
-    def __init__(self, session: Session, cache: AsyncCache, *, waiting_limit: int) -> None:
+    def __init__(self, session: Session, cache: AsyncCache, *, waiting_limit: int, tracer: Tracer = NO_TRACER) -> None:
         self._session = session
         self._cache = cache
+        self._tracer = tracer
+        self._select = session.operation("SELECT orders order_items", "SELECT")
         self._lookups = Batcher(self._look_up, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
         self._queries = Batcher(self._query, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
         self._fills = Batcher(self._fill, batch_limit=BATCH_LIMIT, waiting_limit=waiting_limit)
@@ -92,32 +98,47 @@ class Reader:
         for batcher in (self._lookups, self._queries, self._fills):
             await batcher.__aexit__(*error)
 
-    async def read(self, order_id: str) -> tuple[OrderDocument | None, Outcome]:
-        """Return an order, or None if there is no such order, and the outcome of the cache. Raises QueueFullError."""
+    async def read(self, order_id: str, trace: TraceContext | None = None) -> tuple[OrderDocument | None, Outcome]:
+        """Return an order, or None if there is no such order, and the outcome of the cache. Raises QueueFullError.
+
+        `trace` is given if the request is recorded. Its spans include the wait for a batch.
+        """
         found: Lookup = "unreachable"
         if not self._cache.is_bypassed:
-            found = await self._lookups.submit(order_id, order_id)
+            found = await self._traced(self._lookups.submit(order_id, order_id), self._cache.lookups, trace)
         match found:
             case Entry(body=body):
                 if (cached := _cached(body)) is not None:
                     return cached, "HIT"
-                return await self._queries.submit(order_id, order_id), "BYPASS"
+                return await self._query_one(order_id, trace), "BYPASS"
             case Lease():
-                document = await self._queries.submit(order_id, order_id)
-                await self._use(found, order_id, document)
+                document = await self._query_one(order_id, trace)
+                await self._use(found, order_id, document, trace)
                 return document, "MISS"
             case "leased":
-                return await self._queries.submit(order_id, order_id), "MISS"
+                return await self._query_one(order_id, trace), "MISS"
             case "barred" | "unreachable":
-                return await self._queries.submit(order_id, order_id), "BYPASS"
+                return await self._query_one(order_id, trace), "BYPASS"
             case _:
                 assert_never(found)
 
-    async def _use(self, lease: Lease, order_id: str, document: OrderDocument | None) -> None:
+    def _query_one(self, order_id: str, trace: TraceContext | None) -> Future[OrderDocument | None]:
+        return self._traced(self._queries.submit(order_id, order_id), self._select, trace)
+
+    def _traced(self, future: Future[T], operation: Operation, trace: TraceContext | None) -> Future[T]:
+        """Return the future of a step. If the request is recorded, the span of the step ends with the future."""
+        if trace is not None and (span := self._tracer.call(operation, trace)) is not None:
+            future.add_done_callback(lambda step: span.end(_failure(step)))
+        return future
+
+    async def _use(
+        self, lease: Lease, order_id: str, document: OrderDocument | None, trace: TraceContext | None
+    ) -> None:
         """Fill the cache if the order is settled. Otherwise give the lease back, without waiting for Redis."""
         body = document.body if document is not None and document.settled else b""
         with contextlib.suppress(QueueFullError):
             filled = self._fills.submit(order_id + lease.token, Fill(order_id, lease.token, body))
+            self._traced(filled, self._cache.fills, trace)
             if body:
                 await filled
 
@@ -145,6 +166,14 @@ class Reader:
         await self._cache.fill([call.item for call in batch])
         for call in batch:
             call.answer(None)
+
+
+def _failure(step: Future[Any]) -> str | None:
+    """Return why a step failed, for its span."""
+    if step.cancelled():
+        return "no result in time"
+    error = step.exception()
+    return None if error is None else reason_of(error)
 
 
 async def read_documents(tx: AsyncConnection, ids: Sequence[str]) -> dict[str, OrderDocument]:

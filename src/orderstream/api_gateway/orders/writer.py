@@ -29,7 +29,7 @@ from orderstream.postgres import outbox
 from orderstream.postgres.faults import is_bad_value, is_fatal, is_unknown
 from orderstream.postgres.sql import load
 from orderstream.telemetry import logs, metrics
-from orderstream.telemetry.tracing import TraceContext
+from orderstream.telemetry.tracing import NO_SPANS, NO_TRACER, Spans, TraceContext, Tracer, trace_id
 
 GROUP_LINES_MAX = 2_000
 """Order lines in one group. The limit keeps a group of large orders within Postgres's time budget."""
@@ -112,8 +112,10 @@ Group = Sequence[PendingCall[NewOrder, Stored]]
 class Writer:
     """Commits orders in groups. Used as a context manager. Its length is the number of orders that wait."""
 
-    def __init__(self, session: Session, *, waiting_limit: int) -> None:
+    def __init__(self, session: Session, *, waiting_limit: int, tracer: Tracer = NO_TRACER) -> None:
         self._session = session
+        self._tracer = tracer
+        self._insert = session.operation("INSERT orders order_items outbox", "INSERT")
         self._batcher = Batcher(
             self._store_group,
             batch_limit=GROUP_LINES_MAX,
@@ -155,7 +157,8 @@ class Writer:
         """
         try:
             parameters = _parameters([call.item for call in group])
-            rows = await self._session.execute(SQL["accept_orders"], parameters, args_row(_accepted_group))
+            with self._spans(group) if self._tracer.open_requests else NO_SPANS:
+                rows = await self._session.execute(SQL["accept_orders"], parameters, args_row(_accepted_group))
         except (psycopg.Error, ValueError) as error:
             await self._isolate(group, error, doubted=doubted)
             return
@@ -182,6 +185,10 @@ class Writer:
                 taken.append((call, key))
         if taken:
             await self._replay(taken)
+
+    def _spans(self, group: Group) -> Spans:
+        """Begin the span of the commit in the trace of each recorded order."""
+        return self._tracer.shared(self._insert, (call.item.trace_context for call in group), len(group))
 
     async def _replay(self, taken: Sequence[tuple[PendingCall[NewOrder, Stored], IdempotencyKey]]) -> None:
         """Answer the calls whose key is taken with the order that owns the key.
@@ -221,7 +228,8 @@ class Writer:
             await self._commit(group[middle:])
         elif blamed and doubted:
             order_id = group[0].item.created.order_id
-            logs.get().error("order_refused_by_postgres", order_id=order_id, error=str(error))
+            trace = trace_id(group[0].item.trace_context)
+            logs.get().error("order_refused_by_postgres", order_id=order_id, trace_id=trace, error=str(error))
             group[0].fail(RefusedError(str(error)))
         elif blamed:
             await self._session.renew()

@@ -23,6 +23,9 @@ from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVo
 from orderstream.payment_worker.providers.protocol import CallContext, ProviderRefusedError, ProviderUnavailableError
 from orderstream.telemetry.tracing import TraceContext
 
+AUTHORIZE_PATH = "/v1/payments"
+VOID_PATH = "/v1/payments/{key}/void"
+"""The paths as spans show them, without the key."""
 BODY_MAX_BYTES = 65_536
 HEADER_FIELD_MAX_BYTES = 8_190
 HEADER_FIELDS_MAX = 128
@@ -107,6 +110,7 @@ class HttpPaymentProvider:
         """
         body = _encode(_Request(f"{charge.amount:f}", charge.currency))
         headers = {"Idempotency-Key": charge.order_id, "Content-Type": "application/json"}
+        self._describe(call, AUTHORIZE_PATH)
         answer = _decoded(_decode_payment, await self._post(self._payments, headers, body, call))
         _check_key(answer.key, charge.order_id)
         if answer.status == "voided":
@@ -124,6 +128,7 @@ class HttpPaymentProvider:
     async def void(self, order_id: str, call: CallContext) -> Voided | NothingToVoid:
         """Void the key and return the outcome."""
         url = URL(f"{self._payments_text}/{quote(order_id, safe='')}/void", encoded=True)
+        self._describe(call, VOID_PATH)
         answer = _decoded(_decode_void, await self._post(url, {}, None, call))
         _check_key(answer.key, order_id)
         return Voided() if answer.status == "voided" else NothingToVoid()
@@ -144,6 +149,8 @@ class HttpPaymentProvider:
             async with self._pool().post(
                 url, headers=headers, data=body, timeout=limits, allow_redirects=False
             ) as response:
+                if call.span is not None:
+                    call.span.set({"http.response.status_code": response.status})
                 if response.version != aiohttp.HttpVersion11:
                     # A body of HTTP/1.0 may end with the connection, so that a part of it looks like all of it.
                     raise ProviderUnavailableError("the answer is not of HTTP/1.1")
@@ -161,6 +168,16 @@ class HttpPaymentProvider:
             raise ProviderUnavailableError(f"no answer within {limits.total:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise ProviderUnavailableError(_short(f"no usable answer: {error!r}")) from error
+
+    def _describe(self, call: CallContext, path: str) -> None:
+        """Describe the request in the span of the call, by the conventions of OpenTelemetry for HTTP clients."""
+        if call.span is None:
+            return
+        call.span.name = f"POST {path}"
+        url = self._payments
+        call.span.set({"http.request.method": "POST", "url.template": path, "url.scheme": url.scheme})
+        if url.host is not None and url.port is not None:
+            call.span.set({"server.address": url.host, "server.port": url.port})
 
     def _pool(self) -> aiohttp.ClientSession:
         """Return the session. The first call makes it, because a session belongs to the running event loop."""

@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from orderstream.domain.payment import Authorized, Charge, Declined, NothingToVoid, Pending, Voided
-from orderstream.telemetry.tracing import NO_TRACE, TraceContext
+from orderstream.telemetry.tracing import NO_TRACE, RecordedSpan, TraceContext
 
 
 class ProviderUnavailableError(Exception):
@@ -28,10 +28,14 @@ class ProviderRefusedError(Exception):
 
 
 class CallContext(Struct, frozen=True):
-    """The time that is left for one call, and the trace that it belongs to."""
+    """The time that is left for one call, and the trace that it belongs to.
+
+    `span` is the span of the call if its trace is recorded. An adapter may add attributes to it, but no secret.
+    """
 
     timeout_seconds: float
     trace: TraceContext = NO_TRACE
+    span: RecordedSpan | None = None
 
 
 class PaymentProvider(Protocol):
