@@ -15,6 +15,7 @@ from orderstream.console.orders import api as orders_api
 from orderstream.console.orders import pages as orders_pages
 from orderstream.console.orders import story_api, story_pages
 from orderstream.console.traces import api as traces_api
+from orderstream.console.traces import pages as traces_pages
 from orderstream.console.web.api import Operation
 
 OPERATIONS: Sequence[Callable[[Console], list[Operation]]] = (
@@ -31,6 +32,7 @@ PAGES: Sequence[Callable[[Console], list[Route]]] = (
     flow_pages.routes,
     orders_pages.routes,
     story_pages.routes,
+    traces_pages.routes,
 )
 """The functions `routes` of the areas' modules `pages`."""
 

@@ -21,8 +21,11 @@ from orderstream.local.servers.server_home import ServerHome
 from orderstream.local.servers.valkey import Valkey
 from orderstream.payment_simulator.faults import initial_faults
 from orderstream.settings import SERVICES, Settings
+from orderstream.telemetry.ingest import exporter_headers
 
 _WEBHOOK, _CONSOLE_PAGES = "payment-webhook", "console-pages"
+CONSOLE_SAMPLES_PER_SECOND = 10
+"""Traces that one gateway records per second, for each route, if the console keeps them."""
 _NOT_FOR_SERVICES = {"BASE_URL", "CONSOLE_URL", "PAYMENT_SIMULATOR_URL"}
 _GIVEN = {"postgres": "postgres_url", "valkey": "redis_url", "kafka": "kafka_brokers"}
 
@@ -68,9 +71,12 @@ def plan(
     kept: Mapping[str, int],
     home: ServerHome | None = None,
     passwords: Passwords | None = None,
+    *,
+    operator_token: str | None = None,
 ) -> Plan:
     """Decide what to start, and pick free ports.
 
+    With the operator's token, the services send their spans to the console, unless a collector is given.
     Raises OSError if there are none, and SettingsError if the faults of the payment simulator are wrong.
     """
     home, passwords = home or server_home.of(state), passwords or Passwords()
@@ -101,17 +107,35 @@ def plan(
     if settings.replicas_console:
         urls["CONSOLE_URL"] = f"http://{_reachable(settings.console_host)}:{chosen[CONSOLE]}"
     services = []
+    spans = _spans_to_console(settings, urls, operator_token)
     if with_simulator:
-        simulator = _simulator(settings, chosen)
+        simulator = _simulator(settings, chosen, spans)
         services.append(simulator)
         urls["PAYMENT_SIMULATOR_URL"] = simulator.health_url.removesuffix("/readyz")
-    services += [_service(settings, service, name, urls, chosen) for service, name in replicas]
+    services += [_service(settings, service, name, urls | spans, chosen) for service, name in replicas]
     if settings.replicas_console:
         own = None if "postgres" in from_outside else postgres.console_url
         services.append(_console(settings, urls, chosen, own))
     servers = [server for server in (postgres, valkey, kafka) if server.name not in from_outside]
     aot_cache = None if "kafka" in from_outside else KafkaAotCache(home, shared_cache())
     return Plan(tuple(servers), tuple(services), aot_cache, chosen, urls)
+
+
+def _spans_to_console(settings: Settings, urls: Mapping[str, str], operator_token: str | None) -> dict[str, str]:
+    """Return the variables with which a service sends its spans to the console. None if a collector is given.
+
+    The console keeps fewer traces than a collector does, so that it gets fewer.
+    """
+    if settings.otel_exporter_otlp_endpoint is not None or operator_token is None or "CONSOLE_URL" not in urls:
+        return {}
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": urls["CONSOLE_URL"],
+        "OTEL_EXPORTER_OTLP_HEADERS": exporter_headers(operator_token),
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "",
+    }
+    if "trace_samples_per_second" not in settings.model_fields_set:
+        variables["TRACE_SAMPLES_PER_SECOND"] = str(CONSOLE_SAMPLES_PER_SECOND)
+    return variables
 
 
 def _wanted(settings: Settings, kept: Mapping[str, int]) -> dict[str, int]:
@@ -155,7 +179,7 @@ def _webhook_port(settings: Settings, chosen: Mapping[str, int]) -> int:
     return settings.payment_webhook_port or chosen[_WEBHOOK]
 
 
-def _simulator(settings: Settings, chosen: Mapping[str, int]) -> OrderStreamService:
+def _simulator(settings: Settings, chosen: Mapping[str, int], spans: Mapping[str, str]) -> OrderStreamService:
     """Return the payment simulator, which serves its health pages on its own port. Raises SettingsError."""
     port, faults = chosen.get(PAYMENT_SIMULATOR, settings.simulator_port), initial_faults(settings)
     address = f"{_reachable(settings.host)}:{_webhook_port(settings, chosen)}"
@@ -166,7 +190,7 @@ def _simulator(settings: Settings, chosen: Mapping[str, int]) -> OrderStreamServ
         service=PAYMENT_SIMULATOR,
         needs=START_AFTER[PAYMENT_SIMULATOR],
         health_url=f"http://{ports.LOOPBACK}:{port}/readyz",
-        settings_env={"SIMULATOR_PORT": str(port), "SIMULATOR_FAULTS": with_webhook},
+        settings_env={"SIMULATOR_PORT": str(port), "SIMULATOR_FAULTS": with_webhook, **spans},
         drain_seconds=settings.drain_timeout_seconds,
     )
 

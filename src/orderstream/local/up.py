@@ -76,7 +76,7 @@ def _run(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
     except OperatorTokenError as error:
         terminal.say(f"{error}")
         return 1
-    planned = plan(settings, state, record.ports, home, read_or_make(state))
+    planned = plan(settings, state, record.ports, home, read_or_make(state), operator_token=token)
     run = Run(os.getpid(), start_time(os.getpid()) or "", urls=dict(planned.urls))
     registry = ProcessRegistry(state, StateRecord({**record.ports, **planned.ports}, run))
     for log in state.logs.glob("*.log"):

@@ -12,6 +12,7 @@ from orderstream.local.processes.state import StateDir
 from orderstream.local.servers.orderstream import OrderStreamService
 from orderstream.local.servers.passwords import Passwords
 from orderstream.settings import SERVICES, Settings, SettingsError
+from orderstream.telemetry.ingest import exporter_headers
 
 
 def given(**values: Any) -> Settings:
@@ -238,3 +239,37 @@ def test_a_given_metrics_port_is_that_of_the_first_gateway(
     assert "metrics_port" not in settings or gateways[0]["METRICS_PORT"] == "20105"
     assert gateways[0]["METRICS_PORT"] != gateways[1]["METRICS_PORT"]
     assert "GATEWAY_METRICS" not in environment(planned, "order-service")
+
+
+TOKEN = "the-token-of-the-operator"
+
+
+def test_without_a_collector_the_services_send_their_spans_to_the_console(state: StateDir) -> None:
+    planned = plan.plan(given(payment_provider="simulator"), state, {}, operator_token=TOKEN)
+    for name in (*SERVICES, "payment-simulator"):
+        sent = environment(planned, name)
+        assert sent["OTEL_EXPORTER_OTLP_ENDPOINT"] == planned.urls["CONSOLE_URL"]
+        assert sent["OTEL_EXPORTER_OTLP_HEADERS"] == exporter_headers(TOKEN)
+        assert sent["TRACE_SAMPLES_PER_SECOND"] == str(plan.CONSOLE_SAMPLES_PER_SECOND)
+        assert TOKEN not in str(sent)
+
+
+@pytest.mark.parametrize(
+    ("settings", "token"),
+    [
+        (given(otel_exporter_otlp_endpoint="http://jaeger.example:4318"), TOKEN),
+        (given(replicas_console=0), None),
+        (given(), None),
+    ],
+)
+def test_spans_go_to_a_given_collector_or_nowhere_without_the_console(
+    state: StateDir, settings: Settings, token: str | None
+) -> None:
+    planned = plan.plan(settings, state, {}, operator_token=token)
+    assert not {"OTEL_EXPORTER_OTLP_HEADERS", "TRACE_SAMPLES_PER_SECOND"} & environment(planned, "api-gateway").keys()
+
+
+def test_a_given_number_of_samples_is_kept(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACE_SAMPLES_PER_SECOND", "3")
+    planned = plan.plan(given(trace_samples_per_second=3), state, {}, operator_token=TOKEN)
+    assert environment(planned, "api-gateway")["TRACE_SAMPLES_PER_SECOND"] == "3"

@@ -21,6 +21,7 @@ from orderstream.console.orders.story import (
     what_happened,
 )
 from orderstream.console.orders.story_api import MoreQuery, order_id_of, sources_of
+from orderstream.console.traces.reader import address_elsewhere
 from orderstream.console.web.api import decode_query, encode
 from orderstream.console.web.pages import not_found, page_routes, seen_other
 
@@ -109,7 +110,7 @@ def page_values(console: Console, query: PageQuery, now: Now, happened: Happened
         "timeline": timeline_of(now, happened),
         "happened": happened,
         "page": query.page,
-        "trace_address": _trace_address(console, order.trace_id),
+        "trace_address": address_elsewhere(console.settings.trace_ui_url, order.trace_id or ""),
     }
     if happened is None:
         return values
@@ -135,11 +136,3 @@ def _data(event: EventView) -> tuple[str, str]:
         text = msgspec.json.format(encode(event.data), indent=2).decode()
     more = (event.cut_from or len(text)) - DATA_MAX_CHARACTERS
     return text[:DATA_MAX_CHARACTERS], f"… {more:,} more characters" if more > 0 else ""
-
-
-def _trace_address(console: Console, trace_id: str | None) -> str | None:
-    """Return the address of a trace in the program of TRACE_UI_URL."""
-    address = console.settings.trace_ui_url
-    if not address or not trace_id or not address.startswith(("http://", "https://")):
-        return None
-    return address.replace("{traceId}", trace_id)

@@ -1,5 +1,6 @@
 """Reads traces for the API and the pages: one trace as a whole, and the traces of one order."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -8,6 +9,7 @@ from msgspec import Struct
 from orderstream.console.traces.store import Figures, Link, StoredSpan, TraceStore, Value
 from orderstream.http_server.problems import Problem
 
+_TRACE_ID = re.compile("[0-9a-f]{32}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -63,6 +65,18 @@ class TracesOfOrder(Struct, frozen=True, rename="camel"):
 def moment(unix_ns: int) -> datetime:
     """Return Unix nanoseconds as a time."""
     return _EPOCH + timedelta(microseconds=unix_ns // 1_000)
+
+
+def is_trace_id(text: str) -> bool:
+    """Return whether a text is a trace id in lower case."""
+    return _TRACE_ID.fullmatch(text) is not None
+
+
+def address_elsewhere(template: str | None, trace_id: str) -> str | None:
+    """Return the address of a trace in another program, by TRACE_UI_URL. None without a usable setting."""
+    if not template or not template.startswith(("http://", "https://")) or not is_trace_id(trace_id):
+        return None
+    return template.replace("{traceId}", trace_id)
 
 
 def trace(store: TraceStore, trace_id: str) -> TraceView:

@@ -176,9 +176,16 @@ class TraceStore:
             return self._placed.get(order_id)
 
     def traces_of_order(self, order_id: str) -> tuple[str, ...]:
-        """Return the traces that have a span of an order, the oldest first: its own, cancels, and requests to read."""
+        """Return the traces that have a span of an order.
+
+        First its own, then those that link to it, such as cancels, then requests to read it. Within each, the oldest
+        are first.
+        """
         with self._lock:
-            return self._of_order.get(order_id, ())
+            own = self._placed.get(order_id)
+            linking = self._linking.get(own or "", ())
+            traces = self._of_order.get(order_id, ())
+            return tuple(sorted(traces, key=lambda trace: (trace != own, trace not in linking)))
 
     def linking_to(self, trace_id: str) -> tuple[str, ...]:
         """Return the traces that have a link to a span of this trace, the oldest first: cancels, and batches."""

@@ -10,6 +10,7 @@ import pytest
 from orderstream.console.app import application
 from orderstream.console.context import Console
 from orderstream.console.stores import Stores
+from orderstream.console.traces.reader import address_elsewhere
 from orderstream.console.traces.store import Link
 from orderstream.console.web.access import Access
 from orderstream.console.web.pages import StaticFiles, Templates
@@ -28,7 +29,8 @@ class Serving:
 
     def __init__(self) -> None:
         settings, static = load(), StaticFiles()
-        self.console = Console(settings, Stores(settings), Templates(static, {"trace_ui_url": None}), None)
+        templates = Templates(static, {"trace_ui_url": None, "is_local": False})
+        self.console = Console(settings, Stores(settings), templates, None)
         self._app = application(self.console, static, Access(OPERATOR, READER, time.time))
 
     def call(self, method: str, path: str, body: bytes = b"", token: str = READER, **headers: str) -> Answer:
@@ -113,3 +115,46 @@ def test_a_wrong_request_has_a_clear_answer(serving: Serving, path: str, status:
 def test_an_order_without_a_trace_has_an_empty_list(serving: Serving) -> None:
     found = serving.json("/api/traces?orderId=unknown")
     assert (found["placedBy"], found["traces"]) == (None, [])
+
+
+def page(serving: Serving, trace: int, status: int = 200) -> str:
+    answer = serving.call("GET", f"/traces/{trace_id(trace)}")
+    assert answer.status == status
+    return answer.body.decode()
+
+
+def test_the_page_of_a_trace_links_its_orders_and_its_traces_and_escapes_what_a_span_carries(serving: Serving) -> None:
+    bad = "<script>alert(1)</script>"
+    serving.console.traces.add(
+        [
+            stored(0, name=bad, service=bad, error=bad, attributes={"order.id": bad, bad: bad}),
+            stored(1, name="POST /orders/{order_id}/cancel", links=(Link(trace_id(0), f"{1:016x}"),)),
+        ]
+    )
+    text = page(serving, 0)
+    assert bad not in text
+    assert f'href="/traces/{trace_id(1)}"' in text
+    assert 'href="/orders/%3Cscript%3Ealert%281%29%3C/script%3E"' in text
+    assert f'href="/traces/{trace_id(0)}"' in page(serving, 1)
+
+
+def test_the_page_of_a_missing_trace_says_why(serving: Serving) -> None:
+    assert "It keeps recent, sampled traces only." in page(serving, 9, 404)
+
+
+@pytest.mark.parametrize("path", ["/traces/x", f"/traces/{'g' * 32}"])
+def test_what_is_no_trace_id_has_no_page(serving: Serving, path: str) -> None:
+    assert serving.call("GET", path).status == 404
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("https://jaeger.example/trace/{traceId}", f"https://jaeger.example/trace/{trace_id(0)}"),
+        ("javascript:alert({traceId})", None),
+        (None, None),
+    ],
+)
+def test_a_trace_elsewhere_has_a_web_address_only(template: str | None, expected: str | None) -> None:
+    assert address_elsewhere(template, trace_id(0)) == expected
+    assert address_elsewhere(template, '"><script>') is None

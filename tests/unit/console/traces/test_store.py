@@ -45,10 +45,11 @@ def test_the_trace_of_an_order_is_that_of_the_request_that_placed_it() -> None:
     store = TraceStore()
     read = stored(7, name="GET /orders/{order_id}", attributes={"order.id": order_id(0)})
     placed = stored(0, name="POST /orders")
-    cancel = stored(8, name="POST /orders/{order_id}/cancel", attributes={"order.id": order_id(0)})
+    links = (Link(trace_id(0), "1" * 16),)
+    cancel = stored(8, name="POST /orders/{order_id}/cancel", attributes={"order.id": order_id(0)}, links=links)
     store.add([read, placed, cancel])
     assert store.trace_of_order(order_id(0)) == trace_id(0)
-    assert store.traces_of_order(order_id(0)) == (trace_id(7), trace_id(0), trace_id(8))
+    assert store.traces_of_order(order_id(0)) == (trace_id(0), trace_id(8), trace_id(7))
     assert store.trace_of_order(order_id(1)) is None
 
 
