@@ -1,5 +1,9 @@
-"""Each order has one trace over all five services and real Kafka. A collector that hangs delays no order."""
+"""Each order has one trace over all five services and real Kafka. A cancel is a trace that links to it.
 
+A collector that hangs delays no order.
+"""
+
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +20,41 @@ pytestmark = pytest.mark.timeout(400)
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENT = "b7ad6b7169203331"
+
+
+STEPS = {
+    ("api-gateway", "INSERT orders order_items outbox", "POST /orders"),
+    ("outbox-relay", "wait in outbox", "POST /orders"),
+    ("outbox-relay", "send order.created.v1", "POST /orders"),
+    ("payment-worker", "authorize payment", "send order.created.v1"),
+    ("payment-worker", "process order.created.v1", "send order.created.v1"),
+    ("payment-worker", "INSERT payments", "process order.created.v1"),
+    ("inventory-worker", "INSERT reservations UPDATE inventory", "process payment.authorized.v1"),
+    ("order-service", "UPDATE orders", "process inventory.reserved.v1"),
+    ("order-service", "EVAL delete", "process inventory.reserved.v1"),
+}
+"""Steps of a confirmed order: service, span, and its parent."""
+COMPENSATION = {
+    "UPDATE orders INSERT outbox",
+    "wait in outbox",
+    "process order.aborted.v1",
+    "void payment",
+    "UPDATE payments",
+    "UPDATE reservations UPDATE inventory",
+    "process payment.voided.v1",
+    "process inventory.released.v1",
+}
+"""Spans of a cancelled order."""
+
+
+def order_ids(trace: Sequence[ReceivedSpan]) -> set[object]:
+    """Return the orders that the spans of a trace name."""
+    return {span.attributes["order.id"] for span in trace if "order.id" in span.attributes}
+
+
+def secrets_of(serving: System) -> list[str]:
+    """Return the passwords of the stack's servers."""
+    return list(json.loads((serving.state.root / "secrets.json").read_text(encoding="utf-8")).values())
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +101,21 @@ def test_the_trace_of_a_confirmed_order_is_one_tree_over_all_services(serving: S
     assert answer.headers["traceresponse"] == f"00-{TRACE}-{root.span_id}-01"
     assert root.attributes["http.response.status_code"] == 201
     assert {span.service for span in trace} == set(SERVICES)
-    assert {span.attributes["order.id"] for span in trace} == {answer.json()["orderId"]}
+    assert order_ids(trace) == {answer.json()["orderId"]}
     assert {span.tracestate for span in trace} == {"vendor=1"}
     assert all(span.error is None for span in trace)
 
     by_id = {span.span_id: span for span in trace}
+    parents = {(span.service, span.name, by_id[span.parent_id].name) for span in trace if span is not root}
+    assert parents >= STEPS
     for span in trace:
+        if system_name := span.attributes.get("db.system.name"):
+            assert span.kind == "CLIENT"
+            assert span.attributes["db.query.summary"] == span.name
+            assert span.attributes["server.address"] == "127.0.0.1"
+            assert span.attributes["db.namespace"] == {"postgresql": "orders", "redis": "0"}[str(system_name)]
+            assert int(span.attributes["batch.size"]) >= 1
+        assert not any(secret in str(span.attributes) for secret in secrets_of(serving))
         if span.kind == "CONSUMER":
             sent = by_id[span.parent_id]
             assert sent.kind == "PRODUCER"
@@ -96,7 +144,29 @@ def test_the_compensation_of_a_failed_order_is_in_its_trace(serving: System, ans
         {"process inventory.failed.v1", "process order.aborted.v1", "process payment.voided.v1"},
     )
     assert roots(trace)[0].parent_id == ""
-    assert {span.attributes["order.id"] for span in trace} == {answer.json()["orderId"]}
+    assert order_ids(trace) == {answer.json()["orderId"]}
+    assert {"POST /v1/payments/{key}/void", "void payment"} & {span.name for span in trace}
+
+
+def test_a_cancel_links_to_the_trace_of_its_order_and_has_its_compensation(
+    serving: System, answering: Collector
+) -> None:
+    placed = place(serving, "SKU-1")
+    order_id = placed.json()["orderId"]
+    cancelled = httpx.post(f"{serving.base_url}/orders/{order_id}/cancel", timeout=10)
+    assert cancelled.status_code == 202
+    cancel = cancelled.headers["traceresponse"].split("-")[1]
+
+    def complete(_: Sequence[ReceivedSpan]) -> bool:
+        trace = answering.trace(cancel)
+        return {span.name for span in trace} >= COMPENSATION and len(roots(trace)) == 1
+
+    answering.wait_for(complete, 15, f"the trace of the cancel has {sorted(COMPENSATION)}")
+    (root,) = roots(answering.trace(cancel))
+    assert root.name == "POST /orders/{order_id}/cancel"
+    _, trace_id, span_id, _ = placed.headers["traceresponse"].split("-")
+    assert root.links == ((trace_id, span_id),)
+    assert order_ids(answering.trace(cancel)) == {order_id}
 
 
 def test_a_collector_that_hangs_delays_no_order_and_no_stop(serving: System, answering: Collector) -> None:

@@ -5,7 +5,10 @@ collector. At its end, the process waits two seconds at most.
 """
 
 import ipaddress
+import logging
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,10 +27,31 @@ BATCH_MAX_SPANS = 512
 SEND_EVERY_SECONDS = 1.0
 EXPORT_TIMEOUT_SECONDS = 3.0
 SHUTDOWN_SECONDS = 2.0
+LOG_EVERY_SECONDS = 60.0
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSAMPLED = TraceFlags(TraceFlags.DEFAULT)
 _SCOPE = InstrumentationScope("orderstream")
+
+
+class _Seldom(logging.Filter):
+    """Passes one record a minute. While no collector listens, the exporter logs each of its attempts."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._next = float("-inf")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log a record."""
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + LOG_EVERY_SECONDS
+        return super().filter(record)
+
+
+_EXPORTER_LOG = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
 
 
 class _Direct(requests.Session):
@@ -51,6 +75,8 @@ class OtlpSink:
     """Sends the spans of one service to the collector whose base URL is `endpoint`. Appends `/v1/traces`."""
 
     def __init__(self, service: str, endpoint: str) -> None:
+        if not any(isinstance(known, _Seldom) for known in _EXPORTER_LOG.filters):
+            _EXPORTER_LOG.addFilter(_Seldom())
         self._resource = Resource.create({SERVICE_NAME: service})
         self._exporter = OTLPSpanExporter(
             endpoint=f"{endpoint.rstrip('/')}/v1/traces",
