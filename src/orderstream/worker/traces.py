@@ -28,6 +28,8 @@ class BatchTrace:
     def _begin(self, batch: Sequence[Received]) -> None:
         for received in batch:
             record = received.record
+            if not _may_be_recorded(record):
+                continue
             span = self._tracer.process(
                 record.topic,
                 received.event.type,
@@ -82,6 +84,14 @@ class BatchTrace:
         for span in spans:
             span.end(reason)
         self._tracer.batch(f"{self._group} batch", self._records, spans)
+
+
+def _may_be_recorded(record: Record) -> bool:
+    """Say whether the gateway may have sampled the trace of a record. This is the only work for most records."""
+    for name, value in record.headers:
+        if name == "traceparent":
+            return value is not None and not value.endswith(b"00")
+    return False
 
 
 def _place(record: Record) -> tuple[str, int, int]:
