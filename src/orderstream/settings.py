@@ -70,8 +70,8 @@ class Settings(BaseSettings):
         None,
         repr=False,
         pattern="^https?://",
-        description="Base URL of an OTLP/HTTP collector. Without it, `up` sends spans to the console, and other services"
-        " make none.",
+        description="Base URL of an OTLP/HTTP collector. Without it, `up` sends spans to the console, and other"
+        " services make none.",
     )
     otel_service_name: str | None = Field(
         None, description="Service name on spans. The default is the name of the service."
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         ge=0,
         le=100_000,
         allow_inf_nan=False,
-        description="Traces that one gateway records per second, for each route. `up` sets 10 if the console keeps them.",
+        description="Traces that one gateway records per second, for each route. `up` sets 10 for the console.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["auto", "json", "console"] = Field(
