@@ -443,6 +443,7 @@ ELSEWHERE = {
     *(f"{name}_URL" for name in ("CONSOLE", "PAYMENT_SIMULATOR", "POSTGRES", "REDIS")),
     *("ORDER_PATH", "ID_FIELD"),  # variables of k6/orderstream.js
     *("SASL_SSL",),  # a value of librdkafka
+    *("OTEL_EXPORTER_OTLP_HEADERS",),  # a variable of OpenTelemetry
     *("PAYMENT_BATCH_BUDGET_SECONDS",),  # the changelog says that it is removed
 }
 

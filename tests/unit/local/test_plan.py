@@ -192,7 +192,7 @@ def test_the_console_uses_a_given_account(state: StateDir) -> None:
 
 
 def test_the_settings_of_the_console_go_to_no_other_process(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONSOLE_TOKEN", "a-secret-token")
+    monkeypatch.setenv("CONSOLE_TOKEN", "a-secret-token-of-a-test")
     planned = plan.plan(given(payment_provider="simulator"), state, {})
     holders = [service.name for service in planned.services if "CONSOLE_TOKEN" in environment(planned, service.name)]
     assert holders == ["console"]
