@@ -159,7 +159,7 @@ def test_after_kill_9_the_next_up_ends_the_processes_left_behind_and_starts(shar
     assert set(alive(children)) >= set(EVERY_PROCESS)
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as other_process:
         # After `eval`, the environment has the addresses of these servers. `up` must still start them.
-        second = shared.up(**own).serves()
+        second = shared.up(REPLICAS_CONSOLE="1", **own).serves()
         assert "Ended what an earlier run left behind: " in second.said
         assert alive(children) == []
         assert {"postgres", "valkey", "kafka"} <= set(shared.children)
