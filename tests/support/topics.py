@@ -140,7 +140,7 @@ def publish(
 
     for number, (name, key, value) in numbered:
         producer.produce(name, value, key, on_delivery=note(number), headers=dict(headers or {}))
-    assert producer.flush(_TIMEOUT_SECONDS) == 0
+    assert producer.flush(3 * _TIMEOUT_SECONDS) == 0
     return [positions[number] for number, _ in numbered]
 
 

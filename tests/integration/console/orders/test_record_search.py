@@ -7,14 +7,17 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from orderstream.console.orders import record_search
 from orderstream.console.orders.record_search import Found, RecordSearch, TopicSearch, Window, windows_around
 from orderstream.domain.events import TOPICS, topic_of
 from orderstream.kafka.partitions import partition_of
+from orderstream.kafka.topics import ensure_topics
 from orderstream.settings import Settings
 from tests.integration.console.orders.patience import patience
 from tests.support.topics import publish
+from tests.support.waiting import wait_until
 
 UPDATED = topic_of("order.updated")
 ALWAYS = Window(datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
@@ -182,3 +185,29 @@ def test_windows_that_overlap_are_merged_and_limited() -> None:
     many = windows_around([at + timedelta(minutes=number) for number in range(100)])
     assert len(many) == record_search.WINDOWS_MAX
     assert many[-1].until == at + timedelta(minutes=99) + record_search.AFTER
+
+
+def test_removed_records_and_a_topic_that_was_created_again_are_told(settings: Settings) -> None:
+    """Retention has removed the first records of a topic. Later the topic is created again, and its offsets restart."""
+    prefixed = settings.model_copy(update={"kafka_topic_prefix": f"story-{uuid4()}.", "kafka_partitions": 1})
+    ensure_topics(prefixed)
+    name = prefixed.kafka_topic_prefix + UPDATED
+    admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
+    order, searching = key(), RecordSearch(prefixed)
+    with patience():
+        publish(settings.kafka_brokers, [(name, order, b"1"), (name, key(), b"2"), (name, order, b"3")])
+        for removal in admin.delete_records([TopicPartition(name, 0, 2)]).values():
+            removal.result(20)
+        found = searching.around(order, [ALWAYS])
+        assert places(found) == [(UPDATED, 0, 2)]
+        assert (topic(found).first_offset, topic(found).state) == (2, "complete")
+        for deletion in admin.delete_topics([name]).values():
+            deletion.result(20)
+        wait_until(lambda: topic(searching.around(order, [ALWAYS])).state == "missing", 20, "the topic is gone")
+        ensure_topics(prefixed)
+        (again,) = publish(settings.kafka_brokers, [(name, order, b"4")])
+        wait_until(
+            lambda: places(searching.around(order, [ALWAYS])) == [(UPDATED, 0, again[2])], 20, "the new topic is read"
+        )
+        assert topic(searching.around(order, [ALWAYS])).first_offset == 0
+    searching.close()
