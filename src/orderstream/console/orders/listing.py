@@ -18,7 +18,6 @@ from msgspec.structs import asdict, replace
 from orderstream.console.orders.cursor import from_cursor, to_cursor
 from orderstream.console.orders.filters import PAGE_DEFAULT, STUCK_SECONDS, OrderFilter
 from orderstream.console.orders.waiting_kind import Kind, waiting_kind
-from orderstream.http_server import problems
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
 
@@ -128,13 +127,12 @@ def list_orders(
     """Return the newest orders that match, below the cursor, at most `limit`.
 
     The page reads at most SEARCHED_MAX orders, and begins no further part after SEARCH_SECONDS. If `deep`, the limits
-    are DEEP_SEARCHED_MAX and DEEP_SEARCH_SECONDS. Raises Problem 400 for an invalid cursor, Problem 503 if PostgreSQL
-    is too slow to read any order, and psycopg.Error.
+    are DEEP_SEARCHED_MAX and DEEP_SEARCH_SECONDS. Raises Problem 400 for an invalid cursor, and psycopg.Error, which is
+    QueryCanceled if PostgreSQL is too slow to read any order.
     """
     before = from_cursor(cursor) if cursor else FIRST
     effort = _Effort(DEEP_SEARCHED_MAX, DEEP_SEARCH_SECONDS) if deep else _Effort(SEARCHED_MAX, SEARCH_SECONDS)
-    with _snapshot(connection):
-        now = _now(connection)
+    with _snapshot(connection) as now:
         found = _Search(connection, wanted, limit, before, effort).find(now)
         ids = found.ids[:limit]
         orders = _orders(connection, ids)
@@ -157,19 +155,15 @@ def count_newer(connection: Connection, wanted: OrderFilter, after: str) -> int:
 
 
 @contextmanager
-def _snapshot(connection: Connection) -> Iterator[None]:
-    """Run a block on one snapshot, each statement within STATEMENT_SECONDS."""
+def _snapshot(connection: Connection) -> Iterator[datetime]:
+    """Run a block on one snapshot, each statement within STATEMENT_SECONDS. Yield PostgreSQL's time."""
     with connection.transaction():
         connection.execute(SQL["one_snapshot"])
-        connection.execute(SQL["limit_search"], {"limit": f"{STATEMENT_SECONDS * 1_000:.0f}ms"})
-        yield
-
-
-def _now(connection: Connection) -> datetime:
-    row = connection.execute(SQL["now"]).fetchone()
-    assert row is not None
-    now: datetime = row[0]
-    return now
+        limit = {"limit": f"{STATEMENT_SECONDS * 1_000:.0f}ms"}
+        row = connection.execute(SQL["limit_search"], limit).fetchone()
+        assert row is not None
+        now: datetime = row[0]
+        yield now
 
 
 class _Search(Struct, frozen=True):
@@ -208,7 +202,7 @@ class _Search(Struct, frozen=True):
 
         Also returns None if the index has too many dead entries, as it has while a snapshot is held.
         """
-        part = self._read(source, self.before, PENDING_MAX + 1, self.limit + 1)
+        part = self._try_to_read(source, self.before, PENDING_MAX + 1, self.limit + 1)
         if part is None or part.read > PENDING_MAX:
             return None
         return _Found(list(part.ids), None, part.read, part.oldest)
@@ -216,16 +210,16 @@ class _Search(Struct, frozen=True):
     def walk(self, source: Source, *, lowest: str = "") -> _Found:
         """Read orders from newer to older ones, until more than `limit` match or the effort is made.
 
-        Orders with an id below `lowest` cannot match. Raises Problem 503 if the first part takes too long.
+        Orders with an id below `lowest` cannot match. Raises QueryCanceled if the first part takes too long.
         """
         ends_at = time.monotonic() + self.effort.seconds
         found = _Found([], self.before)
         rows = self.limit + 1 if self.wanted == OrderFilter() else max(self.limit + 1, PART_FIRST)
         while found.go_on is not None and len(found.ids) <= self.limit and found.read < self.effort.orders:
             rows = min(rows, self.effort.orders - found.read)
-            part = self._read(source, found.go_on, rows, self.limit + 1 - len(found.ids))
-            if part is None and not found.read:
-                raise problems.unavailable("PostgreSQL did not answer in time.")
+            matches = self.limit + 1 - len(found.ids)
+            read = self._try_to_read if found.read else self._read
+            part = read(source, found.go_on, rows, matches)
             if part is None:
                 break
             found.ids += part.ids
@@ -237,8 +231,15 @@ class _Search(Struct, frozen=True):
             rows = min(rows * PART_GROWTH, PART_MAX)
         return found
 
-    def _read(self, source: Source, before: str, rows: int, matches: int) -> _Part | None:
-        """Read one part of a source. Return None if that took longer than STATEMENT_SECONDS."""
+    def _try_to_read(self, source: Source, before: str, rows: int, matches: int) -> _Part | None:
+        """Read one part of a source. Return None if that takes longer than STATEMENT_SECONDS."""
+        try:
+            with self.connection.transaction():
+                return self._read(source, before, rows, matches)
+        except psycopg.errors.QueryCanceled:
+            return None
+
+    def _read(self, source: Source, before: str, rows: int, matches: int) -> _Part:
         parameters: dict[str, Any] = {
             **asdict(self.wanted),
             "statuses": list(self.wanted.statuses),
@@ -248,11 +249,7 @@ class _Search(Struct, frozen=True):
             "rows": rows,
             "matches": matches,
         }
-        try:
-            with self.connection.transaction():
-                row = self.connection.execute(SQL["search"], parameters).fetchone()
-        except psycopg.errors.QueryCanceled:
-            return None
+        row = self.connection.execute(SQL["search"], parameters).fetchone()
         assert row is not None
         return _Part(*row)
 

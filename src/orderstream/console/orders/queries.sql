@@ -1,17 +1,13 @@
 -- The statements of the console's pages and commands for orders. All but the two nudges only read.
 
--- name: now
--- The database's time.
-SELECT now();
-
 -- name: one_snapshot
 -- Lets all statements of this transaction see the same rows, so that an order never contradicts the filter that found it.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
 
 -- name: limit_search
--- Limits each statement of this transaction, and rules out plans that read a whole index before they sort.
--- Parameter: the limit as text.
-SELECT set_config('statement_timeout', %(limit)s, TRUE), set_config('enable_bitmapscan', 'off', TRUE);
+-- Limits each statement of this transaction, rules out plans that read a whole index before they sort, and returns the
+-- database's time. Parameter: the limit as text.
+SELECT now(), set_config('statement_timeout', %(limit)s, TRUE), set_config('enable_bitmapscan', 'off', TRUE);
 
 -- name: search
 -- Reads the next orders of one source and returns those that match a filter: the number of orders read, the smallest id
