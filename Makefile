@@ -10,6 +10,9 @@ ID_FIELD ?= orderId
 MINUTES ?= 5
 RATE ?= 300
 SEED ?=
+DEMO_STATE ?= .orderstream/demo
+PLAY_RATE ?= 3
+DEMO_FAULTS ?= {"latencyMs": 120, "latencyDistribution": "lognormal", "latencyP99Ms": 600, "declinedAmounts": ["13.13"]}
 export K6_NO_USAGE_REPORT = true
 K6_ENV = --env BASE_URL=$(BASE_URL) --env ORDER_PATH=$(ORDER_PATH) --env ID_FIELD=$(ID_FIELD)
 
@@ -25,13 +28,20 @@ UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}
 export UV_CACHE_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot bench-provider bench-console soak contracts diagrams lock clean
+.PHONY: help up demo compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot bench-provider bench-console soak contracts diagrams lock clean
 
 help: ## list the targets
 	@$(PYTHON) -c 'import re, sys; [print("  %-14s %s" % line) for line in re.findall("(?m)^([a-z0-9-]+):.*?## (.*)", open(sys.argv[1]).read())]' $(MAKEFILE_LIST)
 
 up: $(READY) ## start everything on this machine. Ctrl-C stops it
 	@exec $(BIN)/orderstream up
+
+# The demo has a state directory of its own, so that it never touches the data of `make up`. Addresses of another running
+# stack are left out, because `orderstream env` may have set them in this shell.
+demo: $(READY) ## show it: start everything with a bank that can fail and 3 orders/s, with data of its own. Ctrl-C stops it
+	@exec env -u POSTGRES_URL -u REDIS_URL -u KAFKA_BROKERS -u KAFKA_OPTIONS -u BASE_URL -u PAYMENT_PROVIDER_URL \
+		ORDERSTREAM_STATE=$(DEMO_STATE) PAYMENT_PROVIDER=simulator SIMULATOR_FAULTS='$(DEMO_FAULTS)' PLAY_RATE=$(PLAY_RATE) \
+		$(BIN)/orderstream up
 
 compose-up: ## build the image and start everything in containers (needs Docker with Compose)
 	@docker compose up -d

@@ -12,7 +12,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO console;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO console;
 
 -- The record of what operators do: a row is added before an action, and completed after it.
-GRANT INSERT (actor, kind, subject, reason, parameters), UPDATE (state, result, finished_at) ON operator_actions TO console;
+GRANT INSERT (actor, kind, subject, reason, parameters, is_exclusive, lease_until),
+    UPDATE (state, result, finished_at, lease_until, progress, cancelled_by) ON operator_actions TO console;
 -- "Nudge": brings the next check of an order, and the next attempt of its payment, forward.
 GRANT UPDATE (next_check_at) ON orders TO console;
 GRANT UPDATE (next_attempt_at) ON payments TO console;

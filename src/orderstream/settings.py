@@ -202,6 +202,13 @@ class Settings(BaseSettings):
     trace_ui_url: Annotated[str, AfterValidator(console_settings.web_url)] | None = Field(
         None, description="Address of a trace in the program that shows your traces, with `{traceId}`."
     )
+    play_rate: float = Field(
+        0,
+        ge=0,
+        le=50,
+        allow_inf_nan=False,
+        description="Orders per second that the play desk of a local stack places from its start. `make demo` sets 3.",
+    )
     base_url: str = Field(
         "",
         validate_default=True,

@@ -63,7 +63,7 @@ def _client(url: str, token: str) -> httpx.Client:
     return httpx.Client(
         base_url=url,
         headers={"Authorization": f"Bearer {token}", "Operator-Name": "Ada"},
-        timeout=20,
+        timeout=60,
         trust_env=False,
         follow_redirects=True,
     )

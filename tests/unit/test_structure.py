@@ -131,6 +131,7 @@ def test_every_listed_module_uses_the_environment() -> None:
 
 WALL_CLOCK = re.compile(r"datetime\.now\(|\btime\.time(_ns)?\b|utcnow\(|\btoday\(")
 MAY_READ_A_WALL_CLOCK = {
+    "console/processes/act.py": "how often `up` restarted a process within the last minute",
     "console/web/guard.py": "the age of a session",
     "console/web/pages.py": "the time that a page shows as its own, and the ages on it",
     "console/flow/monitor.py": "the times that the overview shows. Ages are measured by the monotonic clock",

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import psycopg
 
@@ -45,6 +45,13 @@ class Console:
         self.dead_letters = DeadLetterWork(settings)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="work")
         self._waiting = 0
+        self._parts: dict[object, object] = {}
+
+    def part(self, make: "Callable[[Console], R]") -> R:
+        """Return the object that `make` makes for this console, the same one each time. Areas keep state in it."""
+        if make not in self._parts:
+            self._parts[make] = make(self)
+        return cast("R", self._parts[make])
 
     async def work(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking function in a thread, and return its result.

@@ -56,21 +56,15 @@ SET available = i.available - m.quantity, reserved = i.reserved + m.quantity
 FROM unnest(%(skus)s::text[], %(quantities)s::bigint[]) AS m (sku, quantity)
 WHERE i.sku = m.sku;
 
+-- name: create_sku
+-- Stock command: creates a SKU without units. Returns no row if it exists. Parameter: SKU. Index: inventory_pkey.
+INSERT INTO inventory (sku) VALUES (%(sku)s) ON CONFLICT (sku) DO NOTHING RETURNING sku;
+
+-- name: lock_sku
+-- Stock command: the units of a SKU. Parameter: SKU. Index: inventory_pkey. Locks the row.
+SELECT available, reserved FROM inventory WHERE sku = %(sku)s FOR NO KEY UPDATE;
+
 -- name: set_available
 -- Stock command: sets the available units of a SKU. The reserved units stay. Parameters: SKU, units.
-INSERT INTO inventory (sku, available) VALUES (%(sku)s, %(units)s)
-ON CONFLICT (sku) DO UPDATE SET available = excluded.available;
-
--- name: add_available
--- Stock command: adds to the available units of a SKU, and creates the SKU if it is new. Parameters: SKU, units.
-INSERT INTO inventory AS i (sku, available) VALUES (%(sku)s, %(units)s)
-ON CONFLICT (sku) DO UPDATE SET available = i.available + excluded.available;
-
--- name: take_available
--- Stock command: takes from the available units of a SKU. Returns no row if the SKU does not exist.
--- Parameters: SKU, units. Index: inventory_pkey. Locks the row.
-UPDATE inventory SET available = available - %(units)s WHERE sku = %(sku)s RETURNING sku;
-
--- name: list_stock
--- Stock command: lists every SKU. Reads the whole table, by its primary key.
-SELECT sku, available, reserved FROM inventory ORDER BY sku;
+-- Index: inventory_pkey. The row is locked already (lock_sku).
+UPDATE inventory SET available = %(units)s WHERE sku = %(sku)s;

@@ -25,8 +25,24 @@ def curl_lines(base_url: str) -> str:
     return _EXAMPLE.format(base_url=base_url)
 
 
-def banner(urls: Mapping[str, str], state: StateDir, token: str | None = None) -> str:
-    """Return the whole banner. `urls` are the variables that `exports` prints, `token` is the operator's token."""
+_DEMO = """
+This is the demo: it places {rate:g} orders a second and pays at a bank that can fail. Open the console and look at:
+
+  Overview    the saga at work: what happens now, and what is wrong
+  Orders      open an order: every decision and event on one time axis
+  Play        what came of the orders. Break something with one click
+  Promises    run the audit: no order was lost or charged twice
+
+docs/demo.md leads you through it in five minutes. In another shell, name the state of the demo before a command:
+  export ORDERSTREAM_STATE={state}
+"""
+
+
+def banner(urls: Mapping[str, str], state: StateDir, token: str | None = None, play_rate: float = 0) -> str:
+    """Return the whole banner. `urls` are the variables that `exports` prints, `token` is the operator's token.
+
+    `play_rate` is PLAY_RATE. With it, the banner says what to look at.
+    """
     base_url, simulator = urls["BASE_URL"], urls.get("PAYMENT_SIMULATOR_URL")
     console = urls.get("CONSOLE_URL")
     if console is not None and token is not None:
@@ -44,7 +60,8 @@ def banner(urls: Mapping[str, str], state: StateDir, token: str | None = None) -
     }
     table = "\n".join(f"  {name:<11} {value}" for name, value in rows.items())
     first = "OrderStream is up. To stop it: Ctrl-C here, or `orderstream down` anywhere."
-    return f"\n{first}\n\n{table}\n\n{curl_lines(base_url)}\n"
+    demo = _DEMO.format(rate=play_rate, state=shlex.quote(str(state.root))) if play_rate else ""
+    return f"\n{first}\n\n{table}\n{demo}\n{curl_lines(base_url)}\n"
 
 
 def _directories(state: StateDir) -> str:

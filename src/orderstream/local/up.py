@@ -49,7 +49,7 @@ def _show_running(settings: Settings, state: StateDir, terminal: Terminal, stop:
     if run is None or run.phase != "up":
         terminal.say(f"Another `orderstream up` on {state.root} did not come up; see {state.logs}")
         return 1
-    terminal.say(banner(run.urls, state, token_of_running(settings, state)))
+    terminal.say(banner(run.urls, state, token_of_running(settings, state), settings.play_rate))
     return 0
 
 
@@ -87,7 +87,7 @@ def _run(settings: Settings, state: StateDir, terminal: Terminal, stop: Stop) ->
         try:
             start_order.run(_steps(settings, planned, supervisor), terminal, stop.requested)
             terminal.clear()
-            terminal.say(banner(planned.urls, state, token))
+            terminal.say(banner(planned.urls, state, token, settings.play_rate))
             # The phase changes last: a process that waits for it then finds the banner in our output.
             registry.update(_set_phase("up"))
             if planned.aot_cache is not None and not planned.aot_cache.exists:

@@ -5,6 +5,7 @@ The setting SIMULATOR_FAULTS and `PATCH /simulator/faults` have the same members
 
 import math
 import random
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,12 +18,14 @@ P99_DEVIATIONS = 2.3263478740408408
 """The 99th percentile of a normal distribution is this many standard deviations above its mean."""
 LATENCY_MAX_MS = 600_000.0
 STUCK_KEYS_MAX = 10_000
+DECLINED_AMOUNTS_MAX = 100
 KEY_PATTERN = "^[A-Za-z0-9_-]{1,64}$"
 
 Milliseconds = Annotated[float, Meta(ge=0, le=LATENCY_MAX_MS)]
 Rate = Annotated[float, Meta(ge=0, le=1)]
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 Key = Annotated[str, Meta(pattern=KEY_PATTERN)]
+Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,4})?$")]
 Url = Annotated[str, Meta(pattern="^https?://[!-~]+$", max_length=1_000)]
 
 Fate = Literal["refuse", "hang", "error_before", "error_after", "drop_after"]
@@ -50,6 +53,8 @@ class Faults(Struct, frozen=True, kw_only=True, rename="camel"):
     latency_p99_ms: Milliseconds = msgspec.field(name="latencyP99Ms", default=0.0)
     """The 99th percentile of the latency, for normal and lognormal."""
     decline_rate: Rate = 0.0
+    declined_amounts: Annotated[tuple[Amount, ...], Meta(max_length=DECLINED_AMOUNTS_MAX)] = ()
+    """Amounts that are always declined, in any currency."""
     refuse_rate: Rate = 0.0
     """429, with Retry-After."""
     retry_after_seconds: Annotated[int, Meta(ge=0, le=3_600)] = 1
@@ -135,6 +140,7 @@ class Draw:
         self._rates = _rates(faults)
         self._has_fates = any(self._rates)
         self._stuck = frozenset(faults.stuck_keys)
+        self._declined_amounts = frozenset(map(Decimal, faults.declined_amounts))
 
     def fate(self, key: str) -> Fate | None:
         """Draw what happens to a call for this key. None: it is answered."""
@@ -162,8 +168,10 @@ class Draw:
             milliseconds = faults.latency_ms * math.exp(self._random.gauss(0, deviation))
         return min(max(milliseconds, 0.0), LATENCY_MAX_MS) / 1_000
 
-    def is_declined(self, key: str) -> bool:
-        """Say whether the provider declines this key."""
+    def is_declined(self, key: str, amount: Decimal) -> bool:
+        """Say whether the provider declines this amount, or this key."""
+        if amount in self._declined_amounts:
+            return True
         rate = self.faults.decline_rate
         return bool(rate) and share_of(key, b"decline") < rate
 

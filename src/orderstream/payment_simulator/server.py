@@ -140,7 +140,7 @@ class PaymentServer:
             key,
             f"{amount:f}",
             charge.currency,
-            "declined" if draw.is_declined(key) else "authorized",
+            "declined" if draw.is_declined(key, amount) else "authorized",
             draw.faults.pending_seconds if draw.is_pending(key) else None,
             draw.faults.key_lifetime_seconds,
         )

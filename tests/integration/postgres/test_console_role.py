@@ -22,11 +22,18 @@ WRITES = {
     "INSERT inventory.available": "stock set, stock add",
     "UPDATE inventory.available": "stock set, stock add",
     **dict.fromkeys(
-        (f"INSERT operator_actions.{name}" for name in ("actor", "kind", "subject", "reason", "parameters")),
+        (
+            f"INSERT operator_actions.{name}"
+            for name in ("actor", "kind", "subject", "reason", "parameters", "is_exclusive", "lease_until")
+        ),
         "the record of each action",
     ),
     **dict.fromkeys(
-        (f"UPDATE operator_actions.{name}" for name in ("state", "result", "finished_at")), "the record of each action"
+        (
+            f"UPDATE operator_actions.{name}"
+            for name in ("state", "result", "finished_at", "lease_until", "progress", "cancelled_by")
+        ),
+        "the record of each action",
     ),
 }
 

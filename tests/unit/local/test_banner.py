@@ -69,3 +69,10 @@ def test_exports_can_be_evaluated() -> None:
     script = exports(URLS) + '\nprintf "%s %s" "$POSTGRES_URL" "$KAFKA_BROKERS"'
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == f"{URLS['POSTGRES_URL']} {URLS['KAFKA_BROKERS']}"
+
+
+def test_the_banner_of_the_demo_says_what_to_look_at(state: StateDir) -> None:
+    text = banner(URLS, state, play_rate=3)
+    assert "places 3 orders a second" in text
+    assert f"export ORDERSTREAM_STATE={state.root}" in text
+    assert "demo" not in banner(URLS, state).replace(str(state.root), "")

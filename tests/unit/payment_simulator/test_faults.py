@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from decimal import Decimal
+from functools import partial
 
 import msgspec
 import pytest
@@ -29,7 +31,7 @@ def test_by_default_every_call_is_answered_at_once() -> None:
     harmless = draw()
     assert {harmless.fate(key) for key in KEYS[:100]} == {None}
     assert {harmless.latency_seconds() for _ in range(100)} == {0.0}
-    assert not any(harmless.is_declined(key) or harmless.is_pending(key) for key in KEYS[:100])
+    assert not any(harmless.is_declined(key, Decimal(1)) or harmless.is_pending(key) for key in KEYS[:100])
 
 
 def test_only_the_given_members_change() -> None:
@@ -101,8 +103,10 @@ def test_rates_that_sum_up_to_one_leave_no_call_without_a_fault() -> None:
 
 def test_the_result_of_a_key_never_changes_and_decline_does_not_depend_on_pending() -> None:
     faulty = draw(declineRate=0.3, pendingRate=0.3)
-    declined, pending = ([test(key) for key in KEYS] for test in (faulty.is_declined, faulty.is_pending))
-    assert declined == [faulty.is_declined(key) for key in KEYS]
+    declined, pending = (
+        [test(key) for key in KEYS] for test in (partial(faulty.is_declined, amount=Decimal(1)), faulty.is_pending)
+    )
+    assert declined == [faulty.is_declined(key, Decimal(1)) for key in KEYS]
     both = sum(first and second for first, second in zip(declined, pending, strict=True))
     assert [sum(declined) / CALLS, sum(pending) / CALLS] == pytest.approx([0.3, 0.3], abs=0.015)
     assert both / CALLS == pytest.approx(0.09, abs=0.01)
@@ -151,3 +155,13 @@ def test_wrong_faults_in_the_settings_are_named_with_their_variable() -> None:
         ["SIMULATOR_FAULTS", " down"],
         ["SIMULATOR_FAULTS", " up"],
     ]
+
+
+def test_listed_amounts_are_declined_however_they_are_written() -> None:
+    faulty = draw(declinedAmounts=["13.13", "7"])
+    written = ("13.13", "13.1300", "7.00", "13.14", "0.07")
+    declined = [amount for amount in written if faulty.is_declined("k", Decimal(amount))]
+    assert declined == ["13.13", "13.1300", "7.00"]
+    for wrong in ("1e3", "-1", "NaN", ""):
+        assert problems(msgspec.json.encode({"declinedAmounts": [wrong]}))
+    assert problems(msgspec.json.encode({"declinedAmounts": ["1"] * 101}))

@@ -7,11 +7,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from orderstream.local.processes.child import KILL_SECONDS, Child, StoppingError
 from orderstream.local.processes.pids import signal_tree, start_time, wait_until
-from orderstream.local.processes.state import ChildRecord, StateDir, StateRecord
+from orderstream.local.processes.state import RESTARTS_KEPT, ChildRecord, StateDir, StateRecord
 
 _LEFTOVER_SECONDS = 5.0
 
@@ -24,6 +27,7 @@ class ProcessRegistry:
         self._record = record
         self._lock = threading.Lock()
         self._children: dict[str, Child] = {}
+        self._starts: dict[str, tuple[int, tuple[float, ...]]] = {}
         self._closed = False
         state.write(record)
 
@@ -53,11 +57,18 @@ class ProcessRegistry:
         with self._lock:
             if self._closed:
                 raise StoppingError
-            record = start()
+            record = self._with_restarts(start())
             self._children[child.name] = child
             if self._record.run is not None:
                 self._record.run.children.append(record)
             self._state.write(self._record)
+
+    def _with_restarts(self, record: ChildRecord) -> ChildRecord:
+        """Return the record with the number of earlier starts of this name, and the times of the last restarts."""
+        starts, times = self._starts.get(record.name, (0, ()))
+        times = (*times, time.time())[-RESTARTS_KEPT:] if starts else ()
+        self._starts[record.name] = starts + 1, times
+        return msgspec.structs.replace(record, restarts=starts, restarted_at=times)
 
     def forget(self, child: Child) -> None:
         """Remove a child that has ended."""

@@ -23,11 +23,15 @@ Phase = Literal["starting", "up", "stopping"]
 _OURS = {
     "stack.json", "stack.json.new", "secrets.json", "secrets.json.new", "stores", "stores.new", "lock", "logs", "cache",
     "postgres", "postgres.new", "postgres-settings", "kafka", "kafka-aot-cache", "kafka-learning", "valkey",
-    "valkey-settings", "payment-simulator", "operator-token", "bench", "soak", "benchmark.lock",
+    "valkey-settings", "payment-simulator", "operator-token", "bench", "soak", "benchmark.lock", "demo",
 }  # fmt: skip
 """The names that `up`, the tests and the benchmarks create in a state directory, beside `test-<n>`."""
 _LOCK_ATTEMPTS = 50
 _LOCK_RETRY_SECONDS = 0.01
+
+
+RESTARTS_KEPT = 20
+"""Restarts of one process whose times are kept."""
 
 
 class ChildRecord(msgspec.Struct, frozen=True):
@@ -44,6 +48,9 @@ class ChildRecord(msgspec.Struct, frozen=True):
     stop_order: int = msgspec.field(name="wave")
     log: str
     health_url: str | None = None
+    restarts: int = 0
+    restarted_at: tuple[float, ...] = ()
+    """Unix times of the last RESTARTS_KEPT restarts, oldest first."""
 
 
 class Run(msgspec.Struct):
@@ -105,7 +112,7 @@ class StateDir:
         if ours == found and self.root.stat().st_uid == os.geteuid():
             self.root.chmod(PRIVATE_FOLDER)
         # A token that others could read is refused, not closed: they may know it already.
-        left = {"bench", "soak", "postgres", "postgres.new", "operator-token"}
+        left = {"bench", "soak", "demo", "postgres", "postgres.new", "operator-token"}
         close_to_others(path for path in ours if path.name not in left and not path.name.startswith("test-"))
 
     def read(self) -> StateRecord:

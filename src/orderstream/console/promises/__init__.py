@@ -1,0 +1,1 @@
+"""The promises with their statements, and the audit in the background."""
