@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from orderstream.audit.under_way import Backlog
 from orderstream.console.flow.history import grown
+from orderstream.console.flow.kafka_reader import OUR_TOPICS
 from orderstream.console.flow.processes_reader import Instance
 from orderstream.console.flow.snapshot import ACCEPTED, SETTLED, Snapshot, lag_of, letters_of
 from orderstream.console.flow.source import UNWATCHED_SECONDS, Reading
@@ -57,7 +58,7 @@ def problems(now: Snapshot) -> list[Problem]:
 
 def all_is_well(now: Snapshot) -> str:
     """Return one calm sentence with the figures, for a snapshot without errors and warnings."""
-    if now.kafka.value is None or now.postgres.value is None:
+    if now.kafka.value is None or not now.kafka.value.ends or now.postgres.value is None:
         return "The first figures are on their way."
     lag = sum(now.lag(group) or 0 for group in CONSUMER_GROUPS)
     outbox = now.postgres.value.under_way.outbox.number
@@ -323,6 +324,23 @@ def _partitions(now: Snapshot) -> Iterator[Problem]:
         )
 
 
+def _missing_topics(now: Snapshot) -> Iterator[Problem]:
+    sample = now.kafka.value
+    if sample is None or sample.problem is not None or _is_silent(now.kafka, now):
+        return
+    known = {topic for topic, _ in sample.ends}
+    missing = [topic for topic in OUR_TOPICS if topic not in known]
+    if missing and now.now - now.started_at > PARTITIONS_LATE_SECONDS:
+        yield Problem(
+            "error",
+            "kafka",
+            f"{len(missing)} of {len(OUR_TOPICS)} topics do not exist in Kafka, the first is {missing[0]}.",
+            "Orders are accepted. Their events wait until the topics exist.",
+            "Create the topics with this command: orderstream topics",
+            link="/topics",
+        )
+
+
 def _letters(now: Snapshot) -> Iterator[Problem]:
     for group in CONSUMER_GROUPS:
         points = now.history.get(letters_of(group), ())
@@ -364,7 +382,20 @@ def _own_data(now: Snapshot) -> Iterator[Problem]:
 
 
 _RULES: tuple[Callable[[Snapshot], Iterator[Problem]], ...] = (
-    *(_kafka, _postgres, _valkey, _services, _relay, _lag, _provider, _orders, _partitions, _letters, _own_data),
+    *(
+        _kafka,
+        _postgres,
+        _valkey,
+        _services,
+        _relay,
+        _lag,
+        _provider,
+        _orders,
+        _partitions,
+        _missing_topics,
+        _letters,
+        _own_data,
+    ),
 )
 
 

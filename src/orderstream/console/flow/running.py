@@ -15,3 +15,4 @@ async def running(console: Console) -> AsyncIterator[None]:
         yield
     finally:
         await asyncio.to_thread(console.flow.stop)
+        await asyncio.to_thread(console.topics.close)

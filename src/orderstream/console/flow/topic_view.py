@@ -91,6 +91,10 @@ class TopicView:
         self._is_silent = is_silent
         self._prefix = settings.kafka_topic_prefix
 
+    def close(self) -> None:
+        """Close the connections to Kafka."""
+        self._topics.close()
+
     def list_topics(self, flow: Flow, *, everything: bool) -> TopicsAnswer:
         """Return the topics with their settings."""
         rows = {topic.name: topic for topic in flow.topics}

@@ -166,10 +166,12 @@ def test_orders_events_lag_and_dead_letters_are_counted(console: RunningConsole,
     assert (topic["partitions"], topic["records"]) == (2, 3)
 
 
-def test_a_span_with_too_many_orders_has_no_rate(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_span_with_too_many_orders_has_no_rate(
+    postgres_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(postgres_reader, "PACE_MAX", 3)
     monkeypatch.setattr(postgres_reader, "SETTLING_SECONDS", -3_600.0)
-    reader = postgres_reader.PostgresReader(connection.info.dsn)
+    reader = postgres_reader.PostgresReader(postgres_url)
     assert reader.ask().pace == Pace(None, None, 0)
     span = connection.execute("SELECT extract(epoch FROM now())::float8 + 1800").fetchone()
     assert span is not None
@@ -183,8 +185,8 @@ def test_a_span_with_too_many_orders_has_no_rate(connection: Connection, monkeyp
     reader.close()
 
 
-def test_the_session_of_the_monitor_cannot_write(connection: Connection) -> None:
-    reader = postgres_reader.PostgresReader(connection.info.dsn)
+def test_the_session_of_the_monitor_cannot_write(postgres_url: str) -> None:
+    reader = postgres_reader.PostgresReader(postgres_url)
     reader.ask()
     assert reader._connection is not None
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):

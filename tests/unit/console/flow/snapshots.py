@@ -44,6 +44,11 @@ def kafka(lag: int = 0, group: str = "payment-worker") -> KafkaSample:
     return KafkaSample(1, dict.fromkeys(ends, 0), ends, positions, NOW - 0.5)
 
 
+def without(sample: KafkaSample, topic: str) -> KafkaSample:
+    """Return a sample of a Kafka that does not have a topic."""
+    return replace(sample, ends={key: end for key, end in sample.ends.items() if key[0] != topic})
+
+
 def postgres(**work: Backlog) -> PostgresSample:
     """Return a sample with some work under way."""
     return PostgresSample(replace(QUIET, **work), PaymentsUnderWay(0, 0, 0), Pace(2.0, 24, 0), (), {})

@@ -23,6 +23,7 @@ from tests.unit.console.flow.snapshots import (
     series,
     silent,
     well,
+    without,
 )
 
 BREAKER = {"orderstream_provider_breaker_open": [("", 1.0)], "orderstream_provider_down_seconds": [("", 425.0)]}
@@ -76,6 +77,13 @@ CASES: dict[str, tuple[Snapshot, Severity, str, str, str]] = {
         "Kafka answers, but not for all partitions since 10:31:57 (Broker: Not leader for partition).",
         "Orders in those partitions wait.",
         "If a broker is down, start it again.",
+    ),
+    "topics are missing": (
+        well(kafka=answered(without(kafka(), "order.aborted.v1"))),
+        "error",
+        "1 of 12 topics do not exist in Kafka, the first is order.aborted.v1.",
+        "Orders are accepted. Their events wait until the topics exist.",
+        "Create the topics with this command: orderstream topics",
     ),
     "Kafka is back": (
         well(kafka=answered(kafka(), recovered_at=NOW - 20, silence_seconds=63.0)),
@@ -252,7 +260,9 @@ def test_a_problem_is_said_in_words_and_alone(case: str) -> None:
     assert found.text.startswith(text)
     assert found.effect.startswith(effect)
     assert found.advice.startswith(advice)
-    assert all(found_text.endswith((".", "redrive")) for found_text in (found.text, found.effect, found.advice))
+    assert all(
+        found_text.endswith((".", "redrive", "topics")) for found_text in (found.text, found.effect, found.advice)
+    )
 
 
 NO_PROBLEM: dict[str, dict[str, Any]] = {
