@@ -145,10 +145,17 @@ def publish(
 
 
 def publish_events(
-    brokers: str, events: Iterable[Event[Payload]], headers: Mapping[str, bytes] | None = None
+    brokers: str,
+    events: Iterable[Event[Payload]],
+    headers: Mapping[str, bytes] | None = None,
+    *,
+    topic_prefix: str = "",
 ) -> list[tuple[str, int, int]]:
     """Write events as the services do."""
-    records = [(topic_of(event.type), event.correlation_id.encode(), msgspec.json.encode(event)) for event in events]
+    records = [
+        (topic_prefix + topic_of(event.type), event.correlation_id.encode(), msgspec.json.encode(event))
+        for event in events
+    ]
     return publish(brokers, records, headers)
 
 

@@ -58,13 +58,17 @@ class RefusedRecord(Struct, frozen=True):
         return cls(record_id, Publication(topic, key, value, pairs), service, reason, times, refused_at)
 
     @property
+    def key_text(self) -> str:
+        """Return the first 100 characters of the key."""
+        return in_one_line(f"{(_bytes(self.publication.key) or b'').decode('utf-8', 'replace'):.100}")
+
+    @property
     def line(self) -> str:
         """Return the record in one line: id, time, service, topic, key, number of refusals, and reason."""
-        key = _bytes(self.publication.key) or b""
         at = self.refused_at.isoformat(timespec="milliseconds")
         return in_one_line(
             f"{self.record_id[:ID_SHOWN_CHARACTERS]}  {at}  {self.service}  {self.publication.topic:.100}"
-            f"  {key.decode('utf-8', 'replace'):.100}  {self.times}x  {self.reason}"
+            f"  {self.key_text}  {self.times}x  {self.reason}"
         )
 
     @property
@@ -127,8 +131,12 @@ def measure(connection: Connection, kept_hours: int) -> int:
 def newest(postgres_url: str, limit: int) -> list[RefusedRecord]:
     """Return the records that were refused last, at most `limit`, oldest first. Raises psycopg.Error."""
     with connect(postgres_url, "refused") as connection:
-        rows = connection.execute(SQL["newest_refused"], {"limit": limit}).fetchall()
-    return [RefusedRecord.of(row) for row in reversed(rows)]
+        return newest_on(connection, limit)[::-1]
+
+
+def newest_on(connection: Connection, limit: int) -> list[RefusedRecord]:
+    """Return the records that were refused last, at most `limit`, newest first. Raises psycopg.Error."""
+    return [RefusedRecord.of(row) for row in connection.execute(SQL["newest_refused"], {"limit": limit})]
 
 
 def find(postgres_url: str, id_prefix: str) -> RefusedRecord | None:

@@ -113,6 +113,8 @@ class JobRunner:
                 log.warning("dead_letter_job_lost", job=claimed.id)
         with self._session.use() as connection:
             connection.execute(SQL["release_job"], {"job_id": claimed.id, "runner": self._name})
+        self._bytes.close()
+        self._publisher = None
         return True
 
     def close(self) -> None:

@@ -29,6 +29,8 @@ BATCH_LETTERS = 500
 LETTERS_PER_SECOND = 5_000
 """Letters that one tailer adds. So a flood of letters leaves PostgreSQL to the orders."""
 GATHER_SECONDS = 0.1
+FIRST_GATHER_SECONDS = 1.0
+"""For the first read after a pause: the consumer must ask Kafka first."""
 IDLE_SECONDS = 10.0
 LOOKED_SECONDS = 30.0
 """For this time after a look, the tailer reads all the time."""
@@ -78,16 +80,17 @@ class Tailer:
 
     def run(self) -> None:
         """Fill the index until `stop`. After an error of Kafka or PostgreSQL, begin again after RETRY_SECONDS."""
+        wait_seconds = FIRST_GATHER_SECONDS
         while not self._stop.is_set():
             try:
-                if not self.read_available():
-                    self._rest()
+                wait_seconds = GATHER_SECONDS if self.read_available(wait_seconds) else self._rest()
             except (KafkaException, KafkaRefusedError, psycopg.Error) as error:
                 self._failed(error)
+                wait_seconds = FIRST_GATHER_SECONDS
         self.close()
 
-    def read_available(self) -> int:
-        """Read the letters that are there, at most BATCH_LETTERS, and return how many records were read.
+    def read_available(self, wait_seconds: float = GATHER_SECONDS) -> int:
+        """Read the letters that come within `wait_seconds`, at most BATCH_LETTERS, and return their number.
 
         Raises KafkaException, KafkaRefusedError and psycopg.Error.
         """
@@ -95,7 +98,7 @@ class Tailer:
             self._check_topics()
             self._checked = time.monotonic()
         began = time.monotonic()
-        entries, read = self._gather()
+        entries, read = self._gather(wait_seconds)
         if read:
             self._store(entries, read)
             self._stop.wait(max(0.0, len(entries) / LETTERS_PER_SECOND - (time.monotonic() - began)))
@@ -118,7 +121,7 @@ class Tailer:
             if first < end:
                 ends[service, number] = end
         deadline = time.monotonic() + limit_seconds
-        while any(self._next[partition] < end for partition, end in ends.items()):
+        while any(self._next.get(partition, end) < end for partition, end in ends.items()):
             if time.monotonic() > deadline:
                 return False
             self.read_available()
@@ -131,10 +134,13 @@ class Tailer:
         self._consumer = self._admin = None
         self._session.close()
 
-    def _rest(self) -> None:
-        """Wait for the next read. If no one looks, the consumer pauses, so that it does not ask Kafka."""
+    def _rest(self) -> float:
+        """Wait for the next read, and return how long it should wait for a letter.
+
+        If no one looks, the consumer pauses, so that it does not ask Kafka.
+        """
         if time.monotonic() - self._looked < LOOKED_SECONDS:
-            return
+            return GATHER_SECONDS
         assigned = self._consumer.assignment() if self._consumer is not None else []
         if self._consumer is not None and assigned:
             self._consumer.pause(assigned)
@@ -142,6 +148,7 @@ class Tailer:
         self._wake.clear()
         if self._consumer is not None and assigned:
             self._consumer.resume(assigned)
+        return FIRST_GATHER_SECONDS
 
     def _failed(self, error: Exception) -> None:
         self.problem = f"{type(error).__name__}: {str(error).strip()[:500]}"
@@ -201,13 +208,13 @@ class Tailer:
         )
         self._topics = found
 
-    def _gather(self) -> tuple[list[Entry], dict[Partition, int]]:
+    def _gather(self, wait_seconds: float) -> tuple[list[Entry], dict[Partition, int]]:
         """Poll up to BATCH_LETTERS letters, one at a time, and keep only their rows, because a letter may be large."""
         assert self._consumer is not None
         entries: list[Entry] = []
         read: dict[Partition, int] = {}
         suffix = len(dead_letter_topic(""))
-        deadline = time.monotonic() + GATHER_SECONDS
+        deadline = time.monotonic() + wait_seconds
         while len(entries) < BATCH_LETTERS and (left := deadline - time.monotonic()) > 0:
             message = self._consumer.poll(left)
             if message is None:
@@ -221,6 +228,8 @@ class Tailer:
             letter = stored_letter(topic[:-suffix], message)
             if letter.group not in self._topics:
                 continue
+            if not entries:
+                deadline = min(deadline, time.monotonic() + GATHER_SECONDS)
             entries.append(entry_of(letter, self._topics[letter.group][0]))
             read[letter.group, letter.partition] = letter.offset + 1
         return entries, read

@@ -1,8 +1,10 @@
 """The operations for dead letters: find, show, redrive, discard, and the jobs that do so."""
 
+import time
+from datetime import datetime
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, structs
 
 from orderstream.console.context import Console
 from orderstream.console.dead_letters import acts
@@ -25,10 +27,16 @@ from orderstream.dead_letters.jobs import (
     Selection,
     Skipped,
 )
+from orderstream.dead_letters.printable import in_one_line
+from orderstream.dead_letters.refused_records import RefusedRecord, newest_on
 from orderstream.http_server.problems import Problem
 
 PATH = "/api/dead-letters"
 PAGE_LETTERS = 50
+CACHED_MAX = 32
+"""Answers of searches that are kept."""
+CACHED_SECONDS = 10.0
+"""An answer is not kept longer, also if nothing seems to have changed."""
 
 Limit = Annotated[int, Meta(ge=1, le=PAGE_MAX)]
 
@@ -84,6 +92,31 @@ class ChangeAnswer(Struct, frozen=True, rename="camel"):
     job: Job | None = None
 
 
+class Refused(Struct, frozen=True, rename="camel"):
+    """A record that Kafka refused to take. PostgreSQL keeps it. `times` counts the refusals."""
+
+    id: str
+    refused_at: datetime
+    service: str
+    topic: str
+    key: str
+    times: int
+    reason: str
+
+
+class RefusedQuery(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """How many of the newest to return."""
+
+    limit: Limit = PAGE_LETTERS
+
+
+class RefusedAnswer(Struct, frozen=True, rename="camel"):
+    """The newest refused records. `cut` says that there are more."""
+
+    records: tuple[Refused, ...]
+    cut: bool
+
+
 class JobsQuery(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """A page of the list of jobs."""
 
@@ -119,6 +152,7 @@ class Handlers:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._work = console.dead_letters
+        self._cached: dict[tuple[Filter, int, int | None], tuple[object, LettersAnswer]] = {}
 
     async def search(self, wanted: Filter, limit: int = PAGE_LETTERS, cursor: int | None = None) -> LettersAnswer:
         """Return the groups and a page of the letters that match."""
@@ -126,12 +160,20 @@ class Handlers:
         return await self._console.work(self._search, wanted, limit, cursor)
 
     def _search(self, wanted: Filter, limit: int, cursor: int | None) -> LettersAnswer:
+        """Search, or return the last answer if nothing has changed since. A page asks every second."""
+        asked = (Filter(*(getattr(wanted, name) for name in Filter.__struct_fields__)), limit, cursor)
         with self._console.stores.reading() as connection:
-            groups = index.groups(connection, wanted)
-            letters = index.letters(connection, wanted, limit, cursor)
-        stopped = groups.stopped or letters.stopped
-        problem = self._work.tailer.problem
-        return LettersAnswer(groups.groups, letters.letters, letters.next, stopped, groups.cut, problem)
+            state = (index.changes(connection), int(time.monotonic() / CACHED_SECONDS))
+            known = self._cached.get(asked)
+            if known is None or known[0] != state:
+                groups = index.groups(connection, wanted)
+                letters = index.letters(connection, wanted, limit, cursor)
+                stopped = groups.stopped or letters.stopped
+                known = state, LettersAnswer(groups.groups, letters.letters, letters.next, stopped, groups.cut, None)
+                if len(self._cached) >= CACHED_MAX:
+                    self._cached.clear()
+                self._cached[asked] = known
+        return structs.replace(known[1], problem=self._work.tailer.problem)
 
     async def letter(self, path: dict[str, str], *, all_bytes: bool = False) -> LetterView:
         """Return one letter. Raises Problem 404."""
@@ -196,6 +238,28 @@ class Handlers:
         counted = await self.count(kind, selection)
         return ChangeAnswer(True, counted.count, counted.more, counted.skipped, counted.sample, counted.confirm)
 
+    async def refused(self, limit: int) -> RefusedAnswer:
+        """Return the newest records that Kafka refused."""
+
+        def read() -> list[RefusedRecord]:
+            with self._console.stores.reading() as connection:
+                return newest_on(connection, limit + 1)
+
+        found = await self._console.work(read)
+        shown = [
+            Refused(
+                record.record_id,
+                record.refused_at,
+                record.service,
+                in_one_line(record.publication.topic[:250]),
+                record.key_text,
+                record.times,
+                in_one_line(record.reason),
+            )
+            for record in found[:limit]
+        ]
+        return RefusedAnswer(tuple(shown), len(found) > limit)
+
     async def jobs(self, limit: int, cursor: int | None = None) -> JobsAnswer:
         """Return a page of jobs."""
 
@@ -250,6 +314,9 @@ def operations(console: Console) -> list[Operation]:
     async def letter(call: Call) -> LetterView:
         return await handlers.letter(dict(call.path), all_bytes=call.query.all)
 
+    async def refused(call: Call) -> RefusedAnswer:
+        return await handlers.refused(call.query.limit)
+
     async def list_jobs(call: Call) -> JobsAnswer:
         return await handlers.jobs(call.query.limit, call.query.cursor)
 
@@ -273,6 +340,14 @@ def operations(console: Console) -> list[Operation]:
         Operation("GET", PATH, "Group and list dead letters.", LettersAnswer, search, query=LettersQuery),
         Operation("POST", f"{PATH}/redrive", f"{again}redrives them.", ChangeAnswer, redrive, body=Change, acts=True),
         Operation("POST", f"{PATH}/discard", f"{again}discards them.", ChangeAnswer, discard, body=Change, acts=True),
+        Operation(
+            "GET",
+            f"{PATH}/refused",
+            "List the records that Kafka refused to take.",
+            RefusedAnswer,
+            refused,
+            query=RefusedQuery,
+        ),
         Operation("GET", f"{PATH}/jobs", "List jobs, newest first.", JobsAnswer, list_jobs, query=JobsQuery),
         Operation("GET", f"{PATH}/jobs/{{id}}", "Show a job and its progress.", Job, job),
         Operation(

@@ -25,6 +25,7 @@ from orderstream.http_server.problems import Problem
 
 PATH = "/dead-letters"
 JOBS_SHOWN = 5
+REFUSED_SHOWN = 20
 LETTERS_SHOWN = 20
 """Letters that a command on a page names. A page with more says so."""
 STATES = ("open", "redriven", "discarded")
@@ -46,12 +47,14 @@ class _Pages:
         wanted = _filter_of(query)
         found = await self._handlers.search(wanted, query.limit, query.cursor)
         jobs = await self._handlers.jobs(JOBS_SHOWN)
+        refused = await self._handlers.refused(REFUSED_SHOWN)
         filters = _query_of(wanted)
         return self._page(
             request,
             "list.html",
             found=found,
             jobs=jobs.jobs,
+            refused=refused,
             filters=filters,
             groups=[(group, address(_group_filter(group, wanted))) for group in found.groups],
             services=CONSUMER_GROUPS,

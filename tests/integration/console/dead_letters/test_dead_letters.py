@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from orderstream.dead_letters.refused_records import keep
+from orderstream.kafka.publication import Publication
 from orderstream.kafka.topics import dead_letter_topic
 from tests.support.consoles import RunningConsole, running_console
 from tests.support.letters import SERVICE, SOURCE, Letters
@@ -155,3 +157,15 @@ def test_a_job_is_cancelled_on_its_page(letters: Letters, console: RunningConsol
     page = console.page(f"/dead-letters/jobs/{job['id']}")
     assert "Cancel the job" not in page
     assert "Ada (operator)" in page
+
+
+def test_records_that_kafka_refused_are_listed_beside(letters: Letters, console: RunningConsole) -> None:
+    record = Publication(SOURCE, b"<b>\xff", b"value", [])
+    keep(letters.connection, "outbox-relay", [(record, "<i>too large")])
+    answer = console.get(f"{API}/refused")
+    assert [(found["key"], found["reason"], found["times"]) for found in answer["records"]] == [
+        ("<b>\ufffd", "<i>too large", 1)
+    ]
+    page = console.page("/dead-letters")
+    assert "&lt;i&gt;too large" in page
+    assert "orderstream refused redrive" in page
