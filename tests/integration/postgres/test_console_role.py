@@ -10,6 +10,7 @@ import pytest
 from orderstream.postgres.connect import connect
 from orderstream.postgres.migrate import migrate
 from tests.support.databases import Databases
+from tests.support.queries import queries
 from tests.support.servers import Servers
 
 ROLE = (Path(__file__).parents[3] / "db" / "console_role.sql").read_bytes()
@@ -107,6 +108,34 @@ def test_the_role_writes_only_what_its_actions_need(console: psycopg.Connection)
         }
         may |= {f"{verb} {table}.{column}" for verb, text in statements.items() if allowed(console, text)}
     assert may == set(WRITES)
+
+
+# The statements that the console runs: those of its own packages, of the dead letters, of the audit and of the stock.
+STOCK = ("set_available", "add_available", "take_available", "list_stock")
+RUN = [
+    query
+    for query in queries()
+    if not query.utility
+    and (
+        query.room in ("console", "audit")
+        or (query.room == "dead_letters" and "refused_records" not in query.text)
+        or (query.room == "inventory_worker" and query.name in STOCK)
+    )
+]
+
+
+def test_the_role_may_run_every_statement_of_the_console(console: psycopg.Connection) -> None:
+    """EXPLAIN checks the rights as an execution does, and changes nothing."""
+    assert len({query.room for query in RUN}) == 4
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        console.execute("EXPLAIN DELETE FROM orders")
+    refused = []
+    for query in RUN:
+        try:
+            psycopg.ClientCursor(console).execute(f"EXPLAIN (GENERIC_PLAN) {query.numbered}".encode())
+        except psycopg.errors.InsufficientPrivilege as error:
+            refused.append(f"{query.room} {query.name}: {error}")
+    assert refused == []
 
 
 def test_the_role_neither_deletes_nor_changes_the_schema(console: psycopg.Connection) -> None:
