@@ -49,7 +49,7 @@ ORDERS = [f"01a2176d-9db0-7{number:03x}-9e75-0000000000{number:02x}" for number 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 GROUPS = ("payment-worker", "inventory-worker", "order-service")
 PREFIX = "hostile-"
-PAGES_MAX = 400
+PAGES_MAX = 700
 """Pages that one walk reads. A console with more pages than that needs another walk."""
 SAME_MAX = len(PAYLOADS) + 3
 """Pages of one shape that a walk reads: enough for a form with each payload."""
@@ -297,7 +297,7 @@ def walk(walked: Walked, start: Sequence[str]) -> dict[str, Page]:
         if page is None:
             continue
         pages[address] = page
-        found = set(page.links)
+        found = {link.partition("#")[0] for link in page.links} - {""}
         for method, action, fields in page.forms:
             if method == "get" and fields:
                 path = (action or address).partition("?")[0]
