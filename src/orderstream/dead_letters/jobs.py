@@ -25,9 +25,12 @@ NOTE_MAX_CHARACTERS = 1_000
 COUNT_MAX_AGE_SECONDS = 3_600
 """A count that an operator confirms is not older."""
 SAMPLE_LETTERS = 10
+QUEUE_SECONDS = 60
+"""Longest statement that queues the letters of a job."""
 JOBS_MAX = 200
 
 SQL = load("orderstream.dead_letters", "jobs.sql")
+LIMIT_STATEMENTS = load("orderstream.postgres")["limit_statements"]
 
 Kind = Literal["redrive", "discard"]
 JobState = Literal["waiting", "running", "paused", "done", "cancelled"]
@@ -178,6 +181,8 @@ def create(
     if not timedelta(0) <= now - confirm.counted_at <= timedelta(seconds=COUNT_MAX_AGE_SECONDS):
         raise JobRefusedError("count-too-old", "The count is older than an hour: make the dry run again.")
     with connection.transaction():
+        # On a busy machine, 100,000 rows with their indexes need longer than other statements may take.
+        connection.execute(LIMIT_STATEMENTS, {"limit": f"{QUEUE_SECONDS}s"})
         values, _ = _values(connection, kind, selection, confirm.bound)
         wanted = {
             "kind": kind,

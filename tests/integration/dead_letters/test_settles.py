@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from orderstream.cache import CacheInvalidator
 from orderstream.dead_letters.advice import ADVICE
 from orderstream.inventory_worker.handler import InventoryHandler
@@ -23,6 +25,8 @@ from tests.support.letters import with_prefix
 from tests.support.payments import payments
 from tests.support.topics import publish_events
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(400)
 
 
 @contextmanager
