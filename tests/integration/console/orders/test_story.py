@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from orderstream.console.local_stack import LocalStack
-from orderstream.console.orders import story, story_pages
+from orderstream.console.orders import record_search, story, story_pages
 from orderstream.console.orders.stored import read_stored
 from orderstream.dead_letters.letter import JOB_HEADER
 from orderstream.domain.events import TOPICS, topic_of
@@ -213,7 +213,10 @@ def test_a_wrong_topic_or_offset_is_refused(console: RunningConsole, query: str)
     assert console.client.get(f"/api/orders/{uuid4()}/events?{query}").status_code == 400
 
 
-def test_without_kafka_the_page_shows_everything_else_and_says_so(connection: Connection, settings: Settings) -> None:
+def test_without_kafka_the_page_shows_everything_else_and_says_so(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_search, "ANSWER_SECONDS", 0.3)
     order_id = confirmed(connection)
     with running_console(settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})) as console:
         told = console.get(f"/api/orders/{order_id}")
