@@ -51,7 +51,7 @@ def cancel_order(connection: Connection, base_url: str, order_id: str, *, actor:
             case _:
                 raise _unexpected(f"The gateway answered {status}.")
         text = "The order is cancelled. Its payment is voided and its stock is released in the background."
-        outcome.result = {"status": order["status"], "version": order.get("version")}
+        outcome.result = {"status": order["status"], "version": order.get("version"), "text": text}
         return Cancelled(order_id, str(order["status"]), outcome.action_id, trace_id, text)
 
 

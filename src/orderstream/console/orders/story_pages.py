@@ -1,5 +1,6 @@
 """The page of one order, its slow part, and the events of one topic from an offset on."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -10,6 +11,7 @@ from starlette.routing import Route
 
 from orderstream.console.context import Console
 from orderstream.console.orders.events import EventView
+from orderstream.console.orders.stored import ActionRow
 from orderstream.console.orders.story import (
     Happened,
     Now,
@@ -60,7 +62,11 @@ def routes(console: Console) -> list[Route]:
         order_id = order_id_of(request.path_params["order_id"])
         now, happened = await console.work(read, order_id, is_whole=query.all)
         return console.templates.page(
-            request, "orders/order.html", done=query.done, **page_values(console, query, now, happened)
+            request,
+            "orders/order.html",
+            done=query.done,
+            done_text=_done_text(now.stored.actions, query.done),
+            **page_values(console, query, now, happened),
         )
 
     async def slow(request: Request) -> Response:
@@ -93,6 +99,13 @@ def routes(console: Console) -> list[Route]:
             ("GET", "/orders/{order_id}/events", more),
         ]
     )
+
+
+def _done_text(actions: Sequence[ActionRow], action_id: int | None) -> str:
+    """Return what an action has changed and what happens then, as it is stored with the action."""
+    result = next((action.result for action in actions if action.action_id == action_id and action.result), "{}")
+    text = msgspec.json.decode(result, type=dict[str, Any]).get("text")
+    return text if isinstance(text, str) else "The order changes when the services have taken it."
 
 
 def page_values(console: Console, query: PageQuery, now: Now, happened: Happened | None) -> dict[str, Any]:

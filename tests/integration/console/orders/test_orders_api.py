@@ -341,10 +341,12 @@ def test_the_forms_of_the_pages_act_and_lead_back_to_the_order(
     console: RunningConsole, gateway: Gateway, rows: Connection
 ) -> None:
     order_id = place(gateway)
-    for action in ("nudge", "cancel"):
+    texts = {"nudge": "The watchdog checks the order within a second.", "cancel": "The order is cancelled."}
+    for action, text in texts.items():
         address = f"/orders/{order_id}/{action}"
         answer = console.client.post(address, data={"reason": "why"}, follow_redirects=False)
         assert (answer.status_code, answer.headers["location"].partition("?")[0]) == (303, f"/orders/{order_id}")
+        assert text in console.page(answer.headers["location"])
     assert [action[0] for action in actions(rows)] == ["order.nudge", "order.cancel"]
 
 
