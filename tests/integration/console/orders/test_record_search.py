@@ -197,17 +197,17 @@ def test_removed_records_and_a_topic_that_was_created_again_are_told(settings: S
     with patience():
         publish(settings.kafka_brokers, [(name, order, b"1"), (name, key(), b"2"), (name, order, b"3")])
         for removal in admin.delete_records([TopicPartition(name, 0, 2)]).values():
-            removal.result(20)
+            removal.result(60)
         found = searching.around(order, [ALWAYS])
         assert places(found) == [(UPDATED, 0, 2)]
         assert (topic(found).first_offset, topic(found).state) == (2, "complete")
         for deletion in admin.delete_topics([name]).values():
-            deletion.result(20)
-        wait_until(lambda: topic(searching.around(order, [ALWAYS])).state == "missing", 20, "the topic is gone")
+            deletion.result(60)
+        wait_until(lambda: topic(searching.around(order, [ALWAYS])).state == "missing", 60, "the topic is gone")
         ensure_topics(prefixed)
         (again,) = publish(settings.kafka_brokers, [(name, order, b"4")])
         wait_until(
-            lambda: places(searching.around(order, [ALWAYS])) == [(UPDATED, 0, again[2])], 20, "the new topic is read"
+            lambda: places(searching.around(order, [ALWAYS])) == [(UPDATED, 0, again[2])], 60, "the new topic is read"
         )
         assert topic(searching.around(order, [ALWAYS])).first_offset == 0
     searching.close()
