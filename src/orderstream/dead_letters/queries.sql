@@ -18,6 +18,14 @@ FROM refused_records
 ORDER BY refused_at DESC
 LIMIT %(limit)s;
 
+-- name: refused_heads
+-- Returns the records that were refused last, without their values and headers. Parameter: maximum number of rows.
+-- Index: refused_records_refused_at.
+SELECT record_id, refused_at, service, left(topic, 250), substring(key FOR 400), times, left(reason, 1000)
+FROM refused_records
+ORDER BY refused_at DESC
+LIMIT %(limit)s;
+
 -- name: refused_record
 -- Returns the record whose id begins with a prefix; two rows if more than one id does. Parameter: the prefix.
 -- Index: refused_records_pkey.

@@ -58,17 +58,12 @@ class RefusedRecord(Struct, frozen=True):
         return cls(record_id, Publication(topic, key, value, pairs), service, reason, times, refused_at)
 
     @property
-    def key_text(self) -> str:
-        """Return the first 100 characters of the key."""
-        return in_one_line(f"{(_bytes(self.publication.key) or b'').decode('utf-8', 'replace'):.100}")
-
-    @property
     def line(self) -> str:
         """Return the record in one line: id, time, service, topic, key, number of refusals, and reason."""
         at = self.refused_at.isoformat(timespec="milliseconds")
         return in_one_line(
             f"{self.record_id[:ID_SHOWN_CHARACTERS]}  {at}  {self.service}  {self.publication.topic:.100}"
-            f"  {self.key_text}  {self.times}x  {self.reason}"
+            f"  {_key_text(_bytes(self.publication.key))}  {self.times}x  {self.reason}"
         )
 
     @property
@@ -76,6 +71,18 @@ class RefusedRecord(Struct, frozen=True):
         """Return the whole record. Bytes that are not UTF-8 are shown as escapes."""
         headers = [in_one_line(f"{name}: {_shown(value)}") for name, value in self.publication.headers]
         return "\n".join([self.line, "", *headers, "", printable(_shown(self.publication.value))])
+
+
+class RefusedHead(Struct, frozen=True, rename="camel"):
+    """A record that Kafka refused to take, without its value. Its texts are printable. `times` counts the refusals."""
+
+    id: str
+    refused_at: datetime
+    service: str
+    topic: str
+    key: str
+    times: int
+    reason: str
 
 
 def keep(tx: Connection, service: str, refused: Iterable[tuple[Publication, str]]) -> None:
@@ -131,12 +138,18 @@ def measure(connection: Connection, kept_hours: int) -> int:
 def newest(postgres_url: str, limit: int) -> list[RefusedRecord]:
     """Return the records that were refused last, at most `limit`, oldest first. Raises psycopg.Error."""
     with connect(postgres_url, "refused") as connection:
-        return newest_on(connection, limit)[::-1]
+        rows = connection.execute(SQL["newest_refused"], {"limit": limit}).fetchall()
+    return [RefusedRecord.of(row) for row in reversed(rows)]
 
 
-def newest_on(connection: Connection, limit: int) -> list[RefusedRecord]:
+def heads(connection: Connection, limit: int) -> list[RefusedHead]:
     """Return the records that were refused last, at most `limit`, newest first. Raises psycopg.Error."""
-    return [RefusedRecord.of(row) for row in connection.execute(SQL["newest_refused"], {"limit": limit})]
+    return [
+        RefusedHead(record_id, at, service, in_one_line(topic), _key_text(key), times, in_one_line(reason))
+        for record_id, at, service, topic, key, times, reason in connection.execute(
+            SQL["refused_heads"], {"limit": limit}
+        )
+    ]
 
 
 def find(postgres_url: str, id_prefix: str) -> RefusedRecord | None:
@@ -210,6 +223,11 @@ def _record_id(record: Publication) -> str:
     identity = [_bytes(headers.get(name)) for name in _IDENTITY]
     parts = (record.topic, _bytes(record.key), _bytes(record.value), identity)
     return sha256(msgspec.msgpack.encode(parts)).hexdigest()
+
+
+def _key_text(key: bytes | None) -> str:
+    """Return the first 100 characters of a key."""
+    return in_one_line(f"{(key or b'').decode('utf-8', 'replace'):.100}")
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

@@ -1,7 +1,6 @@
 """The operations for dead letters: find, show, redrive, discard, and the jobs that do so."""
 
 import time
-from datetime import datetime
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field, structs
@@ -27,8 +26,7 @@ from orderstream.dead_letters.jobs import (
     Selection,
     Skipped,
 )
-from orderstream.dead_letters.printable import in_one_line
-from orderstream.dead_letters.refused_records import RefusedRecord, newest_on
+from orderstream.dead_letters.refused_records import RefusedHead, heads
 from orderstream.http_server.problems import Problem
 
 PATH = "/api/dead-letters"
@@ -92,18 +90,6 @@ class ChangeAnswer(Struct, frozen=True, rename="camel"):
     job: Job | None = None
 
 
-class Refused(Struct, frozen=True, rename="camel"):
-    """A record that Kafka refused to take. PostgreSQL keeps it. `times` counts the refusals."""
-
-    id: str
-    refused_at: datetime
-    service: str
-    topic: str
-    key: str
-    times: int
-    reason: str
-
-
 class RefusedQuery(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """How many of the newest to return."""
 
@@ -113,7 +99,7 @@ class RefusedQuery(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tr
 class RefusedAnswer(Struct, frozen=True, rename="camel"):
     """The newest refused records. `cut` says that there are more."""
 
-    records: tuple[Refused, ...]
+    records: tuple[RefusedHead, ...]
     cut: bool
 
 
@@ -241,24 +227,12 @@ class Handlers:
     async def refused(self, limit: int) -> RefusedAnswer:
         """Return the newest records that Kafka refused."""
 
-        def read() -> list[RefusedRecord]:
+        def read() -> list[RefusedHead]:
             with self._console.stores.reading() as connection:
-                return newest_on(connection, limit + 1)
+                return heads(connection, limit + 1)
 
         found = await self._console.work(read)
-        shown = [
-            Refused(
-                record.record_id,
-                record.refused_at,
-                record.service,
-                in_one_line(record.publication.topic[:250]),
-                record.key_text,
-                record.times,
-                in_one_line(record.reason),
-            )
-            for record in found[:limit]
-        ]
-        return RefusedAnswer(tuple(shown), len(found) > limit)
+        return RefusedAnswer(tuple(found[:limit]), len(found) > limit)
 
     async def jobs(self, limit: int, cursor: int | None = None) -> JobsAnswer:
         """Return a page of jobs."""
