@@ -31,7 +31,6 @@ STEPS = {
     ("payment-worker", "INSERT payments", "process order.created.v1"),
     ("inventory-worker", "INSERT reservations UPDATE inventory", "process payment.authorized.v1"),
     ("order-service", "UPDATE orders", "process inventory.reserved.v1"),
-    ("order-service", "EVAL delete", "process inventory.reserved.v1"),
 }
 """Steps of a confirmed order: service, span, and its parent."""
 COMPENSATION = {
@@ -108,6 +107,10 @@ def test_the_trace_of_a_confirmed_order_is_one_tree_over_all_services(serving: S
     by_id = {span.span_id: span for span in trace}
     parents = {(span.service, span.name, by_id[span.parent_id].name) for span in trace if span is not root}
     assert parents >= STEPS
+    # The record that changes the order depends on the order in which order-service reads them.
+    deletes = [parent for service, name, parent in parents if (service, name) == ("order-service", "EVAL delete")]
+    assert deletes
+    assert set(deletes) <= {"process inventory.reserved.v1", "process payment.authorized.v1"}
     for span in trace:
         if system_name := span.attributes.get("db.system.name"):
             assert span.kind == "CLIENT"
