@@ -154,6 +154,8 @@ def _row(row: Row, number: int, pixels_per_ms: float) -> str:
     more = row.span.service
     if topic := row.span.attributes.get("kafka.topic"):
         more += f"  ·  kafka.topic {topic}"
+    if database := row.span.attributes.get("db.system.name"):
+        more += f"  ·  {database}"
     return _ROW.format(
         label_x=MARGIN + row.depth * INDENT,
         name_y=top + 12,
