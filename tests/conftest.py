@@ -17,6 +17,7 @@ from orderstream.kafka.topics import ensure_topics
 from orderstream.local.processes.state import BusyError, checkout
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
+from tests.support.browser_program import HOW_TO_GET_ONE, NO_BROWSER
 from tests.support.databases import Databases
 from tests.support.servers import Servers
 from tests.support.servers import servers as start_servers
@@ -36,6 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         is_stack = item.path.relative_to(tests).parts[0] in _STACKS
         item.add_marker(pytest.mark.xdist_group("stacks" if is_stack else "parts"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """If there was no browser, say loudly that the browser tests did not run, and how to get one."""
+    skipped = [report for report in terminalreporter.getreports("skipped") if NO_BROWSER in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_sep("!", "THE BROWSER TESTS DID NOT RUN", red=True, bold=True)
+        terminalreporter.write_line(f"{len(skipped)} tests of the console were skipped: {NO_BROWSER}.")
+        terminalreporter.write_line(HOW_TO_GET_ONE, bold=True)
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@
     for (const element of document.querySelectorAll("time[data-age]")) say(element, since(Date.parse(element.dateTime)));
     showConnection();
   };
-  setInterval(tick, 1000);
+  ready(() => setInterval(tick, 1000));
 
   // ---- Connection. A live part asks by itself (hx-trigger="every …"). This decides whether it may, and says how it went.
   const LOST_MILLISECONDS = 4000;
@@ -76,13 +76,13 @@
 
   const showConnection = () => {
     const state = find("connection");
+    const banner = find("banner");
     const part = document.querySelector("[data-live][hx-get]");
-    if (!state) return;
+    if (!banner) return; // the page is still loading
     const isLost = lostAt > 0;
     state.dataset.state = !part ? "still" : isLost ? "lost" : failures ? "waiting" : "live";
     say(find("connection-text"), !part ? "" : isLost ? ", connection lost" : isHeld(part) ? ", held while you use the list" : ", live");
     if (part) say(find("as-of"), clock(goodAt));
-    const banner = find("banner");
     const isWell = !isLost && wellAt > 0 && now() - wellAt < WELL_MILLISECONDS;
     banner.classList.toggle("shown", isLost || isWell);
     banner.classList.toggle("well", isWell);
