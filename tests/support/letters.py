@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from msgspec import Struct
 
@@ -106,7 +107,7 @@ def own_letters(settings: Settings, connection: Connection) -> Iterator[Letters]
         _prepared.add(settings.kafka_brokers)
     letters = Letters(own, connection)
     with letters.tailing() as tailer:
-        tailer.catch_up(0)
+        wait_until(lambda: _caught_up(tailer), 60, "the partitions of the new topics have leaders")
     names = [letters.name(dead_letter_topic(service)) for service in CONSUMER_GROUPS]
     for (name, partition), end in end_offsets(own.kafka_brokers, names).items():
         service = name.removeprefix(own.kafka_topic_prefix).removesuffix(dead_letter_topic(""))
@@ -115,6 +116,14 @@ def own_letters(settings: Settings, connection: Connection) -> Iterator[Letters]
             (end, service, partition),
         )
     yield letters
+
+
+def _caught_up(tailer: Tailer) -> bool:
+    try:
+        tailer.catch_up(0)
+    except KafkaException:
+        return False
+    return True
 
 
 def with_prefix(settings: Settings, prefix: str) -> Settings:
