@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 import httpx
+import msgspec
 import pytest
 from confluent_kafka import Producer
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
@@ -65,6 +66,11 @@ def without_nul(text: str) -> str:
     return text.replace("\x00", "")[:20_000]
 
 
+def packed(payload: str) -> bytes:
+    """Return headers as the workers store them."""
+    return msgspec.msgpack.encode([(payload[:200], payload.encode()), ("x", b"\xff\x00")])
+
+
 def fill_postgres(url: str) -> None:
     """Store a hostile text in every column that a text of a client or of an operator can reach."""
     with connect(url, "test") as connection:
@@ -92,7 +98,7 @@ def fill_postgres(url: str) -> None:
             connection.execute(
                 "INSERT INTO refused_records (record_id, topic, key, value, headers, service, reason)"
                 " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-                (payload[:500], payload, payload.encode(), payload.encode(), payload.encode(), payload, payload),
+                (payload[:500], payload, payload.encode(), payload.encode(), packed(payload), payload, payload),
             )
             details = json.dumps({payload: payload, "list": [payload]})
             connection.execute(
