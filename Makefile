@@ -28,7 +28,7 @@ UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}
 export UV_CACHE_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot bench-provider bench-console soak contracts diagrams lock clean
+.PHONY: help up demo compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot bench-provider bench-console soak contracts diagrams screenshots lock clean
 
 help: ## list the targets
 	@$(PYTHON) -c 'import re, sys; [print("  %-14s %s" % line) for line in re.findall("(?m)^([a-z0-9-]+):.*?## (.*)", open(sys.argv[1]).read())]' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ contracts: $(READY) ## generate contracts/events/ from the types
 
 diagrams: $(READY) ## generate the diagrams of docs/architecture.md, the sentences of docs/promises.md and the table of the operator's API
 	@$(BIN)/python docs/generate.py
+
+screenshots: $(READY) ## take the screenshots of the console for README and docs/console.md, from a real run (needs Chromium)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python docs/screenshots.py
 
 lock: $(READY) ## pin the newest versions of all requirements, with hashes
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade pyproject.toml -o requirements/runtime.txt
