@@ -161,8 +161,10 @@ class Source(Generic[T]):
     def _succeeded(self, value: T) -> None:
         now, before = self._clock(), self.reading
         answered = replace(before, value=value, answered_at=now, asked_at=None, silent_since=None, error=None)
-        if before.silent_since is not None and before.answered_at is not None:
-            answered = replace(answered, recovered_at=now, silence_seconds=now - before.silent_since)
+        # A call that hung and then succeeded also ends a silence that pages have shown.
+        silent_from = before.silent_from(now)
+        if silent_from is not None and before.answered_at is not None:
+            answered = replace(answered, recovered_at=now, silence_seconds=now - silent_from)
         self.reading = answered
         self._received(value, now)
 

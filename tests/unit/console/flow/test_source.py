@@ -1,6 +1,7 @@
 """A source asks rarely while no one looks, one call at a time, and knows since when it has no answer."""
 
 import threading
+import time
 from typing import Any
 
 from orderstream.console.flow import source as module
@@ -76,6 +77,19 @@ def test_a_call_that_hangs_is_the_only_one_and_counts_as_silence() -> None:
     reader.released.set()
     wait_until(lambda: reader.calls > calls, 10, "the next call")
     source.stop()
+
+
+def test_a_call_that_hangs_and_then_succeeds_ends_a_silence(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.05)
+    audience, reader = Audience(), Asked()
+    audience.look()
+    source = running(reader, audience, watched_seconds=0.01)
+    reader.released.clear()
+    wait_until(lambda: source.reading.silent_from(time.monotonic()) is not None, 10, "the silence")
+    reader.released.set()
+    wait_until(lambda: source.reading.recovered_at is not None, 10, "the end of the silence")
+    source.stop()
+    assert source.reading.silence_seconds > 0.05
 
 
 def test_a_failure_and_its_end_are_remembered() -> None:
