@@ -1,5 +1,6 @@
 """The command line: every command has help, and wrong settings are named before anything happens."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import structlog
 from click.testing import CliRunner
 from confluent_kafka import KafkaError, KafkaException
 
-from orderstream.cli import main
+from orderstream.audit.check import Progress
+from orderstream.cli import main, stores
 from orderstream.dead_letters import reader as dead_letter_reader
 from orderstream.domain.limits import UNITS_MAX
 from orderstream.settings import SERVICES
@@ -101,3 +103,19 @@ def test_without_a_running_stack_a_command_says_so(command: str, tmp_path_factor
     result = CliRunner().invoke(main, [command], env={"ORDERSTREAM_STATE": str(tmp_path_factory.mktemp("state"))})
     assert result.exit_code == 1
     assert "nothing is running" in result.stderr
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_progress_of_an_audit_is_one_line_on_a_terminal_and_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, file = _Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with stores._progress_line() as report:
+            report(Progress(3, 11, "p5_settles", 4, 12))
+    erase = "\r\x1b[2K"
+    assert terminal.getvalue() == f"{erase}3 of 11 checks, p5_settles: 4 of 12 pieces{erase}"
+    assert not file.getvalue()

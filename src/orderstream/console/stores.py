@@ -9,6 +9,7 @@ from psycopg_pool import ConnectionPool
 
 from orderstream.postgres import session_settings
 from orderstream.postgres.connect import Connection, parameters
+from orderstream.postgres.limited import LimitedConnection
 from orderstream.settings import Settings
 
 READING_MAX = 4
@@ -25,7 +26,7 @@ class Stores:
 
     def __init__(self, settings: Settings) -> None:
         url = settings.console_postgres_url or settings.postgres_url
-        self._reading = _pool(url, "console: reads", READING_MAX, _only_read)
+        self._reading = _pool(url, "console: reads", READING_MAX, _only_read, _Reading)
         self._acting = _pool(url, "console: actions", ACTING_MAX, _prepare)
 
     def __enter__(self) -> Self:
@@ -50,9 +51,18 @@ class Stores:
             yield connection
 
 
-def _pool(url: str, name: str, most: int, configure: Callable[[Connection], None]) -> ConnectionPool[Connection]:
+class _Reading(LimitedConnection):
+    """A session whose statements end at the server's limit, or a second later if the server hangs."""
+
+    answer_limit_seconds = READ_SECONDS + 1
+
+
+def _pool(
+    url: str, name: str, most: int, configure: Callable[[Connection], None], kind: type[Connection] = psycopg.Connection
+) -> ConnectionPool[Connection]:
     return ConnectionPool(
         "",
+        connection_class=kind,
         kwargs={**parameters(url, name), "autocommit": True, "prepare_threshold": None},
         min_size=0,
         max_size=most,

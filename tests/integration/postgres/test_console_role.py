@@ -111,7 +111,7 @@ def test_the_role_writes_only_what_its_actions_need(console: psycopg.Connection)
 
 
 # The statements that the console runs: those of its own packages, of the dead letters, of the audit and of the stock.
-STOCK = ("set_available", "add_available", "take_available", "list_stock")
+STOCK = ("create_sku", "lock_sku", "set_available")
 RUN = [
     query
     for query in queries()

@@ -11,6 +11,8 @@ from orderstream.console.actions.read import actions_page, latest
 from orderstream.postgres.connect import Connection, connect
 from orderstream.settings import Settings
 from tests.support.consoles import RunningConsole, running_console
+from tests.support.servers import Servers
+from tests.support.waiting import wait_until
 
 EXPIRE = "UPDATE operator_actions SET lease_until = now() - interval '1 second' WHERE state = 'running'"
 
@@ -103,3 +105,13 @@ def test_the_oldest_actions_are_removed(connection: Connection) -> None:
     found = [action.id for action in actions_page(connection).actions]
     assert found == [last, log.ACTIONS_KEPT + 1, log.ACTIONS_KEPT, log.ACTIONS_KEPT - 1]
     assert not set(first) & set(found)
+
+
+def test_a_postgres_that_hangs_is_answered_with_503(console: RunningConsole, servers: Servers) -> None:
+    console.get("/api/actions")
+    servers.postgres.pause()
+    try:
+        assert console.get("/api/actions", 503)["type"].endswith("unavailable")
+    finally:
+        servers.postgres.resume()
+    wait_until(lambda: console.client.get("/api/actions").status_code == 200, 30, "the console reads again")
