@@ -23,7 +23,8 @@ def _sku(_stack: ConsoleStack) -> str:
 
 
 def _trace(stack: ConsoleStack) -> str:
-    traces = wait_until(lambda: stack.api("/traces")["traces"], 60, "the console has a trace")
+    query = f"/traces?orderId={stack.orders['CONFIRMED']}"
+    traces = wait_until(lambda: stack.api(query)["traces"], 60, "the console has the trace of an order")
     return f"/traces/{traces[0]['traceId']}"
 
 
