@@ -7,7 +7,8 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from orderstream.console.flow.postgres_reader import LatestOrder
-from orderstream.console.flow.problems import Problem, all_is_well, problems
+from orderstream.console.flow.problem import Problem
+from orderstream.console.flow.problems import all_is_well, problems
 from orderstream.console.flow.processes_reader import Rates
 from orderstream.console.flow.snapshot import (
     ACCEPTED,

@@ -6,29 +6,24 @@ their own.
 
 import itertools
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from typing import Any, Literal
 
-from msgspec import Struct
-
-from orderstream.audit.under_way import Backlog
 from orderstream.console.flow.history import grown
-from orderstream.console.flow.kafka_reader import OUR_TOPICS
+from orderstream.console.flow.problem import Problem, Severity, counted, duration, is_silent, limited, number, said
 from orderstream.console.flow.processes_reader import Instance
+from orderstream.console.flow.server_problems import (
+    kafka_silent,
+    missing_topics,
+    partitions_without_leader,
+    postgres_silent,
+    valkey_silent,
+)
 from orderstream.console.flow.snapshot import ACCEPTED, SETTLED, Snapshot, lag_of, letters_of
-from orderstream.console.flow.source import UNWATCHED_SECONDS, Reading
+from orderstream.console.flow.source import UNWATCHED_SECONDS
 from orderstream.domain.saga import CONSUMER_GROUPS
-from orderstream.local.backlog import COUNTED_MAX, ORDER_LATE_SECONDS, OUTBOX_LATE_SECONDS
+from orderstream.local.backlog import ORDER_LATE_SECONDS, OUTBOX_LATE_SECONDS
 
-Severity = Literal["error", "warning", "notice"]
 _SEVERITIES: tuple[Severity, ...] = ("error", "warning", "notice")
 
-RECOVERED_SECONDS = 60.0
-"""For how long the overview says that a server answers again."""
-SILENCE_MIN_SECONDS = 2.0
-"""A shorter silence is not mentioned."""
-PARTITIONS_LATE_SECONDS = 15.0
-"""A new topic has no leaders for a moment."""
 LAG_MIN = 100
 LAG_SECONDS = 30.0
 """A lag is growing if it is above LAG_MIN and has grown over LAG_SECONDS."""
@@ -36,18 +31,6 @@ LETTERS_SECONDS = 300.0
 RESTARTS_MIN = 2
 """Restarts within 5 minutes that are a problem. A single one is a notice."""
 OLD_SECONDS = 3 * UNWATCHED_SECONDS
-
-
-class Problem(Struct, frozen=True, rename="camel"):
-    """One thing that is wrong: what, what it means for orders, and what to do."""
-
-    severity: Severity
-    subject: str
-    text: str
-    effect: str
-    advice: str
-    since: datetime | None = None
-    link: str | None = None
 
 
 def problems(now: Snapshot) -> list[Problem]:
@@ -66,57 +49,6 @@ def all_is_well(now: Snapshot) -> str:
     rates = f"{accepted or 0:,.0f} orders accepted and {settled or 0:,.0f} settled per second"
     waiting = "nothing waits" if not lag + outbox else f"{lag:,} records and {outbox:,} events are on their way"
     return f"All is well: {rates}, and {waiting}."
-
-
-def _kafka(now: Snapshot) -> Iterator[Problem]:
-    since = now.kafka.silent_from(now.now)
-    if since is None:
-        yield from _again(now, now.kafka, "Kafka", "The orders that waited settle now.")
-        return
-    outbox = now.postgres.value.under_way.outbox if now.postgres.value is not None else None
-    if outbox is not None and outbox.number >= now.outbox_limit:
-        effect = f"New orders are refused with 503, because {now.outbox_limit:,} events wait in the outbox."
-    else:
-        effect = f"Orders are accepted and wait in the outbox{_counted(outbox, 'events')}. No order settles meanwhile."
-    yield Problem(
-        "error",
-        "kafka",
-        _silence(now, now.kafka, "Kafka", since),
-        effect,
-        _start("Kafka", now) + " Nothing is lost: waiting orders settle when Kafka answers again.",
-        now.time_of(since),
-        "/topics",
-    )
-
-
-def _postgres(now: Snapshot) -> Iterator[Problem]:
-    since = now.postgres.silent_from(now.now)
-    if since is None:
-        yield from _again(now, now.postgres, "Postgres", "Orders are accepted again.")
-        return
-    yield Problem(
-        "error",
-        "postgres",
-        _silence(now, now.postgres, "Postgres", since),
-        "New orders are refused with 503, and no order settles. Accepted orders are safe.",
-        _start("Postgres", now) + " The services connect again by themselves.",
-        now.time_of(since),
-    )
-
-
-def _valkey(now: Snapshot) -> Iterator[Problem]:
-    since = now.valkey.silent_from(now.now)
-    if since is None:
-        yield from _again(now, now.valkey, "Valkey", "Reads come from the cache again.")
-        return
-    yield Problem(
-        "warning",
-        "valkey",
-        _silence(now, now.valkey, "Valkey", since),
-        "Orders are not affected. Postgres answers every read, which is slower.",
-        _start("Valkey", now),
-        now.time_of(since),
-    )
 
 
 _WITHOUT = {
@@ -153,7 +85,7 @@ def _down(now: Snapshot, service: str) -> Problem:
     outbox = now.postgres.value.under_way.outbox if now.postgres.value is not None else None
     effect = _WITHOUT.get(service, "Its events wait in Kafka.")
     if service == "outbox-relay" and outbox is not None:
-        effect = effect.rstrip(".") + _counted(outbox, "events") + "."
+        effect = effect.rstrip(".") + counted(outbox, "events") + "."
     lag = now.lag(service) if service in CONSUMER_GROUPS else None
     if lag:
         effect += f" {lag:,} records wait for it in Kafka."
@@ -184,7 +116,7 @@ def _restarts(now: Snapshot, service: str, instances: list[Instance]) -> Iterato
         service,
         f"{service} has restarted {len(times)} times in the last 5 minutes."
         if many
-        else f"{service} has restarted at {_said(now, times[0])}.",
+        else f"{service} has restarted at {said(now, times[0])}.",
         "No order is lost: what was under way is done again.",
         f"Read the log of {service} to see why." if many else "Nothing is to be done.",
         now.time_of(times[0]),
@@ -194,15 +126,15 @@ def _restarts(now: Snapshot, service: str, instances: list[Instance]) -> Iterato
 
 def _relay(now: Snapshot) -> Iterator[Problem]:
     sample = now.postgres.value
-    if sample is None or _is_silent(now.kafka, now) or _is_silent(now.postgres, now) or _has_none(now, "outbox-relay"):
+    if sample is None or is_silent(now.kafka, now) or is_silent(now.postgres, now) or _has_none(now, "outbox-relay"):
         return
     outbox = sample.under_way.outbox
     if outbox.oldest_seconds is not None and outbox.oldest_seconds > OUTBOX_LATE_SECONDS:
         yield Problem(
             "warning",
             "outbox-relay",
-            f"outbox-relay is behind: {_number(outbox)} events wait to be published, the oldest for"
-            f" {_age(outbox.oldest_seconds)}.",
+            f"outbox-relay is behind: {number(outbox)} events wait to be published, the oldest for"
+            f" {duration(outbox.oldest_seconds)}.",
             "New orders are accepted and settle later.",
             "If the number grows, start another outbox-relay (REPLICAS_OUTBOX_RELAY), or read its log.",
             now.time_of(now.now - outbox.oldest_seconds),
@@ -211,7 +143,7 @@ def _relay(now: Snapshot) -> Iterator[Problem]:
 
 
 def _lag(now: Snapshot) -> Iterator[Problem]:
-    if _is_silent(now.kafka, now):
+    if is_silent(now.kafka, now):
         return
     for group in CONSUMER_GROUPS:
         lag = now.lag(group)
@@ -236,7 +168,7 @@ def _lag(now: Snapshot) -> Iterator[Problem]:
             yield Problem(
                 "notice",
                 group,
-                f"{group} catches up: {lag:,} records wait for it, and it needs about {_age(lag / -slope)}.",
+                f"{group} catches up: {lag:,} records wait for it, and it needs about {duration(lag / -slope)}.",
                 "Orders take longer until then.",
                 "Nothing is to be done.",
                 link=f"/topics#{group}",
@@ -253,8 +185,8 @@ def _provider(now: Snapshot) -> Iterator[Problem]:
         yield Problem(
             "error",
             "provider",
-            f"The payment provider is down since {_said(now, since)} (breaker {provider.breaker_name}).",
-            f"Orders are accepted and wait for their payment{f' ({_limited(waiting)} of them)' if waiting else ''}."
+            f"The payment provider is down since {said(now, since)} (breaker {provider.breaker_name}).",
+            f"Orders are accepted and wait for their payment{f' ({limited(waiting)} of them)' if waiting else ''}."
             " No attempt is counted against them.",
             "Ask the provider. When it answers again, payment-worker goes on by itself.",
             now.time_of(since),
@@ -273,14 +205,14 @@ def _provider(now: Snapshot) -> Iterator[Problem]:
 
 def _orders(now: Snapshot) -> Iterator[Problem]:
     sample = now.postgres.value
-    if sample is None or _is_silent(now.postgres, now):
+    if sample is None or is_silent(now.postgres, now):
         return
     work = sample.under_way
     if (age := work.open.oldest_seconds) is not None and age > ORDER_LATE_SECONDS:
         yield Problem(
             "warning",
             "orders",
-            f"An order has been open for {_age(age)}. Most orders settle within a second.",
+            f"An order has been open for {duration(age)}. Most orders settle within a second.",
             "order-service repeats the first event of such an order, and ends it after 15 minutes.",
             "Look at the order to see what it waits for.",
             now.time_of(now.now - age),
@@ -290,7 +222,7 @@ def _orders(now: Snapshot) -> Iterator[Problem]:
         yield Problem(
             "warning",
             "orders",
-            f"{_number(work.uncompensated)} aborted orders are not compensated, the oldest for {_age(age)}.",
+            f"{number(work.uncompensated)} aborted orders are not compensated, the oldest for {duration(age)}.",
             "Their payment is not voided or their stock is not released yet. order-service repeats the abort.",
             "Look at the orders to see what they wait for.",
             now.time_of(now.now - age),
@@ -300,44 +232,10 @@ def _orders(now: Snapshot) -> Iterator[Problem]:
         yield Problem(
             "warning",
             "refused-records",
-            f"Kafka has refused {_number(work.refused)} records. They are kept in the table refused_records.",
+            f"Kafka has refused {number(work.refused)} records. They are kept in the table refused_records.",
             "Their orders may not settle until the records are published.",
             "Fix the topic's setting, then run: orderstream refused redrive",
             now.time_of(now.now - (work.refused.oldest_seconds or 0)),
-        )
-
-
-def _partitions(now: Snapshot) -> Iterator[Problem]:
-    sample = now.kafka.value
-    if sample is None or sample.problem is None or _is_silent(now.kafka, now):
-        return
-    since = max(sample.measured_at, now.started_at)
-    if now.now - since > PARTITIONS_LATE_SECONDS:
-        yield Problem(
-            "warning",
-            "kafka",
-            f"Kafka answers, but not for all partitions since {_said(now, since)} ({sample.problem}).",
-            "Orders in those partitions wait. The offsets and the lag on this page are old.",
-            "If a broker is down, start it again. Otherwise look at the leaders of the partitions.",
-            now.time_of(since),
-            "/topics",
-        )
-
-
-def _missing_topics(now: Snapshot) -> Iterator[Problem]:
-    sample = now.kafka.value
-    if sample is None or sample.problem is not None or _is_silent(now.kafka, now):
-        return
-    known = {topic for topic, _ in sample.ends}
-    missing = [topic for topic in OUR_TOPICS if topic not in known]
-    if missing and now.now - now.started_at > PARTITIONS_LATE_SECONDS:
-        yield Problem(
-            "error",
-            "kafka",
-            f"{len(missing)} of {len(OUR_TOPICS)} topics do not exist in Kafka, the first is {missing[0]}.",
-            "Orders are accepted. Their events wait until the topics exist.",
-            "Create the topics with this command: orderstream topics",
-            link="/topics",
         )
 
 
@@ -367,7 +265,7 @@ def _own_data(now: Snapshot) -> Iterator[Problem]:
         yield Problem(
             "warning",
             "console",
-            f"The console has no new figures of the services for {_age(age or now.now - now.started_at)}{why}.",
+            f"The console has no new figures of the services for {duration(age or now.now - now.started_at)}{why}.",
             "Orders are not affected. This page may show an old state of the services.",
             "Read the log of the console. If its processes are named by CONSOLE_INSTANCES, check the names.",
         )
@@ -383,52 +281,28 @@ def _own_data(now: Snapshot) -> Iterator[Problem]:
 
 _RULES: tuple[Callable[[Snapshot], Iterator[Problem]], ...] = (
     *(
-        _kafka,
-        _postgres,
-        _valkey,
+        kafka_silent,
+        postgres_silent,
+        valkey_silent,
         _services,
         _relay,
         _lag,
         _provider,
         _orders,
-        _partitions,
-        _missing_topics,
+        partitions_without_leader,
+        missing_topics,
         _letters,
         _own_data,
     ),
 )
 
 
-def _silence(now: Snapshot, reading: Reading[Any], name: str, since: float) -> str:
-    if reading.answered_at is None:
-        return f"{name} has not answered since the console started at {_said(now, since)}."
-    return f"{name} has not answered since {_said(now, since)}."
-
-
-def _again(now: Snapshot, reading: Reading[Any], name: str, effect: str) -> Iterator[Problem]:
-    at = reading.recovered_at
-    if at is None or now.now - at > RECOVERED_SECONDS or reading.silence_seconds < SILENCE_MIN_SECONDS:
-        return
-    text = f"{name} answers again since {_said(now, at)}. It was silent for {_age(reading.silence_seconds)}."
-    yield Problem("notice", name.lower(), text, effect, "Nothing is to be done.", now.time_of(at))
-
-
-def _start(server: str, now: Snapshot) -> str:
-    if now.local:
-        return f"The local stack restarts {server} by itself."
-    return f"Start {server} again, or find out why it does not answer."
-
-
 def _restart(now: Snapshot, service: str) -> str:
     return f"The local stack restarts {service} by itself." if now.local else f"Start {service} again."
 
 
-def _is_silent(reading: Reading[Any], now: Snapshot) -> bool:
-    return reading.silent_from(now.now) is not None
-
-
 def _waits_for_a_server(now: Snapshot) -> bool:
-    return _is_silent(now.kafka, now) or _is_silent(now.postgres, now)
+    return is_silent(now.kafka, now) or is_silent(now.postgres, now)
 
 
 def _has_none(now: Snapshot, service: str) -> bool:
@@ -444,31 +318,3 @@ def _processes(now: Snapshot) -> str | None:
 def _names(instances: list[Instance]) -> str:
     names = [instance.target.name for instance in instances]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _said(now: Snapshot, monotonic: float) -> str:
-    """Return a time of day, with its date if that is not today."""
-    at = now.time_of(monotonic)
-    return at.strftime("%H:%M:%S" if at.date() == now.at.date() else "%Y-%m-%d %H:%M")
-
-
-def _counted(backlog: Backlog | None, what: str) -> str:
-    """Return for example `: 12 events, the oldest for 3 s`, or nothing."""
-    if backlog is None or backlog.oldest_seconds is None:
-        return ""
-    return f": {_number(backlog)} {what}, the oldest for {_age(backlog.oldest_seconds)}"
-
-
-def _number(backlog: Backlog) -> str:
-    return _limited(backlog.number)
-
-
-def _limited(number: int) -> str:
-    return f"{COUNTED_MAX:,} or more" if number >= COUNTED_MAX else f"{number:,}"
-
-
-def _age(seconds: float) -> str:
-    whole = int(max(0.0, seconds))
-    if whole < 120:
-        return f"{whole} s"
-    return f"{whole // 60} min" if whole < 7_200 else f"{whole // 3_600} h"

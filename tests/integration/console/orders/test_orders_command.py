@@ -117,8 +117,8 @@ def test_the_story_of_an_order_is_shown(environment: dict[str, str], ids: list[s
         ("list -n 0", "-n"),
         ("show 12", "ID"),
         ("cancel 12 --reason x", "ID"),
-        (f"cancel {new_order_id(0)}", "--reason"),
-        (f"nudge {new_order_id(0)} --reason {'x' * 501}", "--reason"),
+        ("cancel 00000000-0000-7065-a63c-b62a536ed392", "--reason"),
+        (f"nudge 00000000-0000-7065-a63c-b62a536ed392 --reason {'x' * 501}", "--reason"),
     ],
 )
 def test_a_wrong_argument_is_named(environment: dict[str, str], words: str, names: str) -> None:

@@ -107,7 +107,7 @@ def test_a_settled_order_tells_its_whole_story(
     assert told["limits"]["sentences"] == []
 
 
-@pytest.mark.parametrize("order_id", [str(uuid4()), "not-an-id", "1", "%3Cscript%3E"])
+@pytest.mark.parametrize("order_id", ["519f1068-291e-4b33-bf76-901fe5f20924", "not-an-id", "1", "%3Cscript%3E"])
 def test_an_unknown_or_malformed_id_is_404(console: RunningConsole, order_id: str) -> None:
     for path in (f"/api/orders/{order_id}", f"/orders/{order_id}"):
         assert console.client.get(path).status_code == 404

@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from orderstream.audit.under_way import Backlog
 from orderstream.console.flow.answers import flow
-from orderstream.console.flow.problems import Problem, Severity, all_is_well, problems
+from orderstream.console.flow.problem import Problem, Severity
+from orderstream.console.flow.problems import all_is_well, problems
 from orderstream.console.flow.processes_reader import ProcessesSample
 from orderstream.console.flow.snapshot import Snapshot, lag_of, letters_of
 from orderstream.console.flow.source import Reading
