@@ -96,7 +96,9 @@ def test_another_content_coding_is_refused(receiving: Receiving, coding: str) ->
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"no gzip", gzip.compress(BODY)[:-9], gzip.compress(BODY) + b"x", gzip.compress(BODY) * 2]
+    "body",
+    [b"", b"no gzip", gzip.compress(BODY)[:-9], gzip.compress(BODY) + b"x", gzip.compress(BODY) * 2],
+    ids=["empty", "other", "cut", "more bytes", "two streams"],
 )
 def test_a_body_that_is_not_one_gzip_stream_is_refused(receiving: Receiving, body: bytes) -> None:
     assert problem(receiving.post(body, content_encoding="gzip")) == (400, "malformed-spans")
