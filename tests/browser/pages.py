@@ -23,7 +23,8 @@ def _sku(_stack: ConsoleStack) -> str:
 
 
 def _trace(stack: ConsoleStack) -> str:
-    query = f"/traces?orderId={stack.orders['CONFIRMED']}"
+    # The console keeps traces in memory. A test before this one may have restarted it.
+    query = f"/traces?orderId={stack.place()}"
     traces = wait_until(lambda: stack.api(query)["traces"], 60, "the console has the trace of an order")
     return f"/traces/{traces[0]['traceId']}"
 
