@@ -169,6 +169,9 @@ class JobRunner:
                 sent.append(letter.action_id)
             except ValueError as error:
                 results.append((letter.action_id, "refused", str(error)))
+        # Stored before the others are in doubt: if this runner dies, the next one goes on behind the letters in doubt.
+        self._settle(job, results)
+        results = []
         self._begin_sending(job, sent)
         try:
             if self._publisher is None:
