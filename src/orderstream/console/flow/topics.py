@@ -118,8 +118,9 @@ class Topics:
     def partitions(self, name: str) -> tuple[PartitionAnswer, ...] | None:
         """Return the partitions of a topic, or None if there is no such topic. Raises the same errors as `names`."""
         deadline = time.monotonic() + ANSWER_SECONDS
-        client, reader = self._clients()
-        found = client.list_topics(name, timeout=ANSWER_SECONDS).topics.get(name)
+        reader = self._clients()[1]
+        # The consumer asks without creating the topic. By the AdminClient's request, a broker may create it.
+        found = reader.list_topics(name, timeout=ANSWER_SECONDS).topics.get(name)
         if found is None or found.error is not None or not found.partitions:
             return None
         keys = [(name, number) for number in sorted(found.partitions)]
