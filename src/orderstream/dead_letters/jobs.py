@@ -6,13 +6,13 @@ A letter is queued by one job at a time. A `JobRunner` works on the queue.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from orderstream.dead_letters import index
-from orderstream.dead_letters.index import Filter, Letter, Place
+from orderstream.dead_letters.index import Filter, Letter, Number, Place
 from orderstream.dead_letters.redrive import SOURCES
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.sql import load
@@ -57,9 +57,9 @@ class Selection(Struct, frozen=True, rename="camel", omit_defaults=True):
 class Confirm(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """What an operator has seen and confirms: the count, its time, and the newest id that was counted."""
 
-    count: int
-    counted_at: datetime
-    bound: int
+    count: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    counted_at: Annotated[datetime, Meta(tz=True)]
+    bound: Number
 
 
 class Skipped(Struct, frozen=True, rename="camel"):
