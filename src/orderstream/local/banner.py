@@ -30,7 +30,7 @@ This is the demo: it places {rate:g} orders a second and pays at a bank that can
 
   Overview    the saga at work: what happens now, and what is wrong
   Orders      open an order: every decision and event on one time axis
-  Play        what came of the orders. Break something with one click
+  Play        how the orders ended. Break something with one click
   Promises    run the audit: no order was lost or charged twice
 
 docs/demo.md leads you through it in five minutes. In another shell, name the state of the demo before a command:

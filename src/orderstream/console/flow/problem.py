@@ -42,8 +42,8 @@ def answers_again(now: Snapshot, reading: Reading[Any], name: str, effect: str) 
     at = reading.recovered_at
     if at is None or now.now - at > RECOVERED_SECONDS or reading.silence_seconds < SILENCE_MIN_SECONDS:
         return
-    text = f"{name} answers again since {said(now, at)}. It was silent for {duration(reading.silence_seconds)}."
-    yield Problem("notice", name.lower(), text, effect, "Nothing is to be done.", now.time_of(at))
+    text = f"{name} has answered again since {said(now, at)}. It was silent for {duration(reading.silence_seconds)}."
+    yield Problem("notice", name.lower(), text, effect, "You do not need to do anything.", now.time_of(at))
 
 
 def start_advice(server: str, now: Snapshot) -> str:

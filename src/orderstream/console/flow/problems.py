@@ -117,8 +117,8 @@ def _restarts(now: Snapshot, service: str, instances: list[Instance]) -> Iterato
         f"{service} has restarted {len(times)} times in the last 5 minutes."
         if many
         else f"{service} has restarted at {said(now, times[0])}.",
-        "No order is lost: what was under way is done again.",
-        f"Read the log of {service} to see why." if many else "Nothing is to be done.",
+        "No order is lost: the service repeats the work that it had not finished.",
+        f"Read the log of {service} to see why." if many else "You do not need to do anything.",
         now.time_of(times[0]),
         _processes(now),
     )
@@ -168,9 +168,9 @@ def _lag(now: Snapshot) -> Iterator[Problem]:
             yield Problem(
                 "notice",
                 group,
-                f"{group} catches up: {lag:,} records wait for it, and it needs about {duration(lag / -slope)}.",
+                f"{group} is catching up: {lag:,} records wait for it, and it needs about {duration(lag / -slope)}.",
                 "Orders take longer until then.",
-                "Nothing is to be done.",
+                "You do not need to do anything.",
                 link=f"/topics#{group}",
             )
 
@@ -185,7 +185,7 @@ def _provider(now: Snapshot) -> Iterator[Problem]:
         yield Problem(
             "error",
             "provider",
-            f"The payment provider is down since {said(now, since)} (breaker {provider.breaker_name}).",
+            f"The payment provider has been down since {said(now, since)} (breaker {provider.breaker_name}).",
             f"Orders are accepted and wait for their payment{f' ({limited(waiting)} of them)' if waiting else ''}."
             " No attempt is counted against them.",
             "Ask the provider. When it answers again, payment-worker goes on by itself.",

@@ -145,7 +145,7 @@ def _pending(stored: Stored, payment: PaymentRow, rules: Rules, live: Live) -> W
             f" {_plural(rules.payment_attempts_max, 'attempt')}. If the next attempt has no answer either, "
         )
     else:
-        what = "The first call to the payment provider has no recorded answer yet. If none comes in time, "
+        what = "The first call to the payment provider has no recorded answer yet. If no answer comes in time, "
     waiting = WaitingFor(
         kind="payment_retry" if payment.attempts else "payment_call",
         sentence=what + then,

@@ -112,7 +112,7 @@ async def start(console: Console, actor: str, body: StartPlay) -> PlayAction:
         plan = Plan(body.rate, body.seconds, mix)
         return PlayAction(await console.part(Desk).start(plan, actor, body.reason))
     except StockError as error:
-        raise Problem(409, "stock-refused", "The stock cannot be changed so", f"{error}") from error
+        raise Problem(409, "stock-refused", "The stock was not changed", f"{error}") from error
 
 
 async def stop(console: Console, actor: str) -> PlayAction:
@@ -153,7 +153,7 @@ def restock(console: Console, actor: str, reason: str) -> Restocked:
         with console.stores.acting() as connection:
             return Restocked(fill_up(connection, actor, reason or "restock", FULL_UNITS))
     except StockError as error:
-        raise Problem(409, "stock-refused", "The stock cannot be changed so", f"{error}") from error
+        raise Problem(409, "stock-refused", "The stock was not changed", f"{error}") from error
 
 
 def operations(console: Console) -> list[Operation]:

@@ -53,7 +53,7 @@ SCENARIOS = (
     Scenario(
         "The cache is gone",
         "Kill valkey.",
-        "Nothing but `X-Cache: BYPASS` on reads. Orders go on as before.",
+        "Only the reads change: they have `X-Cache: BYPASS`. Orders go on as before.",
         "P11",
         act="kill",
         process="valkey",

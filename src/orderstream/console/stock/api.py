@@ -104,7 +104,7 @@ def changed(console: Console, change: Callable[[Connection], StockChange]) -> St
         except ChangedError as error:
             raise Problem(409, "stock-changed", "The stock has changed", f"{error}. Nothing was changed.") from error
         except StockError as error:
-            raise Problem(409, "stock-refused", "The stock cannot be changed so", f"{error}") from error
+            raise Problem(409, "stock-refused", "The stock was not changed", f"{error}") from error
 
 
 def operations(console: Console) -> list[Operation]:

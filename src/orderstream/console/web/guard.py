@@ -145,7 +145,7 @@ class Guard:
         if visitor is None and method in _SAFE and _comes_from_elsewhere(headers):
             raise Problem(401, ELSEWHERE, "Opening the console", "A link of another site led here.")
         if visitor is None:
-            raise _unauthorized("Send the operator's token, or open the console by the address that it printed.")
+            raise _unauthorized("Send the operator's token, or open the address that `orderstream up` printed.")
         if method not in _SAFE and path not in _OWN_SESSION and not visitor.may_act:
             detail = "This token may only read."
             raise Problem(403, "read-only", "Not allowed", detail)

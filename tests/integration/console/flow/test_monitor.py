@@ -85,7 +85,7 @@ def test_a_server_that_hangs_is_reported_and_delays_nothing_else(
             return silent["ageSeconds"] > 4 and all(source["ageSeconds"] < 4 for source in sources.values())
 
         wait_until(others, LIMIT_SECONDS, "the other figures stay new")
-    wait_for(console, f"{title} answers again since ")
+    wait_for(console, f"{title} has answered again since ")
     wait_until_well(console)
 
 
@@ -104,7 +104,7 @@ def test_kafka_is_killed_while_the_console_asks_for_groups_and_comes_back(
         assert "show what was known last" in console.page("/topics")
     finally:
         servers.kafka.start()
-    wait_for(console, "Kafka answers again since ")
+    wait_for(console, "Kafka has answered again since ")
     wait_until(lambda: console.get("/api/groups")["problem"] is None, LIMIT_SECONDS, "the groups are known again")
 
 

@@ -89,9 +89,9 @@ CASES: dict[str, tuple[Snapshot, Severity, str, str, str]] = {
     "Kafka is back": (
         well(kafka=answered(kafka(), recovered_at=NOW - 20, silence_seconds=63.0)),
         "notice",
-        "Kafka answers again since 10:32:17. It was silent for 63 s.",
+        "Kafka has answered again since 10:32:17. It was silent for 63 s.",
         "The orders that waited settle now.",
-        "Nothing is to be done.",
+        "You do not need to do anything.",
     ),
     "Postgres is silent": (
         well(postgres=silent(postgres(outbox=Backlog(500, 60.0)))),
@@ -167,7 +167,7 @@ CASES: dict[str, tuple[Snapshot, Severity, str, str, str]] = {
         "notice",
         "order-service has restarted at 10:31:37.",
         "No order is lost",
-        "Nothing is to be done.",
+        "You do not need to do anything.",
     ),
     "the relay is behind": (
         well(postgres=answered(postgres(outbox=Backlog(310, 42.0)))),
@@ -186,9 +186,9 @@ CASES: dict[str, tuple[Snapshot, Severity, str, str, str]] = {
     "a group catches up": (
         well(kafka=answered(kafka(400, "order-service")), history={lag_of("order-service"): SHRINKING}),
         "notice",
-        "order-service catches up: 400 records wait for it, and it needs about 2 s.",
+        "order-service is catching up: 400 records wait for it, and it needs about 2 s.",
         "Orders take longer until then.",
-        "Nothing is to be done.",
+        "You do not need to do anything.",
     ),
     "the provider is down": (
         well(
@@ -197,7 +197,7 @@ CASES: dict[str, tuple[Snapshot, Severity, str, str, str]] = {
             history={lag_of("payment-worker"): GROWING},
         ),
         "error",
-        "The payment provider is down since 10:25:32 (breaker open).",
+        "The payment provider has been down since 10:25:32 (breaker open).",
         "Orders are accepted and wait for their payment.",
         "Ask the provider.",
     ),
