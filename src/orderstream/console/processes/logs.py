@@ -89,7 +89,8 @@ def log_part(
 def _matches(line: LogLine, whole: str, level: Level | None, text: str) -> bool:
     if level is not None and _ORDER[line.level] < _ORDER[level]:
         return False
-    return not text or text.casefold() in whole.casefold()
+    # A search in what is masked would tell a reader, by trying texts, what is behind the mask.
+    return not text or text.casefold() in masked(whole).casefold()
 
 
 def _line(offset: int, text: str) -> LogLine:
