@@ -222,7 +222,9 @@ def _orders(now: Snapshot) -> Iterator[Problem]:
         yield Problem(
             "warning",
             "orders",
-            f"{number(work.uncompensated)} aborted orders are not compensated, the oldest for {duration(age)}.",
+            f"An aborted order has not been compensated for {duration(age)}."
+            if work.uncompensated.number == 1
+            else f"{number(work.uncompensated)} aborted orders are not compensated, the oldest for {duration(age)}.",
             "Their payment is not voided or their stock is not released yet. order-service repeats the abort.",
             "Look at the orders to see what they wait for.",
             now.time_of(now.now - age),
@@ -232,7 +234,8 @@ def _orders(now: Snapshot) -> Iterator[Problem]:
         yield Problem(
             "warning",
             "refused-records",
-            f"Kafka has refused {number(work.refused)} records. They are kept in the table refused_records.",
+            f"Kafka has refused {number(work.refused)} record{'s' if work.refused.number > 1 else ''}."
+            " The table refused_records keeps every refused record.",
             "Their orders may not settle until the records are published.",
             "Fix the topic's setting, then run: orderstream refused redrive",
             now.time_of(now.now - (work.refused.oldest_seconds or 0)),
