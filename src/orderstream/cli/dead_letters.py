@@ -135,7 +135,7 @@ def _show_json(service: str, partition: int, offset: int) -> None:
     with _index() as (settings, connection):
         row = index.letter_of(connection, place)
         history = index.history(connection, row.id) if row else ()
-        found = view(settings, place, row, history, None)
+        found = view(settings, place, row, history, None, is_kafka_silent=False)
     if found is None:
         raise click.ClickException("there is no such dead letter")
     _print_json(found)

@@ -27,7 +27,7 @@ class Stores:
     def __init__(self, settings: Settings) -> None:
         url = settings.console_postgres_url or settings.postgres_url
         self._reading = _pool(url, "console: reads", READING_MAX, _only_read, _Reading)
-        self._acting = _pool(url, "console: actions", ACTING_MAX, _prepare)
+        self._acting = _pool(url, "console: actions", ACTING_MAX, _prepare, _Acting)
 
     def __enter__(self) -> Self:
         self._reading.open()
@@ -57,8 +57,14 @@ class _Reading(LimitedConnection):
     answer_limit_seconds = READ_SECONDS + 1
 
 
+class _Acting(LimitedConnection):
+    """A session of an action. The longest statement, which queues a large job, has 60 s."""
+
+    answer_limit_seconds = 65.0
+
+
 def _pool(
-    url: str, name: str, most: int, configure: Callable[[Connection], None], kind: type[Connection] = psycopg.Connection
+    url: str, name: str, most: int, configure: Callable[[Connection], None], kind: type[Connection]
 ) -> ConnectionPool[Connection]:
     return ConnectionPool(
         "",

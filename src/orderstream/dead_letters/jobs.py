@@ -79,7 +79,7 @@ class Skipped(Struct, frozen=True, rename="camel"):
 
 
 class Count(Struct, frozen=True, rename="camel"):
-    """The result of a dry run. `more` says that a further job is needed for the rest."""
+    """The result of a dry run. `more` says that letters may be left: a further job, or a filter by time, finds them."""
 
     count: int
     counted_at: datetime
@@ -160,11 +160,12 @@ def count(connection: Connection, kind: Kind, selection: Selection) -> Count:
     skipped = Skipped(**{names[name]: number for name, number in found.items()}, missing=missing)
     shown = values if selection.again else values | {"state": "open"}
     sample = connection.execute(index.SQL["letters"], shown | {"limit": SAMPLE_LETTERS}).fetchall()
+    stopped = connection.execute(index.SQL["passed_scan"], values).fetchone() is not None
     return Count(
         min(total, JOB_LETTERS_MAX),
         counted_at,
         bound,
-        total > JOB_LETTERS_MAX,
+        total > JOB_LETTERS_MAX or stopped,
         skipped,
         tuple(Letter(*row) for row in sample),
     )

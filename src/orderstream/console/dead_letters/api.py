@@ -172,7 +172,9 @@ class Handlers:
                 with self._console.stores.reading() as connection:
                     row = index.letter_of(connection, place)
                     past = index.history(connection, row.id) if row else ()
-            return view(self._console.settings, place, row, past, None if all_bytes else SHOWN_BYTES)
+            shown_bytes = None if all_bytes else SHOWN_BYTES
+            silent = self._console.flow.kafka_is_silent()
+            return view(self._console.settings, place, row, past, shown_bytes, is_kafka_silent=silent)
 
         found = await self._console.work(read)
         if found is None:

@@ -66,12 +66,21 @@ class LetterView(Struct, frozen=True, rename="camel"):
 
 
 def view(
-    settings: Settings, place: Place, row: Letter | None, history: tuple[Past, ...], shown_bytes: int | None
+    settings: Settings,
+    place: Place,
+    row: Letter | None,
+    history: tuple[Past, ...],
+    shown_bytes: int | None,
+    *,
+    is_kafka_silent: bool,
 ) -> LetterView | None:
-    """Return a letter with its row in the index; None if neither the index nor Kafka has it."""
+    """Return a letter with its row in the index; None if neither the index nor Kafka has it.
+
+    If Kafka is silent, its bytes are left out at once: a wait would hold a thread that other pages need.
+    """
     if not is_possible(place):
         return None
-    found, problem = _from_kafka(settings, place)
+    found, problem = (None, "Kafka does not answer.") if is_kafka_silent else _from_kafka(settings, place)
     if row is None and found is None and problem is None:
         return None
     entry = entry_of(found, "") if found is not None else None

@@ -215,11 +215,11 @@ def prepare(console: Console, plan: Plan, actor: str, reason: str) -> int:
     """
     parameters = {"rate": plan.rate, "seconds": plan.seconds, "mix": plan.mix}
     url = None if console.local is None else console.local.url("PAYMENT_SIMULATOR_URL")
-    if url is not None:
-        with contextlib.suppress(SimulatorError):
-            change_faults(url, {"declinedAmounts": [DECLINED_AMOUNT]})
     with console.stores.acting() as connection:
         action_id = begin_exclusive(connection, Action(KIND, "play desk", actor, reason, parameters))
+        if url is not None:
+            with contextlib.suppress(SimulatorError):
+                change_faults(url, {"declinedAmounts": [DECLINED_AMOUNT]})
         try:
             fill_up(connection, actor, "stock for the play desk")
         except Exception:
