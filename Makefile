@@ -54,7 +54,7 @@ down: ## stop everything that `up`, `compose-up` or `ob-up` started. The data st
 	@if [ -n "$$(docker compose ps -aq 2>/dev/null)" ]; then docker compose --profile console down; fi
 
 test: $(READY) ## run every test on real servers, with ports and data of their own
-	@$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: $(READY) ## run the linter and check types and layers
 	@$(BIN)/ruff check .

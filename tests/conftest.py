@@ -23,7 +23,6 @@ from tests.support.servers import Servers
 from tests.support.servers import servers as start_servers
 
 _COSTS = ("unit", "property", "integration", "browser", "e2e")
-_STACKS = ("browser", "e2e")
 _RUNS_AT_ONCE = 8
 
 for _name in Settings.model_fields:
@@ -31,12 +30,9 @@ for _name in Settings.model_fields:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run cheap tests first. `make test` runs the tests of whole stacks, which mostly wait, beside all others."""
+    """Run cheap tests first."""
     tests = Path(__file__).parent
     items.sort(key=lambda item: _COSTS.index(item.path.relative_to(tests).parts[0]))
-    for item in items:
-        is_stack = item.path.relative_to(tests).parts[0] in _STACKS
-        item.add_marker(pytest.mark.xdist_group("stacks" if is_stack else "parts"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

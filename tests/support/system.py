@@ -103,6 +103,7 @@ class System:
     def __init__(self, state_dir: Path, executable: list[str] | None = None) -> None:
         self.state = StateDir(state_dir)
         self.port = free_port()
+        self.console_port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         self._executable = executable or [str(EXECUTABLE)]
         self._ups: list[Up] = []
@@ -117,6 +118,7 @@ class System:
             **inherited,
             "ORDERSTREAM_STATE": str(self.state.root),
             "PORT": str(self.port),
+            "CONSOLE_PORT": str(self.console_port),
             "REPLICAS_CONSOLE": "0",
             **settings,
         }

@@ -7,6 +7,7 @@ from orderstream.payment_simulator.faults import Faults, changed
 from tests.load.soak.provider_faults import FAULTS, NONE
 
 NOT_IN_A_SOAK = {
+    "declinedAmounts": "only the play desk places orders with such amounts",
     "stuckKeys": "no order id is known before its first call",
     "keyLifetimeSeconds": "it is longer than a soak",
     "webhookUrl": "`up` sets it",

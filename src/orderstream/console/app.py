@@ -49,7 +49,7 @@ def run(settings: Settings, operator_token: str) -> int:
     """Serve until SIGTERM, then finish the requests in progress. Return the exit code."""
     logs.configure(SERVICE, settings)
     try:
-        listener = listen(settings.console_host, settings.console_port)
+        listener = listen(settings.console_host, settings.console_port, shared=False)
     except OSError as error:
         logs.get().error("cannot_listen", host=settings.console_host, port=settings.console_port, error=str(error))
         return EXIT_FAILED

@@ -92,13 +92,14 @@ class Server:
         return not self._forced
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the API's socket. Replicas can share the port. Raises OSError."""
+def listen(host: str, port: int, *, shared: bool = True) -> socket.socket:
+    """Open a listening socket. With `shared`, several processes can listen on the port. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError:
