@@ -111,19 +111,28 @@ class _Report:
             self._ended.set()
             thread.join()
 
+    def end(self) -> None:
+        """Look a last time whether the audit was cancelled. Raises StoppedError if it was."""
+        self._renew_once()
+        if self.why_stopped is not None:
+            raise StoppedError
+
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
-            try:
-                with self._console.stores.acting() as connection:
-                    cancelled_by = renew(connection, self._action_id, self._shown())
-            except LeaseLostError:
-                self.why_stopped = "the console did not report in time"
-                return
-            except psycopg.Error as error:
-                log.warning("audit_progress_not_recorded", action=self._action_id, error=str(error)[:500])
-                continue
-            if cancelled_by is not None:
-                self.why_stopped = f"cancelled by {cancelled_by}"
+            self._renew_once()
+
+    def _renew_once(self) -> None:
+        try:
+            with self._console.stores.acting() as connection:
+                cancelled_by = renew(connection, self._action_id, self._shown())
+        except LeaseLostError:
+            self.why_stopped = "the console did not report in time"
+            return
+        except psycopg.Error as error:
+            log.warning("audit_progress_not_recorded", action=self._action_id, error=str(error)[:500])
+            return
+        if cancelled_by is not None:
+            self.why_stopped = f"cancelled by {cancelled_by}"
 
     def _shown(self) -> dict[str, Any] | None:
         progress = self._progress
@@ -147,6 +156,7 @@ def _outcome(audit: Callable[[], Mapping[str, list[Breach]]], report: _Report) -
     began = time.monotonic()
     try:
         found = audit()
+        report.end()
     except StoppedError:
         return "cancelled", {"error": report.why_stopped}
     except (psycopg.Error, LedgerError) as error:
