@@ -214,7 +214,9 @@ class Handlers:
     async def change(self, kind: Kind, call: Call) -> ChangeAnswer | Answer:
         """POST /api/dead-letters/redrive and /discard."""
         wanted: Change = call.body
-        if (wanted.filter is None) == (wanted.letters is None):
+        given = (wanted.filter is not None) + (wanted.letters is not None)
+        # A dry run without both counts every letter. The real request must say that it means every letter.
+        if given > 1 or (given == 0 and not wanted.dry_run):
             detail = "Give either `filter` or `letters`. An empty filter matches every letter."
             raise Problem(400, "invalid-body", "The body is not valid", detail)
         selection = Selection(wanted.filter, wanted.letters, wanted.again)

@@ -46,7 +46,9 @@ def test_a_dry_run_is_needed_before_letters_are_redriven(letters: Letters, conso
     assert console.post(f"{API}/redrive", real | {"note": " "}, 400)["type"].endswith(":note-missing")
     less = dry["confirm"] | {"count": 2}
     assert console.post(f"{API}/redrive", real | {"confirm": less}, 409)["type"].endswith(":count-grew")
-    assert console.post(f"{API}/redrive", {"note": "neither"}, 400)["type"].endswith(":invalid-body")
+    neither = {"note": "neither", "dryRun": False}
+    assert console.post(f"{API}/redrive", neither, 400)["type"].endswith(":invalid-body")
+    assert console.post(f"{API}/redrive", {"dryRun": True})["dryRun"] is True
     assert console.reader.post(f"{API}/redrive", json=body).status_code == 403
     with Tap(letters.brokers, [letters.name(SOURCE)]) as tap:
         started = console.post(f"{API}/redrive", real, 202)["job"]
