@@ -1,0 +1,73 @@
+"""The virtual environment of a contestant, below `.orderstream/bench/peers`, from a file that pins every hash.
+
+The project's own environment never has the libraries of a contestant.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orderstream.local.processes.state import checkout
+
+INSTALL_SECONDS = 600.0
+"""An installation that takes longer is given up."""
+_COMPLETE = ".complete"
+
+
+class InstallError(Exception):
+    """A contestant cannot be installed. The message has the end of what the installer said."""
+
+
+def install(name: str, pinned: Sequence[Path], more: Callable[[Path], None] | None = None) -> Path:
+    """Return the virtual environment of the contestant `name`, and create it if it is missing or has other versions.
+
+    The first file of `pinned` is the requirements file. `more` installs what else belongs to it, in the folder of the
+    environment. The other files of `pinned` say what that is. An environment that is complete needs no network. One
+    that is not complete is removed and created again. Raises InstallError.
+    """
+    folder = checkout() / ".orderstream" / "bench" / "peers" / name
+    content = b"\0".join([sys.version.encode(), *(path.read_bytes() for path in pinned)])
+    wanted = hashlib.sha256(content).hexdigest()
+    complete = folder / _COMPLETE
+    if complete.is_file() and complete.read_text(encoding="ascii") == wanted:
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    uv = Path(sys.executable).with_name("uv")
+    run([uv, "venv", "--quiet", "--python", sys.executable, folder])
+    options = ["--quiet", "--system-certs", "--compile-bytecode", "--require-hashes"]
+    run([uv, "pip", "install", *options, "--python", program(folder), "-r", pinned[0]])
+    if more is not None:
+        more(folder)
+    complete.write_text(wanted, encoding="ascii")
+    return folder
+
+
+def program(folder: Path, name: str = "python") -> Path:
+    """Return the path of a program of the environment `folder`."""
+    return folder / "bin" / name
+
+
+def run(argv: Sequence[str | Path], cwd: Path | None = None) -> None:
+    """Run a command of an installation to its end. Raises InstallError if it fails or takes too long."""
+    command = [str(word) for word in argv]
+    try:
+        subprocess.run(
+            command,
+            check=True,
+            cwd=cwd,
+            env=dict(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=INSTALL_SECONDS,
+        )
+    except subprocess.CalledProcessError as error:
+        raise InstallError(f"{' '.join(command)} exited with {error.returncode}:\n{error.output[-2_000:]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise InstallError(f"{' '.join(command)} took longer than {INSTALL_SECONDS:.0f} s") from error
