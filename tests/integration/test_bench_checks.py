@@ -2,7 +2,7 @@
 
 from orderstream.postgres.connect import Connection
 from tests.load.bench import checks
-from tests.load.bench.load import Load
+from tests.load.bench.generator_job import Report
 
 USER, SKU = "bench-test", "BENCH-1"
 
@@ -21,8 +21,17 @@ def stocked(connection: Connection, available: int, reserved: int) -> None:
     connection.execute("INSERT INTO inventory VALUES (%s, %s, %s)", (SKU, available, reserved))
 
 
-def answers(accepted: int, unanswered: int = 0) -> Load:
-    return Load(accepted=accepted, refused=0, unanswered=unanswered, place={}, settle={}, cpu_seconds=0)
+def answers(accepted: int, unanswered: int = 0) -> Report:
+    return Report(
+        accepted=accepted,
+        refused=0,
+        unanswered=unanswered,
+        statuses={},
+        latency_ms=[],
+        late_ms=[],
+        seconds=0,
+        cpu_seconds=0,
+    )
 
 
 def test_orders_and_stock_that_agree_pass(connection: Connection) -> None:

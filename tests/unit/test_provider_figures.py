@@ -3,7 +3,7 @@
 import math
 
 from tests.load.bench.counters import Usage
-from tests.load.bench.open_loop import Report
+from tests.load.bench.generator_job import Report
 from tests.load.bench.provider_bench import Cost
 from tests.load.bench.provider_figures import Line, at_most, cost_table, exactly, figure_table, plain
 

@@ -2,7 +2,7 @@
 
 import psycopg
 
-from tests.load.bench.load import Load
+from tests.load.bench.generator_job import Report
 
 _ORDERS = """
 SELECT count(*), count(*) FILTER (WHERE status = 'CONFIRMED') FROM orders WHERE user_id = %s
@@ -16,10 +16,10 @@ FROM inventory AS stock WHERE sku = %s
 """
 
 
-def orders(connection: psycopg.Connection, user: str, load: Load) -> list[str]:
+def orders(connection: psycopg.Connection, user: str, report: Report) -> list[str]:
     """Compare the orders of `user` with the answers that the client got. Return a line for each problem."""
     rows, confirmed = _count(connection, user)
-    problems = existence(connection, user, load.accepted, load.unanswered)
+    problems = existence(connection, user, report.accepted, report.unanswered)
     if confirmed != rows:
         problems.append(f"{user}: {rows} orders exist, {confirmed} are CONFIRMED")
     return problems

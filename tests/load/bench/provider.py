@@ -28,10 +28,9 @@ from tests.load.bench.smoke import (
     COUNTED_MAX,
     SKU,
     STOCKED,
-    WARM_UP_CLIENTS,
     WARM_UP_SECONDS,
     await_settled,
-    place_orders,
+    place_saturated,
     saturate,
 )
 from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system, say
@@ -96,11 +95,11 @@ def _measure_in_process(*, quick: bool) -> list[str]:
         system.command("stock", "set", SKU, str(STOCKED))
         seconds = 5 if quick else WARM_UP_SECONDS
         say(f"Warming up for {seconds} s")
-        place_orders("saturated", system, "bench-warm-up", seconds, VUS=str(WARM_UP_CLIENTS))
+        place_saturated(system, "bench-warm-up", seconds)
         problems = await_settled(connection)
         say("Row in-process")
         saturated = saturate(system, connection)
-        problems += checks.orders(connection, "bench-saturated", saturated.load)
+        problems += checks.orders(connection, "bench-saturated", saturated.report)
         problems += checks.stock(connection, SKU, STOCKED)
     orders = max(1, saturated.settled)
     worker = saturated.used.cpu_seconds["payment-worker"] / orders * 1e6

@@ -10,10 +10,10 @@ import psycopg
 from msgspec import Struct
 
 from orderstream.payment_simulator.faults import Faults
-from tests.load.bench import checks, counters, open_load
+from tests.load.bench import checks, counters, load
 from tests.load.bench.counters import Usage
-from tests.load.bench.open_load import OpenLoad
-from tests.load.bench.open_loop import Report
+from tests.load.bench.generator_job import Report
+from tests.load.bench.load import Load
 from tests.load.bench.smoke import SKU, await_settled
 from tests.load.system import say
 from tests.support.simulators import Simulator
@@ -80,9 +80,10 @@ class ProviderBench:
         say(f"Placing {rate:g} orders/s of {user} for {seconds:g} s")
         began = time.monotonic()
         before = self._usage()
-        with open_load.orders(self.system.urls["BASE_URL"], user, SKU, rate, seconds) as load:
+        base_url = self.system.urls["BASE_URL"]
+        with load.paced(base_url, load.orders(base_url, user, [SKU]), rate, seconds) as generator:
             yield
-            report = load.ends()
+            report = generator.ends()
         self.problems += await_settled(self.connection, settle_limit_seconds)
         self.costs.append(Cost(user, report, self._usage().since(before), time.monotonic() - began))
         # A refused order may exist: the gateway answers 503 if it does not know the outcome of a commit.
@@ -94,9 +95,10 @@ class ProviderBench:
         with self.orders(user, rate, seconds):
             pass
 
-    def cancels(self, order_ids: Sequence[str], rate: float) -> OpenLoad:
+    def cancels(self, order_ids: Sequence[str], rate: float) -> Load:
         """Cancel orders at a fixed rate, in the background."""
-        return open_load.cancels(self.system.urls["BASE_URL"], order_ids, rate)
+        base_url = self.system.urls["BASE_URL"]
+        return load.paced(base_url, load.cancels(base_url, order_ids), rate, len(order_ids) / rate, expected=202)
 
     def settle_times(self, user: str, attempts_min: int = 0, attempts_max: int = _ATTEMPTS_MAX) -> SettleTimes:
         """Return the settle times of the orders of `user` whose payment took a number of attempts in this range."""

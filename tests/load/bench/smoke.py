@@ -19,14 +19,13 @@ from msgspec import Struct
 from orderstream.audit.under_way import under_way
 from tests.load.bench import checks, counters, load
 from tests.load.bench.counters import Usage
-from tests.load.bench.load import Load
+from tests.load.bench.generator_job import Report
 from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system, say
 from tests.support.system import System
 
 SKU = "BENCH-1"
 STOCKED = 10_000_000
 WARM_UP_SECONDS = 45
-WARM_UP_CLIENTS = 64
 PACED_RATE = 40
 PACED_SECONDS = 15
 SATURATED_SECONDS = 20
@@ -47,7 +46,7 @@ _SETTLED = (
 class Paced(Struct, frozen=True):
     """The figures of the paced phase. `settle_ms` has the percentiles 50, 95 and 99 of the settle time."""
 
-    load: Load
+    report: Report
     settle_ms: Sequence[float]
     used: Usage
 
@@ -55,7 +54,7 @@ class Paced(Struct, frozen=True):
 class Saturated(Struct, frozen=True):
     """The figures of the saturated phase. `seconds` passed from the first POST until all `settled` orders settled."""
 
-    load: Load
+    report: Report
     settled: int
     seconds: float
     used: Usage
@@ -71,7 +70,7 @@ def main(*, with_console: bool) -> int:
     ):
         system.command("stock", "set", SKU, str(STOCKED))
         say(f"Warming up for {WARM_UP_SECONDS} s")
-        warmed = place_orders("saturated", system, "bench-warm-up", WARM_UP_SECONDS, VUS=str(WARM_UP_CLIENTS))
+        warmed = place_saturated(system, "bench-warm-up", WARM_UP_SECONDS)
         problems = await_settled(connection)
         say(f"Placing orders with {CLIENTS} clients for {SATURATED_SECONDS} s")
         saturated = saturate(system, connection)
@@ -79,7 +78,7 @@ def main(*, with_console: bool) -> int:
         say(f"Placing {PACED_RATE} orders/s for {PACED_SECONDS} s")
         paced = _paced(system, connection)
         problems += await_settled(connection)
-        for user, seen in (("warm-up", warmed), ("paced", paced.load), ("saturated", saturated.load)):
+        for user, seen in (("warm-up", warmed), ("paced", paced.report), ("saturated", saturated.report)):
             problems += checks.orders(connection, f"bench-{user}", seen)
         problems += checks.stock(connection, SKU, STOCKED)
     print(_table(paced, saturated, problems))
@@ -93,29 +92,40 @@ def _watched(system: System) -> contextlib.AbstractContextManager[None]:
     return watching(system)
 
 
-def place_orders(phase: load.Phase, system: System, user: str, seconds: int, **variables: str) -> Load:
-    """Place orders of SKU for `user` with k6, and return what it counted."""
-    return load.run(phase, system.urls["BASE_URL"], seconds, USER=user, SKU=SKU, **variables)
+def place_paced(system: System, user: str, rate: float, seconds: float) -> Report:
+    """Place orders of SKU for `user` at a fixed rate, and return the report of the generator."""
+    base_url = system.urls["BASE_URL"]
+    with load.paced(base_url, load.orders(base_url, user, [SKU]), rate, seconds) as generator:
+        return generator.ends()
+
+
+def place_saturated(system: System, user: str, seconds: float) -> Report:
+    """Let all clients place orders of SKU for `user` as fast as they are answered, and return the report."""
+    base_url = system.urls["BASE_URL"]
+    with load.saturating(
+        base_url, load.orders(base_url, user, [SKU]), connections=CLIENTS, seconds=seconds
+    ) as generator:
+        return generator.ends()
 
 
 def _paced(system: System, connection: psycopg.Connection) -> Paced:
     before = counters.usage(list(system.children.values()), connection)
-    load_of_k6 = place_orders("paced", system, "bench-paced", PACED_SECONDS, RATE=str(PACED_RATE))
+    report = place_paced(system, "bench-paced", PACED_RATE, PACED_SECONDS)
     used = counters.usage(list(system.children.values()), connection).since(before)
     row = connection.execute(SETTLE_TIMES, ("bench-paced",)).fetchone()
-    return Paced(load_of_k6, row[0] if row and row[0] else (float("nan"),) * 3, used)
+    return Paced(report, row[0] if row and row[0] else (float("nan"),) * 3, used)
 
 
 def saturate(system: System, connection: psycopg.Connection) -> Saturated:
     """Let all clients place orders as fast as they are answered, and return the figures."""
     before = counters.usage(list(system.children.values()), connection)
-    load_of_k6 = place_orders("saturated", system, "bench-saturated", SATURATED_SECONDS, VUS=str(CLIENTS))
+    report = place_saturated(system, "bench-saturated", SATURATED_SECONDS)
     memory = counters.services_memory_mib(list(system.children.values()))
     await_settled(connection)
     used = counters.usage(list(system.children.values()), connection).since(before)
     row = connection.execute(_SETTLED, ("bench-saturated",)).fetchone()
     assert row is not None
-    return Saturated(load_of_k6, row[0], row[1] or 0.0, used, memory)
+    return Saturated(report, row[0], row[1] or 0.0, used, memory)
 
 
 def await_settled(connection: psycopg.Connection, limit_seconds: float = SETTLE_LIMIT_SECONDS) -> list[str]:
@@ -132,29 +142,26 @@ def await_settled(connection: psycopg.Connection, limit_seconds: float = SETTLE_
 
 def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
     orders = max(saturated.settled, 1)
-    used, seen = saturated.used, saturated.load
+    used, seen = saturated.used, saturated.report
     at_once = f"{CLIENTS} clients, {SATURATED_SECONDS} s"
     memory = "unknown" if saturated.memory_mib is None else f"{saturated.memory_mib:.0f} MiB"
     rows = [
         (f"settle time at {PACED_RATE}/s, in Postgres (p50 / p95 / p99)", in_words(paced.settle_ms)),
-        (
-            f"settle time at {PACED_RATE}/s, seen by a client that reads every 10 ms (p50 / p95 / p99)",
-            in_words(_percentiles(paced.load.settle)),
-        ),
-        (f"POST at {PACED_RATE}/s (p50 / p95 / p99)", in_words(_percentiles(paced.load.place))),
+        (f"POST at {PACED_RATE}/s (p50 / p95 / p99)", in_words(paced.report.latency_ms[:3])),
+        (f"client late at {PACED_RATE}/s (p50 / p95 / p99)", in_words(paced.report.late_ms[:3])),
         (
             f"settled orders/s ({at_once})",
             f"{saturated.settled / saturated.seconds:.0f}" if saturated.seconds else "none",
         ),
         ("accepted orders/s", f"{seen.accepted / SATURATED_SECONDS:.0f}"),
         ("refused / unanswered", f"{seen.refused} / {seen.unanswered}"),
-        (f"POST, {at_once} (p50 / p95 / p99)", in_words(_percentiles(seen.place))),
+        (f"POST, {at_once} (p50 / p95 / p99)", in_words(seen.latency_ms[:3])),
         ("memory of the five services (PSS)", memory),
         ("WAL per order", f"{used.wal_bytes / orders:.0f} bytes"),
         ("Postgres transactions per order", f"{used.transactions / orders:.3f}"),
         ("CPU per order, all processes", f"{sum(used.cpu_seconds.values()) / orders * 1e6:.0f} us"),
         *((f"CPU per order, {name}", f"{cpu / orders * 1e6:.0f} us") for name, cpu in sorted(used.cpu_seconds.items())),
-        ("CPU per order, k6", f"{seen.cpu_seconds / orders * 1e6:.0f} us"),
+        ("CPU per order, load generator", f"{seen.cpu_seconds / orders * 1e6:.0f} us"),
         (f"CPU used by anything else (at {PACED_RATE}/s / saturated)", f"{_others(paced)} / {_others(saturated)}"),
         ("check", "; ".join(problems) or f"passed: {saturated.settled} orders, every 201 CONFIRMED, stock agrees"),
     ]
@@ -163,12 +170,8 @@ def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
 
 def _others(phase: Paced | Saturated) -> str:
     """Return the share of the CPU that other programs used. If it is over a few percent, the figures are too low."""
-    ours = sum(phase.used.cpu_seconds.values()) + phase.load.cpu_seconds
+    ours = sum(phase.used.cpu_seconds.values()) + phase.report.cpu_seconds
     return f"{max(0.0, 1 - ours / phase.used.machine_seconds):.0%}"
-
-
-def _percentiles(trend: dict[str, float]) -> list[float]:
-    return [trend.get(name, float("nan")) for name in ("med", "p(95)", "p(99)")]
 
 
 def in_words(milliseconds: Sequence[float]) -> str:

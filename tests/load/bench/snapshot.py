@@ -17,7 +17,7 @@ from tests.load.bench.smoke import (
     STOCKED,
     await_settled,
     in_words,
-    place_orders,
+    place_paced,
 )
 from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system, say
 from tests.support.system import System
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def _place(system: System, user: str, seconds: int) -> None:
-    place_orders("paced", system, user, seconds, RATE=str(RATE))
+    place_paced(system, user, RATE, seconds)
 
 
 def _measure(system: System, connection: psycopg.Connection, user: str) -> tuple[Sequence[float], list[str]]:
