@@ -25,7 +25,7 @@ import msgspec
 from tests.load.bench.generator_job import ClosedJob, OpenJob, Report, percentiles
 
 PAUSE_SECONDS = 0.05
-"""In a closed loop, a connection waits so long after a refusal, and before it replaces a lost connection."""
+"""In a closed loop, a connection waits for this time after a refusal, and before it replaces a lost connection."""
 NUMBER = struct.Struct("<Q")
 """A number on stdin: first the size of the job, then each time the number of settled requests."""
 _STDIN = 0
@@ -168,7 +168,7 @@ class _Loop:
             raise ValueError(f"a request of {len(request)} bytes does not fit into the buffer of a socket")
 
     def _await(self, seconds: float) -> None:
-        """Wait until a socket is ready, at most so long, and handle what is ready.
+        """Wait until a socket is ready, at most `seconds`, and handle what is ready.
 
         epoll rounds the time up to milliseconds. So the last millisecond is left to select, which does not.
         """
@@ -389,7 +389,7 @@ def _main() -> None:
 
 
 def _read(size: int) -> bytes:
-    """Read so many bytes from stdin, without taking more of it."""
+    """Read `size` bytes from stdin, without taking more of it."""
     parts = []
     while size:
         part = os.read(_STDIN, size)

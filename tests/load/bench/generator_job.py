@@ -40,8 +40,8 @@ class OpenJob(Job, frozen=True, kw_only=True, tag="open"):
 class ClosedJob(Job, frozen=True, kw_only=True, tag="closed"):
     """Let `connections` send for `seconds`. Each sends its next request when the last one is answered.
 
-    If `in_flight_max` is given, the generator sends no further request while so many of its accepted or unanswered
-    requests are not settled. The process that started the generator must tell it how many are settled.
+    If `in_flight_max` is given, at most that many of the accepted and unanswered requests are not settled: the
+    generator sends no further request before others settle. The process that started it must tell how many are settled.
     """
 
     seconds: float

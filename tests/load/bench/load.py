@@ -81,7 +81,7 @@ def saturating(
     expected: int = 201,
     in_flight_max: int | None = None,
 ) -> Load:
-    """Send requests over so many connections, as fast as they are answered, for some time."""
+    """Send requests over a number of connections, as fast as they are answered, for some time."""
     host, port = _target(base_url)
     return Load(
         ClosedJob(
