@@ -6,6 +6,7 @@ The provider is the payment simulator. Its ledger says what was charged. KILLS=2
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 
 from orderstream.audit.under_way import under_way
+from orderstream.payment_worker.breaker import OPEN_MAX_SECONDS, PROBES_MAX
 from tests.e2e.disturbed import ORDER
 from tests.e2e.services import Services, services
 from tests.support.databases import Databases
@@ -145,27 +147,36 @@ def test_the_provider_charges_once_although_payment_worker_is_killed_with_calls_
 
 
 PENDING = "SELECT count(*) FROM payments WHERE state = 'PENDING'"
-PROBED_MAX = 40
-"""Rows that the calls before the breaker opened, and its probes, may leave behind."""
+FIRST = 20
+"""Orders whose calls open the breaker."""
+SHORT_OPENINGS = 3
+"""Openings before their time has doubled to its limit."""
 WAITING = 300
 
 
 def test_while_the_provider_is_down_new_orders_wait_in_kafka_and_none_fails(payments: Payments) -> None:
     payments.simulator.change_faults(down=True)
-    payments.place(20)
+    since = time.monotonic()
+    payments.place(FIRST)
     wait_until(lambda: "down since" in payments.status("payment provider"), 30, "the status says that it is down")
     assert payments.figure("orderstream_provider_breaker_open") > 0
     assert payments.figure("orderstream_provider_down_seconds") > 0
 
     payments.place(WAITING)
     wait_until(lambda: payments.figure("orderstream_paused_partitions") > 0, 30, "partitions are paused")
-    wait_until(lambda: _lag_of_created(payments) >= WAITING - PROBED_MAX, 30, "the orders wait as lag")
-    assert payments.count(PENDING) <= PROBED_MAX, "few orders wait as rows"
+    wait_until(lambda: _lag_of_created(payments) >= WAITING - _called_at_most(since), 30, "the orders wait as lag")
+    assert payments.count(PENDING) <= _called_at_most(since), "few orders wait as rows"
 
     payments.simulator.change_faults(down=False)
-    assert payments.settled() == {"CONFIRMED": 20 + WAITING}
+    assert payments.settled() == {"CONFIRMED": FIRST + WAITING}
     wait_until(lambda: payments.status("payment provider").startswith("payment provider     answers"), 30, "it is up")
     assert payments.figure("orderstream_provider_down_seconds") == 0
+
+
+def _called_at_most(since: float) -> float:
+    """Return how many orders may have rows: those that opened the breaker, and the probes after each opening."""
+    openings = SHORT_OPENINGS + (time.monotonic() - since) / (OPEN_MAX_SECONDS / 2)
+    return FIRST + PROBES_MAX * openings
 
 
 def _lag_of_created(payments: Payments) -> int:

@@ -74,13 +74,15 @@ class Server:
 class Servers:
     """The running servers and their addresses."""
 
-    def __init__(self, state: StateDir, registry: ProcessRegistry, chosen: dict[str, int]) -> None:
+    def __init__(
+        self, state: StateDir, registry: ProcessRegistry, chosen: dict[str, int], kind_of_kafka: type[Kafka]
+    ) -> None:
         context = InstallContext(state, registry, _ignore, threading.Event())
         home, known = server_home.choose(state, _ignore), passwords.read_or_make(state)
         self._passwords = known
         postgres_server = Postgres(chosen["postgres"], home, known)
         valkey_server = Valkey(chosen["valkey"], home, known.valkey)
-        kafka_server = Kafka(chosen["kafka"], chosen["kafka-controller"], home, shared_cache())
+        kafka_server = kind_of_kafka(chosen["kafka"], chosen["kafka-controller"], home, shared_cache())
         # Tests create databases and change settings of the server.
         self.postgres_url = postgres_server.superuser_url
         self.redis_url = valkey_server.url
@@ -110,7 +112,7 @@ class Servers:
 
 
 @contextlib.contextmanager
-def servers(state_dir: Path) -> Iterator[Servers]:
+def servers(state_dir: Path, kind_of_kafka: type[Kafka] = Kafka) -> Iterator[Servers]:
     """Start PostgreSQL, Valkey and Kafka with empty data under `state_dir`. Afterwards, stop them and remove the data.
 
     The logs stay in `state_dir`/logs. Processes that an earlier, killed run left behind in this directory are ended
@@ -127,7 +129,7 @@ def servers(state_dir: Path) -> Iterator[Servers]:
         pid = os.getpid()
         registry = ProcessRegistry(state, StateRecord(chosen, Run(pid, start_time(pid) or "")))
         try:
-            running = Servers(state, registry, chosen)
+            running = Servers(state, registry, chosen, kind_of_kafka)
             running._start()
             yield running
         finally:

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
+if TYPE_CHECKING:
+    import aiohttp
 
 CALL_SECONDS = 15.0
 ANSWER_MAX_BYTES = 64 * 1024
@@ -20,6 +21,8 @@ class Gateway:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Gateway":
+        import aiohttp  # noqa: PLC0415 - slow to load, and needed only while orders are placed
+
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._connections),
             timeout=aiohttp.ClientTimeout(total=CALL_SECONDS),
@@ -47,6 +50,8 @@ class Gateway:
         return (await self._post(f"/orders/{order_id}/cancel", None, {}))[0]
 
     async def _post(self, path: str, body: Any, headers: dict[str, str]) -> tuple[int | None, bytes]:
+        import aiohttp  # noqa: PLC0415 - as above
+
         assert self._session is not None
         with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
             async with self._session.post(

@@ -13,13 +13,15 @@ from msgspec import Struct
 
 from orderstream.console.actions.log import Action, recorded
 from orderstream.console.processes.usage import is_supervised
-from orderstream.local.processes.pids import is_stopped, signal_tree, start_time
+from orderstream.local.processes.pids import is_stopped, signal_tree, start_time, wait_until
 from orderstream.local.processes.state import ChildRecord, Run
 from orderstream.postgres.connect import Connection
 
 Act = Literal["restart", "kill", "pause", "resume"]
 WINDOW_SECONDS = 60.0
 """`up` gives up if a process dies more often than RESTARTS_PER_MINUTE within this time."""
+EFFECT_SECONDS = 1.0
+"""How long a pause and its end wait until the system shows their effect."""
 
 
 class ProcessError(Exception):
@@ -107,8 +109,10 @@ def send(record: ChildRecord, act: Act) -> None:
             signal_tree(record.pid, signal.SIGKILL)
         case "pause":
             signal_tree(record.pid, signal.SIGSTOP)
+            wait_until(lambda: is_stopped(record.pid), EFFECT_SECONDS)
         case "resume":
             signal_tree(record.pid, signal.SIGCONT)
+            wait_until(lambda: not is_stopped(record.pid), EFFECT_SECONDS)
         case "restart":
             signal_tree(record.pid, signal.SIGCONT)
             try:
