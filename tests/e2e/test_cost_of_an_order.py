@@ -14,7 +14,7 @@ import pytest
 from msgspec import Struct
 
 from orderstream.audit.under_way import under_way
-from tests.load.bench import open_load
+from tests.load.bench import load
 from tests.support.kafka_counts import LoggingKafka, requests
 from tests.support.postgres_counts import PostgresCounts, counted
 from tests.support.servers import Servers, servers
@@ -131,8 +131,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
 def _measure(meter: _Meter, base_url: str) -> Measured:
     def placed(rate: float, orders: int) -> Counts:
         before = meter.counts()
-        with open_load.orders(base_url, "u-cost", SKU, rate, orders / rate) as load:
-            assert load.ends().accepted == orders
+        with load.paced(base_url, load.orders(base_url, "u-cost", [SKU]), rate, orders / rate) as placing:
+            assert placing.ends().accepted == orders
         meter.settled()
         return meter.counts().since(before)
 
@@ -145,12 +145,17 @@ def _measure(meter: _Meter, base_url: str) -> Measured:
     return Measured(idle, placed(RATE, PACED), placed(FASTER_THAN_ANSWERED, BURST))
 
 
+def _above(limit: float, counts: Counter[str], per: float) -> dict[str, float]:
+    """Return the counts that exceed the limit, for each second or order."""
+    return {name: number / per for name, number in counts.items() if number / per > limit}
+
+
 def test_an_idle_system_asks_little(measured: Measured) -> None:
-    """No timer polls for work: an idle process asks PostgreSQL and Kafka a few times per second, and wakes up rarely."""
+    """No timer polls for work: an idle process asks PostgreSQL and Kafka a few times per second."""
     seconds = measured.idle.heartbeats / 2
-    assert {name: n / seconds for name, n in measured.idle.statements.items() if n / seconds > 100} == {}
-    assert {name: n / seconds for name, n in measured.idle.requests.items() if n / seconds > 15} == {}
-    assert {name: n / seconds for name, n in measured.idle.wake_ups.items() if n / seconds > 150} == {}
+    assert _above(100, measured.idle.statements, seconds) == {}
+    assert _above(15, measured.idle.requests, seconds) == {}
+    assert _above(150, measured.idle.wake_ups, seconds) == {}
 
 
 def test_an_order_at_40_per_second_costs_few_statements_and_requests(measured: Measured) -> None:
@@ -164,7 +169,7 @@ def test_an_order_at_40_per_second_costs_few_statements_and_requests(measured: M
 def test_many_orders_share_statements_and_requests(measured: Measured) -> None:
     """A statement for each order in any process would add 1 to its figure."""
     burst = measured.burst
-    assert {name: n / BURST for name, n in burst.statements.items() if n / BURST > 0.25} == {}
-    assert {name: n / BURST for name, n in burst.round_trips.items() if n / BURST > 0.25} == {}
-    assert {name: n / BURST for name, n in burst.requests.items() if n / BURST > 0.25} == {}
+    assert _above(0.25, burst.statements, BURST) == {}
+    assert _above(0.25, burst.round_trips, BURST) == {}
+    assert _above(0.25, burst.requests, BURST) == {}
     assert burst.wal_bytes / BURST < 3_600
