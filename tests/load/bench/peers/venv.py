@@ -8,8 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from orderstream.local.processes.state import checkout
 
@@ -52,15 +53,18 @@ def program(folder: Path, name: str = "python") -> Path:
     return folder / "bin" / name
 
 
-def run(argv: Sequence[str | Path], cwd: Path | None = None) -> None:
-    """Run a command of an installation to its end. Raises InstallError if it fails or takes too long."""
+def run(argv: Sequence[str | Path], cwd: Path | None = None, env: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Run a command of an installation to its end, with `env` added to the environment.
+
+    Raises InstallError if it fails or takes too long.
+    """
     command = [str(word) for word in argv]
     try:
         subprocess.run(
             command,
             check=True,
             cwd=cwd,
-            env=dict(os.environ),
+            env={**os.environ, **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
