@@ -8,7 +8,6 @@ from typing import TypeVar, TypeVarTuple
 import msgspec
 import psycopg
 from psycopg.rows import tuple_row
-from starlette.routing import Route, Router
 from starlette.types import Receive
 
 from orderstream.api_gateway.batcher import QueueFullError, TryAgainError
@@ -24,11 +23,13 @@ from orderstream.api_gateway.orders.waiters import Waiters, preferred_wait
 from orderstream.api_gateway.orders.writer import SQL, KeyReusedError, NewOrder, RefusedError, Stored, Writer
 from orderstream.api_gateway.schemas import OrderAccepted
 from orderstream.api_gateway.session import BUDGET_SECONDS, Session
+from orderstream.api_gateway.time_limit import TimeLimit
 from orderstream.http_server import problems
 from orderstream.http_server.conditions import entity_tag, read_condition
 from orderstream.http_server.endpoint import DisconnectedError, Endpoint, Handler, Request, Response
 from orderstream.http_server.problems import RETRY_AFTER_SECONDS, Problem, Violation
 from orderstream.http_server.request_body import BodyReader
+from orderstream.http_server.routes_by_path import RoutesByPath
 from orderstream.telemetry import metrics
 from orderstream.telemetry.tracing import RecordedSpan, TraceContext, Tracer
 
@@ -66,6 +67,7 @@ class OrderHandlers:
         self._key_owners = key_owners
         self._clock = clock
         self._bodies = BodyReader()
+        self._limit = TimeLimit(BUDGET_SECONDS)
         self._reads = {outcome: metrics.CACHE_READS.labels(outcome.lower()) for outcome in ("HIT", "MISS", "BYPASS")}
         metrics.QUEUED_ORDERS.set_function(lambda: len(writer))
 
@@ -95,7 +97,7 @@ class OrderHandlers:
         if self._outbox.is_exceeded():
             return await self._stored_before(order, problems.outbox_full())
         try:
-            async with asyncio.timeout(BUDGET_SECONDS):
+            with self._limit.call():
                 return await self._writer.store(order)
         except QueueFullError:
             return await self._stored_before(order, problems.queue_full())
@@ -106,7 +108,7 @@ class OrderHandlers:
         """Return the order that owns the key. Raises `refusal` if there is no such order, or KeyReusedError."""
         if order.key is None:
             raise refusal
-        owner = await _in_time("looked up by its key", self._key_owners.find, order.key.key)
+        owner = await self._in_time("looked up by its key", self._key_owners.find, order.key.key)
         if owner is None:
             raise refusal
         if owner.request_hash != order.key.request_hash:
@@ -150,7 +152,7 @@ class OrderHandlers:
         return Response(200 if document.settled else 202, [_JSON, *headers], document.body)
 
     async def _read(self, order_id: str, trace: TraceContext | None) -> tuple[OrderDocument, Outcome]:
-        document, outcome = await _in_time("read", self._reader.read, order_id, trace)
+        document, outcome = await self._in_time("read", self._reader.read, order_id, trace)
         if document is None:
             self._reads[outcome].inc()
             raise problems.not_found("order")
@@ -179,7 +181,7 @@ class OrderHandlers:
         try:
             condition = read_condition(request.headers)
             cancellation = Cancellation(order_id, request.span.context, condition)
-            cancelled = await _in_time("cancelled", self._canceller.cancel, cancellation)
+            cancelled = await self._in_time("cancelled", self._canceller.cancel, cancellation)
         except FailedError as error:
             raise problems.order_failed() from error
         except PreconditionFailedError as error:
@@ -190,6 +192,19 @@ class OrderHandlers:
         request.span.link(cancelled.placed_by)
         return Response(202, [_JSON, (b"etag", entity_tag(document.version)), _NO_CACHE], document.body)
 
+    async def _in_time(self, done: str, action: Callable[[*Given], Awaitable[Answer]], *given: *Given) -> Answer:
+        """Await `action(*given)` within the time budget.
+
+        Raises Problem 503, which says that the order was not `done`.
+        """
+        try:
+            with self._limit.call():
+                return await action(*given)
+        except QueueFullError as error:
+            raise problems.unavailable(f"Too many orders are waiting to be {done}.") from error
+        except (TimeoutError, TryAgainError) as error:
+            raise problems.unavailable(f"The order could not be {done} in time.") from error
+
 
 def _order_id(request: Request) -> str:
     """Return the order id in the path. Raises Problem 404 if the text is not a UUID."""
@@ -198,17 +213,6 @@ def _order_id(request: Request) -> str:
         raise problems.not_found("order")
     request.span.set({"order.id": order_id})
     return order_id
-
-
-async def _in_time(done: str, action: Callable[[*Given], Awaitable[Answer]], *given: *Given) -> Answer:
-    """Await `action(*given)` within the time budget. Raises Problem 503, which says that the order was not `done`."""
-    try:
-        async with asyncio.timeout(BUDGET_SECONDS):
-            return await action(*given)
-    except QueueFullError as error:
-        raise problems.unavailable(f"Too many orders are waiting to be {done}.") from error
-    except (TimeoutError, TryAgainError) as error:
-        raise problems.unavailable(f"The order could not be {done} in time.") from error
 
 
 async def _wait_for_disconnect(receive: Receive) -> bool:
@@ -263,21 +267,20 @@ def _conditional(handler: Handler) -> Handler:
     return handle
 
 
-def router(orders: OrderHandlers, health: Health, tracer: Tracer, *, with_metrics: bool = True) -> Router:
+def router(orders: OrderHandlers, health: Health, tracer: Tracer, *, with_metrics: bool = True) -> RoutesByPath:
     """Return the whole API as one ASGI application. `with_metrics` is whether it serves /metrics too."""
-    table: list[tuple[str, dict[str, Handler]]] = [
-        ("/orders", {"POST": orders.create}),
-        ("/orders/{order_id}", {"GET": orders.read}),
-        ("/orders/{order_id}/cancel", {"POST": orders.cancel}),
-        ("/livez", {"GET": _conditional(health.live)}),
-        ("/readyz", {"GET": _conditional(health.ready)}),
-        *([("/metrics", {"GET": _conditional(health.metrics)})] if with_metrics else []),
-        ("/openapi.json", {"GET": _conditional(openapi_json)}),
-        ("/docs", {"GET": _conditional(docs_page)}),
-        ("/docs/{asset}", {"GET": _conditional(docs_asset)}),
-    ]
-    return Router(
-        [Route(path, Endpoint(path, tracer, methods)) for path, methods in table],
-        redirect_slashes=False,
+    table: dict[str, dict[str, Handler]] = {
+        "/orders": {"POST": orders.create},
+        "/orders/{order_id}": {"GET": orders.read},
+        "/orders/{order_id}/cancel": {"POST": orders.cancel},
+        "/livez": {"GET": _conditional(health.live)},
+        "/readyz": {"GET": _conditional(health.ready)},
+        **({"/metrics": {"GET": _conditional(health.metrics)}} if with_metrics else {}),
+        "/openapi.json": {"GET": _conditional(openapi_json)},
+        "/docs": {"GET": _conditional(docs_page)},
+        "/docs/{asset}": {"GET": _conditional(docs_asset)},
+    }
+    return RoutesByPath(
+        {path: Endpoint(path, tracer, methods) for path, methods in table.items()},
         default=Endpoint("unknown", tracer, {}),
     )

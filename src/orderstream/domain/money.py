@@ -22,6 +22,8 @@ _DIGITS: dict[int, str] = {
     4: "CLF UYW",
 }
 MINOR_DIGITS: dict[str, int] = {code: digits for digits, codes in _DIGITS.items() for code in codes.split()}
+_UNITS: dict[str, Decimal] = {code: Decimal(1).scaleb(-digits) for code, digits in MINOR_DIGITS.items()}
+"""The smallest amount of each currency."""
 
 
 class MoneyError(ValueError):
@@ -50,12 +52,12 @@ def in_currency(amount: Decimal, currency: str) -> Decimal:
 
     Raises MoneyError if the amount, without trailing zeros, has more digits than the currency.
     """
-    digits = MINOR_DIGITS[currency]
-    exponent = amount.as_tuple().exponent
-    if exponent == -digits:
+    unit = _UNITS[currency]
+    if amount.same_quantum(unit):
         return amount
-    exact = amount.quantize(Decimal(1).scaleb(-digits))
+    exact = amount.quantize(unit)
     if exact != amount:
+        digits = MINOR_DIGITS[currency]
         raise MoneyError(f"must have at most {digits} digits after the point in {currency}; {_advice(amount, exact)}")
     return exact
 

@@ -4,8 +4,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from starlette.routing import Router
-
 from orderstream.api_gateway.orders.backpressure import OutboxLimit
 from orderstream.api_gateway.orders.canceller import Canceller
 from orderstream.api_gateway.orders.key_owners import KeyOwners
@@ -15,6 +13,7 @@ from orderstream.api_gateway.orders.writer import Writer
 from orderstream.api_gateway.routes import Health, OrderHandlers, router
 from orderstream.api_gateway.session import Session
 from orderstream.cache import AsyncCache
+from orderstream.http_server.routes_by_path import RoutesByPath
 from orderstream.telemetry.tracing import Tracer
 
 
@@ -27,7 +26,7 @@ async def application(
     outbox_limit: int = 1_000,
     budget_seconds: float = 5,
     clock: Callable[[], float] = time.time,
-) -> AsyncIterator[Router]:
+) -> AsyncIterator[RoutesByPath]:
     """Run the API. `budget_seconds` limits a transaction. `clock` gives the time in new order ids."""
     async with (
         AsyncCache(redis_url, 0.05) as cache,

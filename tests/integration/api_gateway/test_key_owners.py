@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from starlette.routing import Router
 
 from orderstream.api_gateway.orders import writer as writer_module
+from orderstream.http_server.routes_by_path import RoutesByPath
 from orderstream.postgres.connect import Connection, connect
 from tests.integration.api_gateway.application import application
 from tests.support.asgi import Answer, call
@@ -20,7 +20,7 @@ JSON = {"content-type": "application/json"}
 WAIT_SECONDS = 10
 
 
-async def post(api: Router, key: str | None = None, body: bytes = README) -> Answer:
+async def post(api: RoutesByPath, key: str | None = None, body: bytes = README) -> Answer:
     return await call(api, "POST", "/orders", [body], JSON if key is None else {**JSON, "idempotency-key": key})
 
 
@@ -43,7 +43,7 @@ def no_order_is_stored(postgres_url: str) -> Iterator[None]:
         yield
 
 
-async def _fill_the_outbox(api: Router) -> None:
+async def _fill_the_outbox(api: RoutesByPath) -> None:
     async def full() -> bool:
         answer = await post(api)
         return answer.status == 503 and type_of(answer) == "outbox-full"
@@ -51,7 +51,7 @@ async def _fill_the_outbox(api: Router) -> None:
     await until(full)
 
 
-async def _assert_keys_are_looked_up(api: Router, first: Answer, refusal: str) -> None:
+async def _assert_keys_are_looked_up(api: RoutesByPath, first: Answer, refusal: str) -> None:
     again = await post(api, "known", order(amount='"129.00"'))
     assert (again.status, again.body) == (201, first.body)
     assert again.headers["location"] == first.headers["location"]

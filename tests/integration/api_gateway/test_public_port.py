@@ -4,7 +4,6 @@ import asyncio
 
 import httpx
 import pytest
-from starlette.routing import Route
 
 from tests.integration.api_gateway.application import application
 from tests.integration.api_gateway.conftest import Gateway, Start, free_port
@@ -41,11 +40,10 @@ def test_without_a_metrics_port_the_setting_decides(start: Start, settings: dict
 async def methods(postgres_url: str, redis_url: str) -> dict[str, set[str]]:
     """Return the methods of every route of the API, without HEAD."""
     async with application(postgres_url, redis_url) as api:
-        found = {}
-        for route in api.routes:
-            assert isinstance(route, Route)
-            found[route.path] = set(route.app._methods) - {"HEAD"}  # type: ignore[attr-defined]
-        return found
+        return {
+            path: set(endpoint._methods) - {"HEAD"}  # type: ignore[attr-defined]
+            for path, endpoint in api.endpoints.items()
+        }
 
 
 def test_the_gateway_has_no_operation_for_operators(shared: Gateway, postgres_url: str, redis_url: str) -> None:
