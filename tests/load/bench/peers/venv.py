@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 from orderstream.local.processes.state import checkout
 
-INSTALL_SECONDS = 600.0
-"""An installation that takes longer is given up."""
+INSTALL_SECONDS = 1_200.0
+"""A step of an installation that takes longer is given up. The longest compiles the server of Temporal: 5 minutes."""
 _COMPLETE = ".complete"
 
 
