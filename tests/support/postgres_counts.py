@@ -56,13 +56,14 @@ class PostgresCounts:
         name, left = None, b""
         with contextlib.suppress(ConnectionError):
             while received := await reader.read(_READ_BYTES):
-                writer.write(received)
-                await writer.drain()
                 left += received
                 if name is None:
                     name, left = _application(left)
                 if name is not None:
                     left = self._count(name, left)
+                # Counted before they are forwarded: a process that has its answer finds its request in the counts.
+                writer.write(received)
+                await writer.drain()
         writer.close()
 
     def _count(self, name: str, received: bytes) -> bytes:
