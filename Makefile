@@ -28,7 +28,7 @@ UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}
 export UV_CACHE_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot bench-provider bench-console soak contracts diagrams screenshots lock clean
+.PHONY: help up demo compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot bench-provider bench-console profile soak contracts diagrams screenshots lock clean
 
 help: ## list the targets
 	@$(PYTHON) -c 'import re, sys; [print("  %-14s %s" % line) for line in re.findall("(?m)^([a-z0-9-]+):.*?## (.*)", open(sys.argv[1]).read())]' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-provider: $(READY) ## measure how orders settle with a slow, silent, pendi
 
 bench-console: $(READY) ## measure how fast the console answers with ORDERS (3,000,000) orders, on a system of its own
 	@$(BIN)/python -m tests.load.bench.console $(if $(ORDERS),--orders $(ORDERS))
+
+profile: $(READY) ## draw a flame graph of a running SERVICE, for SECONDS (20), into .orderstream/profile
+	@$(BIN)/python -m tests.load.flame_graph $(or $(SERVICE),$(error Name a service: make profile SERVICE=payment-worker)) $(if $(SECONDS),--seconds $(SECONDS))
 
 soak: $(READY) ## load a system of its own for MINUTES (5) at RATE (300) orders/s while faults happen, then check the promises
 	@$(BIN)/python -m tests.load.soak --minutes $(MINUTES) --rate $(RATE) $(if $(SEED),--seed $(SEED))
