@@ -108,6 +108,23 @@ class Servers:
                 connection.execute(_TABLES.read_bytes())
 
 
+@dataclass(frozen=True)
+class Application:
+    """A contestant that serves orders at `base_url`. Satisfies `Running`."""
+
+    base_url: str
+    servers: Servers
+
+    @property
+    def postgres_url(self) -> str:
+        """The database that holds the tables."""
+        return self.servers.postgres_url
+
+    def processes(self) -> Mapping[str, int]:
+        """Return the pid of each process."""
+        return self.servers.processes()
+
+
 @contextlib.contextmanager
 def servers(folder: Path, *, tables: bool = True) -> Iterator[Servers]:
     """Start PostgreSQL with empty data and the tables of tables.sql. Afterwards, kill all and remove the data.
