@@ -1,6 +1,7 @@
 """Natural batching: while the gateway works on one batch, new calls collect for the next one.
 
-A batch therefore grows with the load, and a single call never waits for a batch to fill. The writer, the reader, the
+A batch therefore grows with the load, and a single call never waits for a batch to fill. After a large batch, a batcher
+may gather calls for some milliseconds, because a batch has a cost of its own. The writer, the reader, the
 canceller and the lookup of idempotency keys each have a batcher. A batcher keeps no promise by itself. It limits the
 number of waiting calls, the size of a batch, and the retries of a batch: a batch is retried only while callers wait.
 """
@@ -11,6 +12,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Self, TypeVar
 
+from orderstream.process.gathering import NO_GATHERING, Gathering
 from orderstream.telemetry import logs
 
 T = TypeVar("T")
@@ -76,12 +78,14 @@ class Batcher(Generic[T, R]):
         waiting_limit: int,
         size_of: Callable[[T], int] = lambda _item: 1,
         waiting_size_limit: int | None = None,
+        gathering: Gathering = NO_GATHERING,
     ) -> None:
         self._work = work
         self._size_of = size_of
         self._batch_limit = batch_limit
         self._waiting_limit = waiting_limit
         self._waiting_size_limit = waiting_size_limit
+        self._gathering = gathering
         self._waiting_size = 0
         self._waiting: dict[str, PendingCall[T, R]] = {}
         self._submitted = asyncio.Event()
@@ -137,6 +141,8 @@ class Batcher(Generic[T, R]):
                 for call in batch:
                     call.fail(TryAgainError("stopping"))
                 raise
+            if gathering_seconds := self._gathering.seconds(len(batch)):
+                await asyncio.sleep(gathering_seconds)
 
     def _take_batch(self) -> list[PendingCall[T, R]]:
         batch: list[PendingCall[T, R]] = []

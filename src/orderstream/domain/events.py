@@ -177,18 +177,22 @@ TOPICS: tuple[str, ...] = tuple(topic_of(event_type) for event_type in PAYLOADS)
 
 def build(payload: Payload, occurred_at: datetime) -> Event[Payload]:
     """Put a payload into its envelope. `occurred_at` is the time that was recorded with the fact, not of sending."""
-    event_type = _TYPES[type(payload)]
-    name = f"{payload.order_id}:{event_type}"
-    if isinstance(payload, OrderUpdated):
-        name += f":{payload.version}"
     return Event(
-        type=event_type,
+        type=_TYPES[type(payload)],
         version=VERSION,
-        id=event_id(name),
+        id=id_of(payload),
         occurred_at=occurred_at,
         correlation_id=payload.order_id,
         payload=payload,
     )
+
+
+def id_of(payload: Payload) -> str:
+    """Return the id of the event with this payload. Each version of an order has an order.updated of its own."""
+    name = f"{payload.order_id}:{_TYPES[type(payload)]}"
+    if isinstance(payload, OrderUpdated):
+        name += f":{payload.version}"
+    return event_id(name)
 
 
 def event_id(name: str) -> str:

@@ -30,6 +30,7 @@ from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
+from orderstream.process.gathering import OF_RECORDS
 from orderstream.telemetry import databases
 from orderstream.worker.handler import BatchResult, Outgoing, RepeatBatchError, Timer
 from orderstream.worker.unconfirmed_records import reject_unconfirmed
@@ -73,6 +74,7 @@ class InventoryHandler:
     group = "inventory-worker"
     topics = saga.topics_of(group)
     emits = saga.answers_of(group)
+    gathering = OF_RECORDS
     timers: Sequence[Timer] = ()
     wake = Signal()
 

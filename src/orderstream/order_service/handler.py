@@ -20,12 +20,15 @@ from orderstream.postgres.orders import SQL as ORDERS
 from orderstream.postgres.orders import LockedOrder
 from orderstream.postgres.orders import changes as written
 from orderstream.postgres.sql import load
+from orderstream.process.gathering import OF_RECORDS, Gathering
 from orderstream.telemetry import databases
 from orderstream.telemetry.tracing import Operation
 from orderstream.worker.handler import BatchResult, Outgoing, Rejected, Timer
 
 SQL = load("orderstream.order_service")
 FLUSH_SECONDS = 1.0
+GATHER_SECONDS = 0.3
+"""Long enough for most orders of a queue to come with both results, so that one update confirms an order."""
 MERGE = databases.summary(("UPDATE", "orders"))
 
 CONTRADICTED_BY: dict[str, frozenset[str | None]] = {
@@ -103,6 +106,7 @@ class OrderHandler:
     group = "order-service"
     topics = saga.topics_of(group)
     emits = saga.answers_of(group)
+    gathering = Gathering(OF_RECORDS.from_items, OF_RECORDS.seconds_per_item, GATHER_SECONDS)
 
     def __init__(self, cache: CacheInvalidator, timers: Sequence[Timer], deletes: Operation | None = None) -> None:
         """`deletes` describes the deletes of the cache for spans."""

@@ -29,17 +29,15 @@ from orderstream.postgres.connect import Connection
 from orderstream.postgres.faults import is_transient
 from orderstream.postgres.session import Session
 from orderstream.postgres.sql import load
+from orderstream.process.gathering import OF_RECORDS
 from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import Span, TraceContext, Tracer, unix_ns
 
 SERVICE = "outbox-relay"
-BATCH_ROWS = 500
+BATCH_ROWS = 1_000
 BATCH_BYTES = 16 << 20
-GATHER_FROM = 20
-"""A batch of this size shows that rows queue up. The relay then waits for a larger batch, which costs hardly more."""
-GATHER_SECONDS = 0.03
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 5.0
 MEASURE_SECONDS = 5.0
@@ -178,13 +176,14 @@ class Relay:
     def _await_more(self, connection: Connection, rows: int, *, full: bool) -> None:
         """Wait for a notice that there are more rows, at most for the poll interval.
 
-        After a large batch, wait GATHER_SECONDS only. After a full batch, do not wait. A stop signal ends the wait
-        after the poll interval at the latest. The connection keeps every notice, so this method reads all of them.
-        The next claim sees their rows.
+        After a large batch, only gather more rows (process/gathering.py). After a full batch, do not wait. A stop
+        signal ends the wait after the poll interval at the latest. The connection keeps every notice, so this method
+        reads all of them. The next claim sees their rows.
         """
-        queued = full or rows >= GATHER_FROM
-        if queued and not full:
-            self._stop.wait(GATHER_SECONDS)
+        gathering_seconds = 0.0 if full else OF_RECORDS.seconds(rows)
+        queued = full or gathering_seconds > 0
+        if gathering_seconds:
+            self._stop.wait(gathering_seconds)
         for _ in connection.notifies(timeout=0 if queued else self._settings.relay_poll_seconds, stop_after=1):
             pass
 

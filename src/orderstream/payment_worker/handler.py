@@ -37,6 +37,7 @@ from orderstream.payment_worker.calls import ProviderCalls
 from orderstream.postgres.connect import Connection
 from orderstream.postgres.orders import aborts_of
 from orderstream.postgres.sql import load
+from orderstream.process.gathering import OF_RECORDS
 from orderstream.telemetry import databases
 from orderstream.telemetry.tracing import NO_TRACE, TraceContext
 from orderstream.worker.due_scan import FLOOR
@@ -125,6 +126,7 @@ class PaymentHandler:
     group = "payment-worker"
     topics = saga.topics_of(group)
     emits = saga.answers_of(group)
+    gathering = OF_RECORDS
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from msgspec import Struct
 from orderstream.domain.events import Event, Payload
 from orderstream.kafka.envelope import Reason, Received
 from orderstream.postgres.connect import Connection
+from orderstream.process.gathering import Gathering
 from orderstream.telemetry.tracing import Operation
 
 
@@ -87,6 +88,8 @@ class Handler(Protocol[P]):
     """The topics that it consumes."""
     emits: tuple[str, ...]
     """Types of the events that it may emit, as the result of a record or by a timer."""
+    gathering: Gathering
+    """How long the worker waits for more records while there is a queue."""
     wake: Signal
     """Wakes the thread of the timers. Any thread may set it, also before the timers have started."""
 

@@ -59,6 +59,7 @@ class Runner(Generic[P]):
             self._meters,
             self.readiness,
             room=handler.room,
+            gathering=handler.gathering,
             on_assigned=self._forget_batch,
         )
         session = Session(settings.postgres_url, handler.group)

@@ -14,6 +14,7 @@ from orderstream.kafka.envelope import Record
 from orderstream.kafka.errors import FENCED, UNKNOWN_TOPIC
 from orderstream.kafka.partitions import TopicAndPartition, key_of
 from orderstream.kafka.topics import ensure_topics
+from orderstream.process.gathering import Gathering
 from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
@@ -21,13 +22,10 @@ from orderstream.worker.consumer_health import ConsumerHealth, positions_ahead_o
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.pauses import Pauses
 
-BATCH_RECORDS = 500
+BATCH_RECORDS = 2_000
 POLL_SECONDS = 0.1
-GATHER_SECONDS = 0.03
 GATHER_BYTES = 8 << 20
 """A batch of this size does not wait for more records."""
-GATHER_FROM = 20
-"""A last batch of this size indicates a queue. Only then does the next batch wait for more records."""
 COMMIT_ATTEMPTS = 3
 MEASURE_SECONDS = 5.0
 ENSURE_SECONDS = 1.0
@@ -51,9 +49,13 @@ class Subscription:
         readiness: Readiness,
         *,
         room: Callable[[], Mapping[str, int]],
+        gathering: Gathering,
         on_assigned: Callable[[], None],
     ) -> None:
-        """`room` is the handler's. `on_assigned` is called when the group has assigned partitions."""
+        """`room` and `gathering` are the handler's.
+
+        `on_assigned` is called when the group has assigned partitions.
+        """
         self._settings = settings
         self._group = group
         self._prefix = settings.kafka_topic_prefix
@@ -61,6 +63,7 @@ class Subscription:
         self._meters = meters
         self._readiness = readiness
         self._pauses = Pauses(room, settings.kafka_topic_prefix, meters)
+        self._gathering = gathering
         self._on_assigned = on_assigned
         self._consumer: Consumer = consumer(settings, group)
         self._health = ConsumerHealth(time.monotonic, self._topics)
@@ -89,8 +92,8 @@ class Subscription:
     def poll(self) -> list[Record]:
         """Wait for a record and return it with the others that are here, at most BATCH_RECORDS and the smallest room.
 
-        Topics without room are paused. If there is a queue, also wait up to GATHER_SECONDS for more records. Raises
-        KafkaException after a fatal error.
+        Topics without room are paused. If there is a queue, also wait for more records (process/gathering.py).
+        Raises KafkaException after a fatal error.
         """
         room = self._pauses.wait_for_room()
         self._pauses.apply(self._consumer, room)
@@ -118,8 +121,9 @@ class Subscription:
             messages += self._consumer.consume(limit - 1, 0)
         size_bytes = sum(map(len, messages))
         more = min(limit, len(messages) * GATHER_BYTES // max(1, size_bytes)) - len(messages)
-        if self._last_size >= GATHER_FROM and more > 0:
-            messages += self._consumer.consume(more, GATHER_SECONDS)
+        wait_seconds = self._gathering.seconds(self._last_size)
+        if wait_seconds and more > 0:
+            messages += self._consumer.consume(more, wait_seconds)
         return messages
 
     def _within(self, room: Mapping[str, int], records: list[Record]) -> list[Record]:

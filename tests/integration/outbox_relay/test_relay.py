@@ -19,6 +19,7 @@ from orderstream.outbox_relay.relay import SERVICE, Relay
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.outbox import SQL, OutboxRow, append
 from orderstream.process import readiness
+from orderstream.process.gathering import OF_RECORDS
 from orderstream.settings import Settings
 from orderstream.telemetry.setup import start
 from orderstream.telemetry.tracing import TraceContext
@@ -101,7 +102,10 @@ def test_a_commit_wakes_the_relay(settings: Settings, connection: Connection) ->
             tap.count(number, limit_seconds=2)
 
 
-@pytest.mark.parametrize(("rows", "full"), [(relay.GATHER_FROM - 1, False), (relay.GATHER_FROM, False), (1, True)])
+LARGE = OF_RECORDS.from_items
+
+
+@pytest.mark.parametrize(("rows", "full"), [(LARGE - 1, False), (LARGE, False), (1, True)])
 def test_the_relay_takes_all_notices_of_its_connection_at_once(
     settings: Settings, connection: Connection, postgres_url: str, rows: int, full: bool
 ) -> None:

@@ -12,6 +12,7 @@ from threading import Lock
 from orderstream.domain.events import Event, InventoryReserved, Payload, StockLine, build, topic_of
 from orderstream.kafka.envelope import Received
 from orderstream.postgres.connect import Connection
+from orderstream.process.gathering import OF_RECORDS
 from orderstream.worker.handler import BatchResult, Outgoing, Timer, nothing
 
 SCHEMA = """
@@ -51,6 +52,7 @@ class Recorder:
     ) -> None:
         self.group = group
         self.timers = timers
+        self.gathering = OF_RECORDS
         self.wake = Signal()
         self._fault = fault
         self._after_commit = after_commit

@@ -10,6 +10,7 @@ import pytest
 from orderstream.domain.events import Event, InventoryReserved, Payload, StockLine, build, topic_of
 from orderstream.kafka.envelope import Received, Record
 from orderstream.postgres.connect import Connection
+from orderstream.process.gathering import OF_RECORDS
 from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import metrics
@@ -251,6 +252,7 @@ def test_an_idle_replica_does_not_count_a_limited_topic_as_stalled(settings: Set
         WorkerMeters(group, (IN, OTHER)),
         Readiness(),
         room=lambda: {IN: 500},
+        gathering=OF_RECORDS,
         on_assigned=nothing,
     )
     try:

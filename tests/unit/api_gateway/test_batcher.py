@@ -7,8 +7,10 @@ import pytest
 
 from orderstream.api_gateway import batcher as batcher_module
 from orderstream.api_gateway.batcher import Batcher, PendingCall, QueueFullError, TryAgainError
+from orderstream.process.gathering import NO_GATHERING, Gathering
 
 Batch = Sequence[PendingCall[str, str]]
+GATHERING = Gathering(from_items=3, seconds_per_item=0.2, longest_seconds=0.5)
 
 
 class Work:
@@ -44,6 +46,29 @@ def test_calls_that_arrive_during_a_batch_form_the_next_batch() -> None:
             work.go.set()
             assert await asyncio.gather(first, *rest) == ["A", "B", "C", "D"]
         assert work.batches == [["a"], ["b", "c"], ["d"]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("gathering", "following"), [(GATHERING, [["d", "e"]]), (NO_GATHERING, [["d"], ["e"]])])
+def test_calls_are_gathered_for_a_moment_after_a_large_batch_only(
+    gathering: Gathering, following: list[list[str]]
+) -> None:
+    async def scenario() -> None:
+        work = Work()
+        work.go.set()
+        async with Batcher(work, batch_limit=10, waiting_limit=10, gathering=gathering) as batcher:
+            await asyncio.gather(*(batcher.submit(name, name) for name in "abc"))
+            fourth = batcher.submit("d", "d")
+            for _ in range(5):
+                await asyncio.sleep(0)
+            await asyncio.gather(fourth, batcher.submit("e", "e"))
+            # Neither of the last batches was large.
+            sixth = batcher.submit("f", "f")
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert sixth.done()
+        assert work.batches == [["a", "b", "c"], *following, ["f"]]
 
     asyncio.run(scenario())
 

@@ -2,10 +2,11 @@
 
 -- name: accept_orders
 -- Commits a group of orders, each with its items and its first event, and wakes the relay.
--- Parameters: `orders`, a JSON array, and `channel`. One JSON text takes the gateway half the time of arrays with the
--- same values, and takes Postgres no more time.
--- Postgres sets the time of an order: created_at, updated_at, and occurredAt of the event. The statement inserts
--- occurredAt between the two parts of the event's JSON. The clock of a gateway never decides the age of an order.
+-- Parameters: `orders`, a JSON array; `topic`; `envelope`, the JSON of an event with four gaps; `channel`. One JSON text
+-- takes the gateway half the time of arrays with the same values, and takes Postgres no more time. The payload of the
+-- event is in it once: the columns of the order and its items are read from it, and its text is copied into the event.
+-- Postgres sets the time of an order: created_at, updated_at, and occurredAt of the event. The clock of a gateway never
+-- decides the age of an order.
 -- If a COMMIT got no answer, the gateway repeats the group. The statement then skips each order that exists, with its
 -- items and its event, because it inserts them only for rows of `accepted`. In the same way it skips an order whose
 -- idempotency key is taken. If another transaction is inserting the same key, the statement waits for it. Orders with
@@ -14,12 +15,12 @@
 -- ids of the accepted orders that have keys.
 -- Index: orders_pkey, orders_idempotency_key. Locks: the new rows only.
 WITH incoming AS (
-    SELECT *
+    SELECT "orderId" AS id, "userId" AS user_id, amount, currency, items, payload, event_id, traceparent, tracestate,
+        idempotency_key, request_hash
     FROM json_to_recordset(%(orders)s::json) AS t (
-        id text, user_id text, amount numeric, currency text, items json,
-        topic text, event_id uuid, value_before_time text, value_after_time text, traceparent text, tracestate text,
-        idempotency_key text, request_hash bytea
+        payload json, event_id uuid, traceparent text, tracestate text, idempotency_key text, request_hash bytea
     )
+    CROSS JOIN json_to_record(payload) AS p ("orderId" text, "userId" text, amount numeric, currency text, items json)
 ), time AS MATERIALIZED (
     -- The services write times in JSON in the same way: without a fraction that is 0.
     SELECT replace(to_char(now() AT TIME ZONE 'UTC', '"\""YYYY-MM-DD"T"HH24:MI:SS.US"Z\""'), '.000000Z', 'Z') AS quoted
@@ -40,7 +41,8 @@ WITH incoming AS (
     CROSS JOIN json_to_recordset(items) AS line (sku text, qty int, price numeric)
 ), events AS (
     INSERT INTO outbox (topic, order_id, event_id, value, traceparent, tracestate)
-    SELECT topic, id, event_id, concat(value_before_time, time.quoted, value_after_time), traceparent, tracestate
+    SELECT
+        %(topic)s, id, event_id, format(%(envelope)s, event_id, time.quoted, id, payload), traceparent, tracestate
     FROM incoming
     JOIN accepted USING (id)
     CROSS JOIN time

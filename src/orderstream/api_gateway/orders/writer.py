@@ -10,12 +10,11 @@ order.
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any, Self
 
 import msgspec
 import psycopg
-from msgspec import Struct
+from msgspec import Raw, Struct
 from psycopg.errors import CheckViolation, NotNullViolation, UniqueViolation
 from psycopg.rows import args_row
 
@@ -24,10 +23,11 @@ from orderstream.api_gateway.orders.idempotency import IdempotencyKey
 from orderstream.api_gateway.orders.key_owners import find_key_owners
 from orderstream.api_gateway.session import Session
 from orderstream.domain import events
-from orderstream.domain.events import Item, OrderCreated
+from orderstream.domain.events import Event, OrderCreated
 from orderstream.postgres import outbox
 from orderstream.postgres.faults import is_bad_value, is_fatal, is_unknown
 from orderstream.postgres.sql import load
+from orderstream.process.gathering import Gathering
 from orderstream.telemetry import logs, metrics
 from orderstream.telemetry.tracing import NO_SPANS, NO_TRACER, Spans, TraceContext, Tracer, trace_id
 
@@ -36,6 +36,10 @@ GROUP_LINES_MAX = 2_000
 
 WAITING_LINES_MAX = 40_000
 """Order lines of the waiting orders. The limit bounds the memory of the queue to about 20 MB."""
+
+GATHER_SECONDS = 0.004
+GATHERING = Gathering(from_items=8, seconds_per_item=0.0002, longest_seconds=GATHER_SECONDS)
+"""After a group of 8 orders or more, the writer gathers orders before it commits the next group."""
 
 FAULTS_MAX = 24
 """Errors in one attempt at a group that no order caused. Halving finds two bad orders among 2,000 within 24 errors."""
@@ -59,17 +63,10 @@ class Stored(Struct, frozen=True):
 
 
 class _IncomingOrder(Struct, frozen=True, omit_defaults=True):
-    """One element of the parameter of `accept_orders`: an order, its items, and its outbox row."""
+    """One element of the parameter of `accept_orders`: an order as the payload of its event, and its other columns."""
 
-    id: str
-    user_id: str
-    amount: Decimal
-    currency: str
-    items: tuple[Item, ...]
-    topic: str
+    payload: OrderCreated
     event_id: str
-    value_before_time: str
-    value_after_time: str
     traceparent: str | None
     tracestate: str | None
     idempotency_key: str | None = None
@@ -94,8 +91,24 @@ def _accepted_group(*columns: Any) -> _AcceptedGroup | None:
 
 _encode = msgspec.json.Encoder().encode
 
-_NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)
-_NO_TIME_JSON = _encode(_NO_TIME).decode()
+_TOPIC = events.topic_of("order.created")
+
+
+def _envelope() -> str:
+    """Return the JSON of order.created with `%s` for its id, time, order id and payload, in this order."""
+    no_time = datetime(1970, 1, 1, tzinfo=UTC)
+    event = Event(
+        type="order.created",
+        version=events.VERSION,
+        id="%s",
+        occurred_at=no_time,
+        correlation_id="%s",
+        payload=Raw(b"%s"),  # type: ignore[type-var]
+    )
+    return _encode(event).decode().replace(_encode(no_time).decode(), "%s")
+
+
+_ENVELOPE = _envelope()
 
 
 class RefusedError(Exception):
@@ -122,6 +135,7 @@ class Writer:
             waiting_limit=waiting_limit,
             size_of=_lines,
             waiting_size_limit=WAITING_LINES_MAX,
+            gathering=GATHERING,
         )
         self._faults = 0
 
@@ -251,25 +265,19 @@ def _parameters(orders: Sequence[NewOrder]) -> dict[str, object]:
     """Return the parameters of `accept_orders`. Orders with keys come first, sorted by key."""
     if any(order.key for order in orders):
         orders = sorted(orders, key=lambda order: (order.key is None, order.key.key if order.key else ""))
-    return {"orders": _encode([_incoming_order(order) for order in orders]).decode(), "channel": outbox.CHANNEL}
+    return {
+        "orders": _encode([_incoming_order(order) for order in orders]).decode(),
+        "topic": _TOPIC,
+        "envelope": _ENVELOPE,
+        "channel": outbox.CHANNEL,
+    }
 
 
 def _incoming_order(order: NewOrder) -> _IncomingOrder:
-    created = order.created
-    event = events.build(created, _NO_TIME)
-    # The envelope precedes the payload, so the first match is occurredAt and never a value of the client.
-    before_time, _, after_time = _encode(event).decode().partition(_NO_TIME_JSON)
     traceparent, tracestate = order.trace_context
     return _IncomingOrder(
-        id=created.order_id,
-        user_id=created.user_id,
-        amount=created.amount,
-        currency=created.currency,
-        items=created.items,
-        topic=events.topic_of(event.type),
-        event_id=event.id,
-        value_before_time=before_time,
-        value_after_time=after_time,
+        payload=order.created,
+        event_id=events.id_of(order.created),
         traceparent=traceparent,
         tracestate=tracestate,
         idempotency_key=None if order.key is None else order.key.key,
