@@ -28,7 +28,7 @@ UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}
 export UV_CACHE_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo compose-up ob-up down test check k6 k6-quick bench-smoke bench-snapshot bench-provider bench-console profile soak contracts diagrams screenshots lock clean
+.PHONY: help up demo compose-up ob-up down test check k6 k6-quick bench-smoke bench-low bench-snapshot bench-provider bench-console profile soak contracts diagrams screenshots lock clean
 
 help: ## list the targets
 	@$(PYTHON) -c 'import re, sys; [print("  %-14s %s" % line) for line in re.findall("(?m)^([a-z0-9-]+):.*?## (.*)", open(sys.argv[1]).read())]' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ k6-quick: $(READY) ## load the running system: 5 users for 30 s
 
 bench-smoke: $(READY) ## measure settled orders/s, settle time and memory on a system of its own
 	@$(BIN)/python -m tests.load.bench.smoke $(if $(CONSOLE),--console)
+
+bench-low: $(READY) ## measure settle times and the cost of an order at 1, 40 and 200 orders/s, and the cost of an idle system
+	@$(BIN)/python -m tests.load.bench.low_load
 
 bench-snapshot: $(READY) ## measure the settle time while a snapshot keeps millions of dead rows from being removed
 	@$(BIN)/python -m tests.load.bench.snapshot
