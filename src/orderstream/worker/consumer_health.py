@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from confluent_kafka import Consumer, TopicPartition
 from msgspec import Struct
 
-from orderstream.kafka.partitions import LOG_END, LOG_START, TopicAndPartition, key_of, offsets_of
+from orderstream.kafka.group_offsets import GroupOffsets
+from orderstream.kafka.group_offsets import position as position_in_log
+from orderstream.kafka.partitions import TopicAndPartition, offsets_of
 
 ANSWER_SECONDS = 1.0
 """Time limit of each request to Kafka."""
@@ -45,30 +47,29 @@ class ConsumerHealth:
         self._topics_were_lost = False
         self._idle_since: float | None = None
 
-    def lag(self, consumer: Consumer, may_wait: Collection[str] = ()) -> dict[TopicAndPartition, int]:
+    def lag(
+        self,
+        positions: Mapping[TopicAndPartition, int],
+        offsets: Mapping[TopicAndPartition, GroupOffsets],
+        may_wait: Collection[str] = (),
+    ) -> dict[TopicAndPartition, int]:
         """Return the number of waiting records in each assigned partition. The topics in `may_wait` are not stalled.
 
-        A consumer without partitions returns nothing, but watches all partitions: other consumers may have them, or no
-        consumer may have them if the group was formed while its topics were missing. Raises KafkaException if Kafka
-        does not answer.
+        `positions` are the consumer's, of its partitions, negative if it has received nothing. `offsets` are those of
+        all partitions of its topics. They must be read after the positions, so that no end is below a position. A
+        consumer without partitions returns nothing, but watches all partitions: other consumers may have them, or no
+        consumer may have them if the group was formed while its topics were missing.
         """
-        assigned = consumer.assignment()
-        watched = assigned or self._partitions(consumer)
-        self._note_idle(idle=not assigned and bool(watched))
-        if not watched:
-            self._waiting.clear()
-            return {}
-        ends, firsts = offsets_at(consumer, watched, LOG_END), offsets_at(consumer, watched, LOG_START)
-        positions = offsets_of(consumer.position(watched))
-        if untouched := [partition for partition in watched if positions[key_of(partition)] < 0]:
-            positions |= offsets_of(consumer.committed(untouched, timeout=ANSWER_SECONDS))
-        starts = {}
-        for partition, end in ends.items():
-            first, position = firsts.get(partition, 0), positions[partition]
-            starts[partition] = position if first <= position <= end else first
-        lag = {partition: end - starts[partition] for partition, end in ends.items()}
+        self._note_idle(idle=not positions and bool(offsets))
+        starts, lag = {}, {}
+        for partition, group in offsets.items():
+            if positions and partition not in positions:
+                continue
+            position = positions.get(partition, -1)
+            starts[partition] = group.next if position < 0 else position_in_log(position, group.first, group.end)
+            lag[partition] = group.end - starts[partition]
         self._note(starts, {partition: 0 if partition[0] in may_wait else lag[partition] for partition in lag})
-        return lag if assigned else {}
+        return lag if positions else {}
 
     def _note(self, starts: dict[TopicAndPartition, int], lag: dict[TopicAndPartition, int]) -> None:
         """Note the position of each partition, and since when each partition with waiting records has not moved."""
@@ -84,15 +85,6 @@ class ConsumerHealth:
                     before = _Waiting(starts[partition], now, self._received)
                 waiting[partition] = before
         self._positions, self._waiting = starts, waiting
-
-    def _partitions(self, consumer: Consumer) -> list[TopicPartition]:
-        known = consumer.list_topics(timeout=ANSWER_SECONDS).topics
-        return [
-            TopicPartition(topic, number)
-            for topic in self._topics
-            if topic in known
-            for number in known[topic].partitions
-        ]
 
     def stalled(self) -> list[TopicAndPartition]:
         """Return the partitions whose records wait too long.
@@ -135,23 +127,28 @@ class ConsumerHealth:
         self._idle_since = None
 
 
+def positions_of(consumer: Consumer) -> dict[TopicAndPartition, int]:
+    """Return the consumer's position in each of its partitions, negative if it has received nothing there."""
+    assigned = consumer.assignment()
+    return offsets_of(consumer.position(assigned)) if assigned else {}
+
+
 def positions_ahead_of_group(
-    consumer: Consumer, lag: Mapping[TopicAndPartition, int], rewound: Collection[TopicAndPartition]
-) -> list[TopicPartition]:
-    """Return the consumer's position in each partition without lag, if it is ahead of the group's committed offset.
+    positions: Mapping[TopicAndPartition, int],
+    offsets: Mapping[TopicAndPartition, GroupOffsets],
+    rewound: Collection[TopicAndPartition],
+) -> dict[TopicAndPartition, int]:
+    """Return the position in each partition without lag, if it is ahead of the group's committed offset.
 
     A transaction of another producer leaves a marker after its records. The consumer skips the marker and returns no
     record for it. Without a commit, the group would seem to be one record behind all the time. Partitions in `rewound`
-    are skipped, because their position may be ahead of records that are not processed. Raises KafkaException if Kafka
-    does not answer.
+    are skipped, because their position may be ahead of records that are not processed.
     """
-    idle = [
-        TopicPartition(*partition) for partition, records in lag.items() if not records and partition not in rewound
-    ]
-    if not idle:
-        return []
-    committed = offsets_of(consumer.committed(idle, timeout=ANSWER_SECONDS))
-    return [position for position in consumer.position(idle) if position.offset > max(committed[key_of(position)], 0)]
+    return {
+        partition: group.end
+        for partition, group in offsets.items()
+        if positions.get(partition) == group.end > group.next and partition not in rewound
+    }
 
 
 def offsets_at(consumer: Consumer, partitions: list[TopicPartition], which: int) -> dict[TopicAndPartition, int]:

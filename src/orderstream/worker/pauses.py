@@ -49,6 +49,11 @@ class Pauses:
         self._are_new = False
         """Whether the consumer may have partitions that are not as `_paused` says."""
 
+    @property
+    def are_active(self) -> bool:
+        """Whether a topic has no room, or a partition has its turn."""
+        return bool(self._full or self._turns)
+
     def note_assignment(self) -> None:
         """Note that the group has assigned partitions. The next `apply` pauses or resumes all of them."""
         self._are_new = True

@@ -1,35 +1,51 @@
 """A worker's subscription to its topics: polls records, commits and rewinds offsets, and measures the lag (P5, P7).
 
+It commits the offsets of processed batches together, a few times per second. A worker that dies receives the last
+records again, which changes nothing (P7). A second thread with a client of its own reads the offsets for the lag, so
+that no record waits for the answers. Kafka answers the requests of one connection in turn, and a fetch waits in Kafka
+for records. Therefore a request of the consumer itself would wait for its fetch. A call of a consumer also waits for
+the calls of other threads, such as a poll.
+
 It pauses the partitions of a topic for which the handler has no room, so that their records wait in Kafka. It replaces
 its consumer if the consumer is stalled or has no partitions after its topics were lost.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import Record
-from orderstream.kafka.errors import FENCED, UNKNOWN_TOPIC
-from orderstream.kafka.partitions import TopicAndPartition, key_of
+from orderstream.kafka.errors import FENCED, UNKNOWN_TOPIC, KafkaRefusedError
+from orderstream.kafka.group_offsets import GroupOffsets, group_offsets
+from orderstream.kafka.partitions import TopicAndPartition
 from orderstream.kafka.topics import ensure_topics
 from orderstream.process.gathering import Gathering
 from orderstream.process.readiness import Readiness
 from orderstream.settings import Settings
 from orderstream.telemetry import logs
-from orderstream.worker.consumer_health import ConsumerHealth, positions_ahead_of_group
+from orderstream.worker.consumer_health import ANSWER_SECONDS, ConsumerHealth, positions_ahead_of_group, positions_of
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.pauses import Pauses
 
 BATCH_RECORDS = 2_000
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.5
+"""Longest wait for a record. After a signal to stop, the loop ends after this time at the latest."""
+POLL_SECONDS_WITHOUT_ROOM = 0.1
+"""The same while a topic has no room. The loop looks for room after it."""
 GATHER_BYTES = 8 << 20
 """A batch of this size does not wait for more records."""
+COMMIT_SECONDS = 0.2
+"""Time between two commits of offsets. A commit costs as much as a small batch."""
 COMMIT_ATTEMPTS = 3
 MEASURE_SECONDS = 5.0
 ENSURE_SECONDS = 1.0
 """Shortest time between two checks for missing topics."""
+
+QUICK_FETCH = {"fetch.wait.max.ms": 100}
+"""For a handler with limited room. A topic that is resumed after a pause waits for the end of the current fetch."""
 
 KAFKA = "had no response from Kafka"
 """The activity that `readiness` reports while Kafka does not answer."""
@@ -65,9 +81,19 @@ class Subscription:
         self._pauses = Pauses(room, settings.kafka_topic_prefix, meters)
         self._gathering = gathering
         self._on_assigned = on_assigned
-        self._consumer: Consumer = consumer(settings, group)
+        self._options = QUICK_FETCH if room() else {}
+        self._consumer: Consumer = consumer(settings, group, self._options)
         self._health = ConsumerHealth(time.monotonic, self._topics)
         self._rewound: set[TopicAndPartition] = set()
+        self._processed: dict[TopicAndPartition, int] = {}
+        """The offsets to commit."""
+        self._committed_at = float("-inf")
+        self._offsets_client = consumer(settings, group)
+        """Reads offsets and never joins the group. Only the thread of `_reader` uses it."""
+        self._reader = ThreadPoolExecutor(1, "offsets")
+        self._reading: Future[dict[TopicAndPartition, GroupOffsets]] | None = None
+        self._positions: dict[TopicAndPartition, int] = {}
+        """The positions before the offsets were read."""
         self._last_size = 0
         self._measured = 0.0
         self._ensured = 0.0
@@ -76,11 +102,16 @@ class Subscription:
 
     def subscribe(self) -> None:
         """Join the group."""
-        self._consumer.subscribe(self._topics, on_assign=self._assigned)
+        self._consumer.subscribe(
+            self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._partitions_lost
+        )
 
     def close(self) -> None:
-        """Leave the group."""
+        """Commit the offsets of the processed records, and leave the group."""
+        self._commit_processed()
         self._consumer.close()
+        self._reader.shutdown()
+        self._offsets_client.close()
 
     def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.joined = True
@@ -88,6 +119,14 @@ class Subscription:
         self._on_assigned()
         names = sorted(f"{partition.topic}/{partition.partition}" for partition in partitions)
         log.info("partitions_assigned", partitions=names)
+
+    def _revoked(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        """Commit before the group gives the partitions to other consumers."""
+        self._commit_processed()
+
+    def _partitions_lost(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        """Forget the offsets: the group has given the partitions to other consumers and refuses a commit."""
+        self._processed.clear()
 
     def poll(self) -> list[Record]:
         """Wait for a record and return it with the others that are here, at most BATCH_RECORDS and the smallest room.
@@ -97,7 +136,7 @@ class Subscription:
         """
         room = self._pauses.wait_for_room()
         self._pauses.apply(self._consumer, room)
-        message = self._consumer.poll(POLL_SECONDS)
+        message = self._consumer.poll(self._poll_seconds())
         if message is None:
             self._last_size = 0
             return []
@@ -113,6 +152,17 @@ class Subscription:
                 self._client_error(error)
         self._last_size = len(records)
         return self._within(room, records)
+
+    def _poll_seconds(self) -> float:
+        """Return the longest wait for a record. Commits the offsets first, if a commit is due."""
+        longest = POLL_SECONDS_WITHOUT_ROOM if self._pauses.are_active else POLL_SECONDS
+        if not self._processed:
+            return longest
+        until_commit = self._committed_at + COMMIT_SECONDS - time.monotonic()
+        if until_commit > 0:
+            return min(longest, until_commit)
+        self._commit_processed()
+        return longest
 
     def _gather(self, first: Message, limit: int) -> list[Message]:
         """Return the first message and those that follow it, at most `limit`."""
@@ -144,11 +194,19 @@ class Subscription:
             self.ensure_topics()
 
     def commit(self, records: Iterable[Record]) -> None:
-        """Commit the offsets after a batch. If that fails, its records are received again, which is harmless (P7)."""
-        following = {(record.topic, record.partition): record.offset + 1 for record in records}
-        offsets = [self._offset(*partition, offset) for partition, offset in following.items()]
-        self._rewound -= {key_of(offset) for offset in offsets}
+        """Note that a batch is processed. Its offsets are committed within COMMIT_SECONDS, with those of other batches.
+
+        If a commit fails, the records are received again, which is harmless (P7).
+        """
+        following = {(self._prefix + record.topic, record.partition): record.offset + 1 for record in records}
+        self._rewound -= following.keys()
+        self._processed |= following
+
+    def _commit_processed(self) -> None:
+        offsets = [TopicPartition(*partition, offset) for partition, offset in self._processed.items()]
+        self._processed.clear()
         self._commit_offsets(offsets)
+        self._committed_at = time.monotonic()
 
     def _commit_offsets(self, offsets: list[TopicPartition]) -> None:
         for _ in range(COMMIT_ATTEMPTS if offsets else 0):
@@ -188,23 +246,37 @@ class Subscription:
             self._health.reset()
 
     def measure_lag(self) -> None:
-        """Measure the lag of each assigned partition, every MEASURE_SECONDS, and replace an unhealthy consumer.
+        """Begin to measure the lag every MEASURE_SECONDS, and use the result of the last measurement once it is there.
 
-        A consumer is replaced if it is stalled. It is also replaced if it has no partition after topics were lost,
-        because the group may have formed while the topics were missing, and then gives it no partition.
+        Does not wait for Kafka, except to replace an unhealthy consumer. A consumer is replaced if it is stalled. It is
+        also replaced if it has no partition after topics were lost, because the group may have formed while the topics
+        were missing, and then gives it no partition.
         """
-        if time.monotonic() - self._measured < MEASURE_SECONDS:
-            return
+        if self._reading is None:
+            if time.monotonic() - self._measured >= MEASURE_SECONDS:
+                self._positions = positions_of(self._consumer)
+                self._reading = self._reader.submit(self._read_offsets)
+        elif self._reading.done():
+            reading, self._reading = self._reading, None
+            self._note_measurement(reading)
+
+    def _read_offsets(self) -> dict[TopicAndPartition, GroupOffsets]:
+        return group_offsets(self._offsets_client, self._topics, time.monotonic() + ANSWER_SECONDS)
+
+    def _note_measurement(self, reading: Future[dict[TopicAndPartition, GroupOffsets]]) -> None:
+        """Show the lag, note positions to commit that are ahead of the group, and replace an unhealthy consumer."""
         try:
-            lag = self._health.lag(self._consumer, self._pauses.may_wait(self._consumer))
-            self._commit_offsets(positions_ahead_of_group(self._consumer, lag, self._rewound))
-        except KafkaException as error:
+            offsets = reading.result()
+        except (KafkaException, KafkaRefusedError) as error:
             log.debug("lag_unknown", detail=str(error)[:300])
             self._readiness.failed(KAFKA, error)
             self._health.reset()
             lag = {}
         else:
             self._readiness.succeeded(KAFKA)
+            lag = self._health.lag(self._positions, offsets, self._pauses.may_wait(self._consumer))
+            # The position may have moved since, to records that are processed by now.
+            self._processed |= positions_ahead_of_group(positions_of(self._consumer), offsets, self._rewound)
         self._measured = time.monotonic()
         self._pauses.note_measurement()
         self._meters.lag(
@@ -218,8 +290,9 @@ class Subscription:
     def _replace_consumer(self) -> None:
         self._health = ConsumerHealth(time.monotonic, self._topics)
         self.joined = False
+        self._commit_processed()
         self._consumer.close()
-        self._consumer = consumer(self._settings, self._group)
+        self._consumer = consumer(self._settings, self._group, self._options)
         self.subscribe()
 
     def ensure_topics(self) -> None:

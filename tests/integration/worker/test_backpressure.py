@@ -220,13 +220,13 @@ def test_a_record_of_a_partition_that_is_assigned_during_a_poll_waits_for_room(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One poll lasts longer than the first assignment, so that it returns a record before the topic is paused."""
-    monkeypatch.setattr(subscription, "POLL_SECONDS", 10.0)
+    monkeypatch.setattr(subscription, "POLL_SECONDS_WITHOUT_ROOM", 10.0)
     rewound: list[Record] = []
 
     class Watched(subscription.Subscription):
         def rewind(self, records: Sequence[Record]) -> None:  # type: ignore[override]
             rewound.extend(records)
-            monkeypatch.setattr(subscription, "POLL_SECONDS", 0.1)
+            monkeypatch.setattr(subscription, "POLL_SECONDS_WITHOUT_ROOM", 0.1)
             super().rewind(records)
 
     monkeypatch.setattr(runner, "Subscription", Watched)

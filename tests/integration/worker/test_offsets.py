@@ -1,6 +1,7 @@
 """Offsets are committed after the batch is processed, commits are retried, and a rewound batch comes back complete."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -29,9 +30,9 @@ class Commits:
         self.count = 0
         self._refusals = iter(refusals)
 
-    def of(self, settings: Settings, group: str) -> "_Watched":
+    def of(self, settings: Settings, group: str, options: Mapping[str, Any] = MappingProxyType({})) -> "_Watched":
         """Return a real consumer whose commits are counted here."""
-        return _Watched(client.consumer(settings, group), self)
+        return _Watched(client.consumer(settings, group, options), self)
 
     def begin(self, asynchronous: bool) -> None:
         """Count a commit, which must be synchronous. Raise its refusal, if it has one."""

@@ -1,17 +1,28 @@
 """The lag of a consumer, and when the consumer is stalled, with any offsets that a lost topic has left."""
 
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection
+from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_INVALID, TopicPartition
 
-from orderstream.worker.consumer_health import PASSED_OVER_RECORDS, STALLED_SECONDS, ConsumerHealth
+from orderstream.kafka.group_offsets import GroupOffsets, position
+from orderstream.kafka.partitions import TopicAndPartition
+from orderstream.worker.consumer_health import (
+    PASSED_OVER_RECORDS,
+    STALLED_SECONDS,
+    ConsumerHealth,
+    positions_ahead_of_group,
+    positions_of,
+)
 
 
 def _health(clock: Callable[[], float]) -> ConsumerHealth:
     return ConsumerHealth(clock, ["t"])
+
+
+def _lag(health: ConsumerHealth, consumer: Any, may_wait: Collection[str] = ()) -> dict[TopicAndPartition, int]:
+    return health.lag(positions_of(consumer), consumer.offsets(), may_wait)
 
 
 class FakeConsumer:
@@ -26,14 +37,9 @@ class FakeConsumer:
     def position(self, _partitions: Any) -> list[TopicPartition]:
         return [TopicPartition("t", 0, self.offset)]
 
-    def committed(self, _partitions: Any, **_limit: float) -> list[TopicPartition]:
-        return [TopicPartition("t", 0, self.stored)]
-
-    def list_topics(self, **_limit: float) -> "Listing":
-        return Listing()
-
-    def offsets_for_times(self, partitions: list[TopicPartition], **_limit: float) -> list[TopicPartition]:
-        return [TopicPartition("t", 0, self.end if partitions[0].offset == -1 else self.first)]
+    def offsets(self) -> dict[TopicAndPartition, GroupOffsets]:
+        """Return the offsets that Kafka returns for the group."""
+        return {("t", 0): GroupOffsets(self.first, position(self.stored, self.first, self.end), self.end)}
 
 
 @pytest.mark.parametrize(
@@ -49,23 +55,23 @@ class FakeConsumer:
     ],
 )
 def test_the_lag_is_counted_from_the_position_or_the_committed_offset(consumer: Any, waiting: int) -> None:
-    assert _health(lambda: 0.0).lag(consumer) == {("t", 0): waiting}
+    assert _lag(_health(lambda: 0.0), consumer) == {("t", 0): waiting}
 
 
 def test_a_consumer_is_stalled_if_records_wait_and_it_receives_none() -> None:
     now = 0.0
     health = _health(lambda: now)
     consumer: Any = FakeConsumer(5, 5, 0, 6)
-    health.lag(consumer)
+    _lag(health, consumer)
     now = STALLED_SECONDS - 1
     consumer.end = 50
-    health.lag(consumer)
+    _lag(health, consumer)
     assert health.stalled() == []
     now = STALLED_SECONDS + 1
-    health.lag(consumer)
+    _lag(health, consumer)
     assert health.stalled() == [("t", 0)]
     consumer.offset = 6
-    health.lag(consumer)
+    _lag(health, consumer)
     assert health.stalled() == []
 
 
@@ -74,15 +80,9 @@ def test_a_partition_without_waiting_records_is_not_stalled() -> None:
     health = _health(lambda: now)
     consumer: Any = FakeConsumer(5, 5, 0, 5)
     for _ in range(3):
-        health.lag(consumer)
+        _lag(health, consumer)
         now += STALLED_SECONDS
     assert health.stalled() == []
-
-
-class Listing:
-    """The metadata of Kafka: topic `t` has one partition."""
-
-    topics: ClassVar[dict[str, Any]] = {"t": SimpleNamespace(partitions={0: None})}
 
 
 def _without_partitions(consumer: FakeConsumer) -> Any:
@@ -95,9 +95,9 @@ def test_a_consumer_without_partitions_is_stalled_if_no_consumer_receives_the_wa
     now = 0.0
     health = _health(lambda: now)
     consumer = _without_partitions(FakeConsumer(0, 5, 0, 6))
-    assert health.lag(consumer) == {}
+    assert _lag(health, consumer) == {}
     now = STALLED_SECONDS + 1
-    health.lag(consumer)
+    _lag(health, consumer)
     assert health.stalled() == [("t", 0)]
 
 
@@ -108,9 +108,9 @@ def test_a_consumer_without_partitions_is_unassigned_only_after_topics_were_lost
 
     def is_unassigned_after(seconds: float) -> bool:
         nonlocal now
-        health.lag(consumer)
+        _lag(health, consumer)
         now += seconds
-        health.lag(consumer)
+        _lag(health, consumer)
         return health.unassigned()
 
     assert not is_unassigned_after(STALLED_SECONDS + 1)
@@ -128,7 +128,7 @@ def test_a_consumer_without_partitions_is_not_stalled_while_others_receive_the_r
     health = _health(lambda: now)
     consumer = _without_partitions(FakeConsumer(0, 5, 0, 100))
     for _ in range(10):
-        health.lag(consumer)
+        _lag(health, consumer)
         assert health.stalled() == []
         consumer.stored += 1
         now += STALLED_SECONDS - 1
@@ -150,8 +150,9 @@ class FakeConsumerOfSeveral:
     def position(self, _partitions: Any) -> list[TopicPartition]:
         return self._all(self.positions)
 
-    def offsets_for_times(self, partitions: list[TopicPartition], **_limit: float) -> list[TopicPartition]:
-        return self._all(self.ends if partitions[0].offset == -1 else [0] * len(self.ends))
+    def offsets(self) -> dict[TopicAndPartition, GroupOffsets]:
+        """Return the offsets that Kafka returns for a group that has committed nothing."""
+        return {("t", number): GroupOffsets(0, 0, end) for number, end in enumerate(self.ends)}
 
 
 def test_a_consumer_that_receives_a_long_backlog_of_one_partition_is_not_stalled() -> None:
@@ -161,7 +162,7 @@ def test_a_consumer_that_receives_a_long_backlog_of_one_partition_is_not_stalled
     for number in range(3):
         for _ in range(10):
             consumer.positions[number] += 2_000
-            health.lag(consumer)
+            _lag(health, consumer)
             assert health.stalled() == []
             now += STALLED_SECONDS / 3
 
@@ -172,12 +173,12 @@ def test_a_partition_is_not_stalled_until_the_backlog_of_another_is_received() -
     consumer: Any = FakeConsumerOfSeveral((0, 100), (0, 100))
     for taken in (0, 50, 99, 100):
         consumer.positions[0] = taken
-        health.lag(consumer)
+        _lag(health, consumer)
         now += STALLED_SECONDS - 1
         assert health.stalled() == []
-    health.lag(consumer)
+    _lag(health, consumer)
     now += STALLED_SECONDS
-    health.lag(consumer)
+    _lag(health, consumer)
     assert health.stalled() == [("t", 1)]
 
 
@@ -189,7 +190,7 @@ def test_a_stalled_partition_is_found_while_records_of_others_are_received() -> 
         assert consumer.positions[0] <= 2 * PASSED_OVER_RECORDS
         consumer.positions[0] += 10_000
         consumer.ends[0] = consumer.positions[0] + 10
-        health.lag(consumer)
+        _lag(health, consumer)
         now += 5
     assert health.stalled() == [("t", 1)]
     assert consumer.positions[0] > PASSED_OVER_RECORDS
@@ -202,7 +203,7 @@ def test_a_stalled_partition_is_found_soon_if_others_have_no_backlog() -> None:
     for _ in range(5):
         consumer.positions[0] += 3
         consumer.ends[0] = consumer.positions[0]
-        health.lag(consumer)
+        _lag(health, consumer)
         now += 5
     assert health.stalled() == [("t", 1)]
 
@@ -215,11 +216,34 @@ def test_a_topic_that_may_wait_is_not_stalled_but_its_lag_is_measured(is_assigne
     if not is_assigned:
         consumer = _without_partitions(consumer)
     for _ in range(3):
-        assert health.lag(consumer, {"t"}) == ({("t", 0): 3} if is_assigned else {})
+        assert _lag(health, consumer, {"t"}) == ({("t", 0): 3} if is_assigned else {})
         assert health.stalled() == []
         now += STALLED_SECONDS + 1
-    health.lag(consumer)
+    _lag(health, consumer)
     assert health.stalled() == []
     now += STALLED_SECONDS + 1
-    health.lag(consumer)
+    _lag(health, consumer)
     assert health.stalled() == [("t", 0)]
+
+
+@pytest.mark.parametrize(
+    ("consumer", "expected"),
+    [
+        pytest.param(FakeConsumer(7, 6, 0, 7), {("t", 0): 7}, id="ahead of the group"),
+        pytest.param(FakeConsumer(7, 7, 0, 7), {}, id="as far as the group"),
+        pytest.param(FakeConsumer(7, 6, 0, 8), {}, id="behind the end"),
+        pytest.param(FakeConsumer(OFFSET_INVALID, 6, 0, 7), {}, id="nothing received since the assignment"),
+        pytest.param(FakeConsumer(0, OFFSET_INVALID, 0, 0), {}, id="an empty partition"),
+    ],
+)
+def test_a_position_is_ahead_of_the_group_if_no_record_waits_and_the_group_is_behind(
+    consumer: Any, expected: dict[tuple[str, int], int]
+) -> None:
+    assert positions_ahead_of_group(positions_of(consumer), consumer.offsets(), set()) == expected
+    assert positions_ahead_of_group(positions_of(consumer), consumer.offsets(), {("t", 0)}) == {}
+
+
+def test_a_position_beyond_the_end_is_not_committed() -> None:
+    """The consumer has received records since the offsets were read, or the topic was created again."""
+    consumer: Any = FakeConsumer(8, 6, 0, 7)
+    assert positions_ahead_of_group(positions_of(consumer), consumer.offsets(), set()) == {}
