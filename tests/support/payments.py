@@ -85,7 +85,7 @@ class Payments:
         self.decided = DecidedKeys(self.wake)
         self.calls = ProviderCalls(provider, concurrency, CALL_TIMEOUT_SECONDS, Tracer(None, 0))
         self.calls.on_ended = self.wake.set
-        self.attempts = Attempts(self.calls, schedule, self.decided)
+        self.attempts = Attempts(self.calls, schedule, self.decided, wake=self.wake.set)
         self.handler = PaymentHandler(self.calls, self.attempts, schedule, inline_seconds, self.wake)
 
     def run_timers(self, connection: Connection) -> bool:

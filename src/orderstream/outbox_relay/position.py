@@ -12,7 +12,7 @@ from msgspec import Struct
 
 LAG_SECONDS = 1.0
 """A claim does not read ids that were claimed this long ago. A row that is committed later waits for the sweep."""
-SWEEP_SECONDS = 0.5
+SWEEP_SECONDS = 1.0
 SLICE_FIRST_IDS = 10_000
 SLICE_MIN_IDS = 1_000
 SLICE_SECONDS = 0.01
@@ -56,6 +56,11 @@ class Position:
         self._sweep_end = 0
         self._sweep_size = _Size()
         self._sweep_seconds = 0.0
+        """The time of the slices since the last pause of the sweep."""
+        self._sweep_is_quick = False
+        """Whether this sweep has had no pause yet."""
+        self._sweep_is_whole = False
+        """Whether the next sweep begins with the whole range."""
         self._sweep_due = clock()
         self.is_blocked = False
         """Whether the last claim failed."""
@@ -93,18 +98,22 @@ class Position:
         self._marks.clear()
         self._start_size.halve()
         self._sweep_size.halve()
+        self._sweep_is_quick = self._sweep_is_whole = False
         self.is_blocked = True
 
     def next_sweep(self) -> Range | None:
         """Return the range to sweep, or None if no sweep is due.
 
         Each sweep goes down from `low`. The newest ids have the most dead rows, and the sweep reads them in small
-        slices. The ids below them have no rows and take few large slices.
+        slices. The ids below them have no rows and take few large slices. If the last sweep took less than
+        SLICE_SECONDS in all, the next one is a single slice.
         """
         if self.is_starting or self._clock() < self._sweep_due:
             return None
         if self._sweep_end <= 0:
-            self._sweep_end, self._sweep_size = self._low, _Size()
+            self._sweep_end, self._sweep_size, self._sweep_is_quick = self._low, _Size(), True
+            if self._sweep_is_whole:
+                self._sweep_size.ids = max(self._low, SLICE_MIN_IDS)
         if self._sweep_end <= 0:
             return None
         return Range(max(self._sweep_end - self._sweep_size.ids, 0), self._sweep_end)
@@ -119,7 +128,9 @@ class Position:
         self._sweep_end = part.after
         self._sweep_size.learn(seconds)
         self._sweep_seconds += seconds
+        self._sweep_is_quick &= self._sweep_seconds < SLICE_SECONDS
         if self._sweep_seconds >= SLICE_SECONDS or self._sweep_end <= 0:
+            self._sweep_is_whole = self._sweep_end <= 0 and self._sweep_is_quick
             self._sweep_seconds = 0.0
             self._sweep_due = self._clock() + SWEEP_SECONDS
 

@@ -42,7 +42,7 @@ def run(settings: Settings) -> int:
             if settings.payment_webhook_port:
                 serve_webhook(settings.host, settings.payment_webhook_port, decided)
             finish = databases.postgres(settings.postgres_url, FINISH.name)
-            attempts = Attempts(calls, schedule, decided, tracer, finish)
+            attempts = Attempts(calls, schedule, decided, tracer, finish, wake=wake.set)
             budget = settings.payment_inline_budget_seconds
             return Runner(PaymentHandler(calls, attempts, schedule, budget, wake), settings, tracer, stop)
 

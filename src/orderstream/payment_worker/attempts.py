@@ -5,9 +5,10 @@ beyond the longest call. If the worker dies, the attempt becomes due again and i
 The events go through the outbox, because no record in Kafka would repeat them.
 """
 
+import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import groupby
@@ -41,8 +42,11 @@ from orderstream.postgres.sql import load
 from orderstream.telemetry import databases, logs, metrics
 from orderstream.telemetry.tracing import NO_SPANS, NO_TRACER, Operation, Spans, TraceContext, Tracer, trace_id
 from orderstream.worker.due_scan import FLOOR, DueScan, TimeRange, statement_limit
+from orderstream.worker.due_time import DueTime
 
 CLAIM_ROWS = 200
+NO_ROOM_SECONDS = 0.2
+"""Time until the next look at due attempts for which there was no room."""
 ANSWERS_MAX = 500
 """Answers that one transaction records."""
 GATHER_SECONDS = 0.02
@@ -186,8 +190,12 @@ class Attempts:
         decided: DecidedKeys,
         tracer: Tracer = NO_TRACER,
         finish: Operation = FINISH,
+        *,
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
-        """`finish` describes the transaction that records answers, for spans."""
+        """`finish` describes the transaction that records answers, for spans. `wake` wakes the thread of the timers."""
+        self.due = DueTime(time.monotonic, wake)
+        """When the next attempt is due that this process has recorded."""
         self._tracer = tracer
         self._finishing = finish
         self._calls = calls
@@ -210,6 +218,7 @@ class Attempts:
         time.sleep(max(0.0, self._recorded_at + GATHER_SECONDS - time.monotonic()))
         if keys := self._decided.take():
             connection.execute(SQL["bring_forward"], {"ids": keys})
+            self.due.note(0)
         ended: dict[str, Ended] = {}
         for call in self._calls.ended(ANSWERS_MAX):
             # The authorization and the void of an order are recorded one after the other.
@@ -228,7 +237,7 @@ class Attempts:
         """
         try:
             with self._spans(ended) if self._tracer.is_on else NO_SPANS, connection.transaction():
-                self._finish(
+                next_seconds = self._finish(
                     connection, {call.request.order_id: (_claim_of(call.request), call.outcome) for call in ended}
                 )
         except Exception as error:
@@ -247,6 +256,7 @@ class Attempts:
             self._forget(ended)
             raise
         self._forget(ended)
+        self.due.note(next_seconds)
 
     def _spans(self, ended: Sequence[Ended]) -> Spans:
         """Begin the span of the transaction in the trace of each recorded order."""
@@ -258,6 +268,7 @@ class Attempts:
 
     def begin(self, connection: Connection) -> bool:
         """Begin the attempts that are due, in each lane as many as it has room for. Return whether more may begin."""
+        self.due.take()
         row = connection.execute(SQL["now"]).fetchone()
         assert row is not None
         (now,), more = row, False
@@ -265,10 +276,13 @@ class Attempts:
             room = min(self._calls.room(lane), CLAIM_ROWS)
             if not room:
                 self._calls.make_room(lane)
+                self.due.note(NO_ROOM_SECONDS)
                 continue
             claims = self._claim(connection, lane, now, room)
             self._begin(connection, lane, claims)
             more |= len(claims) == CLAIM_ROWS
+            if len(claims) == room:
+                self.due.note(NO_ROOM_SECONDS)
         return more
 
     def _begin(self, connection: Connection, lane: Lane, claims: Sequence[Claim]) -> None:
@@ -281,7 +295,8 @@ class Attempts:
         without_call |= {request.order_id: (_claim_of(request), Refused()) for request in without_room}
         if without_call:
             with connection.transaction():
-                self._finish(connection, without_call)
+                next_seconds = self._finish(connection, without_call)
+            self.due.note(next_seconds)
 
     def _claim(self, connection: Connection, lane: Lane, now: datetime, limit: int) -> list[Claim]:
         """Claim the payments of a lane that are due, range by range, at most `limit`."""
@@ -351,10 +366,11 @@ class Attempts:
             transition.is_pending,
         )
 
-    def _finish(self, tx: Connection, ended: dict[str, tuple[Claim, Outcome | VoidOutcome]]) -> None:
+    def _finish(self, tx: Connection, ended: dict[str, tuple[Claim, Outcome | VoidOutcome]]) -> float:
         """Record the attempts and queue their events. An attempt is dropped if its payment has changed meanwhile.
 
-        A dropped authorization is voided if its payment has ended.
+        A dropped authorization is voided if its payment has ended. Return the seconds until the next attempt of one of
+        these payments; infinity if there is none.
         """
         attempts = [self._attempt(claim, outcome) for _, (claim, outcome) in sorted(ended.items())]
         found = tx.execute(SQL["finish_attempts"], {"attempts": _encode(attempts).decode()}).fetchall()
@@ -371,3 +387,6 @@ class Attempts:
             if payload := answer(payment.order_id, payment.state, payment.reason, purchase):
                 rows.append(OutboxRow(build(payload, payment.decided_at), payment.trace_context))
         append(tx, rows)
+        return (
+            0.0 if late else min((attempt.delay for attempt in attempts if attempt.delay is not None), default=math.inf)
+        )

@@ -6,6 +6,7 @@ answer. They also make every attempt after the first. An event only names an ord
 are read from `orders` and `order_items`, because anyone with access to a topic can write an event.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -140,10 +141,11 @@ class PaymentHandler:
         self._schedule = schedule
         self._inline_budget_seconds = inline_budget_seconds
         self._is_paused = False
+        self._due = attempts.due
         self.wake = wake
         self.timers = (
-            Timer("answers", 0.2, attempts.record, attempts.has_answers, attempts.has_calls),
-            Timer("attempts", 0.2, attempts.begin),
+            Timer("answers", 1.0, attempts.record, attempts.has_answers, attempts.has_calls),
+            Timer("attempts", 1.0, attempts.begin, due_at=lambda: self._due.at),
             Timer("measure_voiding", 5.0, attempts.measure),
         )
 
@@ -207,15 +209,20 @@ class PaymentHandler:
             self._begin_voids(tx, [created[order_id] for order_id in late], aborts, VOIDED_IF_AUTHORIZED_LATE)
         if others := [order_id for order_id in (*orders, *aborted) if order_id not in payments]:
             payments |= _payments(tx.execute(SQL["payments_of"], {"ids": others}))
-        return _answered(tx, batch, prepared, payments, self._recorded(prepared))
+        delays = [0.0 for _ in (*met, *late)] + [payment.delay for payment in new if payment.delay is not None]
+        return _answered(tx, batch, prepared, payments, self._recorded(prepared, min(delays, default=math.inf)))
 
-    def _recorded(self, prepared: Prepared) -> Callable[[], None]:
-        """Return what runs after the commit: forget the recorded calls, and release those that still run."""
+    def _recorded(self, prepared: Prepared, next_seconds: float) -> Callable[[], None]:
+        """Return what runs after the commit: forget the recorded calls, and release those that still run.
+
+        `next_seconds` is the time until the next attempt that the batch has recorded.
+        """
 
         def recorded() -> None:
             running = [key for key, outcome in prepared.outcomes.items() if isinstance(outcome, InFlight)]
             self._calls.release(running)
             self._calls.forget("authorize", prepared.outcomes.keys() - set(running))
+            self._due.note(next_seconds)
 
         return recorded
 

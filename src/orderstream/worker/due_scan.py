@@ -3,7 +3,8 @@
 PostgreSQL cannot remove the index entry of a settled order or payment while another session holds an older snapshot.
 Millions of dead entries then lie at the low end of the index. The time at which a row is due only moves forward.
 Therefore a claim skips the times that were scanned more than LAG_SECONDS ago. A sweep scans these times, slice by
-slice. The sweep finds each row that another transaction held or committed late.
+slice. The sweep finds each row that another transaction held or committed late. If the index has few dead entries, the
+sweep is one slice, so that an idle worker runs few statements.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ SLICE_MIN = timedelta(seconds=1)
 """A slice of this width has no limit, so that the sweep always makes progress."""
 SLICE_DIVISOR = 8
 """After a timeout, the next slice has the width of the last one divided by this number."""
-SLICE_MAX = timedelta(days=3_650)
+SLICE_MAX = timedelta(days=365_000)
+"""A slice of this width reaches down to FLOOR."""
 FLOOR = datetime(2000, 1, 1, tzinfo=UTC)
 """No row is due before this time."""
 RESOLUTION = timedelta(microseconds=1)
@@ -72,6 +74,9 @@ class DueScan:
         self._low: datetime | None = None
         self._swept: datetime | None = None
         self._slice = SLICE_FIRST
+        self._is_quick = False
+        """Whether no slice of this round of the sweep has been slow."""
+        self._first_slice = SLICE_FIRST
         self._sweep_at = clock()
 
     def ranges(self, now: datetime) -> Iterator[TimeRange]:
@@ -86,11 +91,12 @@ class DueScan:
         if started < self._sweep_at:
             return
         if self._swept is None:
-            self._swept, self._slice = low, SLICE_FIRST
+            self._swept, self._slice, self._is_quick = low, self._first_slice, True
         while self._swept > FLOOR and self._clock() - started < SWEEP_SECONDS:
             yield TimeRange(max(self._swept - self._slice, FLOOR), self._swept, is_limited=self._slice > SLICE_MIN)
         if self._swept <= FLOOR:
             self._swept = None
+            self._first_slice = SLICE_MAX if self._is_quick else SLICE_FIRST
             self._sweep_at = self._clock() + SWEEP_PAUSE_SECONDS
 
     def note_scanned(self, times: TimeRange, latest: datetime | None, seconds: float) -> None:
@@ -107,7 +113,9 @@ class DueScan:
                 self._slice = min(2 * self._slice, SLICE_MAX)
             elif seconds > 2 * SLICE_SECONDS:
                 self._slice = max(self._slice / 2, SLICE_MIN)
+                self._is_quick = False
 
     def note_timeout(self) -> None:
         """Note that the scan of a slice exceeded SLICE_STATEMENT_SECONDS. The next slice is narrower."""
-        self._slice = max(self._slice / SLICE_DIVISOR, SLICE_MIN)
+        self._is_quick = False
+        self._slice = max(min(self._slice / SLICE_DIVISOR, SLICE_FIRST), SLICE_MIN)

@@ -1,5 +1,6 @@
 """The interface of a worker service: a handler, which decides batches of events, and timers."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from threading import Event as Signal
 from typing import Protocol, TypeVar
@@ -59,11 +60,17 @@ def never() -> bool:
     return False
 
 
+def at_no_time() -> float:
+    """Return infinity: the timer knows of no work before its interval has passed."""
+    return math.inf
+
+
 class Timer(Struct, frozen=True):
     """Periodic work. `run` does a bounded share of the due work, in transactions of its own.
 
     `run` returns whether more work is due. If so, the timer runs again before the interval has passed. It also runs
-    earlier if `has_work` is true when the handler's `wake` is set. `has_work` must return at once.
+    earlier if `has_work` is true when the handler's `wake` is set, and at the monotonic time `due_at`. When that time
+    becomes earlier, `wake` must be set. Both functions must return at once.
 
     All timers of a handler run in one thread (timers.py), and batches in another one. When the process stops, a timer
     goes on while `is_busy` is true, for at most half of the drain.
@@ -74,6 +81,7 @@ class Timer(Struct, frozen=True):
     run: Callable[[Connection], bool]
     has_work: Callable[[], bool] = never
     is_busy: Callable[[], bool] = never
+    due_at: Callable[[], float] = at_no_time
 
 
 P = TypeVar("P")

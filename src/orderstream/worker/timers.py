@@ -91,7 +91,7 @@ class TimerLoop:
     def _wait_for_work(self) -> bool:
         """Wait until a timer is due or `wake` is set. Return False if the process stops."""
         self._beat = time.monotonic()
-        self._wake.wait(min(max(0.0, min(self._due.values()) - time.monotonic()), WAIT_SECONDS))
+        self._wake.wait(min(max(0.0, min(map(self._due_at, self._timers)) - time.monotonic()), WAIT_SECONDS))
         # Cleared before a timer looks for work and before the stop signal is read, so that no wake-up is lost.
         self._wake.clear()
         return not self._stop.is_set()
@@ -108,8 +108,13 @@ class TimerLoop:
             self._wake.wait(DRAIN_WAIT_SECONDS)
             self._wake.clear()
 
+    def _due_at(self, timer: Timer) -> float:
+        """Return the time at which a timer runs without a wake-up. After a failure, that is after its interval."""
+        due = self._due[timer.name]
+        return due if timer.name in self._failed else min(due, timer.due_at())
+
     def _is_due(self, timer: Timer) -> bool:
-        if time.monotonic() >= self._due[timer.name]:
+        if time.monotonic() >= self._due_at(timer):
             return True
         return timer.name not in self._failed and timer.has_work()
 

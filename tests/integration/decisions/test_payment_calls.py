@@ -1,14 +1,18 @@
 """Calls that outlast their batch, pending payments, refused calls, and the room for calls, on PostgreSQL (P2, P5)."""
 
 import asyncio
+import math
 import threading
+import time
 
 import pytest
 
 from orderstream.domain.payment import Authorized, NothingToVoid, PaymentState, Pending, Voided
+from orderstream.payment_worker.attempts import NO_ROOM_SECONDS
 from orderstream.payment_worker.providers.protocol import CallContext, ProviderRefusedError
 from orderstream.postgres.connect import Connection
 from tests.integration.decisions.orders import (
+    aborted,
     created,
     place,
     received,
@@ -19,6 +23,7 @@ from tests.integration.decisions.payments import decide, make_due, outbox_of, pa
 from tests.support.payments import (
     MAX_ATTEMPTS,
     PENDING_LIMIT_SECONDS,
+    Payments,
     ScriptedProvider,
     payment_worker,
 )
@@ -241,3 +246,49 @@ def test_an_attempt_under_way_is_not_repeated_by_a_second_worker(quiet: Connecti
     worker.run_timers(quiet)
     assert idle.charges == []
     assert payment_of(quiet, order_id)[0] == "AUTHORIZED"
+
+
+def _sleep_seconds(worker: Payments) -> float:
+    """Return the time for which the timer of the attempts may sleep."""
+    return worker.attempts.due.at - time.monotonic()
+
+
+def test_the_timer_sleeps_until_the_next_attempt_that_the_worker_has_recorded(quiet: Connection) -> None:
+    worker = payment_worker(ScriptedProvider(Authorized()))
+    decide(worker, quiet, created(place(quiet)))
+    assert _sleep_seconds(worker) == math.inf, "a payment that is decided at once needs no attempt"
+    unanswered = payment_worker(ScriptedProvider())
+    decide(unanswered, quiet, created(place(quiet)))
+    assert unanswered.wake.is_set()
+    assert _sleep_seconds(unanswered) <= 0.2
+    make_due(quiet)
+    unanswered.attempts.begin(quiet)
+    assert _sleep_seconds(unanswered) == math.inf
+    wait_until(unanswered.attempts.has_answers, 20, "the second attempt has ended")
+    unanswered.attempts.record(quiet)
+    assert _sleep_seconds(unanswered) <= 0.4, "the third attempt is due after the doubled wait"
+
+
+@pytest.mark.parametrize("state", ["AUTHORIZED", "PENDING"])
+def test_the_timer_wakes_up_for_a_void_that_the_worker_has_begun(quiet: Connection, state: PaymentState) -> None:
+    order_id = payment_in_state(quiet, state)
+    worker = payment_worker(ScriptedProvider())
+    decide(worker, quiet, aborted(order_id))
+    assert payment_of(quiet, order_id)[0] == "VOIDING"
+    assert worker.wake.is_set()
+    assert _sleep_seconds(worker) <= 0
+
+
+def test_attempts_without_room_are_looked_for_again_soon(quiet: Connection) -> None:
+    gate, provider = threading.Event(), ScriptedProvider(Authorized())
+    provider.meanwhile = lambda: _passed(gate)
+    worker = payment_worker(provider, concurrency=20)
+    for _ in range(worker.calls.room("retry") + 1):
+        payment_in_state(quiet, "PENDING")
+    try:
+        worker.attempts.begin(quiet)
+        assert _sleep_seconds(worker) <= NO_ROOM_SECONDS, "more may be due than the claimed ones"
+        worker.attempts.begin(quiet)
+        assert _sleep_seconds(worker) <= NO_ROOM_SECONDS, "there is no room"
+    finally:
+        gate.set()

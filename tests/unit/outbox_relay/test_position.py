@@ -127,15 +127,43 @@ def test_the_size_of_a_slice_adapts_to_its_time() -> None:
     assert costly[-1] == SLICE_MIN_IDS
 
 
-def test_each_sweep_reads_the_newest_ids_in_a_small_slice() -> None:
+def test_while_sweeps_are_slow_each_reads_the_newest_ids_in_a_small_slice() -> None:
     """The newest ids have the dead rows that cannot be removed. A large slice would delay new rows."""
     clock = Clock()
     position = _at(10**9, clock)
     for _ in range(3):
         assert position.next_sweep() == Range(10**9 - SLICE_FIRST_IDS, 10**9)
+        position.swept(Range(10**9 - SLICE_FIRST_IDS, 10**9), full=False, seconds=SLICE_SECONDS)
+        clock.now += SWEEP_SECONDS
         while part := position.next_sweep():
             position.swept(part, full=False, seconds=0)
         clock.now += SWEEP_SECONDS
+
+
+def test_after_a_quick_sweep_the_next_one_is_a_single_slice_until_it_is_slow() -> None:
+    clock = Clock()
+    position = _at(10**9, clock)
+    while part := position.next_sweep():
+        position.swept(part, full=False, seconds=0)
+    for seconds in (0.0, SLICE_SECONDS / 2, SLICE_SECONDS):
+        clock.now += SWEEP_SECONDS
+        assert position.next_sweep() == Range(0, 10**9)
+        position.swept(Range(0, 10**9), full=False, seconds=seconds)
+        assert position.next_sweep() is None
+    clock.now += SWEEP_SECONDS
+    assert position.next_sweep() == Range(10**9 - SLICE_FIRST_IDS, 10**9)
+
+
+def test_after_a_failure_the_next_sweep_begins_with_a_small_slice() -> None:
+    clock = Clock()
+    position = _at(10**9, clock)
+    while part := position.next_sweep():
+        position.swept(part, full=False, seconds=0)
+    clock.now += SWEEP_SECONDS
+    position.put_back()
+    part = position.next_sweep()
+    assert part is not None
+    assert part.upto - part.after <= SLICE_FIRST_IDS
 
 
 def test_a_failed_statement_is_repeated_with_fewer_ids() -> None:

@@ -96,9 +96,38 @@ def test_a_full_slice_is_scanned_again() -> None:
     assert next(ranges) == part
 
 
-def test_each_round_begins_with_a_narrow_slice() -> None:
+def test_after_a_quick_round_the_next_round_is_one_slice() -> None:
     watch = Watch()
     watch.run()
+    watch.seconds += SWEEP_PAUSE_SECONDS
+    _, sweep = watch.run()
+    assert (sweep.after, sweep.is_limited) == (FLOOR, True)
+
+
+def test_after_a_slow_round_the_next_round_begins_with_a_narrow_slice() -> None:
+    watch = Watch()
+    watch.run(cost_seconds=3 * SLICE_SECONDS)
+    while watch.due._swept is not None:
+        watch.run()
+    watch.seconds += SWEEP_PAUSE_SECONDS
+    first = watch.run()[1]
+    assert first.upto - first.after == SLICE_FIRST
+
+
+def test_after_a_timeout_of_the_whole_range_the_next_slice_is_narrow() -> None:
+    """A transaction holds a snapshot, and the index has millions of dead entries now."""
+    watch = Watch()
+    watch.run()
+    watch.seconds += SWEEP_PAUSE_SECONDS
+    ranges = watch.due.ranges(watch.now)
+    watch.due.note_scanned(next(ranges), None, 0)
+    whole = next(ranges)
+    assert whole.after == FLOOR
+    watch.due.note_timeout()
+    narrow = next(ranges)
+    assert (narrow.upto, narrow.upto - narrow.after) == (whole.upto, SLICE_FIRST)
+    while watch.due._swept is not None:
+        watch.run()
     watch.seconds += SWEEP_PAUSE_SECONDS
     first = watch.run()[1]
     assert first.upto - first.after == SLICE_FIRST
