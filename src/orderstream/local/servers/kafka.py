@@ -42,6 +42,13 @@ _PROPERTIES = {
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "auto.create.topics.enable": "false",
+    # Few threads for one small machine. A thread that is idle also wakes up, several times per second.
+    "num.network.threads": "1",
+    "num.io.threads": "2",
+    "group.coordinator.threads": "1",
+    "share.coordinator.threads": "1",
+    # Without these records, an idle controller writes nothing. They would show the lag of other controllers.
+    "metadata.max.idle.interval.ms": "0",
     "broker.heartbeat.interval.ms": "500",
     "broker.session.timeout.ms": "2000",
     "group.initial.rebalance.delay.ms": "0",
