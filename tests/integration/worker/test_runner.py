@@ -391,7 +391,7 @@ def test_a_worker_drops_its_batch_if_kafka_refuses_the_offset_commit(
             return getattr(self._consumer, name)
 
     monkeypatch.setattr(
-        subscription, "consumer", lambda settings, group, _options: Refused(client.consumer(settings, group))
+        subscription, "consumer", lambda settings, group, _options=None: Refused(client.consumer(settings, group))
     )
     with _tap(settings, group) as tap, running(Recorder(group), settings):
         publish_events(settings.kafka_brokers, authorized(1))
