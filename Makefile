@@ -28,7 +28,7 @@ UV_CACHE_DIR ?= $(shell cache="$${XDG_CACHE_HOME:-$${HOME:-/nonexistent}/.cache}
 export UV_CACHE_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo compose-up ob-up down test check k6 k6-quick bench-smoke bench-low bench-snapshot bench-provider bench-console profile soak contracts diagrams screenshots lock clean
+.PHONY: help up demo compose-up ob-up down test check k6 k6-quick bench bench-report bench-smoke bench-low bench-snapshot bench-provider bench-console profile soak contracts diagrams screenshots lock clean
 
 help: ## list the targets
 	@$(PYTHON) -c 'import re, sys; [print("  %-14s %s" % line) for line in re.findall("(?m)^([a-z0-9-]+):.*?## (.*)", open(sys.argv[1]).read())]' $(MAKEFILE_LIST)
@@ -67,6 +67,13 @@ k6: $(READY) ## load the running system: 5 -> 40 orders/s over 3.5 minutes
 
 k6-quick: $(READY) ## load the running system: 5 users for 30 s
 	@$(BIN)/k6 run k6/orderstream.js --vus 5 --duration 30s $(K6_ENV)
+
+bench: $(READY) ## compare OrderStream with what people would use instead, and measure it at further loads (40 minutes, QUICK=1: 5)
+	@$(BIN)/python -m tests.load.bench $(if $(QUICK),--quick) $(if $(filter-out undefined,$(origin PEERS)),--peers "$(PEERS)") \
+		$(if $(filter-out undefined,$(origin ROWS)),--rows "$(ROWS)")
+
+bench-report: $(READY) ## write the results of `make bench` in the file RESULT into README, docs/performance.md and its plot
+	@$(BIN)/python -m tests.load.bench.report $(RESULT)
 
 bench-smoke: $(READY) ## measure settled orders/s, settle time and memory on a system of its own
 	@$(BIN)/python -m tests.load.bench.smoke $(if $(CONSOLE),--console)

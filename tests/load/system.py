@@ -2,12 +2,15 @@
 
 import fcntl
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orderstream.local.processes.state import checkout
-from tests.support.system import System
+from orderstream.local.processes.state import checkout, shared_cache
+from orderstream.local.servers import server_home
+from orderstream.local.servers.kafka_aot_cache import KafkaAotCache
+from tests.support.system import System, alive
 
 BENCH_DIR = checkout() / ".orderstream" / "bench"
 """The state directory of the benchmarks."""
@@ -16,6 +19,10 @@ BENCH_DIR = checkout() / ".orderstream" / "bench"
 def say(text: str) -> None:
     """Print what a benchmark does now, beside its result."""
     print(text, file=sys.stderr, flush=True)
+
+
+CACHE_LIMIT_SECONDS = 90.0
+"""Time that the first start on a machine has to record the cache of Kafka's classes."""
 
 
 class AlreadyRunningError(Exception):
@@ -40,6 +47,7 @@ def exclusive_system(state_dir: Path, **settings: str) -> Iterator[System]:
         try:
             say("Starting a system")
             system.up(**settings).serves()
+            _await_kafka_cache(system)
             yield system
         except BaseException:
             system.stop()
@@ -47,3 +55,14 @@ def exclusive_system(state_dir: Path, **settings: str) -> Iterator[System]:
             raise
         system.end()
         system.command("reset")
+
+
+def _await_kafka_cache(system: System) -> None:
+    """Wait until the cache of Kafka's classes is recorded. The first start on a machine does that beside its work."""
+    cache = KafkaAotCache(server_home.of(system.state), shared_cache())
+    deadline = time.monotonic() + CACHE_LIMIT_SECONDS
+    while not cache.exists or "kafka-aot-cache" in alive(system.children):
+        if time.monotonic() > deadline:
+            say(f"Kafka's cache was not recorded within {CACHE_LIMIT_SECONDS:g} s")
+            return
+        time.sleep(0.2)

@@ -201,6 +201,11 @@ class System:
         run = self.state.read().run
         return {child.name: child for child in run.children} if run else {}
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """The pids in the state record, by name."""
+        return {name: child.pid for name, child in self.children.items()}
+
     def pid(self, name: str) -> int:
         """Return the pid of a process, which must run now."""
         child = self.children[name]

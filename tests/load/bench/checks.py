@@ -15,6 +15,25 @@ SELECT available, reserved,
 FROM inventory AS stock WHERE sku = %s
 """
 
+_DECISIONS = """
+SELECT count(*)
+FROM orders AS o
+LEFT JOIN payments AS p ON p.order_id = o.id
+LEFT JOIN reservations AS r ON r.order_id = o.id
+WHERE o.user_id = %s AND o.status = 'CONFIRMED'
+  AND (p.state IS DISTINCT FROM 'AUTHORIZED' OR p.amount IS DISTINCT FROM o.amount
+       OR r.state IS DISTINCT FROM 'RESERVED')
+"""
+_STOCKS = """
+SELECT count(*)
+FROM inventory AS stock
+LEFT JOIN (
+    SELECT item.sku, sum(item.qty) AS qty
+    FROM order_items AS item JOIN orders AS o ON o.id = item.order_id WHERE o.status = 'CONFIRMED' GROUP BY item.sku
+) AS sold ON sold.sku = stock.sku
+WHERE stock.sku LIKE %s AND (available + reserved <> %s OR reserved <> coalesce(sold.qty, 0))
+"""
+
 
 def orders(connection: psycopg.Connection, user: str, report: Report) -> list[str]:
     """Compare the orders of `user` with the answers that the client got. Return a line for each problem."""
@@ -55,3 +74,17 @@ def stock(connection: psycopg.Connection, sku: str, stocked: int) -> list[str]:
     if reserved != sold:
         problems.append(f"{sku}: {reserved} units are reserved, the confirmed orders hold {sold}")
     return problems
+
+
+def decisions(connection: psycopg.Connection, user: str) -> list[str]:
+    """Return a line if CONFIRMED orders of `user` have no payment of their amount, or no reservation."""
+    row = connection.execute(_DECISIONS, (user,)).fetchone()
+    assert row is not None
+    return [f"{user}: {row[0]} CONFIRMED orders have no payment or no reservation"] if row[0] else []
+
+
+def stocks(connection: psycopg.Connection, pattern: str, stocked: int) -> list[str]:
+    """Compare the stock of all SKUs that are LIKE `pattern` with the confirmed orders. Return a line if some differ."""
+    row = connection.execute(_STOCKS, (pattern, stocked)).fetchone()
+    assert row is not None
+    return [f"the stock of {row[0]} SKUs does not agree with the confirmed orders"] if row[0] else []

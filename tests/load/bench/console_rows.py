@@ -71,7 +71,9 @@ _ITEMS = """
 INSERT INTO order_items (order_id, sku, qty, price)
 SELECT id, CASE WHEN number = 1 AND substr(id, 20, 4) = '8abc' THEN %(rare_sku)s
                 ELSE 'SKU-' || (('x' || substr(id, 25, 6))::bit(24)::int %% 5000 + number) END, number, amount
-FROM (SELECT id, amount FROM orders WHERE id > %(after)s ORDER BY id LIMIT %(rows)s) AS placed
+FROM (
+    SELECT id, amount FROM orders WHERE id > %(after)s AND user_id LIKE 'user-%%' ORDER BY id LIMIT %(rows)s
+) AS placed
 CROSS JOIN LATERAL generate_series(1, 1 + ('x' || substr(id, 35, 2))::bit(8)::int %% 3) AS number
 """
 _PAYMENTS = """
@@ -82,31 +84,35 @@ SELECT id, CASE payment WHEN 'authorized' THEN CASE status WHEN 'CANCELLED' THEN
        CASE WHEN payment = 'none' OR payment = 'authorized' AND status = 'CANCELLED'
             THEN now() + interval '30 days' END,
        coalesce(payment_at, created_at), CASE WHEN payment IN ('failed', 'voided') THEN payment_at END
-FROM (SELECT * FROM orders WHERE id > %(after)s ORDER BY id LIMIT %(rows)s) AS placed
+FROM (SELECT * FROM orders WHERE id > %(after)s AND user_id LIKE 'user-%%' ORDER BY id LIMIT %(rows)s) AS placed
 """
 _RESERVATIONS = """
 INSERT INTO reservations (order_id, state, lines, reason, decided_at)
 SELECT id, CASE stock WHEN 'reserved' THEN 'RESERVED' ELSE 'RELEASED' END,
        CASE stock WHEN 'reserved' THEN jsonb_build_object('SKU-1', 1) ELSE '{}' END, failure_reason, updated_at
-FROM (SELECT * FROM orders WHERE id > %(after)s ORDER BY id LIMIT %(rows)s) AS placed
+FROM (SELECT * FROM orders WHERE id > %(after)s AND user_id LIKE 'user-%%' ORDER BY id LIMIT %(rows)s) AS placed
 WHERE stock IN ('reserved', 'released')
 """
 
+_LAST = "SELECT coalesce(max(id), '') FROM orders WHERE user_id LIKE 'user-%'"
 
-def fill(superuser_url: str, orders: int) -> None:
-    """Insert `orders` orders with their lines, payments and reservations, and analyze the tables.
 
-    The superuser is needed, because it may leave out the checks of millions of foreign keys.
+def fill(superuser_url: str, orders: int, first: int = 1, last: int | None = None) -> None:
+    """Insert the orders `first` to `last` (all) of `orders` with their lines, payments and reservations, and analyze.
+
+    Parts must be inserted in their order. Other orders may exist if their users have other names. The superuser is
+    needed, because it may leave out the checks of millions of foreign keys.
     """
     with psycopg.connect(superuser_url, autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
-        for first in range(1, orders + 1, ROWS_AT_ONCE):
-            _fill_part(connection, first, min(first + ROWS_AT_ONCE - 1, orders), orders)
+        last = last or orders
+        for begin in range(first, last + 1, ROWS_AT_ONCE):
+            _fill_part(connection, begin, min(begin + ROWS_AT_ONCE - 1, last), orders)
         connection.execute("VACUUM ANALYZE orders, order_items, payments, reservations")
 
 
 def _fill_part(connection: psycopg.Connection, first: int, last: int, orders: int) -> None:
-    found = connection.execute("SELECT coalesce(max(id), '') FROM orders").fetchone()
+    found = connection.execute(_LAST).fetchone()
     assert found is not None
     parameters = {
         "first": first,

@@ -1,18 +1,18 @@
-"""Measures what the system used: CPU of each process, memory of the services, WAL and transactions of Postgres."""
+"""Measures what a system used: CPU and memory of each process, WAL, transactions and fsyncs of Postgres."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 import psycopg
 from msgspec import Struct
 
-from orderstream.local.processes.state import ChildRecord
 from orderstream.settings import SERVICES
 
 _USED = """
 SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint,
-       (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database())
+       (SELECT sum(xact_commit)::bigint FROM pg_stat_database),
+       (SELECT coalesce(sum(fsyncs), 0)::bigint FROM pg_stat_io)
 """
 
 
@@ -26,6 +26,7 @@ class Usage(Struct, frozen=True):
     machine_seconds: float
     wal_bytes: int
     transactions: int
+    fsyncs: int = 0
 
     def since(self, before: "Usage") -> "Usage":
         """Return the difference to the earlier totals `before`."""
@@ -34,39 +35,58 @@ class Usage(Struct, frozen=True):
             self.machine_seconds - before.machine_seconds,
             self.wal_bytes - before.wal_bytes,
             self.transactions - before.transactions,
+            self.fsyncs - before.fsyncs,
         )
 
 
-def usage(children: Sequence[ChildRecord], connection: psycopg.Connection) -> Usage:
-    """Return the totals until now."""
+def usage(pids: Mapping[str, int], connection: psycopg.Connection) -> Usage:
+    """Return the totals until now of the processes `pids` and their descendants."""
     row = connection.execute(_USED).fetchone()
     assert row is not None
+    return Usage(cpu_seconds(pids), machine_seconds(), *row)
+
+
+def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
+    """Return the CPU of each process and its descendants, including children that have ended."""
+    totals = {}
+    for name, pid in pids.items():
+        totals[name] = 0.0
+        for member in _members(pid):
+            try:
+                totals[name] += sum(member.cpu_times()[:4])
+            except psutil.NoSuchProcess:
+                continue
+    return totals
+
+
+def machine_seconds() -> float:
+    """Return the CPU that all processes of the machine used until now."""
     machine = psutil.cpu_times()
-    busy = machine.user + machine.nice + machine.system
-    return Usage({child.name: _cpu_seconds(child.pid) for child in children}, busy, row[0], row[1])
+    return machine.user + machine.nice + machine.system
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Return the CPU of a process and its descendants, including children that have ended."""
-    total = 0.0
-    process = psutil.Process(pid)
-    for member in (process, *process.children(recursive=True)):
-        try:
-            total += sum(member.cpu_times()[:4])
-        except psutil.NoSuchProcess:
-            continue
-    return total
+def memory_mib(pids: Mapping[str, int]) -> dict[str, float] | None:
+    """Return the memory (PSS) of each process and its descendants. None: not available on this system."""
+    totals = dict.fromkeys(pids, 0.0)
+    for name, pid in pids.items():
+        for member in _members(pid):
+            try:
+                rollup = Path(f"/proc/{member.pid}/smaps_rollup").read_text(encoding="ascii")
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended meanwhile
+            except OSError:
+                return None
+            totals[name] += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1_024
+    return totals
 
 
-def services_memory_mib(children: Sequence[ChildRecord]) -> float | None:
+def services_memory_mib(pids: Mapping[str, int]) -> float | None:
     """Return the memory (PSS) of all processes of the five services together. None: not available on this system."""
-    total = 0
-    for child in children:
-        if not child.name.startswith(SERVICES):
-            continue
-        try:
-            rollup = Path(f"/proc/{child.pid}/smaps_rollup").read_text(encoding="ascii")
-        except OSError:
-            return None
-        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total / 1_024
+    found = memory_mib({name: pid for name, pid in pids.items() if name.startswith(SERVICES)})
+    return None if found is None else sum(found.values())
+
+
+def _members(pid: int) -> Iterator[psutil.Process]:
+    process = psutil.Process(pid)
+    yield process
+    yield from process.children(recursive=True)

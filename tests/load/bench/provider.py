@@ -11,7 +11,6 @@ is 1.
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 import psycopg
@@ -19,16 +18,15 @@ import psycopg
 from orderstream.audit.charges import audit_charges
 from orderstream.audit.check import audit, table
 from orderstream.audit.provider_ledger import Ledger
-from orderstream.audit.under_way import under_way
 from tests.load.bench import checks
 from tests.load.bench.provider_bench import ProviderBench
 from tests.load.bench.provider_figures import Line, cost_table, figure_table, plain
 from tests.load.bench.provider_rows import ROWS
 from tests.load.bench.smoke import (
-    COUNTED_MAX,
     SKU,
     STOCKED,
     WARM_UP_SECONDS,
+    await_quiet,
     await_settled,
     place_saturated,
     saturate,
@@ -36,7 +34,6 @@ from tests.load.bench.smoke import (
 from tests.load.system import BENCH_DIR, AlreadyRunningError, exclusive_system, say
 
 IN_PROCESS = "in-process"
-QUIET_LIMIT_SECONDS = 120.0
 SETTINGS = {"PAYMENT_PROVIDER": "simulator", "REPLICAS_PAYMENT_WORKER": "1"}
 
 
@@ -78,7 +75,7 @@ def _measure(names: Sequence[str], *, quick: bool) -> list[str]:
             lines += [Line(row.provider, row.rate, figure) for figure in found]
             print(figure_table(lines[-len(found) :]), file=sys.stderr, flush=True)
         bench.set_faults()
-        problems = bench.problems + _await_quiet(connection)
+        problems = bench.problems + await_quiet(connection)
         problems += checks.stock(connection, SKU, STOCKED)
         problems += _audit(system.urls["POSTGRES_URL"], bench.simulator.url)
         costs = bench.costs
@@ -111,16 +108,6 @@ def _measure_in_process(*, quick: bool) -> list[str]:
     lines = [Line("answers at once, in the process", "saturated", figure) for figure in figures]
     print(figure_table(lines), "", sep="\n")
     return problems
-
-
-def _await_quiet(connection: psycopg.Connection) -> list[str]:
-    """Wait until all orders are settled and compensated. Return a line if some are not after the limit."""
-    deadline = time.monotonic() + QUIET_LIMIT_SECONDS
-    while not (found := under_way(connection, COUNTED_MAX)).is_quiet:
-        if time.monotonic() > deadline:
-            return [f"not quiet after {QUIET_LIMIT_SECONDS:g} s: {found}"]
-        time.sleep(0.2)
-    return []
 
 
 def _audit(postgres_url: str, ledger_url: str) -> list[str]:

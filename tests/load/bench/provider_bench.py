@@ -133,4 +133,4 @@ class ProviderBench:
         return row[0]
 
     def _usage(self) -> Usage:
-        return counters.usage(list(self.system.children.values()), self.connection)
+        return counters.usage(self.system.pids, self.connection)

@@ -109,20 +109,20 @@ def place_saturated(system: System, user: str, seconds: float) -> Report:
 
 
 def _paced(system: System, connection: psycopg.Connection) -> Paced:
-    before = counters.usage(list(system.children.values()), connection)
+    before = counters.usage(system.pids, connection)
     report = place_paced(system, "bench-paced", PACED_RATE, PACED_SECONDS)
-    used = counters.usage(list(system.children.values()), connection).since(before)
+    used = counters.usage(system.pids, connection).since(before)
     row = connection.execute(SETTLE_TIMES, ("bench-paced",)).fetchone()
     return Paced(report, row[0] if row and row[0] else (float("nan"),) * 3, used)
 
 
 def saturate(system: System, connection: psycopg.Connection) -> Saturated:
     """Let all clients place orders as fast as they are answered, and return the figures."""
-    before = counters.usage(list(system.children.values()), connection)
+    before = counters.usage(system.pids, connection)
     report = place_saturated(system, "bench-saturated", SATURATED_SECONDS)
-    memory = counters.services_memory_mib(list(system.children.values()))
+    memory = counters.services_memory_mib(system.pids)
     await_settled(connection)
-    used = counters.usage(list(system.children.values()), connection).since(before)
+    used = counters.usage(system.pids, connection).since(before)
     row = connection.execute(_SETTLED, ("bench-saturated",)).fetchone()
     assert row is not None
     return Saturated(report, row[0], row[1] or 0.0, used, memory)
@@ -138,6 +138,16 @@ def await_settled(connection: psycopg.Connection, limit_seconds: float = SETTLE_
         if time.monotonic() > deadline:
             return [f"{open_orders} orders are still open after {limit_seconds:g} s"]
         time.sleep(0.1)
+
+
+def await_quiet(connection: psycopg.Connection) -> list[str]:
+    """Wait until all orders are settled and compensated. Return a line if some are not after the limit."""
+    deadline = time.monotonic() + SETTLE_LIMIT_SECONDS
+    while not (found := under_way(connection, COUNTED_MAX)).is_quiet:
+        if time.monotonic() > deadline:
+            return [f"not quiet after {SETTLE_LIMIT_SECONDS} s: {found}"]
+        time.sleep(0.2)
+    return []
 
 
 def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:

@@ -64,7 +64,7 @@ def main() -> int:
         _place(system, "bench-warm-up", WARM_UP_SECONDS)
         say(f"Placing {RATE} orders/s for {MEASURED_SECONDS} s")
         without, problems = _measure(system, connection, "bench-without")
-        with _snapshot(system.urls["POSTGRES_URL"]):
+        with held_snapshot(system.urls["POSTGRES_URL"]):
             _leave_dead_rows(connection)
             say(f"Placing {RATE} orders/s for {PASSING_SECONDS} s, and then for {MEASURED_SECONDS} s")
             _place(system, "bench-passing", PASSING_SECONDS)
@@ -90,7 +90,7 @@ def _measure(system: System, connection: psycopg.Connection, user: str) -> tuple
 
 
 @contextmanager
-def _snapshot(postgres_url: str) -> Iterator[None]:
+def held_snapshot(postgres_url: str) -> Iterator[None]:
     """Hold a snapshot until the block ends."""
     with psycopg.connect(postgres_url, autocommit=True) as holder:
         holder.execute("SET idle_in_transaction_session_timeout = 0")

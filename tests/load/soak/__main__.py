@@ -133,8 +133,7 @@ class Soak:
     async def _measure_memory(self) -> None:
         """Record the memory of the services every MEMORY_SECONDS."""
         while True:
-            children = list(self._system.children.values())
-            memory_mib = await asyncio.to_thread(counters.services_memory_mib, children)
+            memory_mib = await asyncio.to_thread(counters.services_memory_mib, self._system.pids)
             self._memory_mib += [memory_mib] if memory_mib else []
             await asyncio.sleep(MEMORY_SECONDS)
 

@@ -36,12 +36,15 @@ class Contestant(Protocol):
     name: str
     about: str
     """One paragraph: what it does more and what it does less than OrderStream."""
-    in_flight: int | None
-    """Accepted orders that the saturated phase lets it have at a time before they settle.
 
-    The smallest number with which it settles as many orders per second as with a larger one. A contestant accepts
-    orders much faster than it settles them, and a longer queue only costs it more. None: it needs no such limit.
-    """
+    @property
+    def in_flight(self) -> int | None:
+        """Accepted orders that the saturated phase lets it have at a time before they settle.
+
+        The smallest number with which it settles as many orders per second as with a larger one. A contestant accepts
+        orders much faster than it settles them, and a longer queue only costs it more. None: it needs no such limit.
+        """
+        ...
 
     def install(self) -> None:
         """Install what is missing below `.orderstream/bench/peers`, from package registries."""

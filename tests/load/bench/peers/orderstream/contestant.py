@@ -27,7 +27,7 @@ class RunningOrderStream:
 
     def processes(self) -> Mapping[str, int]:
         """Return the pid of each process that `orderstream up` started."""
-        return {name: child.pid for name, child in self.system.children.items()}
+        return self.system.pids
 
 
 class OrderStream:
