@@ -235,8 +235,8 @@ def test_every_table_of_the_database_is_listed() -> None:
     assert {row[0] for row in table("| table | holds | written by |", REFERENCE / "data.md")} == set(map(code, TABLES))
 
 
-def test_the_readme_has_at_most_150_lines() -> None:
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+def test_the_readme_has_at_most_170_lines() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 170
 
 
 def test_the_index_lists_every_page() -> None:

@@ -96,13 +96,13 @@ def _idle(seconds: float) -> Report:
 
 
 def _sample(system: System, connection: psycopg.Connection) -> Sample:
-    children = list(system.children.values())
+    pids = system.pids
     assert system.running is not None
     up = system.running.process.pid
-    used = counters.usage(children, connection)
+    used = counters.usage(pids, connection)
     # Its children have entries of their own.
     cpu_seconds = {**used.cpu_seconds, "up": sum(psutil.Process(up).cpu_times()[:2])}
-    woken = {child.name: sum(map(_switches, _family(child.pid))) for child in children} | {"up": _switches(up)}
+    woken = {name: sum(map(_switches, _family(pid))) for name, pid in pids.items()} | {"up": _switches(up)}
     return Sample(structs.replace(used, cpu_seconds=cpu_seconds), woken, time.monotonic())
 
 
