@@ -6,6 +6,7 @@ or if its books do not agree, the others go on, and the exit code is 1.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -130,4 +131,6 @@ def _in_words(name: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
+    # A signal ends the contestant that runs, too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

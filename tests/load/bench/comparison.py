@@ -1,6 +1,7 @@
 """One run of a contestant of `make bench`: the same phases and the same checks for each of them."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def _measure(name: str, contestant: Contestant, target: Target, plan: Plan) -> F
     problems = target.check()
     if name == contestants.OURS:
         problems += audited(target)
+    # JSON has no NaN. A figure that could not be measured is missing.
+    values = {figure: value for figure, value in values.items() if not math.isnan(value)}
     return Figures(contestant=name, values=values, cpu_us=cpu_us, problems=problems)
 
 

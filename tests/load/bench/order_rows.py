@@ -28,9 +28,11 @@ SERVICES = ("API_GATEWAY", "OUTBOX_RELAY", "PAYMENT_WORKER", "INVENTORY_WORKER",
 _SETTLED_IDS = "SELECT id FROM orders WHERE status = 'CONFIRMED' ORDER BY id LIMIT %s"
 _OPEN = """
 INSERT INTO orders (id, user_id, amount, currency, status, created_at, updated_at, next_check_at)
-SELECT 'open-' || number, 'open', 1, 'USD', 'PROCESSING', now(), now(), now() + interval '1 day'
+SELECT '00000000-0000-7000-8000-' || lpad(to_hex(number), 12, '0'), 'open', 1, 'USD', 'PROCESSING', now(), now(),
+       now() + interval '1 day'
 FROM generate_series(1, %s::bigint) AS number
 """
+_OPEN_ID = "00000000-0000-7000-8000-000000000001"
 _REMOVE_OPEN = "DELETE FROM orders WHERE user_id = 'open'"
 
 
@@ -124,7 +126,7 @@ def reads(bench: OrderBench) -> Sequence[RowFigure]:
         figures = [
             _reads(bench, "GET/s of one settled order (hot)", ids[:1], 200),
             _reads(bench, f"GET/s of {len(ids):,} settled orders (cold)", ids, 200, once=True),
-            _reads(bench, "GET/s of one open order", ["open-1"], 202),
+            _reads(bench, "GET/s of one open order", [_OPEN_ID], 202),
         ]
         connection.execute(_REMOVE_OPEN)
     return figures

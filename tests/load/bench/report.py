@@ -95,10 +95,10 @@ def _caption(result: Result) -> str:
     machine = result.machine
     runs = max((sum(run.contestant == name for run in result.runs) for name in result.names), default=0)
     command = "make bench QUICK=1" if result.quick else "make bench"
-    median = "One run" if runs == 1 else f"Median of {runs} runs"
+    median = "" if runs == 0 else " One run." if runs == 1 else f" Median of {runs} runs."
     return (
         f"Measured on {result.date} with `{command}`: {machine.cores} cores of {machine.cpu}, "
-        f"{machine.memory_gib:g} GiB, {machine.kernel}, with everything on them. {median}."
+        f"{machine.memory_gib:g} GiB, {machine.kernel}, with everything on them.{median}"
     )
 
 
