@@ -110,8 +110,8 @@ def test_a_page_goes_on_after_the_console_was_killed(browse: Browse, watch: Watc
     watch.allow("failed request|console error|console warning")
     page = browse("/orders")
     before = stack.system.pid("console")
+    # The supervisor may restart it before the page asks again. Then the page notices nothing.
     os.kill(before, signal.SIGKILL)
-    expect(page.locator("#connection")).not_to_have_attribute("data-state", "live", timeout=20_000)
     wait_until(lambda: stack.replaced("console", before), RESTART_SECONDS, "the console is restarted")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=30_000)
     order_id = stack.place()

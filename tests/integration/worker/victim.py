@@ -65,7 +65,7 @@ def main(group: str, point: str) -> int:
     if point == "hung":
         handler = Recorder(group, fault=_leave_a_thread)
     if point == "before-offsets":
-        subscription.__dict__["consumer"] = lambda settings, group: _DiesBeforeOffsets(client.consumer(settings, group))
+        subscription.__dict__["consumer"] = lambda *given: _DiesBeforeOffsets(client.consumer(*given))
     return run_process(group, settings, lambda tracer, stop: runner.Runner(handler, settings, tracer, stop))
 
 

@@ -69,7 +69,7 @@ def memory_mib(pids: Mapping[str, int]) -> dict[str, float] | None:
     """Return the memory (PSS) of each process and its descendants. None: not available on this system."""
     totals = dict.fromkeys(pids, 0.0)
     for name, pid in pids.items():
-        for member in _members(pid):
+        for member in _living_members(pid):
             try:
                 rollup = Path(f"/proc/{member.pid}/smaps_rollup").read_text(encoding="ascii")
             except (FileNotFoundError, ProcessLookupError):
@@ -84,6 +84,14 @@ def services_memory_mib(pids: Mapping[str, int]) -> float | None:
     """Return the memory (PSS) of all processes of the five services together. None: not available on this system."""
     found = memory_mib({name: pid for name, pid in pids.items() if name.startswith(SERVICES)})
     return None if found is None else sum(found.values())
+
+
+def _living_members(pid: int) -> list[psutil.Process]:
+    """Return the process and its descendants. Return none if it has ended, as after a fault."""
+    try:
+        return list(_members(pid))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _members(pid: int) -> Iterator[psutil.Process]:
