@@ -68,12 +68,14 @@ def idle(bench: OrderBench) -> Sequence[RowFigure]:
 
 
 def sustained(bench: OrderBench) -> Sequence[RowFigure]:
-    """Clients place as many orders as are accepted for 60 s."""
+    """Clients place as many orders as are accepted, for 60 s."""
     kafka = _kafka_bytes(bench)
-    phase = bench.at_most(bench.length(60, 8))
+    seconds = bench.length(60, 8)
+    phase = bench.at_most(seconds)
     orders = max(1, phase.settled)
     post, used = phase.report.latency_ms, phase.used
     return [
+        number("length of the load", seconds, "s"),
         number("settled/s", phase.settled_per_second),
         RowFigure("POST p50 / p99 / p99.9", f"{post[0]:.1f} / {post[2]:.1f} / {post[3]:.1f} ms"),
         settle_times("settle p50 / p99", phase),
@@ -244,7 +246,7 @@ def _kafka_bytes(bench: OrderBench) -> int:
 
 ROWS = {
     "idle": Spec("idle", idle),
-    "sustained": Spec("as many orders as are accepted, for 60 s", sustained),
+    "sustained": Spec("as many orders as are accepted", sustained),
     "reads": Spec("reads over 64 connections, one gateway", reads),
     "rates": Spec("fixed rates, the provider in the process", rates),
     "lines": Spec("lines per order", lines),

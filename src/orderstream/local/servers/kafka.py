@@ -34,7 +34,13 @@ _AOT_CACHE_SECONDS = 180.0
 _ANSWER_SECONDS = 0.5
 _GROUPS_SECONDS = 30.0
 # The second compiler of Java costs more CPU here than it saves, within the minutes that a local Kafka usually runs.
-_JVM = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-XX:+DisableAttachMechanism", "-Xlog:aot*=error"]
+_JVM = [
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+UseSerialGC",
+    "-XX:-UsePerfData",
+    "-XX:+DisableAttachMechanism",
+    "-Xlog:aot*=error",
+]
 _LOGGING = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
 _SEPARATORS = ",:"
 # One node holds every internal topic. The short session lets a broker that was killed register again within 2 s.
