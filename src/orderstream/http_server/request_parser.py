@@ -100,12 +100,13 @@ class RequestParser:
         if self.body_left_bytes:
             return min(len(data), at + self.body_left_bytes)
         tail = self._tail
-        if not tail:
-            found = data.find(_HEAD_END, at)
-        else:
-            # An empty line may arrive in two parts.
+        if tail:
+            # An empty line may arrive in two parts. Then its last bytes are the first ones of `data`.
             found = (tail + data[at : at + 3]).find(_HEAD_END)
-            found = data.find(_HEAD_END, at) if found < 0 else found + at - len(tail)
+            if found >= 0:
+                self._tail = b""
+                return at + found - len(tail) + len(_HEAD_END)
+        found = data.find(_HEAD_END, at)
         if found < 0:
             self._tail = (tail + data[max(at, len(data) - 3) :])[-3:]
             return len(data)
