@@ -94,7 +94,7 @@ class Connection(asyncio.BufferedProtocol):
         """Free everything that the connection holds."""
         self._lost = self._reading_over = True
         self._deadline.close()
-        self._client.release()
+        self._client.lose()
         self._parser.close()
         self._keep_unread(b"")
         self._pipeline.lose()

@@ -3,7 +3,7 @@
 import asyncio
 import ipaddress
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -78,6 +78,7 @@ class ServerState:
         self._tracer = tracer
         self._peers: Counter[str] = Counter()
         self._refused: set[OpenConnection] = set()
+        self._writes: list[Callable[[], None]] = []
 
     def enter(self, connection: OpenConnection, address: Sequence[Any] | None) -> Problem | None:
         """Count a new connection. Return the reason if it is refused."""
@@ -129,6 +130,17 @@ class ServerState:
         self.tasks.add(task)
         task.add_done_callback(end)
         return task
+
+    def write_soon(self, write: Callable[[], None]) -> None:
+        """Call `write` in the next round of the event loop, together with those of other connections."""
+        if not self._writes:
+            self.loop.call_soon(self._write_all)
+        self._writes.append(write)
+
+    def _write_all(self) -> None:
+        writes, self._writes = self._writes, []
+        for write in writes:
+            write()
 
     async def _work(self, scope: Scope, exchange: Exchange) -> None:
         await self._app(scope, exchange.receive, exchange.send)
