@@ -12,8 +12,10 @@ def _service(name: str, summary: str) -> None:
 
     def run() -> None:
         from orderstream.process.garbage_collection import collect_rarely
+        from orderstream.process.unused_packages import UNUSED, left_out
 
-        app = importlib.import_module(f"orderstream.{name.replace('-', '_')}.app")
+        with left_out(*UNUSED):
+            app = importlib.import_module(f"orderstream.{name.replace('-', '_')}.app")
         settings = stack_settings()
         collect_rarely()
         with plain_errors():
