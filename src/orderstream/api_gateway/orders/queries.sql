@@ -11,6 +11,8 @@
 -- items and its event, because it inserts them only for rows of `accepted`. In the same way it skips an order whose
 -- idempotency key is taken. If another transaction is inserting the same key, the statement waits for it. Orders with
 -- keys come first, sorted by key, so that two groups never wait for each other in a deadlock.
+-- ON CONFLICT adds a record to the WAL for each row, so only orders with keys use it. The others are looked up first.
+-- If the first attempt at a group is still running, the repeated group waits for it, and fails at orders_pkey.
 -- Returns one row: the number of orders in the parameter, which proves that this statement ran and no other, and the
 -- ids of the accepted orders that have keys.
 -- Index: orders_pkey, orders_idempotency_key. Locks: the new rows only.
@@ -24,15 +26,26 @@ WITH incoming AS (
 ), time AS MATERIALIZED (
     -- The services write times in JSON in the same way: without a fraction that is 0.
     SELECT replace(to_char(now() AT TIME ZONE 'UTC', '"\""YYYY-MM-DD"T"HH24:MI:SS.US"Z\""'), '.000000Z', 'Z') AS quoted
-), accepted AS (
+), with_keys AS (
     INSERT INTO orders (
         id, user_id, amount, currency, created_at, updated_at, traceparent, tracestate, idempotency_key, request_hash
     )
     SELECT
         id, user_id, amount, currency, now(), now(), traceparent, tracestate, idempotency_key, request_hash
     FROM incoming
+    WHERE idempotency_key IS NOT NULL
     ON CONFLICT DO NOTHING
-    RETURNING id, idempotency_key
+    RETURNING id
+), without_keys AS (
+    INSERT INTO orders (id, user_id, amount, currency, created_at, updated_at, traceparent, tracestate)
+    SELECT id, user_id, amount, currency, now(), now(), traceparent, tracestate
+    FROM incoming
+    WHERE idempotency_key IS NULL AND (SELECT stored.id FROM orders AS stored WHERE stored.id = incoming.id) IS NULL
+    RETURNING id
+), accepted AS (
+    SELECT id FROM with_keys
+    UNION ALL
+    SELECT id FROM without_keys
 ), lines AS (
     INSERT INTO order_items (order_id, sku, qty, price)
     SELECT id, sku, qty, price
@@ -49,7 +62,7 @@ WITH incoming AS (
 )
 SELECT
     (SELECT count(*) FROM incoming),
-    (SELECT array_agg(id) FROM accepted WHERE idempotency_key IS NOT NULL),
+    (SELECT array_agg(id) FROM with_keys),
     CASE WHEN EXISTS (SELECT FROM accepted) THEN pg_notify(%(channel)s, '') END;
 
 -- name: orders_of_keys

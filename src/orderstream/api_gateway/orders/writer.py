@@ -174,6 +174,8 @@ class Writer:
             with self._spans(group) if self._tracer.open_requests else NO_SPANS:
                 rows = await self._session.execute(SQL["accept_orders"], parameters, args_row(_accepted_group))
         except (psycopg.Error, ValueError) as error:
+            if isinstance(error, UniqueViolation) and error.diag.constraint_name == "orders_pkey":
+                raise TryAgainError("an earlier attempt at the group has committed meanwhile") from error
             await self._isolate(group, error, doubted=doubted)
             return
         except TryAgainError as error:
