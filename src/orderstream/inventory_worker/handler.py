@@ -12,6 +12,7 @@ from typing import assert_never
 
 import msgspec
 from msgspec import Struct
+from psycopg.errors import UniqueViolation
 
 from orderstream.domain import saga
 from orderstream.domain.events import (
@@ -41,7 +42,7 @@ _decode_lines = msgspec.json.Decoder(dict[str, int]).decode
 
 
 class _Row(Struct, frozen=True):
-    """A recorded reservation: the columns of `reservations_of`."""
+    """A recorded reservation."""
 
     order_id: str
     state: str
@@ -58,8 +59,8 @@ class _Payment(Struct, frozen=True):
     lines: Lines
 
 
-class _NewReservation(Struct, frozen=True):
-    """A row for `insert_reservations`."""
+class _NewReservation(Struct, frozen=True, omit_defaults=True):
+    """A row for `record_reservations`. A member that is left out is NULL."""
 
     order_id: str
     state: str
@@ -92,9 +93,9 @@ class InventoryHandler:
         Raises RepeatBatchError.
         """
         authorized, aborted = _sort(batch)
-        rows = self._recorded(tx, sorted({*authorized, *aborted}))
+        rows, paid = self._recorded(tx, sorted({*authorized, *aborted}))
         aborts = {key: abort.reason for key, abort in aborts_of(tx, aborted).items() if abort.aborted}
-        payments = self._payments(tx, [key for key in authorized if key not in rows and key not in aborts])
+        payments = {key: paid[key] for key in authorized if key in paid and key not in rows and key not in aborts}
         wants = {key: payment.lines for key, payment in payments.items() if payment.state == "AUTHORIZED"}
         releases, tombstones = _released(rows, aborts)
         held = [release.lines for release in releases.values()]
@@ -104,25 +105,22 @@ class InventoryHandler:
         self._release(tx, rows, releases)
         # Orders get stock in the order of their arrival. Each order takes its lines from `available`.
         reservations = {order_id: on_authorized(available, lines) for order_id, lines in wants.items()}
-        self._insert(tx, rows, tombstones | reservations)
         reserved = [reservation.lines for reservation in reservations.values() if reservation.state == "RESERVED"]
-        self._move(tx, net(reserved, held))
+        self._record(tx, rows, tombstones | reservations, net(reserved, held))
         summary = databases.summary(("UPDATE" if aborts else "INSERT", "reservations"), ("UPDATE", "inventory"))
         return _answered(tx, batch, rows, aborts.keys(), rows.keys() | payments.keys(), summary)
 
     @staticmethod
-    def _payments(tx: Connection, ids: list[str]) -> dict[str, _Payment]:
-        """Return the payments that are authorized, or were, in the order of `ids`."""
-        found = tx.execute(SQL["payments_with_lines"], {"ids": ids}) if ids else ()
-        payments = {order_id: _Payment(state, _decode_lines(lines)) for order_id, state, lines in found}
-        return {order_id: payments[order_id] for order_id in ids if order_id in payments}
-
-    @staticmethod
-    def _recorded(tx: Connection, ids: list[str]) -> dict[str, _Row]:
-        return {
-            row.order_id: row
-            for row in (_Row(*columns) for columns in tx.execute(SQL["reservations_of"], {"ids": ids}))
-        }
+    def _recorded(tx: Connection, ids: list[str]) -> tuple[dict[str, _Row], dict[str, _Payment]]:
+        """Return the reservations of these orders, and their payments that are or were authorized."""
+        rows: dict[str, _Row] = {}
+        payments: dict[str, _Payment] = {}
+        for order_id, state, *details, payment, lines in tx.execute(SQL["reservations_and_payments"], {"ids": ids}):
+            if state is not None:
+                rows[order_id] = _Row(order_id, state, *details)
+            else:
+                payments[order_id] = _Payment(payment, _decode_lines(lines))
+        return rows, payments
 
     @staticmethod
     def _lock_stock(tx: Connection, orders: Sequence[Lines]) -> dict[str, int]:
@@ -140,24 +138,27 @@ class InventoryHandler:
             rows[order_id] = _row(order_id, releases[order_id], decided_at)
 
     @staticmethod
-    def _insert(tx: Connection, rows: dict[str, _Row], reservations: Mapping[str, Reservation]) -> None:
-        """Insert new reservations, in Postgres and in `rows`. Raises RepeatBatchError."""
-        if not reservations:
+    def _record(
+        tx: Connection, rows: dict[str, _Row], reservations: Mapping[str, Reservation], quantities: Mapping[str, int]
+    ) -> None:
+        """Insert new reservations, in Postgres and in `rows`, and move the units of SKUs. Raises RepeatBatchError."""
+        if not reservations and not quantities:
             return
         new = [
             _NewReservation(order_id, reservation.state, reservation.lines, reservation.reason, reservation.skus)
             for order_id, reservation in sorted(reservations.items())
         ]
-        inserted = tx.execute(SQL["insert_reservations"], {"reservations": _encode(new).decode()}).fetchall()
-        if len(inserted) != len(new):
-            raise RepeatBatchError(f"{len(new) - len(inserted)} orders got a reservation elsewhere meanwhile")
+        parameters = {
+            "reservations": _encode(new).decode(),
+            "skus": list(quantities),
+            "quantities": list(quantities.values()),
+        }
+        try:
+            inserted = tx.execute(SQL["record_reservations"], parameters).fetchall()
+        except UniqueViolation as error:
+            raise RepeatBatchError("an order got a reservation elsewhere meanwhile") from error
         for order_id, decided_at in inserted:
             rows[order_id] = _row(order_id, reservations[order_id], decided_at)
-
-    @staticmethod
-    def _move(tx: Connection, quantities: dict[str, int]) -> None:
-        if quantities:
-            tx.execute(SQL["move_stock"], {"skus": list(quantities), "quantities": list(quantities.values())})
 
 
 def _row(order_id: str, reservation: Reservation, decided_at: datetime) -> _Row:

@@ -90,12 +90,15 @@ class Relay:
             self.readiness.begin(PUBLISH)
             try:
                 with self._session.use() as connection:
-                    self._measure(connection)
+                    if self._position.is_blocked:
+                        self._measure(connection)
                     rows, full = self._publish_next(connection)
-                self.readiness.succeeded(PUBLISH)
+                    self.readiness.succeeded(PUBLISH)
+                    # Rows that are ready do not wait for the measurement.
+                    self._measure(connection)
                 self._retention.run_if_due(self._session)
                 with self._session.use() as connection:
-                    self._await_more(connection, rows, full=full)
+                    self._await_more(connection, rows, full=full or self._position.is_starting)
                 wait = BACKOFF_FIRST_SECONDS
             except (psycopg.Error, PublishError, KafkaException) as error:
                 if isinstance(error, psycopg.Error) and not is_transient(error):
@@ -120,7 +123,7 @@ class Relay:
             late, more = self._publish_batch(connection, swept)
             position.swept(swept, full=more, seconds=time.monotonic() - started)
             published += len(late)
-        return published, full or more or position.is_starting
+        return published, full or more
 
     def _publish_batch(self, connection: Connection, part: Range) -> tuple[list[int], bool]:
         """Publish the oldest rows of a range. Return their ids, and whether the batch was full.
@@ -180,11 +183,9 @@ class Relay:
         signal ends the wait after the poll interval at the latest. The connection keeps every notice, so this method
         reads all of them. The next claim sees their rows.
         """
-        gathering_seconds = 0.0 if full else OF_RECORDS.seconds(rows)
-        queued = full or gathering_seconds > 0
-        if gathering_seconds:
+        if not full and (gathering_seconds := OF_RECORDS.seconds(rows)):
             self._stop.wait(gathering_seconds)
-        for _ in connection.notifies(timeout=0 if queued else self._settings.relay_poll_seconds, stop_after=1):
+        for _ in connection.notifies(timeout=0 if full else self._settings.relay_poll_seconds, stop_after=1):
             pass
 
     def _recover(self, error: Exception) -> None:

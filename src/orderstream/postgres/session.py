@@ -7,6 +7,8 @@ lost prepared statement, or a plan for another schema. `begin` sets up each new 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from psycopg.pq import TransactionStatus
+
 from orderstream.postgres.connect import Connection, connect
 from orderstream.postgres.faults import StaleSessionError, fault_of, is_about_data, is_fatal
 from orderstream.postgres.limited import LimitedConnection
@@ -53,7 +55,8 @@ class Session:
             yield connection
         except Exception as error:
             is_usable = fault_of(error) is None or is_about_data(error)
-            if is_usable and not connection.closed:
+            # psycopg hides it if a ROLLBACK fails.
+            if is_usable and connection.info.transaction_status is TransactionStatus.IDLE:
                 raise
             proven = self._proven
             self.close()

@@ -41,7 +41,9 @@ PINNED: Final = {
     "enable_indexonlyscan": "on",
     "enable_bitmapscan": "on",
     "enable_nestloop": "on",
-    "plan_cache_mode": "auto",
+    # Otherwise PostgreSQL plans a prepared statement again for each execution, if the plan for an array of one id looks
+    # cheaper than the plan for any array.
+    "plan_cache_mode": "force_generic_plan",
     "jit": "off",
 }
 """Values by name. A setting that the server's version does not have is skipped."""

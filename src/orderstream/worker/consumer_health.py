@@ -127,10 +127,9 @@ class ConsumerHealth:
         self._idle_since = None
 
 
-def positions_of(consumer: Consumer) -> dict[TopicAndPartition, int]:
-    """Return the consumer's position in each of its partitions, negative if it has received nothing there."""
-    assigned = consumer.assignment()
-    return offsets_of(consumer.position(assigned)) if assigned else {}
+def positions_of(consumer: Consumer, partitions: list[TopicPartition]) -> dict[TopicAndPartition, int]:
+    """Return the consumer's position in each of these partitions, negative if it has received nothing there."""
+    return offsets_of(consumer.position(partitions)) if partitions else {}
 
 
 def positions_ahead_of_group(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 from msgspec import Struct
 
 from orderstream.postgres.connect import Connection
@@ -61,9 +62,14 @@ def statement_limit(connection: Connection, times: TimeRange) -> Iterator[None]:
     if not times.is_limited:
         yield
         return
-    with connection.transaction():
-        connection.execute(SQL["limit_statements"], {"limit": f"{SLICE_STATEMENT_SECONDS * 1_000:.0f}ms"})
-        yield
+    try:
+        with connection.transaction():
+            connection.execute(SQL["limit_statements"], {"limit": f"{SLICE_STATEMENT_SECONDS * 1_000:.0f}ms"})
+            yield
+    except psycopg.errors.QueryCanceled:
+        # If the COMMIT itself reaches the limit, psycopg leaves the transaction open.
+        connection.rollback()
+        raise
 
 
 class DueScan:

@@ -97,7 +97,7 @@ class Handler(Protocol[P]):
     emits: tuple[str, ...]
     """Types of the events that it may emit, as the result of a record or by a timer."""
     gathering: Gathering
-    """How long the worker waits for more records while there is a queue."""
+    """How long the worker waits for more records."""
     wake: Signal
     """Wakes the thread of the timers. Any thread may set it, also before the timers have started."""
 

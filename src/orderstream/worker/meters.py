@@ -16,9 +16,10 @@ class WorkerMeters:
         self._batch_records = metrics.BATCH_RECORDS.labels(service)
         self._batch_seconds = metrics.BATCH_SECONDS.labels(service)
         self._lagging: set[tuple[str, int]] = set()
+        self._bound: dict[tuple[Counter, str], Counter] = {}
         for topic in topics:
             for metric in (metrics.CONSUMED, metrics.DECIDED, metrics.DEAD_LETTERED, metrics.RETRIED):
-                metric.labels(service, topic)
+                self._bind(metric, topic)
 
     def consumed(self, topics: Iterable[str]) -> None:
         """Count records received from Kafka."""
@@ -60,4 +61,8 @@ class WorkerMeters:
 
     def _count(self, metric: Counter, topics: Iterable[str]) -> None:
         for topic, number in Tally(topics).items():
-            metric.labels(self._service, topic).inc(number)
+            (self._bound.get((metric, topic)) or self._bind(metric, topic)).inc(number)
+
+    def _bind(self, metric: Counter, topic: str) -> Counter:
+        bound = self._bound[metric, topic] = metric.labels(self._service, topic)
+        return bound

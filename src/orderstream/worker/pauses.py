@@ -118,12 +118,13 @@ class Pauses:
         """Note that the lag was measured."""
         self._were_full = set(self._full)
 
-    def may_wait(self, consumer: Consumer) -> set[str]:
+    def may_wait(self, *, assigned: bool) -> set[str]:
         """Return the topics whose records may have waited for room since the last measurement of the lag.
 
-        A consumer without partitions cannot see the pauses of others. For it, these are all topics with a limit.
+        `assigned` says whether the consumer has partitions. A consumer without partitions cannot see the pauses of
+        others. For it, these are all topics with a limit.
         """
-        return self._were_full if consumer.assignment() else {self._prefix + topic for topic in self._room()}
+        return self._were_full if assigned else {self._prefix + topic for topic in self._room()}
 
     def _without_room(self, room: Mapping[str, int]) -> set[str]:
         return {self._prefix + topic for topic, records in room.items() if records <= 0}

@@ -20,7 +20,7 @@ from orderstream.kafka.client import consumer
 from orderstream.kafka.envelope import Record
 from orderstream.kafka.errors import FENCED, UNKNOWN_TOPIC, KafkaRefusedError
 from orderstream.kafka.group_offsets import GroupOffsets, group_offsets
-from orderstream.kafka.partitions import TopicAndPartition
+from orderstream.kafka.partitions import TopicAndPartition, key_of
 from orderstream.kafka.topics import ensure_topics
 from orderstream.process.gathering import Gathering
 from orderstream.process.readiness import Readiness
@@ -30,20 +30,21 @@ from orderstream.worker.consumer_health import ANSWER_SECONDS, ConsumerHealth, p
 from orderstream.worker.meters import WorkerMeters
 from orderstream.worker.pauses import Pauses
 
-BATCH_RECORDS = 2_000
 POLL_SECONDS = 0.5
 """Longest wait for a record. After a signal to stop, the loop ends after this time at the latest."""
 POLL_SECONDS_WITHOUT_ROOM = 0.1
 """The same while a topic has no room. The loop looks for room after it."""
 GATHER_BYTES = 8 << 20
 """A batch of this size does not wait for more records."""
-COMMIT_SECONDS = 0.2
+COMMIT_SECONDS = 0.5
 """Time between two commits of offsets. A commit costs as much as a small batch."""
 COMMIT_ATTEMPTS = 3
 MEASURE_SECONDS = 5.0
 ENSURE_SECONDS = 1.0
 """Shortest time between two checks for missing topics."""
 
+EARLY_SECONDS = 0.02
+"""Longest wait of a batch of early records for the record that usually follows them."""
 QUICK_FETCH = {"fetch.wait.max.ms": 100}
 """For a handler with limited room. A topic that is resumed after a pause waits for the end of the current fetch."""
 
@@ -80,13 +81,16 @@ class Subscription:
         self._readiness = readiness
         self._pauses = Pauses(room, settings.kafka_topic_prefix, meters)
         self._gathering = gathering
+        self._early_topics = {self._prefix + topic for topic in gathering.early_topics}
         self._on_assigned = on_assigned
-        self._options = QUICK_FETCH if room() else {}
+        self._options = {**(QUICK_FETCH if room() else {}), "on_commit": self._note_commit}
         self._consumer: Consumer = consumer(settings, group, self._options)
         self._health = ConsumerHealth(time.monotonic, self._topics)
+        self._partitions: dict[TopicAndPartition, TopicPartition] = {}
+        """The assigned partitions. The client may take up to a second to return them while it is idle."""
         self._rewound: set[TopicAndPartition] = set()
         self._processed: dict[TopicAndPartition, int] = {}
-        """The offsets to commit."""
+        """The offsets that no commit is known to have stored."""
         self._committed_at = float("-inf")
         self._offsets_client = consumer(settings, group)
         """Reads offsets and never joins the group. Only the thread of `_reader` uses it."""
@@ -108,13 +112,14 @@ class Subscription:
 
     def close(self) -> None:
         """Commit the offsets of the processed records, and leave the group."""
-        self._commit_processed()
+        self._commit_processed(waits=True)
         self._consumer.close()
         self._reader.shutdown()
         self._offsets_client.close()
 
     def _assigned(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.joined = True
+        self._partitions = {key_of(partition): partition for partition in partitions}
         self._pauses.note_assignment()
         self._on_assigned()
         names = sorted(f"{partition.topic}/{partition.partition}" for partition in partitions)
@@ -122,18 +127,22 @@ class Subscription:
 
     def _revoked(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         """Commit before the group gives the partitions to other consumers."""
-        self._commit_processed()
+        self._partitions = {}
+        self._commit_processed(waits=True)
 
     def _partitions_lost(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         """Forget the offsets: the group has given the partitions to other consumers and refuses a commit."""
+        self._partitions = {}
         self._processed.clear()
 
     def poll(self) -> list[Record]:
-        """Wait for a record and return it with the others that are here, at most BATCH_RECORDS and the smallest room.
+        """Wait for a record and return it with the others that are here, at most `records_max` and the smallest room.
 
-        Topics without room are paused. If there is a queue, also wait for more records (process/gathering.py).
+        Topics without room are paused. If there is a queue, also wait for more records (process/gathering.py). If there
+        are only early records, also wait for the next one that is not.
         Raises KafkaException after a fatal error.
         """
+        gather_until = time.monotonic() + self._gathering.seconds(self._last_size)
         room = self._pauses.wait_for_room()
         self._pauses.apply(self._consumer, room)
         message = self._consumer.poll(self._poll_seconds())
@@ -142,7 +151,8 @@ class Subscription:
             return []
         # The group may have assigned partitions during the poll.
         self._pauses.apply(self._consumer, room)
-        messages = self._gather(message, min([BATCH_RECORDS, *(records for records in room.values() if records > 0)]))
+        limit = min([self._gathering.records_max, *(records for records in room.values() if records > 0)])
+        messages = self._gather(message, limit, gather_until)
         records = []
         for message in messages:
             error = message.error()
@@ -161,19 +171,37 @@ class Subscription:
         until_commit = self._committed_at + COMMIT_SECONDS - time.monotonic()
         if until_commit > 0:
             return min(longest, until_commit)
-        self._commit_processed()
+        self._commit_processed(waits=False)
         return longest
 
-    def _gather(self, first: Message, limit: int) -> list[Message]:
-        """Return the first message and those that follow it, at most `limit`."""
+    def _gather(self, first: Message, limit: int, until: float) -> list[Message]:
+        """Return the first message and those that follow it, at most `limit`. Gathers until a monotonic time."""
         messages = [first]
         if limit > 1:
             messages += self._consumer.consume(limit - 1, 0)
         size_bytes = sum(map(len, messages))
         more = min(limit, len(messages) * GATHER_BYTES // max(1, size_bytes)) - len(messages)
-        wait_seconds = self._gathering.seconds(self._last_size)
-        if wait_seconds and more > 0:
-            messages += self._consumer.consume(more, wait_seconds)
+        wait_seconds = until - time.monotonic()
+        if wait_seconds > 0 and more > 0:
+            gathered = self._consumer.consume(more, wait_seconds)
+            messages += gathered
+            more -= len(gathered)
+        return self._await_following(messages, more)
+
+    def _await_following(self, messages: list[Message], more: int) -> list[Message]:
+        """Return the messages and up to `more` others.
+
+        If all of them are early, wait up to EARLY_SECONDS for a message that is not.
+        """
+        deadline = time.monotonic() + EARLY_SECONDS
+        following = messages
+        while more > 0 and all(message.topic() in self._early_topics for message in following):
+            seconds = deadline - time.monotonic()
+            if seconds <= 0 or not (following := self._consumer.consume(1, seconds)):
+                break
+            following += self._consumer.consume(more - 1, 0)
+            messages += following
+            more -= len(following)
         return messages
 
     def _within(self, room: Mapping[str, int], records: list[Record]) -> list[Record]:
@@ -196,17 +224,37 @@ class Subscription:
     def commit(self, records: Iterable[Record]) -> None:
         """Note that a batch is processed. Its offsets are committed within COMMIT_SECONDS, with those of other batches.
 
-        If a commit fails, the records are received again, which is harmless (P7).
+        The group may have given partitions of the batch to other consumers meanwhile. Their offsets are left out. These
+        records are received again, which is harmless (P7).
         """
-        following = {(self._prefix + record.topic, record.partition): record.offset + 1 for record in records}
+        processed = {(self._prefix + record.topic, record.partition): record.offset + 1 for record in records}
+        following = {partition: offset for partition, offset in processed.items() if partition in self._partitions}
         self._rewound -= following.keys()
         self._processed |= following
 
-    def _commit_processed(self) -> None:
+    def _commit_processed(self, *, waits: bool) -> None:
+        """Commit the offsets of the processed records. If `waits`, wait for Kafka and repeat a commit that fails."""
         offsets = [TopicPartition(*partition, offset) for partition, offset in self._processed.items()]
-        self._processed.clear()
-        self._commit_offsets(offsets)
+        if waits:
+            self._processed.clear()
+            self._commit_offsets(offsets)
+        elif offsets:
+            try:
+                self._consumer.commit(offsets=offsets)
+            except KafkaException as error:
+                self._note_commit(error.args[0], offsets)
         self._committed_at = time.monotonic()
+
+    def _note_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """Note the result of a commit for which the loop did not wait. The next commit repeats one that failed."""
+        failure = error or next((partition.error for partition in partitions if partition.error), None)
+        if failure:
+            log.warning("offset_commit_failed", detail=failure.str()[:300])
+            if failure.code() not in FENCED:
+                return
+        for partition in partitions:
+            if self._processed.get(key_of(partition)) == partition.offset:
+                del self._processed[key_of(partition)]
 
     def _commit_offsets(self, offsets: list[TopicPartition]) -> None:
         for _ in range(COMMIT_ATTEMPTS if offsets else 0):
@@ -254,7 +302,7 @@ class Subscription:
         """
         if self._reading is None:
             if time.monotonic() - self._measured >= MEASURE_SECONDS:
-                self._positions = positions_of(self._consumer)
+                self._positions = positions_of(self._consumer, list(self._partitions.values()))
                 self._reading = self._reader.submit(self._read_offsets)
         elif self._reading.done():
             reading, self._reading = self._reading, None
@@ -274,9 +322,10 @@ class Subscription:
             lag = {}
         else:
             self._readiness.succeeded(KAFKA)
-            lag = self._health.lag(self._positions, offsets, self._pauses.may_wait(self._consumer))
+            lag = self._health.lag(self._positions, offsets, self._pauses.may_wait(assigned=bool(self._partitions)))
             # The position may have moved since, to records that are processed by now.
-            self._processed |= positions_ahead_of_group(positions_of(self._consumer), offsets, self._rewound)
+            positions = positions_of(self._consumer, list(self._partitions.values()))
+            self._processed |= positions_ahead_of_group(positions, offsets, self._rewound)
         self._measured = time.monotonic()
         self._pauses.note_measurement()
         self._meters.lag(
@@ -290,7 +339,8 @@ class Subscription:
     def _replace_consumer(self) -> None:
         self._health = ConsumerHealth(time.monotonic, self._topics)
         self.joined = False
-        self._commit_processed()
+        self._partitions = {}
+        self._commit_processed(waits=True)
         self._consumer.close()
         self._consumer = consumer(self._settings, self._group, self._options)
         self.subscribe()

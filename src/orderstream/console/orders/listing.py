@@ -14,6 +14,7 @@ from typing import Any, Literal
 import psycopg
 from msgspec import Struct
 from msgspec.structs import asdict, replace
+from psycopg.pq import TransactionStatus
 
 from orderstream.console.orders.cursor import from_cursor, to_cursor
 from orderstream.console.orders.filters import PAGE_DEFAULT, STUCK_SECONDS, OrderFilter
@@ -128,7 +129,7 @@ def list_orders(
 
     The page reads at most SEARCHED_MAX orders, and begins no further part after SEARCH_SECONDS. If `deep`, the limits
     are DEEP_SEARCHED_MAX and DEEP_SEARCH_SECONDS. Raises Problem 400 for an invalid cursor, and psycopg.Error, which is
-    QueryCanceled if PostgreSQL is too slow to read any order.
+    QueryCanceled if PostgreSQL is too slow to read any order or to end a savepoint.
     """
     before = from_cursor(cursor) if cursor else FIRST
     effort = _Effort(DEEP_SEARCHED_MAX, DEEP_SEARCH_SECONDS) if deep else _Effort(SEARCHED_MAX, SEARCH_SECONDS)
@@ -232,11 +233,16 @@ class _Search(Struct, frozen=True):
         return found
 
     def _try_to_read(self, source: Source, before: str, rows: int, matches: int) -> _Part | None:
-        """Read one part of a source. Return None if that takes longer than STATEMENT_SECONDS."""
+        """Read one part of a source. Return None if that takes longer than STATEMENT_SECONDS.
+
+        Raises QueryCanceled if the end of its savepoint takes longer, because the whole transaction has failed then.
+        """
         try:
             with self.connection.transaction():
                 return self._read(source, before, rows, matches)
         except psycopg.errors.QueryCanceled:
+            if self.connection.info.transaction_status is TransactionStatus.INERROR:
+                raise
             return None
 
     def _read(self, source: Source, before: str, rows: int, matches: int) -> _Part:
