@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orderstream.local.processes.state import checkout, shared_cache
+from orderstream.local.processes.state import StateDir, checkout, shared_cache
 from orderstream.local.servers import server_home
 from orderstream.local.servers.kafka_aot_cache import KafkaAotCache
 from tests.support.system import System, alive
@@ -55,6 +55,21 @@ def exclusive_system(state_dir: Path, **settings: str) -> Iterator[System]:
             raise
         system.end()
         system.command("reset")
+
+
+@contextmanager
+def kept_programs(state_dir: Path) -> Iterator[None]:
+    """Keep the programs of the servers of root, with the cache of Kafka's classes, until the block ends.
+
+    Without this, the end of each stack removes them, and the next start copies them and records the cache again.
+    """
+    state = StateDir(state_dir)
+    with state.lock():
+        server_home.choose(state, say)
+        try:
+            yield
+        finally:
+            server_home.remove(state)
 
 
 def _await_kafka_cache(system: System) -> None:

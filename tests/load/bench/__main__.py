@@ -6,21 +6,27 @@ or if its books do not agree, the others go on, and the exit code is 1.
 """
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orderstream.local.processes.state import checkout
+from orderstream.local.processes.state import BusyError, checkout
 from tests.load.bench import comparison, contestants, machine, order_rows, report, results
 from tests.load.bench.comparison import FULL, QUICK, Plan
+from tests.load.bench.laps import Laps
 from tests.load.bench.peers.limit import limit
 from tests.load.bench.results import Figures, Result, Row
-from tests.load.system import say
+from tests.load.system import kept_programs, say
 
 FOLDER = checkout() / ".orderstream" / "bench"
-LIMIT_SECONDS, LIMIT_SECONDS_QUICK = 15.0, 5.0
+LATE_SECONDS = 36 * 60.0
+"""`make bench` shall end within 40 minutes. After this time it starts no stack for further rows, if ROWS names none.
+
+A slow machine or network may need longer for the installation of the contestants.
+"""
 
 
 def main() -> int:
@@ -32,12 +38,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short run of each contestant, and few rows")
     given = parser.parse_args()
     peers = _names(parser, given.peers, everyone[1:], everyone[1:])
-    rows = _names(parser, given.rows, tuple(order_rows.ROWS), order_rows.QUICK_ROWS if given.quick else None)
-    failed = _install(peers)
+    rows = _names(parser, given.rows, order_rows.NAMES, order_rows.QUICK_ROWS if given.quick else None)
+    left_out = _left_out(peers) if given.quick and given.peers is None else {}
+    laps = Laps()
+    failed = _install([peer for peer in peers if peer not in left_out], laps)
     names = [] if given.peers == "" and rows else [contestants.OURS]
-    names += [peer for peer in peers if peer not in {run.contestant for run in failed}]
-    runs = [*failed, *_compare(names, QUICK if given.quick else FULL, quick=given.quick)]
-    further = list(_rows(rows, quick=given.quick))
+    names += [peer for peer in peers if peer not in {*left_out, *(run.contestant for run in failed)}]
+    with kept_programs(FOLDER / "programs"):
+        runs = [*failed, *_compare(names, QUICK if given.quick else FULL, laps)]
+        further = list(_rows(rows, laps, LATE_SECONDS if given.rows is None else math.inf, quick=given.quick))
     date = datetime.now(UTC)
     shown = {name: _in_words(name) for name in (contestants.OURS, *peers)}
     result = Result(
@@ -48,6 +57,8 @@ def main() -> int:
         abouts={name: about for name, (_, about) in shown.items()},
         runs=runs,
         rows=further,
+        left_out=left_out,
+        steps=laps.steps,
     )
     path = FOLDER / "results" / f"{date:%Y-%m-%dT%H-%M-%S}.json"
     results.write(result, path)
@@ -70,7 +81,15 @@ def _names(
     return names
 
 
-def _install(peers: Sequence[str]) -> list[Figures]:
+def _left_out(peers: Sequence[str]) -> dict[str, str]:
+    """Return the contestants that a quick run leaves out, with the reason, and say so."""
+    found = {name: contestants.LEFT_OUT for name in peers if contestants.needs_minutes_to_install(name)}
+    for name, why in found.items():
+        say(f"{name} is left out: {why}")
+    return found
+
+
+def _install(peers: Sequence[str], laps: Laps) -> list[Figures]:
     """Install the contestants. Return those that cannot be installed, as failed."""
     failed = []
     for name in peers:
@@ -81,10 +100,11 @@ def _install(peers: Sequence[str]) -> list[Figures]:
             contestants.contestant(name).install()
         except Exception as error:  # noqa: BLE001 - a contestant may fail in any way, and the others go on
             failed.append(Figures(contestant=name, failure=f"not installed: {type(error).__name__}: {error}"[:500]))
+        laps.end(f"install {name}")
     return failed
 
 
-def _compare(names: Sequence[str], plan: Plan, *, quick: bool) -> Iterator[Figures]:
+def _compare(names: Sequence[str], plan: Plan, laps: Laps) -> Iterator[Figures]:
     """Measure the contestants in turn, and again, so that a slow moment of the machine does not hit only one of them.
 
     A contestant that failed is not run again.
@@ -99,13 +119,14 @@ def _compare(names: Sequence[str], plan: Plan, *, quick: bool) -> Iterator[Figur
             figures = measure(name, FOLDER / "stacks" / name, plan)
             if figures.failure:
                 failed.add(name)
+            laps.end(f"{name}, {plan.runs} runs" if plan.runs > 1 else f"{name}, one run")
             yield figures
 
 
 def _limit(name: str, folder: Path, plan: Plan) -> Figures:
     """Measure how fast the same rows and messages can be written at all."""
     try:
-        measured = limit.measure(folder, plan.saturated_seconds)
+        measured = limit.measure(folder, plan.warm_up_seconds_java, plan.saturated_seconds)
     except Exception as error:  # noqa: BLE001 - the contestants go on without the limit
         return Figures(contestant=name, failure=f"{type(error).__name__}: {error}"[:500])
     values = {
@@ -115,8 +136,12 @@ def _limit(name: str, folder: Path, plan: Plan) -> Figures:
     return Figures(contestant=name, values=values, cpu_us={"saturated": measured.cpu_us_per_order})
 
 
-def _rows(names: Sequence[str], *, quick: bool) -> Iterator[Row]:
-    yield from order_rows.measure(names, FOLDER / "stacks" / contestants.OURS, quick=quick)
+def _rows(names: Sequence[str], laps: Laps, late_seconds: float, *, quick: bool) -> Iterator[Row]:
+    """Measure OrderStream alone. The first row of a stack includes its start, and the last one its end."""
+    folder = FOLDER / "stacks" / contestants.OURS
+    for row in order_rows.measure(names, folder, quick=quick, is_late=lambda: laps.seconds > late_seconds):
+        laps.end(f"row {row.name}")
+        yield row
 
 
 def _in_words(name: str) -> tuple[str, str]:
@@ -133,4 +158,9 @@ def _in_words(name: str) -> tuple[str, str]:
 if __name__ == "__main__":
     # A signal ends the contestant that runs, too.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BusyError:
+        sys.exit(
+            f"Another `make bench` uses {FOLDER}. Two on one machine would slow each other and give wrong results."
+        )

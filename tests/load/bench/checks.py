@@ -29,9 +29,11 @@ SELECT count(*)
 FROM inventory AS stock
 LEFT JOIN (
     SELECT item.sku, sum(item.qty) AS qty
-    FROM order_items AS item JOIN orders AS o ON o.id = item.order_id WHERE o.status = 'CONFIRMED' GROUP BY item.sku
+    FROM order_items AS item JOIN orders AS o ON o.id = item.order_id
+    WHERE o.status = 'CONFIRMED' AND item.sku LIKE %(pattern)s
+    GROUP BY item.sku
 ) AS sold ON sold.sku = stock.sku
-WHERE stock.sku LIKE %s AND (available + reserved <> %s OR reserved <> coalesce(sold.qty, 0))
+WHERE stock.sku LIKE %(pattern)s AND (available + reserved <> %(stocked)s OR reserved <> coalesce(sold.qty, 0))
 """
 
 
@@ -85,6 +87,6 @@ def decisions(connection: psycopg.Connection, user: str) -> list[str]:
 
 def stocks(connection: psycopg.Connection, pattern: str, stocked: int) -> list[str]:
     """Compare the stock of all SKUs that are LIKE `pattern` with the confirmed orders. Return a line if some differ."""
-    row = connection.execute(_STOCKS, (pattern, stocked)).fetchone()
+    row = connection.execute(_STOCKS, {"pattern": pattern, "stocked": stocked}).fetchone()
     assert row is not None
     return [f"the stock of {row[0]} SKUs does not agree with the confirmed orders"] if row[0] else []

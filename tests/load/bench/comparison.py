@@ -22,17 +22,32 @@ HEADROOM = 1.2
 
 
 class Plan(Struct, frozen=True):
-    """How long the phases are, in seconds."""
+    """How long the phases are, in seconds. Java needs the longer warm-up."""
 
     warm_up_seconds: float
+    warm_up_seconds_java: float
     saturated_seconds: float
     paced_seconds: float
     settle_limit_seconds: float
     runs: int
 
 
-FULL = Plan(warm_up_seconds=25, saturated_seconds=20, paced_seconds=12, settle_limit_seconds=60, runs=3)
-QUICK = Plan(warm_up_seconds=10, saturated_seconds=6, paced_seconds=4, settle_limit_seconds=20, runs=1)
+FULL = Plan(
+    warm_up_seconds=8,
+    warm_up_seconds_java=15,
+    saturated_seconds=12,
+    paced_seconds=10,
+    settle_limit_seconds=60,
+    runs=3,
+)
+QUICK = Plan(
+    warm_up_seconds=5,
+    warm_up_seconds_java=10,
+    saturated_seconds=6,
+    paced_seconds=4,
+    settle_limit_seconds=20,
+    runs=1,
+)
 
 
 def run(name: str, folder: Path, plan: Plan) -> Figures:
@@ -40,7 +55,7 @@ def run(name: str, folder: Path, plan: Plan) -> Figures:
     try:
         contestant = contestants.contestant(name)
         with contestant.running(folder) as running, _connected(running) as connection:
-            return _measure(name, contestant, Target(running, connection), plan)
+            return _measure(name, contestant, Target(running, connection, contestant.connections), plan)
     except Exception as error:  # noqa: BLE001 - a contestant may fail in any way, and the others go on
         say(f"{name} failed: {error!r}")
         return Figures(contestant=name, failure=f"{type(error).__name__}: {error}"[:500])
@@ -57,8 +72,9 @@ def _measure(name: str, contestant: Contestant, target: Target, plan: Plan) -> F
     values: dict[str, float] = {}
     cpu_us: dict[str, dict[str, float]] = {}
     target.stock()
-    say(f"{contestant.name}: warming up for {plan.warm_up_seconds:g} s")
-    target.saturate("bench-warm-up", plan.warm_up_seconds, in_flight=contestant.in_flight)
+    warm_up_seconds = plan.warm_up_seconds_java if contestant.has_java else plan.warm_up_seconds
+    say(f"{contestant.name}: warming up for {warm_up_seconds:g} s")
+    target.saturate("bench-warm-up", warm_up_seconds, in_flight=contestant.in_flight)
     say(f"{contestant.name}: as many orders as it settles, for {plan.saturated_seconds:g} s")
     saturated = target.saturate(
         "bench-saturated",

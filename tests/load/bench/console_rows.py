@@ -6,10 +6,14 @@ compensated. The payments and reservations agree with the orders. The ids are UU
 them.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import psycopg
 
 DAYS = 30
 ROWS_AT_ONCE = 250_000
+CONNECTIONS = 2
+"""Connections that insert orders at the same time: one for each core of a small machine."""
 OPEN = 500
 """The newest orders, which are open."""
 STUCK_EVERY = 50_000
@@ -23,6 +27,7 @@ SMALL_USER = "user-small"
 RARE_SKU = "SKU-RARE"
 
 _ORDERS = """
+WITH placed AS (
 INSERT INTO orders (
     id, user_id, amount, currency, status, failure_reason, created_at, updated_at, payment, stock, payment_at, stock_at,
     version, next_check_at, nudges, aborted_at, idempotency_key, request_hash, traceparent
@@ -66,13 +71,17 @@ FROM (
                number %% %(stuck_every)s = 1 OR number > %(orders)s - %(open)s AS is_open
     ) AS facts
 ) AS made
+RETURNING id
+)
+SELECT min(id), max(id) FROM placed
 """
+"""Inserts orders, and returns their first and their last id."""
 _ITEMS = """
 INSERT INTO order_items (order_id, sku, qty, price)
 SELECT id, CASE WHEN number = 1 AND substr(id, 20, 4) = '8abc' THEN %(rare_sku)s
                 ELSE 'SKU-' || (('x' || substr(id, 25, 6))::bit(24)::int %% 5000 + number) END, number, amount
 FROM (
-    SELECT id, amount FROM orders WHERE id > %(after)s AND user_id LIKE 'user-%%' ORDER BY id LIMIT %(rows)s
+    SELECT id, amount FROM orders WHERE id BETWEEN %(first_id)s AND %(last_id)s AND user_id LIKE 'user-%%' ORDER BY id
 ) AS placed
 CROSS JOIN LATERAL generate_series(1, 1 + ('x' || substr(id, 35, 2))::bit(8)::int %% 3) AS number
 """
@@ -84,17 +93,19 @@ SELECT id, CASE payment WHEN 'authorized' THEN CASE status WHEN 'CANCELLED' THEN
        CASE WHEN payment = 'none' OR payment = 'authorized' AND status = 'CANCELLED'
             THEN now() + interval '30 days' END,
        coalesce(payment_at, created_at), CASE WHEN payment IN ('failed', 'voided') THEN payment_at END
-FROM (SELECT * FROM orders WHERE id > %(after)s AND user_id LIKE 'user-%%' ORDER BY id LIMIT %(rows)s) AS placed
+FROM (
+    SELECT * FROM orders WHERE id BETWEEN %(first_id)s AND %(last_id)s AND user_id LIKE 'user-%%' ORDER BY id
+) AS placed
 """
 _RESERVATIONS = """
 INSERT INTO reservations (order_id, state, lines, reason, decided_at)
 SELECT id, CASE stock WHEN 'reserved' THEN 'RESERVED' ELSE 'RELEASED' END,
        CASE stock WHEN 'reserved' THEN jsonb_build_object('SKU-1', 1) ELSE '{}' END, failure_reason, updated_at
-FROM (SELECT * FROM orders WHERE id > %(after)s AND user_id LIKE 'user-%%' ORDER BY id LIMIT %(rows)s) AS placed
+FROM (
+    SELECT * FROM orders WHERE id BETWEEN %(first_id)s AND %(last_id)s AND user_id LIKE 'user-%%' ORDER BY id
+) AS placed
 WHERE stock IN ('reserved', 'released')
 """
-
-_LAST = "SELECT coalesce(max(id), '') FROM orders WHERE user_id LIKE 'user-%'"
 
 
 def fill(superuser_url: str, orders: int, first: int = 1, last: int | None = None) -> None:
@@ -103,17 +114,16 @@ def fill(superuser_url: str, orders: int, first: int = 1, last: int | None = Non
     Parts must be inserted in their order. Other orders may exist if their users have other names. The superuser is
     needed, because it may leave out the checks of millions of foreign keys.
     """
+    last = last or orders
+    parts = [(begin, min(begin + ROWS_AT_ONCE - 1, last)) for begin in range(first, last + 1, ROWS_AT_ONCE)]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        for filled in [pool.submit(_fill_part, superuser_url, *part, orders) for part in parts]:
+            filled.result()
     with psycopg.connect(superuser_url, autocommit=True) as connection:
-        connection.execute("SET session_replication_role = replica")
-        last = last or orders
-        for begin in range(first, last + 1, ROWS_AT_ONCE):
-            _fill_part(connection, begin, min(begin + ROWS_AT_ONCE - 1, last), orders)
         connection.execute("VACUUM ANALYZE orders, order_items, payments, reservations")
 
 
-def _fill_part(connection: psycopg.Connection, first: int, last: int, orders: int) -> None:
-    found = connection.execute(_LAST).fetchone()
-    assert found is not None
+def _fill_part(superuser_url: str, first: int, last: int, orders: int) -> None:
     parameters = {
         "first": first,
         "last": last,
@@ -125,9 +135,11 @@ def _fill_part(connection: psycopg.Connection, first: int, last: int, orders: in
         "large_user": LARGE_USER,
         "small_user": SMALL_USER,
         "rare_sku": RARE_SKU,
-        "after": found[0],
-        "rows": ROWS_AT_ONCE,
     }
-    cursor = psycopg.ClientCursor(connection)
-    for statement in (_ORDERS, _ITEMS, _PAYMENTS, _RESERVATIONS):
-        cursor.execute(statement.encode(), parameters)
+    with psycopg.connect(superuser_url, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
+        connection.execute("SET session_replication_role = replica")
+        ids = connection.execute(_ORDERS.encode(), parameters).fetchone()
+        assert ids is not None
+        parameters |= {"first_id": ids[0], "last_id": ids[1]}
+        for statement in (_ITEMS, _PAYMENTS, _RESERVATIONS):
+            connection.execute(statement.encode(), parameters)

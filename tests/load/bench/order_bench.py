@@ -9,14 +9,14 @@ import msgspec
 import psycopg
 
 from orderstream.payment_simulator.faults import Faults
-from tests.load.bench.peers.orderstream.contestant import RunningOrderStream
+from tests.load.bench.peers.orderstream.contestant import OrderStream, RunningOrderStream
 from tests.load.bench.results import RowFigure
 from tests.load.bench.target import Phase, Target
 from tests.load.system import exclusive_system, say
 from tests.support.simulators import Simulator
 from tests.support.system import System
 
-WARM_UP_SECONDS = 25
+WARM_UP_SECONDS = 15
 SATURATED_SECONDS = 8
 
 
@@ -24,7 +24,7 @@ class OrderBench(Target):
     """A running stack. If `quick`, every load is short: this checks the benchmark, and its figures mean little."""
 
     def __init__(self, system: System, connection: psycopg.Connection, *, quick: bool) -> None:
-        super().__init__(RunningOrderStream(system), connection)
+        super().__init__(RunningOrderStream(system), connection, OrderStream.connections)
         self.system = system
         self.quick = quick
         self._maximum: float | None = None
@@ -34,15 +34,21 @@ class OrderBench(Target):
         """Return a duration or a number: `full`, or `quick` in a quick run."""
         return quick if self.quick else full
 
+    def last_id(self) -> str:
+        """Return the largest id. The ids of OrderStream begin with the time."""
+        row = self.connection.execute("SELECT coalesce(max(id), '') FROM orders").fetchone()
+        assert row is not None
+        return str(row[0])
+
     def user(self) -> str:
         """Return a user for the next load."""
         self._loads += 1
         return f"bench-{self._loads}"
 
-    def at_rate(self, rate: float, seconds: float) -> Phase:
+    def at_rate(self, rate: float, seconds: float, *, flushes_first: bool = True) -> Phase:
         """Place orders at a fixed rate."""
         say(f"{rate:g} orders/s for {seconds:g} s")
-        return self.pace(self.user(), rate, seconds)
+        return self.pace(self.user(), rate, seconds, flushes_first=flushes_first)
 
     def at_most(self, seconds: float | None = None, skus: Sequence[str] | None = None, lines: int = 1) -> Phase:
         """Place as many orders as the stack accepts."""
@@ -90,6 +96,12 @@ def number(name: str, value: float, unit: str = "", digits: int = 0) -> RowFigur
     return RowFigure(name, f"{value:,.{digits}f}{' ' if unit else ''}{unit}")
 
 
-def settle_times(name: str, phase: Phase) -> RowFigure:
-    """Return the settle times of a phase as text."""
-    return RowFigure(name, f"{phase.settle_ms[0]:.1f} / {phase.settle_ms[1]:.1f} ms")
+def settle_times(load: str, phase: Phase) -> RowFigure:
+    """Return the settle times of a load as text."""
+    return RowFigure(f"settle p50 / p99{load}", f"{phase.settle_ms[0]:.1f} / {phase.settle_ms[1]:.1f} ms")
+
+
+def post_times(load: str, phase: Phase) -> RowFigure:
+    """Return the times of POST of a load as text."""
+    p50, _, p99, p999, _ = phase.report.latency_ms
+    return RowFigure(f"POST p50 / p99 / p99.9{load}", f"{p50:.1f} / {p99:.1f} / {p999:.1f} ms")

@@ -8,18 +8,19 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from tests.load.bench import counters, load
+from tests.load.bench import counter_row, counters, load
 from tests.load.bench.comparison import audited
 from tests.load.bench.console_rows import fill
-from tests.load.bench.order_bench import OrderBench, number, order_bench, settle_times
+from tests.load.bench.order_bench import OrderBench, number, order_bench, post_times, settle_times
 from tests.load.bench.results import Row, RowFigure
 from tests.load.bench.snapshot import held_snapshot
-from tests.load.bench.target import CONNECTIONS, SKU_PREFIX
+from tests.load.bench.target import SKU_PREFIX
 from tests.load.system import say
 
 RATES = (1, 40, 200, 500)
 SKUS = 100_000
 READ_SECONDS = 5
+READ_CONNECTIONS = 64
 COLD_ORDERS = 20_000
 OPEN_ORDERS = 1_000_000
 GROWTH = (1_000_000, 5_000_000)
@@ -73,12 +74,13 @@ def sustained(bench: OrderBench) -> Sequence[RowFigure]:
     seconds = bench.length(60, 8)
     phase = bench.at_most(seconds)
     orders = max(1, phase.settled)
-    post, used = phase.report.latency_ms, phase.used
+    used = phase.used
     return [
         number("length of the load", seconds, "s"),
         number("settled/s", phase.settled_per_second),
-        RowFigure("POST p50 / p99 / p99.9", f"{post[0]:.1f} / {post[2]:.1f} / {post[3]:.1f} ms"),
-        settle_times("settle p50 / p99", phase),
+        number("connections of the load", bench.connections),
+        post_times("", phase),
+        settle_times("", phase),
         number("CPU per order, all processes", sum(phase.cpu_us.values()), "us"),
         *(number(f"CPU per order, {name}", cpu, "us") for name, cpu in phase.cpu_us.items()),
         number("CPU per order, load generator", phase.report.cpu_seconds / orders * 1e6, "us"),
@@ -90,31 +92,47 @@ def sustained(bench: OrderBench) -> Sequence[RowFigure]:
     ]
 
 
+def after_load(bench: OrderBench) -> Sequence[RowFigure]:
+    """40 orders per second arrive directly after a high load, and after another one whose files were flushed first."""
+    figures = []
+    for flushes_first, name in ((False, ", no flush"), (True, ", after a flush")):
+        bench.at_most(bench.length(12, 3))
+        paced = bench.at_rate(40, bench.length(8, 3), flushes_first=flushes_first)
+        figures += [settle_times(f" at 40/s{name}", paced), post_times(f" at 40/s{name}", paced)]
+    return figures
+
+
 def rates(bench: OrderBench) -> Sequence[RowFigure]:
     """Orders arrive at fixed rates."""
-    figures = []
-    for rate in (*RATES, round(bench.maximum() / 2)):
+    return [
+        figure
+        for rate, at in _rates(bench)
         # A rate of 1/s needs a while for enough orders.
-        phase = bench.at_rate(rate, bench.length(20 if rate == 1 else 10, 3))
-        figures += [
-            settle_times(f"settle p50 / p99 at {rate}/s", phase),
-            RowFigure(
-                f"POST p50 / p99 at {rate}/s", f"{phase.report.latency_ms[0]:.1f} / {phase.report.latency_ms[2]:.1f} ms"
-            ),
-            number(f"CPU per order at {rate}/s", sum(phase.cpu_us.values()) / 1e3, "ms", 2),
-        ]
-    return figures
+        for phase in [bench.at_rate(rate, bench.length(20 if rate == 1 else 10, 3))]
+        for figure in (
+            settle_times(at, phase),
+            post_times(at, phase),
+            number(f"CPU per order{at}", sum(phase.cpu_us.values()) / 1e3, "ms", 2),
+        )
+    ]
+
+
+def _rates(bench: OrderBench) -> list[tuple[float, str]]:
+    """Return the rates of a row, in words too. The last one is half of the maximum."""
+    half = round(bench.maximum() / 2)
+    return [*((rate, f" at {rate}/s") for rate in RATES), (half, f" at {half:,}/s, half of the maximum")]
 
 
 def rates_of_provider(bench: OrderBench) -> Sequence[RowFigure]:
     """Orders arrive at fixed rates. The provider is the payment simulator, which answers at once and after 300 ms."""
     figures = []
-    maximum = bench.maximum()
+    rates = _rates(bench)
     for latency_ms in (0, 300):
         bench.set_faults(latencyMs=latency_ms)
-        for rate in (*RATES, round(maximum / 2)):
-            phase = bench.at_rate(rate, bench.length(10 if rate == 1 else 8, 3))
-            figures.append(settle_times(f"settle p50 / p99 at {rate}/s, a call takes {latency_ms} ms", phase))
+        for rate, at in rates:
+            phase = bench.at_rate(rate, bench.length(10 if rate == 1 else 6, 3))
+            load_in_words = f"{at}, a call takes {latency_ms} ms"
+            figures += [settle_times(load_in_words, phase), post_times(load_in_words, phase)]
     bench.set_faults()
     return figures
 
@@ -135,13 +153,15 @@ def reads(bench: OrderBench) -> Sequence[RowFigure]:
 
 
 def _reads(bench: OrderBench, name: str, ids: Sequence[str], expected: int, *, once: bool = False) -> RowFigure:
-    """Read orders over CONNECTIONS connections. If `once`, stop before any order is read a second time."""
+    """Read orders over READ_CONNECTIONS connections. If `once`, stop before any order is read a second time."""
     base_url = bench.running.base_url
     seconds = bench.length(READ_SECONDS, 1)
     # A gateway with one core reads less than 10,000 cold orders per second.
     seconds = min(seconds, len(ids) / 10_000) if once else seconds
     requests = load.reads(base_url, ids)
-    with load.saturating(base_url, requests, connections=CONNECTIONS, seconds=seconds, expected=expected) as generator:
+    with load.saturating(
+        base_url, requests, connections=READ_CONNECTIONS, seconds=seconds, expected=expected
+    ) as generator:
         report = generator.ends()
     if report.refused or report.unanswered:
         bench.problems.append(f"{name}: {report.statuses}, {report.unanswered} unanswered")
@@ -182,7 +202,8 @@ def backlog(bench: OrderBench) -> Sequence[RowFigure]:
     return [
         number("settled/s without", without),
         number(f"settled/s with {count:,} open orders", with_them),
-        settle_times(f"settle p50 / p99 at 40/s with {count:,} open orders", paced),
+        settle_times(f" at 40/s with {count:,} open orders", paced),
+        post_times(f" at 40/s with {count:,} open orders", paced),
     ]
 
 
@@ -193,6 +214,7 @@ def _open_orders(bench: OrderBench, count: int) -> Iterator[None]:
         say(f"Adding {count:,} open orders")
         connection.execute(_OPEN.encode(), (count,))
         connection.execute("VACUUM ANALYZE orders")
+        connection.execute("CHECKPOINT")
         yield
         connection.execute(_REMOVE_OPEN)
         connection.execute("VACUUM ANALYZE orders")
@@ -200,14 +222,15 @@ def _open_orders(bench: OrderBench, count: int) -> Iterator[None]:
 
 def snapshot(bench: OrderBench) -> Sequence[RowFigure]:
     """A session holds a snapshot, as pg_dump does, so that no dead row is removed."""
-    without = bench.at_most(bench.length(15, 3)).settled_per_second
+    without = bench.at_most().settled_per_second
     with held_snapshot(bench.system.urls["POSTGRES_URL"]):
-        held = bench.at_most(bench.length(15, 3)).settled_per_second
+        held = bench.at_most().settled_per_second
         paced = bench.at_rate(40, bench.length(10, 3))
     return [
         number("settled/s without", without),
         number("settled/s with a held snapshot", held),
-        settle_times("settle p50 / p99 at 40/s with a held snapshot", paced),
+        settle_times(" at 40/s with a held snapshot", paced),
+        post_times(" at 40/s with a held snapshot", paced),
     ]
 
 
@@ -219,11 +242,15 @@ def growth(bench: OrderBench) -> Sequence[RowFigure]:
     for size in sizes:
         say(f"Filling the tables up to {size:,} orders")
         fill(bench.system.superuser_url, sizes[-1], first=filled + 1, last=size)
+        with bench.superuser() as connection:
+            connection.execute("CHECKPOINT")
         filled = size
         figures.append(number(f"settled/s with {size:,} orders", bench.at_most().settled_per_second))
-        figures.append(
-            settle_times(f"settle p50 / p99 at 40/s with {size:,} orders", bench.at_rate(40, bench.length(8, 3)))
-        )
+        paced = bench.at_rate(40, bench.length(8, 3))
+        figures += [
+            settle_times(f" at 40/s with {size:,} orders", paced),
+            post_times(f" at 40/s with {size:,} orders", paced),
+        ]
     return figures
 
 
@@ -234,7 +261,8 @@ def saturated(bench: OrderBench) -> Sequence[RowFigure]:
     return [
         number("settled/s", phase.settled_per_second),
         number("CPU per order, all processes", sum(phase.cpu_us.values()), "us"),
-        settle_times("settle p50 / p99 at 40/s", paced),
+        settle_times(" at 40/s", paced),
+        post_times(" at 40/s", paced),
         number("CPU per order at 40/s", sum(paced.cpu_us.values()) / 1e3, "ms", 2),
     ]
 
@@ -247,6 +275,7 @@ def _kafka_bytes(bench: OrderBench) -> int:
 ROWS = {
     "idle": Spec("idle", idle),
     "sustained": Spec("as many orders as are accepted", sustained),
+    "after": Spec("directly after a high load", after_load),
     "reads": Spec("reads over 64 connections, one gateway", reads),
     "rates": Spec("fixed rates, the provider in the process", rates),
     "lines": Spec("lines per order", lines),
@@ -258,14 +287,39 @@ ROWS = {
     "partitions": Spec("12 partitions of each topic", saturated, {"KAFKA_PARTITIONS": "12"}),
     "growth": Spec("growth of the tables", growth, has_own_stack=True),
 }
+LATE = "the time of `make bench` was over: run `make bench PEERS= ROWS={}`"
+NAMES = (counter_row.NAME, *ROWS)
 QUICK_ROWS = ("idle", "sustained", "reads")
 
 
-def measure(names: Sequence[str], folder: Path, *, quick: bool) -> Iterator[Row]:
-    """Measure these rows in the order of ROWS. A row that fails does not keep the others from being measured."""
+def measure(
+    names: Sequence[str], folder: Path, *, quick: bool, is_late: Callable[[], bool] = lambda: False
+) -> Iterator[Row]:
+    """Measure these rows in the order of NAMES. A row that fails does not keep the others from being measured.
+
+    Rows whose stack would start when it `is_late` are left out, and say so.
+    """
+    if counter_row.NAME in names:
+        yield _counters(folder.with_name(counter_row.NAME), quick=quick)
     chosen = [name for name in ROWS if name in names]
     for _, group in itertools.groupby(chosen, key=_stack):
-        yield from _measure(list(group), folder, quick=quick)
+        if is_late():
+            yield from (Row(name, ROWS[name].about, [RowFigure("left out", LATE.format(name))]) for name in group)
+        else:
+            yield from _measure(list(group), folder, quick=quick)
+
+
+def _counters(folder: Path, *, quick: bool) -> Row:
+    say(f"Row {counter_row.NAME}: {counter_row.ABOUT}")
+    try:
+        return counter_row.measure(folder, quick=quick)
+    except Exception as error:  # noqa: BLE001 - a row may fail in any way, and the others go on
+        return _failed(counter_row.NAME, counter_row.ABOUT, error)
+
+
+def _failed(name: str, about: str, error: Exception) -> Row:
+    say(f"Failed: {error!r}")
+    return Row(name, about, [], [f"failed: {type(error).__name__}: {error}"[:500]])
 
 
 def _stack(name: str) -> tuple[object, ...]:
@@ -274,7 +328,7 @@ def _stack(name: str) -> tuple[object, ...]:
 
 
 def _measure(names: Sequence[str], folder: Path, *, quick: bool) -> Iterator[Row]:
-    """Measure rows on one stack. If one fails, the stack is given up, and so are its other rows."""
+    """Measure rows on one stack, and audit it after the last one. If a row fails, so do the other rows of the stack."""
     left = list(names)
     try:
         with order_bench(folder, ROWS[names[0]].settings, quick=quick) as bench:
@@ -282,12 +336,12 @@ def _measure(names: Sequence[str], folder: Path, *, quick: bool) -> Iterator[Row
                 say(f"Row {name}: {ROWS[name].about}")
                 figures = ROWS[name].measure(bench)
                 problems = bench.check()
-                if not ROWS[name].has_own_stack:
+                if name == names[-1] and not ROWS[name].has_own_stack:
                     problems += audited(bench)
-                bench.problems.clear()
                 left.remove(name)
                 yield Row(name, ROWS[name].about, figures, problems)
     except Exception as error:  # noqa: BLE001 - a row may fail in any way, and the others go on
-        say(f"Failed: {error!r}")
+        if not left:
+            yield _failed(names[-1], "the end of its stack", error)
         for name in left:
-            yield Row(name, ROWS[name].about, [], [f"failed: {type(error).__name__}: {error}"[:500]])
+            yield _failed(name, ROWS[name].about, error)

@@ -11,7 +11,7 @@ LATE_MAX_MS = 20.0
 
 _FIGURES = ("provider", "rate", "figure", "target", "measured", "result")
 _COSTS = (
-    *("orders", "POST p50 / p99", "refused / unanswered", "client late p99"),
+    *("orders", "POST p50 / p99 / p99.9", "refused / unanswered", "client late p99"),
     *("CPU per order: all", "payment-worker", "payment-simulator", "client", "CPU busy", "CPU of other programs"),
 )
 
@@ -74,7 +74,7 @@ def cost_table(costs: Sequence[Cost], processors: int) -> str:
         of_others = max(0.0, used.machine_seconds - ours - report.cpu_seconds)
         cells = (
             f"{cost.user}: {report.accepted:,}",
-            f"{report.latency_ms[0]:.1f} / {report.latency_ms[2]:.1f} ms",
+            f"{report.latency_ms[0]:.1f} / {report.latency_ms[2]:.1f} / {report.latency_ms[3]:.1f} ms",
             f"{report.refused} / {report.unanswered}",
             late,
             *(

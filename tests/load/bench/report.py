@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orderstream.local.processes.state import checkout
 from tests.load.bench import contestants, plot, results
-from tests.load.bench.results import Result, Row, Spread
+from tests.load.bench.results import Result, Row, Spread, Step
 
 README, PAGE = checkout() / "README.md", checkout() / "docs" / "performance.md"
 PLOT = checkout() / "docs" / "images" / "performance.svg"
@@ -19,8 +19,9 @@ NOT_REACHED = "not reached"
 
 
 def whole(result: Result) -> str:
-    """Return everything as Markdown: the comparison, the CPU by process, and the rows of OrderStream."""
+    """Return everything as Markdown: the comparison, the CPU by process, the rows of OrderStream, and the times."""
     parts = [_caption(result), comparison(result), _cpu_by_process(result), _failures(result), _rows(result.rows)]
+    parts.append(times(result.steps))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -48,11 +49,12 @@ def comparison(result: Result) -> str:
         ("CPU per order at 40/s", figure("cpu_us_40", 1e-3, 1, " ms")),
         ("settle p50 / p99 at 200/s", lambda name: _pair(result, name, "200")),
         ("CPU per order at 200/s", figure("cpu_us_200", 1e-3, 1, " ms")),
-        ("POST p50 / p99 at 40/s", lambda name: _pair(result, name, "40", "post")),
+        ("POST p50 / p99 / p99.9 at 40/s", lambda name: _post(result, name, "40")),
+        ("POST p50 / p99 / p99.9, saturated", lambda name: _post(result, name, "saturated")),
         ("memory (PSS)", figure("memory_mib", unit=" MiB")),
-        ("WAL per order", figure("wal_bytes_saturated", unit=" B")),
+        ("WAL of PostgreSQL per order", figure("wal_bytes_saturated", unit=" B")),
         ("transactions per order", figure("transactions_saturated", digits=2)),
-        ("fsyncs per order", figure("fsyncs_saturated", digits=2)),
+        ("fsyncs of PostgreSQL per order", figure("fsyncs_saturated", digits=2)),
     ]
     return _table(result, columns)
 
@@ -64,6 +66,8 @@ def _table(result: Result, columns: Sequence[tuple[str, Callable[[str], str]]]) 
         return ""
     lines = [_line(["", *(title for title, _ in columns)]), _line("---" for _ in range(len(columns) + 1))]
     lines += [_line([result.names[name], *(cell(name) for _, cell in columns)]) for name in measured]
+    empty = [""] * (len(columns) - 1)
+    lines += [_line([result.names[name], f"left out: {why}", *empty]) for name, why in result.left_out.items()]
     return "\n".join(lines)
 
 
@@ -75,9 +79,18 @@ def _cell(spread: Spread | None, scale: float, digits: int, unit: str = "", *, w
     return f"{median}{unit} ({least} to {most})" if with_range and least != most else f"{median}{unit}"
 
 
-def _pair(result: Result, name: str, phase: str, what: str = "settle") -> str:
-    """Return the median over the runs of the percentiles 50 and 99."""
-    found = [results.of(result, name, f"{what}_{share}_ms_{phase}") for share in ("p50", "p99")]
+def _pair(result: Result, name: str, phase: str) -> str:
+    """Return the median over the runs of the percentiles 50 and 99 of the settle time."""
+    return _percentiles(result, name, [f"settle_{share}_ms_{phase}" for share in ("p50", "p99")])
+
+
+def _post(result: Result, name: str, phase: str) -> str:
+    """Return the median over the runs of the percentiles 50, 99 and 99.9 of the time of a POST."""
+    return _percentiles(result, name, [f"post_{share}_ms_{phase}" for share in ("p50", "p99", "p999")])
+
+
+def _percentiles(result: Result, name: str, figures: Sequence[str]) -> str:
+    found = [results.of(result, name, figure) for figure in figures]
     if None in found:
         return "" if name == contestants.LIMIT else NOT_REACHED
     return " / ".join(f"{spread.median:.1f}" for spread in found if spread) + " ms"
@@ -134,6 +147,22 @@ def _rows(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def times(steps: Sequence[Step]) -> str:
+    """Return how long each step took, and all of them. Steps of the same name are added."""
+    if not steps:
+        return ""
+    totals: dict[str, float] = {}
+    for step in steps:
+        totals[step.name] = totals.get(step.name, 0.0) + step.seconds
+    lines = [_line(["step", "time"]), _line(["---"] * 2)]
+    lines += [_line([name, _minutes(seconds)]) for name, seconds in totals.items()]
+    return "\n".join([*lines, _line(["all", _minutes(sum(totals.values()))])])
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
+
+
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -149,11 +178,14 @@ def placed(text: str, name: str, content: str) -> str:
 
 
 def write(result: Result) -> None:
-    """Write the tables into the documents, and draw the plot."""
+    """Write the tables into the documents, with what failed, and draw the plot. Raises ValueError without a table."""
+    table = comparison(result)
+    if not table:
+        raise ValueError("the result has no comparison")
     README.write_text(placed(README.read_text(encoding="utf-8"), "short", short(result)), encoding="utf-8")
     abouts = "\n".join(f"- **{result.names[name]}**: {about}" for name, about in result.abouts.items() if about)
     page = placed(PAGE.read_text(encoding="utf-8"), "contestants", abouts)
-    page = placed(page, "comparison", "\n\n".join((_caption(result), comparison(result), _PICTURE)))
+    page = placed(page, "comparison", "\n\n".join(filter(None, (_caption(result), table, _failures(result), _PICTURE))))
     page = placed(page, "cpu", _cpu_by_process(result))
     PAGE.write_text(placed(page, "rows", _rows(result.rows)), encoding="utf-8")
     PLOT.write_text(plot.draw(result), encoding="utf-8")

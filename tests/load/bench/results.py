@@ -38,6 +38,13 @@ class Row(msgspec.Struct, frozen=True):
     problems: Sequence[str] = ()
 
 
+class Step(msgspec.Struct, frozen=True):
+    """A step of the benchmark, and how long it took."""
+
+    name: str
+    seconds: float
+
+
 class Machine(msgspec.Struct, frozen=True):
     """Where and with what the results were measured."""
 
@@ -49,7 +56,11 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of `make bench`. `abouts` has the name of each contestant in words, and a paragraph about it."""
+    """One run of `make bench`.
+
+    `names` has each contestant in words, and `abouts` a paragraph about it. `left_out` says why a contestant was not
+    measured, although nothing failed. The seconds of all `steps` together are the time that the run took.
+    """
 
     date: str
     quick: bool
@@ -58,6 +69,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     abouts: Mapping[str, str]
     runs: Sequence[Figures]
     rows: Sequence[Row]
+    left_out: Mapping[str, str] = {}
+    steps: Sequence[Step] = ()
 
     @property
     def problems(self) -> list[str]:

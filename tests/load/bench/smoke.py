@@ -157,7 +157,7 @@ def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
     memory = "unknown" if saturated.memory_mib is None else f"{saturated.memory_mib:.0f} MiB"
     rows = [
         (f"settle time at {PACED_RATE}/s, in Postgres (p50 / p95 / p99)", in_words(paced.settle_ms)),
-        (f"POST at {PACED_RATE}/s (p50 / p95 / p99)", in_words(paced.report.latency_ms[:3])),
+        (f"POST at {PACED_RATE}/s (p50 / p95 / p99 / p99.9)", in_words(paced.report.latency_ms[:4])),
         (f"client late at {PACED_RATE}/s (p50 / p95 / p99)", in_words(paced.report.late_ms[:3])),
         (
             f"settled orders/s ({at_once})",
@@ -165,7 +165,7 @@ def _table(paced: Paced, saturated: Saturated, problems: Sequence[str]) -> str:
         ),
         ("accepted orders/s", f"{seen.accepted / SATURATED_SECONDS:.0f}"),
         ("refused / unanswered", f"{seen.refused} / {seen.unanswered}"),
-        (f"POST, {at_once} (p50 / p95 / p99)", in_words(seen.latency_ms[:3])),
+        (f"POST, {at_once} (p50 / p95 / p99 / p99.9)", in_words(seen.latency_ms[:4])),
         ("memory of the five services (PSS)", memory),
         ("WAL per order", f"{used.wal_bytes / orders:.0f} bytes"),
         ("Postgres transactions per order", f"{used.transactions / orders:.3f}"),

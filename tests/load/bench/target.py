@@ -4,6 +4,7 @@ It knows a system only by its HTTP port, its tables and its processes. So it mea
 """
 
 import math
+import os
 import time
 from collections.abc import Sequence
 
@@ -19,7 +20,6 @@ from tests.load.bench.peers.contestant import Running
 SKU_PREFIX = "BENCH-"
 SKU = f"{SKU_PREFIX}1"
 STOCKED = 1_000_000_000
-CONNECTIONS = 64
 SETTLE_LIMIT_SECONDS = 60.0
 """Time that the last orders of a phase have to settle. Those that are left after it are reported."""
 TOLD_SECONDS = 0.05
@@ -27,12 +27,14 @@ TOLD_SECONDS = 0.05
 _POLL_SHARE = 20
 """A count of settled orders is repeated after at least this many times its own duration, so that it costs little."""
 
-_SETTLED = "SELECT count(*) FROM orders WHERE user_id = %s AND status IN ('CONFIRMED', 'FAILED', 'CANCELLED')"
+_SETTLED = """
+SELECT count(*) FROM orders WHERE user_id = %s AND id > %s AND status IN ('CONFIRMED', 'FAILED', 'CANCELLED')
+"""
 _FIGURES = """
 SELECT count(*), extract(epoch FROM max(updated_at) - min(created_at))::float8,
        percentile_cont(ARRAY[0.5, 0.99])
            WITHIN GROUP (ORDER BY extract(epoch FROM updated_at - created_at)::float8 * 1000)
-FROM orders WHERE user_id = %s AND status IN ('CONFIRMED', 'FAILED', 'CANCELLED')
+FROM orders WHERE user_id = %s AND id > %s AND status IN ('CONFIRMED', 'FAILED', 'CANCELLED')
 """
 
 
@@ -68,11 +70,15 @@ class Phase(Struct, frozen=True):
 
 
 class Target:
-    """A running system, with the problems that were found in its books until now."""
+    """A running system, with the problems that were found in its books until now.
 
-    def __init__(self, running: Running, connection: psycopg.Connection) -> None:
+    `connections` is the number of connections of a load that saturates it.
+    """
+
+    def __init__(self, running: Running, connection: psycopg.Connection, connections: int) -> None:
         self.running = running
         self.connection = connection
+        self.connections = connections
         self.problems: list[str] = []
         self._users: dict[str, Report] = {}
 
@@ -86,12 +92,27 @@ class Target:
         """Return requests that place orders of `user`."""
         return load.orders(self.running.base_url, user, skus, lines)
 
-    def pace(self, user: str, rate: float, seconds: float, *, limit_seconds: float = SETTLE_LIMIT_SECONDS) -> Phase:
-        """Place orders of `user` at a fixed rate, and wait until they settle."""
-        before = self._usage()
-        with load.paced(self.running.base_url, self.requests(user), rate, seconds) as generator:
+    def pace(
+        self,
+        user: str,
+        rate: float,
+        seconds: float,
+        *,
+        limit_seconds: float = SETTLE_LIMIT_SECONDS,
+        flushes_first: bool = True,
+    ) -> Phase:
+        """Place orders of `user` at a fixed rate, and wait until they settle.
+
+        If `flushes_first`, all files that earlier loads have written are flushed to disk before. Otherwise Linux writes
+        them during the load, and commits wait for the disk.
+        """
+        requests = self.requests(user)
+        if flushes_first:
+            os.sync()
+        after, before = self.last_id(), self._usage()
+        with load.paced(self.running.base_url, requests, rate, seconds) as generator:
             report = generator.ends()
-        return self._phase(user, report, before, limit_seconds)
+        return self._phase(user, after, report, before, limit_seconds)
 
     def saturate(
         self,
@@ -102,49 +123,55 @@ class Target:
         requests: Sequence[bytes] | None = None,
         limit_seconds: float = SETTLE_LIMIT_SECONDS,
     ) -> Phase:
-        """Place orders of `user` over CONNECTIONS connections as fast as they are answered, and wait until they settle.
+        """Place orders of `user` as fast as they are answered, and wait until they settle.
 
-        If `in_flight` is given, at most that many orders are not settled at a time.
+        There are `connections` connections, and each carries one order at a time. If `in_flight` is given, at most that
+        many orders are not settled at a time.
         """
-        before = self._usage()
+        after, before = self.last_id(), self._usage()
         with load.saturating(
             self.running.base_url,
             self.requests(user) if requests is None else requests,
-            connections=CONNECTIONS,
+            connections=self.connections,
             seconds=seconds,
             in_flight_max=in_flight,
         ) as generator:
             if in_flight is not None:
-                self._tell_settled(generator, user)
+                self._tell_settled(generator, user, after)
             report = generator.ends()
-        return self._phase(user, report, before, limit_seconds)
+        return self._phase(user, after, report, before, limit_seconds)
 
     def check(self) -> list[str]:
-        """Compare the tables with the answers to all loads, and return all problems until now."""
-        problems = list(self.problems)
+        """Compare the tables with the answers to the loads since the last check, and return the problems since then."""
+        problems, self.problems = self.problems, []
         for user, report in self._users.items():
             problems += checks.orders(self.connection, user, report) + checks.decisions(self.connection, user)
+        self._users.clear()
         return problems + checks.stocks(self.connection, f"{SKU_PREFIX}%", STOCKED)
 
     def _usage(self) -> Usage:
         return counters.usage(self.running.processes(), self.connection)
 
-    def _settled(self, user: str) -> int:
-        row = self.connection.execute(_SETTLED, (user,)).fetchone()
+    def last_id(self) -> str:
+        """Return an id that is smaller than those of all later orders. It limits how many rows a count reads."""
+        return ""
+
+    def _settled(self, user: str, after: str) -> int:
+        row = self.connection.execute(_SETTLED, (user, after)).fetchone()
         assert row is not None
         return int(row[0])
 
-    def _tell_settled(self, generator: Load, user: str) -> None:
+    def _tell_settled(self, generator: Load, user: str, after: str) -> None:
         while generator.runs:
             began = time.monotonic()
-            generator.tell_settled(self._settled(user))
+            generator.tell_settled(self._settled(user, after))
             time.sleep(max(TOLD_SECONDS, (time.monotonic() - began) * _POLL_SHARE))
 
-    def _phase(self, user: str, report: Report, before: Usage, limit_seconds: float) -> Phase:
+    def _phase(self, user: str, after: str, report: Report, before: Usage, limit_seconds: float) -> Phase:
         self._users[user] = report
-        self._await_settled(user, report.accepted, limit_seconds)
+        self._await_settled(user, after, report.accepted, limit_seconds)
         used = self._usage().since(before)
-        row = self.connection.execute(_FIGURES, (user,)).fetchone()
+        row = self.connection.execute(_FIGURES, (user, after)).fetchone()
         assert row is not None
         settled, seconds, settle_ms = row
         left = max(0, report.accepted - settled)
@@ -153,10 +180,10 @@ class Target:
             seconds = report.seconds + limit_seconds
         return Phase(report, used, settled, left, seconds or 0.0, settle_ms or (math.nan, math.nan))
 
-    def _await_settled(self, user: str, accepted: int, limit_seconds: float) -> None:
+    def _await_settled(self, user: str, after: str, accepted: int, limit_seconds: float) -> None:
         deadline = time.monotonic() + limit_seconds
         while True:
             began = time.monotonic()
-            if self._settled(user) >= accepted or began > deadline:
+            if self._settled(user, after) >= accepted or began > deadline:
                 return
             time.sleep(max(TOLD_SECONDS, (time.monotonic() - began) * _POLL_SHARE))

@@ -38,6 +38,16 @@ class Contestant(Protocol):
     """One paragraph: what it does more and what it does less than OrderStream."""
 
     @property
+    def connections(self) -> int:
+        """Connections over which the saturated phase places orders: the number with which it settles most orders."""
+        ...
+
+    @property
+    def has_java(self) -> bool:
+        """Whether one of its servers runs on Java, which compiles for some time before it is as fast as it can be."""
+        ...
+
+    @property
     def in_flight(self) -> int | None:
         """Accepted orders that the saturated phase lets it have at a time before they settle.
 

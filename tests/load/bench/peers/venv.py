@@ -30,11 +30,8 @@ def install(name: str, pinned: Sequence[Path], more: Callable[[Path], None] | No
     environment. The other files of `pinned` say what that is. An environment that is complete needs no network. One
     that is not complete is removed and created again. Raises InstallError.
     """
-    folder = checkout() / ".orderstream" / "bench" / "peers" / name
-    content = b"\0".join([sys.version.encode(), *(path.read_bytes() for path in pinned)])
-    wanted = hashlib.sha256(content).hexdigest()
-    complete = folder / _COMPLETE
-    if complete.is_file() and complete.read_text(encoding="ascii") == wanted:
+    folder = _folder(name)
+    if is_installed(name, pinned):
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +41,24 @@ def install(name: str, pinned: Sequence[Path], more: Callable[[Path], None] | No
     run([uv, "pip", "install", *options, "--python", program(folder), "-r", pinned[0]])
     if more is not None:
         more(folder)
-    complete.write_text(wanted, encoding="ascii")
+    (folder / _COMPLETE).write_text(_wanted(pinned), encoding="ascii")
     return folder
+
+
+def is_installed(name: str, pinned: Sequence[Path]) -> bool:
+    """Return whether the environment of the contestant `name` is complete and has these versions."""
+    complete = _folder(name) / _COMPLETE
+    return complete.is_file() and complete.read_text(encoding="ascii") == _wanted(pinned)
+
+
+def _folder(name: str) -> Path:
+    return checkout() / ".orderstream" / "bench" / "peers" / name
+
+
+def _wanted(pinned: Sequence[Path]) -> str:
+    """Return a text that changes with the versions of Python and of what is installed."""
+    content = b"\0".join([sys.version.encode(), *(path.read_bytes() for path in pinned)])
+    return hashlib.sha256(content).hexdigest()
 
 
 def program(folder: Path, name: str = "python") -> Path:

@@ -27,6 +27,8 @@ class DBOS:
         "same executor id starts."
     )
     in_flight = 32
+    connections = 64
+    has_java = False
 
     def install(self) -> None:
         """Install the library into a virtual environment. Raises InstallError."""

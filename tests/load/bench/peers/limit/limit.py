@@ -29,7 +29,6 @@ about = (
     " four messages of each order through Kafka alone, at the same time. There is no HTTP, no outbox, no decision and"
     " no row that is read or changed again."
 )
-_WARM_UP_SECONDS = 8.0
 _START_SECONDS = 60.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.01
@@ -47,7 +46,7 @@ class LimitError(Exception):
     """A process of the limit ended."""
 
 
-def measure(folder: Path, seconds: float) -> Limit:
+def measure(folder: Path, warm_up_seconds: float, seconds: float) -> Limit:
     """Write rows and messages for `seconds`, after a warm-up, with empty servers below `folder`.
 
     An order counts when its rows are committed and when as many messages as it has are acknowledged and read.
@@ -61,7 +60,7 @@ def measure(folder: Path, seconds: float) -> Limit:
         with psycopg.connect(these.postgres_url) as connection:
             connection.execute("INSERT INTO inventory (sku, available) VALUES (%s, %s)", [sample.SKU, _UNITS])
         with _working(these.postgres_url, kafka.brokers) as (progress, started):
-            _run(progress, started, _WARM_UP_SECONDS)
+            _run(progress, started, warm_up_seconds)
             pids = {**these.processes(), **{process.name: process.pid or 0 for process in started}}
             orders, began, cpu = progress.done(), time.monotonic(), _cpu_seconds(pids)
             _run(progress, started, seconds)

@@ -35,6 +35,8 @@ class OrderStream:
 
     name = "OrderStream"
     in_flight = None
+    connections = 512
+    has_java = True
     about = (
         "The default settings. The five services refuse no work that the others do, and also cancel, compensate, time"
         " out, cache, publish every event and keep an outbox."

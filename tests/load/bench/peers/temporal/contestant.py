@@ -55,6 +55,8 @@ class Temporal:
 
     name = "Temporal"
     in_flight: int | None = 16
+    connections = 64
+    has_java = False
     about = (
         "The server 1.32 with PostgreSQL and one process with FastAPI and a worker of the Python SDK. POST /orders"
         " starts a workflow, and Temporal returns its first task with the start (eager start). The workflow records"
@@ -80,6 +82,11 @@ class Temporal:
             address = f"{LOOPBACK}:{these.port('application')}"
             these.start(_application(home, these))
             yield RunningTemporal(f"http://{address}", these.postgres_url, these)
+
+
+def is_installed() -> bool:
+    """Return whether the server was compiled and the SDK installed already."""
+    return venv.is_installed("temporal", _PINNED)
 
 
 class _Module(msgspec.Struct):

@@ -49,6 +49,8 @@ class UsualWay:
         " its consumer."
     )
     in_flight: int | None = 64
+    connections = 64
+    has_java = True
 
     def install(self) -> None:
         """Install the libraries. Raises InstallError."""

@@ -1,18 +1,13 @@
-"""Orders on Restate: the HTTP server hands each order to Restate, and Restate calls `orders.place`.
-
-One application has both, as the documentation of the SDK shows for FastAPI. Hypercorn speaks HTTP/1.1 with the clients
-and HTTP/2 with Restate.
-"""
+"""Orders on Restate: Restate calls `orders.place`, over HTTP/2, for each order that the API in api.py hands to it."""
 
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import aiohttp
 import restate
-from fastapi import FastAPI, HTTPException
-from order import Authorization, Order, Placed, authorize, received
-from store import Store
+from asyncpg_store import Store
+from fastapi import FastAPI
+from order import Authorization, Order, authorize
 
 CONNECTIONS = 8
 """Connections of one process to PostgreSQL."""
@@ -38,28 +33,11 @@ async def place(ctx: restate.Context, order: Order) -> None:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the connections to PostgreSQL and to Restate."""
+    """Open the connections to PostgreSQL."""
     app.state.store = await Store.connect(os.environ["POSTGRES_URL"], CONNECTIONS)
-    async with aiohttp.ClientSession(os.environ["INGRESS_URL"], connector=aiohttp.TCPConnector(limit=0)) as session:
-        app.state.restate = session
-        yield
+    yield
     await app.state.store.close()
 
 
 app = FastAPI(lifespan=lifespan)
-
-
-@app.post("/orders", status_code=201)
-async def place_order(placed: Placed) -> dict[str, str]:
-    """Answer when Restate has stored the order."""
-    order = received(placed)
-    session: aiohttp.ClientSession = app.state.restate
-    head = {"content-type": "application/json"}
-    async with session.post("/orders/place/send", data=order.model_dump_json().encode(), headers=head) as answer:
-        await answer.read()
-    if answer.status != 202:
-        raise HTTPException(503)
-    return {"orderId": order.id}
-
-
 app.mount("/restate", restate.app([orders]))

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+from asyncpg_store import Store
 from fastapi import FastAPI, Request, status
 from google.protobuf.duration_pb2 import Duration
 from order import Placed, received
 from pydantic import BaseModel, Field
-from store import Store
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter

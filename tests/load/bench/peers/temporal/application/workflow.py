@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
+from asyncpg_store import Store
 from order import Authorization, Order, authorize
-from store import Store
 from temporalio import activity, workflow
 
 TASK_QUEUE = "orders"

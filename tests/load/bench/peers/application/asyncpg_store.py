@@ -1,4 +1,4 @@
-"""Runs the statements on a pool of asyncpg connections, for the event loop of the SDK."""
+"""Runs the statements on a pool of asyncpg connections, for the contestants that have an event loop."""
 
 import asyncpg
 from order import Authorization, Order
