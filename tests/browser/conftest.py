@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, StorageState
+from playwright.sync_api import Browser, BrowserContext, Page, StorageState, expect
 
 from tests.support.browser import Watch, chromium
 from tests.support.console_stack import READ_TOKEN, SETTINGS, ConsoleStack
@@ -18,6 +18,7 @@ LIMIT_MILLISECONDS = 15_000
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """The browser. It ends after the last browser test: no other test may run in its event loop."""
+    expect.set_options(timeout=LIMIT_MILLISECONDS)
     with chromium() as running:
         yield running
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
+from playwright.sync_api import TimeoutError as NotInTimeError
 
 from tests.support.console_stack import ConsoleStack
 
 Browse = Callable[..., Page]
 _STOPS_MAX = 120
+_PRESSES_MAX = 3
 
 
 def tab_to(page: Page, name: str) -> None:
@@ -21,6 +23,24 @@ def tab_to(page: Page, name: str) -> None:
             assert page.evaluate("document.activeElement.matches(':focus-visible')")
             return
     raise AssertionError(f"Tab does not reach {name!r}. It reached {seen}")
+
+
+def go(page: Page, key: str, path: str) -> None:
+    """Press g and the key of a page, and wait for the page.
+
+    The console forgets the g after 1.5 s. Therefore the keys are pressed again if a busy machine delays the second one.
+    """
+    for _ in range(_PRESSES_MAX - 1):
+        page.keyboard.press("g")
+        page.keyboard.press(key)
+        try:
+            page.wait_for_url(f"**{path}", timeout=5_000)
+        except NotInTimeError:
+            continue
+        return
+    page.keyboard.press("g")
+    page.keyboard.press(key)
+    page.wait_for_url(f"**{path}")
 
 
 def test_find_an_order_and_cancel_it(browse: Browse, stack: ConsoleStack) -> None:
@@ -39,21 +59,15 @@ def test_find_an_order_and_cancel_it(browse: Browse, stack: ConsoleStack) -> Non
     page.keyboard.press("Enter")
     page.wait_for_url("**done=*")
     assert stack.becomes(order_id, "CANCELLED")
-    page.keyboard.press("g")
-    page.keyboard.press("a")
-    page.wait_for_url("**/actions")
+    go(page, "a", "/actions")
     expect(page.get_by_text("the customer called").first).to_be_visible()
 
 
 def test_walk_through_the_pages_and_the_rows_by_keys(browse: Browse) -> None:
     page = browse("/")
     for key, path in (("r", "/orders"), ("d", "/dead-letters"), ("s", "/stock"), ("o", "/")):
-        page.keyboard.press("g")
-        page.keyboard.press(key)
-        page.wait_for_url(f"**{path}")
-    page.keyboard.press("g")
-    page.keyboard.press("r")
-    page.wait_for_url("**/orders")
+        go(page, key, path)
+    go(page, "r", "/orders")
     page.keyboard.press("j")
     page.keyboard.press("j")
     page.keyboard.press("k")

@@ -39,7 +39,7 @@ def await_updates(page: Page, count: int) -> None:
 def test_an_order_appears_in_the_list_by_itself(browse: Browse, stack: ConsoleStack) -> None:
     page = browse("/orders")
     order_id = stack.place()
-    expect(page.locator("main").get_by_text(order_id)).to_be_visible(timeout=10_000)
+    expect(page.locator("main").get_by_text(order_id)).to_be_visible(timeout=30_000)
 
 
 @pytest.mark.parametrize("path", ["/", "/orders", "/dead-letters", "/topics"])
@@ -115,7 +115,7 @@ def test_a_page_goes_on_after_the_console_was_killed(browse: Browse, watch: Watc
     wait_until(lambda: stack.replaced("console", before), RESTART_SECONDS, "the console is restarted")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=30_000)
     order_id = stack.place()
-    expect(page.locator("main").get_by_text(order_id)).to_be_visible(timeout=10_000)
+    expect(page.locator("main").get_by_text(order_id)).to_be_visible(timeout=30_000)
     assert stack.becomes(order_id, "CONFIRMED"), "orders do not depend on the console"
 
 

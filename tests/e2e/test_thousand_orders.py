@@ -125,13 +125,3 @@ def test_when_no_payment_succeeds_every_order_fails(tmp_path: Path, servers: Ser
         _wait_finished(running)
         assert _outcomes(running) == {("FAILED", "PAYMENT_DECLINED", "FAILED", "-"): 50}
         assert _one(running, "SELECT sum(reserved) FROM inventory") == (0,)
-
-
-@pytest.mark.usefixtures("kafka_brokers")
-def test_orders_are_confirmed_although_half_of_the_attempts_fail(
-    tmp_path: Path, servers: Servers, databases: Databases
-) -> None:
-    faults = {"PAYMENT_THROW_RATE": "0.5", "PAYMENT_RETRY_BASE_SECONDS": "0.05", "PAYMENT_MAX_ATTEMPTS": "30"}
-    with services(tmp_path, servers, databases, **faults) as running:
-        order_ids = _place(running, 50)
-        assert {running.settled(order_id, 60)["status"] for order_id in order_ids} == {"CONFIRMED"}

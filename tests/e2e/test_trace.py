@@ -86,7 +86,7 @@ def arrived(answering: Collector, trace_id: str, names: set[str]) -> list[Receiv
         trace = answering.trace(trace_id)
         return names | {"POST /orders"} <= {span.name for span in trace} and len(roots(trace)) == 1
 
-    answering.wait_for(complete, 15, f"the trace is one tree with {sorted(names)}")
+    answering.wait_for(complete, 30, f"the trace is one tree with {sorted(names)}")
     return answering.trace(trace_id)
 
 
@@ -132,7 +132,7 @@ def test_the_trace_of_a_confirmed_order_is_one_tree_over_all_services(serving: S
             if span.name == "inventory-worker batch" and any(linked == TRACE for linked, _ in span.links)
         ]
 
-    answering.wait_for(lambda spans: bool(batches(spans)), 15, "the span of the batch that reserved the stock")
+    answering.wait_for(lambda spans: bool(batches(spans)), 30, "the span of the batch that reserved the stock")
     (batch,) = batches(answering.spans)
     assert batch.trace_id != TRACE
     assert by_id[batch.links[0][1]].name == "process payment.authorized.v1"
@@ -164,7 +164,7 @@ def test_a_cancel_links_to_the_trace_of_its_order_and_has_its_compensation(
         trace = answering.trace(cancel)
         return {span.name for span in trace} >= COMPENSATION and len(roots(trace)) == 1
 
-    answering.wait_for(complete, 15, f"the trace of the cancel has {sorted(COMPENSATION)}")
+    answering.wait_for(complete, 30, f"the trace of the cancel has {sorted(COMPENSATION)}")
     (root,) = roots(answering.trace(cancel))
     assert root.name == "POST /orders/{order_id}/cancel"
     _, trace_id, span_id, _ = placed.headers["traceresponse"].split("-")

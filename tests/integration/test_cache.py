@@ -19,7 +19,8 @@ from orderstream.postgres.session_settings import (
 from tests.support.servers import Servers
 
 BODY = b'{"orderId":"a","version":3}'
-BUDGET_SECONDS = 0.05
+BUDGET_SECONDS = 2.0
+"""Longer than a busy machine delays a command, and long enough to see whether a call has waited for it."""
 
 
 def run_with_reader(redis_url: str, scenario: Callable[[AsyncCache], Coroutine[Any, Any, None]]) -> None:
@@ -189,14 +190,14 @@ def test_a_stopped_redis_causes_no_delay_and_no_error() -> None:
     invalidator = CacheInvalidator("redis://127.0.0.1:1/0", BUDGET_SECONDS)
     assert not invalidator.bar(["a"])
     assert not invalidator.delete(["a"])
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < BUDGET_SECONDS
 
 
 def test_a_hanging_redis_delays_a_call_by_the_budget_at_most(servers: Servers, redis_url: str) -> None:
     async def scenario(reader: AsyncCache) -> None:
         await lease(reader, "a")
         servers.valkey.pause()
-        for limit in (0.15, 0.005):
+        for limit in (3 * BUDGET_SECONDS, BUDGET_SECONDS):
             started = time.monotonic()
             assert await reader.look_up(["a"]) == ["unreachable"]
             assert time.monotonic() - started < limit
@@ -241,7 +242,7 @@ def test_a_failed_delete_is_retried_by_the_next_delete(servers: Servers, redis_u
             assert not invalidator.delete(["a"])
             assert not invalidator.delete(["b"])
             assert not invalidator.bar(["b"])
-            assert time.monotonic() - started < 0.2
+            assert time.monotonic() - started < 2 * BUDGET_SECONDS
         finally:
             servers.valkey.resume()
         assert not invalidator.delete(["b"])

@@ -30,7 +30,7 @@ from tests.support.waiting import wait_until
 ROOT = checkout()
 PAGE = ROOT / "docs" / "add-a-step.md"
 GROUP, UPDATED, CREATED = "shipping-worker", "order.updated.v1", "shipment.created.v1"
-COMMAND_SECONDS = 120
+COMMAND_SECONDS = 300
 
 _COPIED = ("src", "tests", "contracts", "docs", "pyproject.toml", ".importlinter", "docker-compose.yml")
 _BLOCK = re.compile(r"^```(python|sql|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

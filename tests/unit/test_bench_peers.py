@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.load.bench import contestants, peers
+from tests.load.bench.peers import venv
 
 PEERS = Path(peers.__file__).parent
 REQUIREMENTS = sorted(PEERS.glob("*/requirements.txt"))
@@ -47,3 +48,17 @@ def test_a_contestant_says_in_one_paragraph_what_it_does_more_and_less_than_orde
     assert "\n" not in about
     assert "more" in about
     assert "less" in about
+
+
+def test_a_quick_run_needs_minutes_for_temporal_until_these_versions_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(venv, "checkout", lambda: tmp_path)
+    assert [name for name in contestants.PEERS if contestants.needs_minutes_to_install(name)] == ["temporal"]
+    pinned = (PEERS / "temporal" / "requirements.txt", PEERS / "temporal" / "server.json")
+    folder = tmp_path / ".orderstream" / "bench" / "peers" / "temporal"
+    folder.mkdir(parents=True)
+    (folder / ".complete").write_text("an earlier version", encoding="ascii")
+    assert contestants.needs_minutes_to_install("temporal")
+    (folder / ".complete").write_text(venv._wanted(pinned), encoding="ascii")
+    assert not contestants.needs_minutes_to_install("temporal")

@@ -2,16 +2,19 @@
 
 import math
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.load.bench import plot, report, results
+from tests.load.bench import counter_row, plot, report, results
 from tests.load.bench.counters import Usage
 from tests.load.bench.generator_job import Report
-from tests.load.bench.results import Figures, Machine, Result, Row, RowFigure, Spread
+from tests.load.bench.laps import Laps
+from tests.load.bench.results import Figures, Machine, Result, Row, RowFigure, Spread, Step
 from tests.load.bench.target import Phase
+from tests.support.order_costs import Counts
 
 
 def run(contestant: str, settled: float, p99: float | None = None) -> Figures:
@@ -57,6 +60,48 @@ def test_the_comparison_has_a_line_for_each_contestant_that_was_measured() -> No
         ["| DBOS", "65 (50 to 80)", "30.8 times", "500 us", "not reached"],
     ]
     assert "- usual: not installed" in report.whole(RESULT)
+
+
+def test_a_contestant_that_was_left_out_has_a_line_with_the_reason_and_is_no_problem() -> None:
+    result = msgspec.structs.replace(
+        RESULT, names={**RESULT.names, "temporal": "Temporal"}, left_out={"temporal": "not installed"}
+    )
+    last = report.comparison(result).splitlines()[-1]
+    assert last.startswith("| Temporal | left out: not installed |")
+    assert last.count("|") == report.comparison(result).splitlines()[0].count("|")
+    assert result.problems == RESULT.problems
+
+
+def test_the_laps_make_up_the_whole_time() -> None:
+    laps = Laps(iter([10.0, 12.0, 72.5]).__next__)
+    laps.end("install dbos")
+    laps.end("dbos")
+    assert laps.steps == [Step("install dbos", 2.0), Step("dbos", 60.5)]
+    assert laps.seconds == 62.5
+
+
+def test_the_times_of_the_runs_of_a_contestant_are_added() -> None:
+    lines = report.times([Step("dbos", 61.0), Step("usual", 5.0), Step("dbos", 60.0)]).splitlines()[2:]
+    assert lines == ["| dbos | 2:01 min |", "| usual | 0:05 min |", "| all | 2:06 min |"]
+    assert report.times([]) == ""
+
+
+def test_counts_are_shown_per_order_for_each_load_and_for_each_process() -> None:
+    counts = Counts(
+        statements=Counter({"relay": 30, "gateway": 10}),
+        round_trips=Counter({"relay": 20}),
+        requests=Counter({"relay": 5}),
+        wake_ups=Counter(),
+        wal_bytes=25_000,
+        fsyncs=1,
+        heartbeats=0,
+    )
+    few, many = counter_row.Load("40/s", 40, 10), counter_row.Load("saturated", 1_000, 100)
+    found = {figure.name: figure.measured for figure in counter_row.figures({few: counts, many: counts})}
+    assert found["statements per order, 40/s, saturated"] == "4.00 / 0.40"
+    assert found["requests to Kafka per order, 40/s, saturated"] == "0.50 / 0.05"
+    assert found["WAL per order, 40/s, saturated"] == "2,500 / 250 bytes"
+    assert found["statements per order, 40/s, by process"] == "relay 3.00, gateway 1.00"
 
 
 def test_tables_are_written_between_their_markers() -> None:

@@ -117,7 +117,7 @@ def test_a_request_without_an_answer_within_the_limit_is_unanswered() -> None:
     async def answer(number: int) -> bytes | None:
         return b"HTTP/1.1 201 Cre" if number == 2 else CREATED
 
-    done = report(answer, count=5, limit=0.2)
+    done = report(answer, count=5, limit=3)
     assert (done.accepted, done.unanswered) == (4, 1)
 
 
@@ -170,18 +170,18 @@ def test_a_closed_loop_sends_one_request_at_a_time_over_each_connection() -> Non
         in_flight -= 1
         return CREATED
 
-    done = served(answer, lambda port: run(closed(port, connections=3, seconds=0.3)))
+    done = served(answer, lambda port: run(closed(port, connections=3, seconds=2)))
     assert most == 3
     assert done.accepted > 3
     assert (done.refused, done.unanswered) == (0, 0)
-    assert 0 < done.latency_ms[0] < 300
+    assert 0 < done.latency_ms[0] < 2_000
 
 
 def test_a_closed_loop_goes_on_after_refusals_and_lost_connections() -> None:
     async def answer(number: int) -> bytes | None:
         return (REFUSED, None, CREATED)[min(number, 2)]
 
-    done = served(answer, lambda port: run(closed(port, connections=1, seconds=0.4)))
+    done = served(answer, lambda port: run(closed(port, connections=1, seconds=3)))
     assert (done.refused, done.unanswered) == (1, 1)
     assert done.accepted > 1
 
@@ -200,7 +200,7 @@ def test_a_closed_loop_sends_no_more_than_may_be_unsettled() -> None:
         return CREATED
 
     def use(port: int) -> Report:
-        with Load(closed(port, connections=2, seconds=2, in_flight_max=5)) as generator:
+        with Load(closed(port, connections=2, seconds=5, in_flight_max=5)) as generator:
             assert arrived[4].wait(10)
             generator.tell_settled(1)
             generator.tell_settled(3)

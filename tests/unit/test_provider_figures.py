@@ -41,6 +41,6 @@ def test_the_costs_say_when_the_client_had_no_processor_left() -> None:
     )
     line = cost_table([Cost("slow", report, used, 2.0)], processors=2).splitlines()[-1]
     assert line == (
-        "| slow: 1,000 | 1.0 / 3.0 ms | 1 / 2 | 30.0 ms: the machine is the limit | 600 us | 200 us | 100 us | 50 us"
-        " | 25% | 9% |"
+        "| slow: 1,000 | 1.0 / 3.0 / 4.0 ms | 1 / 2 | 30.0 ms: the machine is the limit | 600 us | 200 us | 100 us"
+        " | 50 us | 25% | 9% |"
     )

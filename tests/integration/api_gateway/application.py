@@ -16,6 +16,9 @@ from orderstream.cache import AsyncCache
 from orderstream.http_server.routes_by_path import RoutesByPath
 from orderstream.telemetry.tracing import Tracer
 
+CACHE_BUDGET_SECONDS = 1.0
+"""More than operators have, because a busy machine may delay an answer of Redis."""
+
 
 @asynccontextmanager
 async def application(
@@ -29,7 +32,7 @@ async def application(
 ) -> AsyncIterator[RoutesByPath]:
     """Run the API. `budget_seconds` limits a transaction. `clock` gives the time in new order ids."""
     async with (
-        AsyncCache(redis_url, 0.05) as cache,
+        AsyncCache(redis_url, CACHE_BUDGET_SECONDS) as cache,
         Session(postgres_url, "writes", budget_seconds) as writes,
         Session(postgres_url, "reads") as reads,
         Session(postgres_url, "cancels", budget_seconds) as cancels,

@@ -274,7 +274,7 @@ def test_without_postgres_the_answer_is_503_within_the_time_limit(
         async with application("postgresql://nobody@127.0.0.1:1/orders", redis_url) as api:
             assert_try_again(await post(api, "/orders/01890a5d-ac96-774b-bcce-b302099a8057"))
 
-    assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 2
+    assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 4
 
 
 def test_a_cancel_of_an_order_that_stays_locked_is_answered_503(
@@ -289,12 +289,12 @@ def test_a_cancel_of_an_order_that_stays_locked_is_answered_503(
 
     with psycopg.connect(conninfo(connection)) as blocker:
         blocker.execute("SELECT FROM orders FOR UPDATE")
-        assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 2
+        assert 0.3 <= elapsed(lambda: asyncio.run(scenario())) < 4
     assert stored_order(connection, path).state.status == "PROCESSING"
 
 
 def test_no_stale_order_is_read_after_redis_is_back(start: Start, servers: Servers, connection: Connection) -> None:
-    gateway, other = start(), start()
+    gateway, other = start(CACHE_BUDGET_SECONDS="1"), start(CACHE_BUDGET_SECONDS="1")
     path = place(gateway)
     settle(connection, path)
     assert [gateway.client.get(path).headers["x-cache"] for _ in range(2)] == ["MISS", "HIT"]
@@ -333,7 +333,7 @@ def test_no_stale_order_is_read_while_redis_refuses_writes(
 def test_a_failed_delete_of_a_cache_entry_is_retried_without_a_further_request(
     start: Start, servers: Servers, connection: Connection, redis_url: str
 ) -> None:
-    gateway = start()
+    gateway = start(CACHE_BUDGET_SECONDS="1")
     path = place(gateway)
     settle(connection, path)
     gateway.client.get(path)

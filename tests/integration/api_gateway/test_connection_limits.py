@@ -117,7 +117,7 @@ def test_a_client_that_does_not_read_the_response_to_its_only_request_is_disconn
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
             await respond(send, 200, bytes(32 << 20))
 
-        async with serving(large, request_timeout_seconds=0.1) as server:
+        async with serving(large, request_timeout_seconds=1.0) as server:
             _, writer = await server.open()
             writer.write(LIVE)
             await until(lambda: server.state.held_bytes > 8 << 20, "the client does not read the response")

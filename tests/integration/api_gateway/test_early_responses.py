@@ -89,9 +89,8 @@ def test_a_client_that_sends_everything_before_it_reads_gets_the_response(
 def test_the_client_of_a_refused_connection_can_read_the_reason(start: Start) -> None:
     gateway = start(GATEWAY_CONNECTION_LIMIT="1")
     gateway.client.close()
-    with gateway.connect() as first:
-        first.sendall(LIVE)
-        wait_until(lambda: _is_open(gateway, first), 10, "the first connection is accepted")
+    with contextlib.ExitStack() as stack:
+        wait_until(lambda: _is_served(stack.enter_context(gateway.connect())), 10, "the first connection is accepted")
         for _ in range(10):
             with gateway.connect() as sock:
                 sock.sendall(POST.replace(b"content-length: %d\r\n" % len(README), LARGE) + b"x" * 2_097_152)
@@ -101,13 +100,15 @@ def test_the_client_of_a_refused_connection_can_read_the_reason(start: Start) ->
                 assert statuses(received) == [b"503"]
 
 
-def _is_open(gateway: Gateway, sock: socket.socket) -> bool:
+def _is_served(sock: socket.socket) -> bool:
+    """Return whether a new connection is served. Until the gateway has noticed that another is closed, it is not."""
+    sock.sendall(LIVE)
     return read_response(sock).startswith(b"HTTP/1.1 200")
 
 
 def test_a_client_that_still_sends_can_read_the_timeout_response() -> None:
     async def scenario() -> None:
-        async with serving(HeldApp(), request_timeout_seconds=0.1) as server:
+        async with serving(HeldApp(), request_timeout_seconds=0.5) as server:
             sock = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", server.port), 20)
             with sock:
                 received = await asyncio.to_thread(_send_for_long, sock)

@@ -82,7 +82,7 @@ def test_a_refusal_is_sent_after_the_responses_to_earlier_requests(later: bytes,
 def test_an_incomplete_request_is_refused_after_the_responses_to_earlier_requests(half: bytes, how: str) -> None:
     async def scenario() -> None:
         app = HeldApp()
-        async with serving(app, request_timeout_seconds=0.2 if how == "time" else 20) as server:
+        async with serving(app, request_timeout_seconds=0.7 if how == "time" else 20) as server:
             reader, writer = await server.open()
             writer.write(FIRST + half)
             await until(lambda: app.paths and server.connection._parser.begun, "the second request has arrived in part")
@@ -102,7 +102,7 @@ def test_each_request_has_its_own_time_limit() -> None:
     async def scenario() -> None:
         app = HeldApp()
         app.go.set()
-        async with serving(app, request_timeout_seconds=0.2) as server:
+        async with serving(app, request_timeout_seconds=0.7) as server:
             reader, writer = await server.open()
             writer.write(LIVE)
             await reader.readuntil(b"/livez")

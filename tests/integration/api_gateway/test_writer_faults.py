@@ -160,6 +160,7 @@ def test_the_number_of_attempts_is_limited_if_postgres_refuses_every_statement(
     async def scenario() -> None:
         async with CountingSession(postgres_url) as session, Writer(session, waiting_limit=1_000) as writer:
             stores = [writer.store(order) for order in group]
+            await session.begun.wait()
             await asyncio.wait(stores, timeout=0.5)
             attempts = session.sizes.count(len(group))
             assert 0 < len(session.sizes) <= attempts * (FAULTS_MAX + 1)

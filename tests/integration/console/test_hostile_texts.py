@@ -322,8 +322,14 @@ def test_no_page_and_no_answer_lets_a_hostile_text_out_and_no_get_changes_anythi
     found = addresses()
     pages = walk(walked, found)
     assert contents(walked.connection) == before
-    shown = [address for address in found if "x9q" in walked.read(address).text]
-    assert {"/orders", "/dead-letters", "/api/orders", "/api/dead-letters", f"/orders/{ORDERS[0]}"} <= set(shown)
+    shown = {"/orders", "/dead-letters", "/api/orders", "/api/dead-letters", f"/orders/{ORDERS[0]}"}
+    assert shown <= set(found)
+    wait_until(
+        # An answer may be 503, if a statement takes longer than its limit on a busy machine.
+        lambda: all("x9q" in walked.read(address).text for address in shown),
+        20,
+        "each of these pages shows hostile texts",
+    )
     for address, page in pages.items():
         for method, action, fields in page.forms:
             if method == "post" and action not in ("/enter", "/leave", "/name"):

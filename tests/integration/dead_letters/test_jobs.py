@@ -155,7 +155,7 @@ def test_two_runners_share_the_jobs_without_a_letter_twice(letters: Letters) -> 
 def test_a_cancelled_job_leaves_the_rest_as_it_is(letters: Letters) -> None:
     letters.write(40)
     letters.index(40)
-    job = letters.start(rate=10)
+    job = letters.start(rate=2)
     runner = JobRunner(letters.settings, letters.settings.postgres_url, job.id)
     thread = threading.Thread(target=runner.run_one)
     with _tap(letters) as tap:
@@ -176,17 +176,18 @@ def test_a_cancelled_job_leaves_the_rest_as_it_is(letters: Letters) -> None:
 def test_after_a_kill_no_letter_is_lost_and_a_second_send_is_in_the_history(letters: Letters) -> None:
     letters.write(120)
     letters.index(120)
-    job = letters.start(rate=60)
+    job = letters.start(rate=10)
     with _tap(letters) as tap:
         for _ in range(2):
             with process(
                 "tests.integration.dead_letters.run_jobs", letters.settings, letters.settings.kafka_topic_prefix
             ) as child:
                 before = letters.job(job).done
-                wait_until(lambda: letters.job(job).done > before, 30, "the job makes progress")  # noqa: B023
+                wait_until(lambda: letters.job(job).done > before, 60, "the job makes progress")  # noqa: B023
                 child.kill()
                 child.ends()
             letters.connection.execute("UPDATE dead_letter_jobs SET lease_until = now() - interval '1 second'")
+        letters.connection.execute("UPDATE dead_letter_jobs SET rate = 5000")
         ended = letters.run(job)
         sent = _origins(tap.so_far())
     assert (ended.state, ended.done, ended.gone, ended.refused) == ("done", 120, 0, 0)

@@ -56,6 +56,12 @@ def _pages(connection: Connection, statement: str, parameters: dict[str, Any]) -
     return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement that is ended at its time limit is repeated, and reads the entries again."""
+    monkeypatch.setattr(due_scan, "SLICE_STATEMENT_SECONDS", 9.0)
+
+
 @pytest.fixture
 def provider() -> ScriptedProvider:
     """A provider that confirms every void."""

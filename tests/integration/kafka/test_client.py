@@ -1,13 +1,14 @@
 """The memory of the Kafka clients is limited in bytes, for records received and for records sent."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
 
 from orderstream.domain.events import topic_of
-from orderstream.kafka import client
+from orderstream.kafka import client, publisher
 from orderstream.kafka.errors import PublishError
 from orderstream.kafka.publication import Publication
 from orderstream.kafka.publisher import Publisher
@@ -22,6 +23,7 @@ LARGE = bytes(900_000)
 
 def test_the_records_fetched_ahead_are_limited_to_the_queue_and_one_running_fetch(settings: Settings) -> None:
     fetched: list[int] = []
+    limit = 8_192 * 1_024
 
     def note(figures: str) -> None:
         partitions = json.loads(figures)["topics"].get(NOBODYS, {"partitions": {}})["partitions"]
@@ -34,8 +36,13 @@ def test_the_records_fetched_ahead_are_limited_to_the_queue_and_one_running_fetc
     try:
         consumer.assign([TopicPartition(*place, offset) for place, offset in before.items()])
         taken: list[object] = []
+        next_at = [0.0]
 
         def take_one() -> bool:
+            # Slowly until the queue has been filled, so that a busy broker can fill it.
+            if max(fetched, default=0) <= limit // 2 and time.monotonic() < next_at[0]:
+                return False
+            next_at[0] = time.monotonic() + 0.1
             if message := consumer.poll(0):
                 assert message.error() is None
                 taken.append(message.offset())
@@ -44,7 +51,6 @@ def test_the_records_fetched_ahead_are_limited_to_the_queue_and_one_running_fetc
         wait_until(take_one, 30, "everything is fetched")
     finally:
         consumer.close()
-    limit = 8_192 * 1_024
     assert limit // 2 < max(fetched) <= limit + len(before) * MIB
 
 
@@ -95,10 +101,14 @@ class _Requests:
 
 
 @pytest.mark.parametrize("limit", ["10000", "50000"])
-def test_a_topic_that_accepts_only_small_batches_needs_few_requests(settings: Settings, limit: str) -> None:
+def test_a_topic_that_accepts_only_small_batches_needs_few_requests(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
     """Without batches, 500 records would be 500 requests, each after the answer to the previous one."""
     records = [Publication(NOBODYS, f"key-{number}", bytes(600), []) for number in range(500)]
     records[250] = Publication(NOBODYS, "large", bytes(60_000), [])
+    # After this time the publisher would leave the rest to the next call.
+    monkeypatch.setattr(publisher, "RESEND_SECONDS", 30)
     requests, before = _Requests(settings), 0
     with topic_settings(settings.kafka_brokers, NOBODYS, {"max.message.bytes": limit}):
         with Tap(settings.kafka_brokers, [NOBODYS]) as tap:

@@ -49,7 +49,7 @@ def test_a_new_broker_creates_the_topic_for_consumer_offsets_before_any_group_ex
     try:
         server.start()
         client = AdminClient({"bootstrap.servers": kafka.brokers, "log_level": 0})
-        wait_until(lambda: "__consumer_offsets" in client.list_topics(timeout=5).topics, 20, "the topic exists")
+        wait_until(lambda: "__consumer_offsets" in client.list_topics(timeout=20).topics, 60, "the topic exists")
     finally:
         server.kill()
         remove(state)

@@ -41,7 +41,7 @@ def running(settings: Settings) -> Iterator[None]:
     loop = _Loop(settings)
     try:
         with watched("the relay", loop.ending):
-            wait_until(lambda: loop.relay.ready, 10, "the relay is ready")
+            wait_until(lambda: loop.relay.ready, 60, "the relay is ready")
             yield
     finally:
         loop.stop()

@@ -29,7 +29,7 @@ def test_rows_that_another_relay_locks_are_skipped_and_published_after_their_unl
         with another.transaction():
             another.execute("SELECT FROM outbox WHERE order_id = %s FOR UPDATE", (held.correlation_id,))
             with running(settings):
-                tap.until(lambda seen: _ids(seen) == {event.id for event in free}, 4, "the free rows are published")
+                tap.until(lambda seen: _ids(seen) == {event.id for event in free}, 20, "the free rows are published")
         with running(settings):
             tap.until(lambda seen: _ids(seen) == {event.id for event in events}, 30, "the released rows are published")
     assert connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)

@@ -86,22 +86,22 @@ def test_a_share_of_calls_is_never_answered(http: httpx.Client, running: Simulat
 def test_a_slow_call_takes_its_time_and_acts_also_if_its_client_leaves(
     http: httpx.Client, running: Simulator, key: str
 ) -> None:
-    running.change_faults(latencyMs=400)
+    running.change_faults(latencyMs=1_500)
     began = time.monotonic()
     assert authorize(http, key).json()["status"] == "authorized"
-    assert time.monotonic() - began >= 0.4
+    assert time.monotonic() - began >= 1.5
     with pytest.raises(httpx.ReadTimeout):
-        authorize(http, f"{key}-2", timeout=0.1)
+        authorize(http, f"{key}-2", timeout=0.5)
     wait_until(lambda: charges(http, f"{key}-2") == 1, 10, "the call whose client left charges")
 
 
 def test_a_late_charge_does_not_follow_a_void(http: httpx.Client, running: Simulator, key: str) -> None:
-    running.change_faults(latencyMs=400)
+    running.change_faults(latencyMs=3_000)
     with pytest.raises(httpx.ReadTimeout):
-        authorize(http, key, timeout=0.1)
+        authorize(http, key, timeout=0.5)
     running.change_faults(latencyMs=0)
     assert http.post(f"/v1/payments/{key}/void").json()["status"] == "nothing_to_void"
-    running.change_faults(latencyMs=600)
+    running.change_faults(latencyMs=3_200)
     assert authorize(http, key).json()["status"] == "voided"
     assert charges(http, key) == 0
 

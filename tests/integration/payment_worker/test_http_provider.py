@@ -33,8 +33,8 @@ KEY = "019b8f2e-6c3a-7000-8000-000000000001"
 CHARGE = Charge(KEY, Decimal("12.50"), "EUR", datetime(2026, 1, 2, tzinfo=UTC))
 PLENTY = CallContext(20.0)
 """More time than any call of these tests needs."""
-BRIEF = CallContext(0.2)
-"""The time of a call that gets no answer."""
+BRIEF = CallContext(1.0)
+"""The time of a call that gets no answer. Half of it is enough for a connection, also on a busy machine."""
 API_KEY = "s3cret-key"
 
 T = TypeVar("T")
@@ -309,7 +309,7 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("sent", [b"", answer(payment())[:-9]], ids=["no answer", "an answer that stops"])
 def test_a_call_without_an_answer_ends_in_time(sent: bytes) -> None:
     server = RawProvider(sent)
-    with pytest.raises(ProviderUnavailableError, match=r"^no answer within 0\.2 s$"):
+    with pytest.raises(ProviderUnavailableError, match=r"^no answer within 1 s$"):
         calls(server, lambda provider: authorize(provider, BRIEF))
     assert len(server.requests) == 1
 
@@ -318,7 +318,7 @@ def test_a_call_that_waits_too_long_for_a_connection_of_the_pool_is_refused() ->
     async def main() -> tuple[object, object]:
         async with RawProvider(b"").serve() as url:
             provider = HttpPaymentProvider(url, 1)
-            first, second = authorize(provider, CallContext(0.5)), authorize(provider, BRIEF)
+            first, second = authorize(provider, CallContext(3)), authorize(provider, BRIEF)
             outcomes = await asyncio.gather(first, second, return_exceptions=True)
             await provider.close()
             return outcomes
@@ -326,7 +326,7 @@ def test_a_call_that_waits_too_long_for_a_connection_of_the_pool_is_refused() ->
     first, second = uvloop.run(main())
     assert isinstance(first, ProviderUnavailableError)
     assert isinstance(second, ProviderRefusedError)
-    assert str(second) == "no connection within 0.1 s"
+    assert str(second) == "no connection within 0.5 s"
 
 
 def test_the_client_does_not_repeat_a_request_on_a_connection_that_was_closed() -> None:

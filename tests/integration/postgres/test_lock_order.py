@@ -46,7 +46,9 @@ ATTEMPTS = [{"order_id": order_id, "began": "PENDING", "state": "FAILED", "attem
 VOIDS = {"ids": UNSORTED, "reasons": [None] * 3, "traceparents": [None] * 3, "tracestates": [None] * 3}
 LOCKING = {
     "stock_of": _array(INVENTORY_WORKER["stock_of"], "inventory", "sku", "skus"),
-    "reservations_of": _array(INVENTORY_WORKER["reservations_of"], "reservations", "order_id", "ids"),
+    "reservations_and_payments": _array(
+        INVENTORY_WORKER["reservations_and_payments"], "reservations", "order_id", "ids"
+    ),
     "lock_orders": _array(ORDERS["lock_orders"], "orders", "id", "ids"),
     "units_of": _array(OUTBOX_RELAY["units_of"], "reservations", "order_id", "ids"),
     "lock_skus": _array(OUTBOX_RELAY["lock_skus"], "inventory", "sku", "skus"),
@@ -97,7 +99,7 @@ def _insert_payments(tx: Connection) -> None:
 
 
 def _insert_reservations(tx: Connection) -> None:
-    InventoryHandler._insert(tx, {}, {key: Reservation("RELEASED", {}) for key in UNSORTED})
+    InventoryHandler._record(tx, {}, {key: Reservation("RELEASED", {}) for key in UNSORTED}, {})
 
 
 INSERTS = {
@@ -129,6 +131,8 @@ def test_rows_are_inserted_in_the_order_of_their_keys(connection: Connection, po
         connect(postgres_url, "observer") as observer,
         psycopg.connect(postgres_url) as holder,
     ):
+        waiter.execute("SET lock_timeout = '30s'")
+        waiter.execute("SET statement_timeout = '30s'")
         holder.execute(insert.encode(), (HELD,))
 
         def look_and_release() -> None:
@@ -153,6 +157,8 @@ def test_rows_are_locked_in_the_order_of_their_keys(rows: Connection, postgres_u
         connect(postgres_url, "observer") as observer,
         psycopg.connect(postgres_url) as holder,
     ):
+        waiter.execute("SET lock_timeout = '30s'")
+        waiter.execute("SET statement_timeout = '30s'")
         waiter.execute(f"SET {PLANS[plan]} = off".encode())
         holder.execute(f"SELECT FROM {locking.table} WHERE {locking.column} = %s FOR UPDATE".encode(), (HELD,))
 

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 import pytest
@@ -80,6 +80,15 @@ def test_an_error_of_another_library_keeps_the_session(session: Session) -> None
     assert _pid(session) == before
 
 
+def test_a_session_with_an_open_transaction_is_replaced(session: Session) -> None:
+    """psycopg logs a ROLLBACK that fails, and leaves the transaction open."""
+    before = _pid(session)
+    session.open().execute("BEGIN")
+    with pytest.raises(ValueError, match="Kafka"), session.use():
+        raise ValueError("Kafka is away")
+    assert _pid(session) != before
+
+
 def test_a_fatal_error_is_fatal_only_on_a_new_session(session: Session) -> None:
     _pid(session)
     stale = _fails(session, "SELECT * FROM nowhere")
@@ -121,14 +130,22 @@ def test_the_time_limit_of_the_client_is_longer_than_that_of_the_server() -> Non
     assert ANSWER_LIMIT_SECONDS > STATEMENT_TIMEOUT_SECONDS
 
 
+@contextmanager
+def _short_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Wait 0.5 s for each response until the block ends. A server that does not hang may take longer."""
+    with monkeypatch.context() as patch:
+        patch.setattr(LimitedConnection, "answer_limit_seconds", 0.5)
+        yield
+
+
 def test_a_session_that_hangs_is_closed_in_time(
     session: Session, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LimitedConnection, "answer_limit_seconds", 0.5)
     before = _pid(session)
     os.kill(before, signal.SIGSTOP)
     try:
         with (
+            _short_limit(monkeypatch),
             pytest.raises(psycopg.OperationalError, match=r"gave no answer for 0\.5 s") as left,
             session.use() as connection,
             connection.transaction(),
@@ -143,17 +160,17 @@ def test_a_session_that_hangs_is_closed_in_time(
 def test_a_session_that_hangs_at_the_commit_is_closed_in_time(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LimitedConnection, "answer_limit_seconds", 0.5)
     before = _pid(session)
 
-    def write() -> None:
+    def write(short_limit: ExitStack) -> None:
         with session.use() as connection, connection.transaction():
             connection.execute("INSERT INTO inventory VALUES ('A', 1, 0)")
             os.kill(before, signal.SIGSTOP)
+            short_limit.enter_context(_short_limit(monkeypatch))
 
     try:
-        with pytest.raises(psycopg.OperationalError):
-            write()
+        with ExitStack() as short_limit, pytest.raises(psycopg.OperationalError):
+            write(short_limit)
         assert _pid(session) != before
     finally:
         os.kill(before, signal.SIGCONT)

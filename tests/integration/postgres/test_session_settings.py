@@ -39,7 +39,7 @@ HOSTILE = {
     "enable_indexonlyscan": "off",
     "enable_bitmapscan": "off",
     "enable_nestloop": "off",
-    "plan_cache_mode": "force_generic_plan",
+    "plan_cache_mode": "force_custom_plan",
     "jit": "on",
 }
 NAMES = [*PINNED, "synchronous_commit", "search_path", "client_encoding"]

@@ -38,7 +38,7 @@ def given(
     with connect(postgres_url(secured_database, certificates.trusted), "test") as connection:
         connection.execute(_ROW.encode())
     # The time until a producer gives up. Its default of 30 s would only make the test longer.
-    options = {"delivery.timeout.ms": "2000", **kafka_options(certificate["kafka"], password=password["kafka"])}
+    options = {"delivery.timeout.ms": "6000", **kafka_options(certificate["kafka"], password=password["kafka"])}
     return {
         "KAFKA_BROKERS": secured_brokers,
         "KAFKA_OPTIONS": json.dumps(options),

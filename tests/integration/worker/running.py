@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orderstream.settings import Settings
+from orderstream.telemetry import metrics
 from orderstream.telemetry.setup import start
 from orderstream.worker.runner import Runner
 from tests.support.processes import Process
@@ -24,6 +25,8 @@ class Running:
         self._signal = threading.Event()
         self._is_stopped = False
         self.runner: Runner[Any] = Runner(handler, settings, start(handler.group, settings), self._signal)
+        self._finished = metrics.BATCH_RECORDS.labels(handler.group)._sum
+        self._finished_before = self._finished.get()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=handler.group)
         self._thread.start()
@@ -42,11 +45,20 @@ class Running:
 
     def wait_ready(self) -> None:
         """Wait until the group has assigned partitions to the loop."""
-        wait_until(lambda: self.runner.ready, 20, "the runner joins its group")
+        wait_until(lambda: self.runner.ready, 60, "the runner joins its group")
+
+    def wait_finished(self, records: int) -> None:
+        """Wait until this number of records is processed and their offsets are noted.
+
+        A record may be in its topic a moment before the loop knows it. A stop in this moment makes it unfinished.
+        """
+        wait_until(
+            lambda: self._finished.get() - self._finished_before >= records, 20, f"{records} records are processed"
+        )
 
     def wait_end(self) -> BaseException | None:
         """Wait until the loop ends by itself, and return its error."""
-        wait_until(lambda: not self._thread.is_alive(), STOP_SECONDS, "the runner ends by itself")
+        wait_until(lambda: not self._thread.is_alive(), 60, "the runner ends by itself")
         return self.error
 
     def stop(self) -> None:

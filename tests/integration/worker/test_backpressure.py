@@ -80,7 +80,7 @@ def _wait_lag(group: str, records: int) -> None:
 
 
 def _wait_count(handler: Limited, topic: str, number: int) -> None:
-    wait_until(lambda: handler.count(topic) >= number, 20, f"{number} records of {topic} are processed")
+    wait_until(lambda: handler.count(topic) >= number, 60, f"{number} records of {topic} are processed")
 
 
 def _assert_each_once_and_in_order(*handlers: Limited) -> None:
@@ -107,14 +107,15 @@ def test_a_topic_without_room_waits_as_lag_and_the_other_topic_is_processed(sett
         consumer = loop.runner._subscription._consumer
         publish_events(settings.kafka_brokers, authorized(30))
         _wait_lag(group, 30)
-        began = time.monotonic()
-        for number in range(1, 100):
+        # No other topic has records meanwhile. On a busy machine, one of them may wait until it counts as stalled.
+        until = time.monotonic() + 3 * consumer_health.STALLED_SECONDS
+        wait_until(lambda: loop.runner._subscription._measured > until, 20, "the lag is measured for a while")
+        assert loop.runner._subscription._consumer is consumer
+        for number in range(1, 20):
             publish_events(settings.kafka_brokers, _others(1))
             _wait_count(handler, OTHER, number)
-            if time.monotonic() - began > 3 * consumer_health.STALLED_SECONDS:
-                break
-        assert (handler.count(IN), _lag(group), _paused(group)) == (0, 30, PARTITIONS)
-        assert loop.runner._subscription._consumer is consumer
+        _wait_lag(group, 30)
+        assert (handler.count(IN), _paused(group)) == (0, PARTITIONS)
         handler.free = 7
         _wait_count(handler, IN, 30)
         assert max(map(len, handler.batches)) == 7
@@ -174,6 +175,8 @@ def test_no_partition_starves_if_a_topic_is_paused_again_and_again(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pauses, "FULL_SECONDS", 0)
+    # A turn must be longer than a fetch, also on a busy machine.
+    monkeypatch.setattr(pauses, "TURN_SECONDS", 5.0)
     handler = Often(group)
     publish_events(settings.kafka_brokers, authorized(400))
     with running(handler, settings):
@@ -220,7 +223,7 @@ def test_a_record_of_a_partition_that_is_assigned_during_a_poll_waits_for_room(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One poll lasts longer than the first assignment, so that it returns a record before the topic is paused."""
-    monkeypatch.setattr(subscription, "POLL_SECONDS_WITHOUT_ROOM", 10.0)
+    monkeypatch.setattr(subscription, "POLL_SECONDS_WITHOUT_ROOM", 20.0)
     rewound: list[Record] = []
 
     class Watched(subscription.Subscription):
@@ -256,6 +259,6 @@ def test_an_idle_replica_does_not_count_a_limited_topic_as_stalled(settings: Set
         on_assigned=nothing,
     )
     try:
-        assert idle._pauses.may_wait(idle._consumer) == {IN}
+        assert idle._pauses.may_wait(assigned=False) == {IN}
     finally:
         idle.close()

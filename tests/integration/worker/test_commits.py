@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer
 
+from orderstream.kafka import client
 from orderstream.kafka.group_offsets import GroupOffsets, group_offsets
 from orderstream.settings import Settings
 from orderstream.worker import subscription
@@ -32,10 +33,10 @@ def test_the_offsets_of_several_batches_are_committed_together_and_at_the_end(
     monkeypatch.setattr(subscription, "consumer", commits.of)
     monkeypatch.setattr(subscription, "COMMIT_SECONDS", NEVER_SECONDS)
     handler = Recorder(group)
-    with Tap(settings.kafka_brokers, [OUT]) as tap, running(handler, settings):
+    with running(handler, settings) as loop:
         for number in range(1, 6):
             publish_events(settings.kafka_brokers, authorized(1))
-            tap.count(number)
+            loop.wait_finished(number)
         assert len(handler.batches) == 5
         assert commits.count == 1
     assert commits.count == 2
@@ -104,19 +105,29 @@ def test_the_end_of_a_worker_waits_for_the_offsets_that_it_reads(
 ) -> None:
     """A request of a closed client could end the process with a signal."""
     answers = SlowAnswers(monkeypatch)
+    closed: list[Any] = []
+    monkeypatch.setattr(subscription, "consumer", lambda *given: _NotesClose(client.consumer(*given), closed))
     with running(Recorder(group), settings) as loop:
         assert answers.asked.wait(20)
-        consumer, (client,) = loop.runner._subscription._consumer, answers.clients
+        consumer, reader = loop.runner._subscription._consumer, loop.runner._subscription._offsets_client
+        assert answers.clients == [reader]
         loop.runner._stop.set()
-        wait_until(lambda: _is_closed(consumer), 20, "the worker has left its group")
-        assert not _is_closed(client)
+        wait_until(lambda: consumer in closed, 20, "the worker has left its group")
+        assert reader not in closed
         answers.released.set()
-    assert _is_closed(client)
+    assert closed == [consumer, reader]
 
 
-def _is_closed(client: Consumer) -> bool:
-    try:
-        client.assignment()
-    except RuntimeError:
-        return True
-    return False
+class _NotesClose:
+    """A consumer that notes its close. A call of a consumer while another thread closes it could end the process."""
+
+    def __init__(self, consumer: Consumer, closed: list[Any]) -> None:
+        self._consumer = consumer
+        self._closed = closed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def close(self) -> None:
+        self._consumer.close()
+        self._closed.append(self)

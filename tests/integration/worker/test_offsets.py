@@ -1,5 +1,6 @@
 """Offsets are committed after the batch is processed, commits are retried, and a rewound batch comes back complete."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,7 @@ from tests.support.waiting import wait_until
 
 
 class Commits:
-    """Counts the commits of a consumer, and refuses the first ones with the given codes."""
+    """Counts the commits of a consumer, and refuses the first ones with the given codes. 0 does not refuse."""
 
     def __init__(self, refusals: Sequence[int]) -> None:
         self.count = 0
@@ -32,26 +33,29 @@ class Commits:
 
     def of(self, settings: Settings, group: str, options: Mapping[str, Any] = MappingProxyType({})) -> "_Watched":
         """Return a real consumer whose commits are counted here."""
-        return _Watched(client.consumer(settings, group, options), self)
+        return _Watched(client.consumer(settings, group, options), self, options.get("on_commit"))
 
-    def begin(self, asynchronous: bool) -> None:
-        """Count a commit, which must be synchronous. Raise its refusal, if it has one."""
-        assert not asynchronous, "an asynchronous commit may fail unseen"
+    def refusal(self) -> KafkaError | None:
+        """Count a commit, and return its refusal, if it has one."""
         self.count += 1
-        if code := next(self._refusals, None):
-            raise KafkaException(KafkaError(code))
+        code = next(self._refusals, 0)
+        return KafkaError(code) if code else None
 
 
 class _Watched:
-    def __init__(self, consumer: Any, commits: Commits) -> None:
+    def __init__(self, consumer: Any, commits: Commits, on_commit: Any) -> None:
         self._consumer = consumer
         self._commits = commits
+        self._on_commit = on_commit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)
 
     def commit(self, offsets: Any, asynchronous: bool = True) -> Any:
-        self._commits.begin(asynchronous)
+        if refusal := self._commits.refusal():
+            if not asynchronous:
+                raise KafkaException(refusal)
+            return self._on_commit(refusal, offsets)
         return self._consumer.commit(offsets=offsets, asynchronous=asynchronous)
 
 
@@ -63,6 +67,13 @@ def _wait_caught_up(settings: Settings, group: str) -> None:
     wait_until(lambda: _caught_up(settings, group), 20, "every offset is committed")
 
 
+@pytest.fixture
+def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not measure the lag. A measurement finds an offset that is behind, and commits it."""
+    monkeypatch.setattr(subscription, "MEASURE_SECONDS", math.inf)
+
+
+@pytest.mark.usefixtures("no_measurement")
 def test_an_offset_commit_is_retried_after_a_transient_error(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,27 +82,43 @@ def test_an_offset_commit_is_retried_after_a_transient_error(
     with running(Recorder(group), settings):
         publish_events(settings.kafka_brokers, authorized(1))
         _wait_caught_up(settings, group)
-    assert commits.count == 3
+    assert commits.count >= 3
 
 
-@pytest.mark.parametrize(
-    ("code", "attempts"), [(KafkaError.ILLEGAL_GENERATION, 1), (KafkaError._TIMED_OUT, subscription.COMMIT_ATTEMPTS)]
-)
-def test_if_a_commit_of_offsets_fails_for_good_the_next_commit_moves_them(
-    settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch, code: int, attempts: int
+@pytest.mark.usefixtures("no_measurement")
+def test_if_the_group_refuses_a_commit_of_offsets_the_next_commit_moves_them(
+    settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commits = Commits([code] * attempts)
+    commits = Commits([KafkaError.ILLEGAL_GENERATION])
     monkeypatch.setattr(subscription, "consumer", commits.of)
     before = offsets_of(settings.kafka_brokers, group, [IN])
     with Tap(settings.kafka_brokers, [OUT]) as tap, running(Recorder(group), settings):
         (event,) = authorized(1)
         publish_events(settings.kafka_brokers, [event])
-        wait_until(lambda: commits.count == attempts, 20, "the commit is attempted")
+        wait_until(lambda: commits.count == 1, 20, "the commit is attempted")
         tap.count(1)
         assert offsets_of(settings.kafka_brokers, group, [IN]) == before
         publish_events(settings.kafka_brokers, [event])
         _wait_caught_up(settings, group)
-    assert commits.count == attempts + 1
+    assert commits.count >= 2
+
+
+@pytest.mark.usefixtures("no_measurement")
+@pytest.mark.parametrize(
+    ("code", "attempts"), [(KafkaError.ILLEGAL_GENERATION, 1), (KafkaError._TIMED_OUT, subscription.COMMIT_ATTEMPTS)]
+)
+def test_the_commit_at_the_end_is_repeated_a_few_times(
+    settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch, code: int, attempts: int
+) -> None:
+    commits = Commits([0, *[code] * attempts])
+    monkeypatch.setattr(subscription, "consumer", commits.of)
+    monkeypatch.setattr(subscription, "COMMIT_SECONDS", 3_600.0)
+    with running(Recorder(group), settings) as loop:
+        for number in (1, 2):
+            publish_events(settings.kafka_brokers, authorized(1))
+            loop.wait_finished(number)
+        wait_until(lambda: commits.count == 1, 20, "the first commit is attempted")
+    assert commits.count == 1 + attempts
 
 
 def _failing(_connection: Connection, _batch: Sequence[Received]) -> None:
@@ -206,9 +233,16 @@ def ensured(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     ids=["consumer", "producer", "producer-with-a-timeout"],
 )
 def test_missing_topics_are_created_at_most_once_a_second(
-    settings: Settings, group: str, ensured: list[Settings], report: Callable[[runner.Runner[None]], None]
+    settings: Settings,
+    group: str,
+    ensured: list[Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    report: Callable[[runner.Runner[None]], None],
 ) -> None:
+    """The second is a minute here, because a busy machine may need more than a second between the reports."""
+    monkeypatch.setattr(subscription, "ENSURE_SECONDS", 60.0)
     with running(Recorder(group), settings) as loop:
+        loop.runner._subscription._ensured = float("-inf")
         report(loop.runner)
         report(loop.runner)
         assert ensured == [settings]

@@ -128,11 +128,12 @@ def test_an_error_of_the_session_is_no_dead_letter(settings: Settings, group: st
 def test_an_unknown_error_is_retried_and_then_stops_the_worker(
     settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "RETRY_SECONDS", 0.5)
     tries: list[int] = []
 
     def fault(tx: Connection, _batch: Sequence[Received]) -> None:
         tries.append(1)
+        if len(tries) == 2:
+            monkeypatch.setattr(runner, "RETRY_SECONDS", 0.0)
         tx.execute(b"DO $$ BEGIN RAISE SQLSTATE 'ZZ123'; END $$", prepare=False)
 
     publish_events(settings.kafka_brokers, authorized(5))

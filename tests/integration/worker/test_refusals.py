@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError
 
 from orderstream.dead_letters.refused_records import newest
 from orderstream.domain.events import InventoryReserved, StockLine, build
+from orderstream.kafka import publisher
 from orderstream.kafka.client import MAX_MESSAGE_BYTES
 from orderstream.kafka.envelope import Received
 from orderstream.kafka.errors import PublishError
@@ -63,9 +64,11 @@ class _Verbose(Recorder):
 
 @pytest.mark.parametrize("size", [MAX_MESSAGE_BYTES, 20_000], ids=["client", "broker"])
 def test_an_event_that_kafka_refuses_is_kept_and_blocks_no_other_event(
-    settings: Settings, group: str, size: int
+    settings: Settings, group: str, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """There are more refusals than failures that stop a process, because a refusal is not a defect of the handler."""
+    # After this time the whole batch would be published again, the good events too.
+    monkeypatch.setattr(publisher, "RESEND_SECONDS", 30)
     events = authorized(MIN_FAILURES + 20)
     bad = {event.correlation_id for event in events[: MIN_FAILURES + 5]}
     publish_events(settings.kafka_brokers, events)

@@ -1,5 +1,6 @@
 """The worker loop on a real Kafka: no order is lost or decided twice, and a bad record blocks no other (P5, P7, P9)."""
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from msgspec import structs
 
 from orderstream.kafka import client
 from orderstream.kafka.envelope import Received
@@ -18,6 +20,7 @@ from orderstream.kafka.publisher import Publisher
 from orderstream.kafka.topics import dead_letter_topic
 from orderstream.postgres.connect import Connection
 from orderstream.process import readiness
+from orderstream.process.gathering import OF_RECORDS
 from orderstream.settings import Settings
 from orderstream.worker import consumer_health, runner, subscription
 from orderstream.worker.failure_limit import MIN_FAILURES, TooManyFailuresError
@@ -66,10 +69,22 @@ def test_waiting_records_are_decided_in_batches_and_their_events_published(
         assert (letter.headers["traceparent"], letter.headers["tracestate"]) == (trace, b"a=b")
 
 
+def test_a_batch_has_a_largest_size(settings: Settings, connection: Connection, group: str) -> None:
+    publish_events(settings.kafka_brokers, authorized(200))
+    handler = Recorder(group)
+    handler.gathering = structs.replace(OF_RECORDS, records_max=30)
+    with _tap(settings, group) as tap, running(handler, settings):
+        tap.count(200)
+    assert max(map(len, handler.batches)) == 30
+    assert set(_seen(connection).values()) == {1}
+
+
 def test_a_single_record_does_not_wait_for_a_batch(settings: Settings, group: str) -> None:
-    with _tap(settings, group) as tap, running(Recorder(group), settings):
+    handler = Recorder(group)
+    handler.gathering = structs.replace(OF_RECORDS, shortest_seconds=60.0, longest_seconds=60.0)
+    with _tap(settings, group) as tap, running(handler, settings):
         publish_events(settings.kafka_brokers, authorized(1))
-        tap.count(1, limit_seconds=2)
+        tap.count(1)
 
 
 def test_many_unknown_orders_are_dead_letters_and_do_not_stop_the_worker(settings: Settings, group: str) -> None:
@@ -195,7 +210,7 @@ def test_a_batch_of_large_records_is_little_larger_than_the_records_fetched_ahea
 
     publish_events(settings.kafka_brokers, authorized(number, sku="S" * size))
     with _tap(settings, group) as tap, running(Recorder(group, note_size), settings):
-        tap.count(number)
+        tap.count(number, limit_seconds=60)
         _wait_caught_up(settings, group)
     assert number * size <= sum(sizes_bytes)
     assert max(sizes_bytes) <= 16 << 20
@@ -306,10 +321,17 @@ def test_a_batch_is_rewound_after_its_retry_time_and_received_again(
     monkeypatch.setattr(runner, "BACKOFF_MAX_SECONDS", 0.1)
     events = authorized(8)
     publish_events(settings.kafka_brokers, events)
-    handler = Recorder(group, _Failing(12, psycopg.OperationalError("Postgres is gone")))
+    over = threading.Event()
+
+    def fail(_tx: Connection, _batch: Sequence[Received]) -> None:
+        if not over.is_set():
+            raise psycopg.OperationalError("Postgres is gone")
+
+    handler = Recorder(group, fail)
     with _tap(settings, group) as tap, running(handler, settings):
         wait_until(lambda: len(handler.batches) >= 8, 20, "it is retried")
         assert not _caught_up(settings, group)
+        over.set()
         letters = tap.count(8)
         _wait_caught_up(settings, group)
     assert _orders(letters, OUT) == {event.correlation_id for event in events}
@@ -470,6 +492,8 @@ def test_a_stalled_consumer_is_replaced(settings: Settings, group: str, monkeypa
         tap.count(2)
         replaced = loop.runner._subscription._consumer
         assert replaced is not stalled[0]
+        # A busy machine may need more than the short limit for the next records.
+        monkeypatch.setattr(consumer_health, "STALLED_SECONDS", 5.0)
         publish_events(settings.kafka_brokers, authorized(20))
         _wait_caught_up(settings, group)
         assert loop.runner._subscription._consumer is replaced
@@ -495,15 +519,17 @@ def test_a_failing_batch_is_reported_until_it_succeeds(
             operator.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on".encode())
             operator.execute(_END_SESSIONS, [group])
             publish_events(settings.kafka_brokers, authorized(1))
-            problem = str(wait_until(loop.runner.readiness.problem, 20, "the worker reports the failure"))
-            assert problem.startswith(("has finished no batch for ", "has not reached PostgreSQL for "))
-            assert "read-only" in problem
+            # A slow attempt or a slow Kafka is also reported.
+            wait_until(
+                lambda: _READ_ONLY.match(loop.runner.readiness.problem() or ""), 20, "the worker reports the failure"
+            )
             operator.execute("SET default_transaction_read_only = off")
             operator.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only".encode())
             operator.execute(_END_SESSIONS, [group])
             wait_until(lambda: loop.runner.readiness.problem() is None, 20, "the worker reports no failure")
 
 
+_READ_ONLY = re.compile("has (finished no batch|not reached PostgreSQL) for .*read-only")
 _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE application_name = %s AND datname = current_database()"

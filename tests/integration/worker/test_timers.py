@@ -265,11 +265,12 @@ def test_a_permanent_error_of_a_timer_also_ends_the_retries_of_a_batch(
 
 def test_a_permanent_error_of_a_batch_also_ends_the_timers(settings: Settings, group: str) -> None:
     error = psycopg.errors.UndefinedTable("42P01")
+    counter = Counter()
 
     def fail(_tx: Connection, _batch: Sequence[Received]) -> None:
+        _wait_runs(counter, 1)
         raise error
 
-    counter = Counter()
     publish_events(settings.kafka_brokers, authorized(1))
     loop = Running(Recorder(group, fail, timers=[counter.timer("rare", 3_600)]), settings)
     assert loop.wait_end() is error

@@ -18,7 +18,7 @@ from tests.integration.worker.running import running
 from tests.support.topics import end_offsets, offsets_of, publish_events
 from tests.support.waiting import wait_until
 
-_SECONDS = 10
+_SECONDS = 60
 
 
 @contextmanager

@@ -181,3 +181,31 @@ def test_programs_are_copied_completely_or_not_at_all(state: StateDir, tmp_path:
     assert list((shared / "programs").iterdir()) == []
     copy = chosen.copy_program("java", lambda target: (target / "bin").touch())
     assert chosen.copy_program("java", fail) == copy
+
+
+@needs_root
+def test_a_stack_that_has_only_started_keeps_the_programs_when_another_one_is_removed(
+    state: StateDir, bases: list[Path], tmp_path: Path
+) -> None:
+    other = StateDir(tmp_path / "other")
+    other.open()
+    assert server_home.choose(other, pytest.fail).shared == server_home.choose(state, pytest.fail).shared
+    copy = server_home.of(state).copy_program("java", lambda target: (target / "bin").touch())
+    server_home.remove(other)
+    assert copy.exists()
+    server_home.remove(state)
+    assert list(bases[0].iterdir()) == []
+
+
+@needs_root
+def test_stacks_choose_and_remove_their_folders_one_after_another(
+    state: StateDir, bases: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_home, "LOCK_SECONDS", 0)
+    server_home.choose(state, pytest.fail)
+    with server_home._alone():
+        for act in (lambda: server_home.choose(state, pytest.fail), lambda: server_home.remove(state)):
+            with pytest.raises(ServerHomeError, match="another stack has held"):
+                act()
+    server_home.remove(state)
+    assert list(bases[0].iterdir()) == []

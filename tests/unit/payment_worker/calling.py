@@ -65,8 +65,8 @@ class Provider:
         self.is_closed = True
 
     async def _answer(self, order_id: str) -> object:
-        self.begun.append(order_id)
         if order_id in self.answers:
+            self.begun.append(order_id)
             answer = self.answers[order_id]
             if isinstance(answer, BaseException):
                 raise answer
@@ -74,6 +74,8 @@ class Provider:
         future = asyncio.get_running_loop().create_future()
         self.running[order_id] = future
         self.most = max(self.most, len(self.running))
+        # Last: a test that waits until a call has begun may then look at the call.
+        self.begun.append(order_id)
         try:
             while True:
                 try:
@@ -116,13 +118,14 @@ def started(
     clock: Callable[[], float] | None = None,
     tracer: Tracer = TRACER,
 ) -> Iterator[ProviderCalls]:
-    """Run calls until the block ends."""
+    """Run calls until the block ends. Then their thread has ended, and has logged and counted everything."""
     calls = ProviderCalls(provider, concurrency, timeout_seconds, tracer, clock or time.monotonic)
     calls.start()
     try:
         yield calls
     finally:
         calls.close(0.1)
+        wait_until(lambda: not calls._loop._thread.is_alive(), LIMIT_SECONDS, "the thread of the calls has ended")
 
 
 def collected(calls: ProviderCalls, number: int) -> dict[str, object]:

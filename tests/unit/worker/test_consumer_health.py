@@ -22,7 +22,7 @@ def _health(clock: Callable[[], float]) -> ConsumerHealth:
 
 
 def _lag(health: ConsumerHealth, consumer: Any, may_wait: Collection[str] = ()) -> dict[TopicAndPartition, int]:
-    return health.lag(positions_of(consumer), consumer.offsets(), may_wait)
+    return health.lag(positions_of(consumer, consumer.assignment()), consumer.offsets(), may_wait)
 
 
 class FakeConsumer:
@@ -239,11 +239,13 @@ def test_a_topic_that_may_wait_is_not_stalled_but_its_lag_is_measured(is_assigne
 def test_a_position_is_ahead_of_the_group_if_no_record_waits_and_the_group_is_behind(
     consumer: Any, expected: dict[tuple[str, int], int]
 ) -> None:
-    assert positions_ahead_of_group(positions_of(consumer), consumer.offsets(), set()) == expected
-    assert positions_ahead_of_group(positions_of(consumer), consumer.offsets(), {("t", 0)}) == {}
+    assert (
+        positions_ahead_of_group(positions_of(consumer, consumer.assignment()), consumer.offsets(), set()) == expected
+    )
+    assert positions_ahead_of_group(positions_of(consumer, consumer.assignment()), consumer.offsets(), {("t", 0)}) == {}
 
 
 def test_a_position_beyond_the_end_is_not_committed() -> None:
     """The consumer has received records since the offsets were read, or the topic was created again."""
     consumer: Any = FakeConsumer(8, 6, 0, 7)
-    assert positions_ahead_of_group(positions_of(consumer), consumer.offsets(), set()) == {}
+    assert positions_ahead_of_group(positions_of(consumer, consumer.assignment()), consumer.offsets(), set()) == {}

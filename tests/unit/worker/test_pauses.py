@@ -167,6 +167,6 @@ def test_a_topic_that_had_no_room_since_the_last_measurement_may_wait(limited: P
     for free in (0, 1):
         room["a"] = free
         _apply(limited, consumer)
-    assert limited.may_wait(consumer) == {"x-a"}  # type: ignore[arg-type]
+    assert limited.may_wait(assigned=True) == {"x-a"}
     limited.note_measurement()
-    assert limited.may_wait(consumer) == set()  # type: ignore[arg-type]
+    assert limited.may_wait(assigned=True) == set()

@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from orderstream.console.flow import records
+from orderstream.console.flow import topics as topics_module
 from orderstream.console.flow.records import HEADERS_MAX, KEY_MAX_BYTES, LIMIT_MAX, VALUE_MAX_BYTES
 from orderstream.domain.events import TOPICS
 from orderstream.kafka.client import consumer
@@ -28,6 +29,13 @@ PARTITIONS = 120
 """More than a page shows. A thousand would stop the small broker of the tests for half a minute."""
 ORDER = "01a218e4-846f-7867-89a1-25442701ebcc"
 HOSTILE = '</code><script>alert("1")</script><img src=x onerror=alert(1)>{{ 7*7 }}'
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give Kafka more time than operators have: a busy machine is no failure."""
+    monkeypatch.setattr(records, "READ_SECONDS", 15.0)
+    monkeypatch.setattr(topics_module, "ANSWER_SECONDS", 15.0)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ class Asked:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.is_held = False
         self.error: Exception | None = None
         self.released = threading.Event()
         self.released.set()
@@ -22,6 +23,7 @@ class Asked:
 
     def ask(self) -> int:
         self.calls += 1
+        self.is_held = not self.released.is_set()
         assert self.released.wait(20)
         if self.error is not None:
             raise self.error
@@ -67,7 +69,7 @@ def test_a_call_that_hangs_is_the_only_one_and_counts_as_silence() -> None:
     audience.look()
     source = running(reader, audience, watched_seconds=0.01)
     reader.released.clear()
-    wait_until(lambda: source.reading.asked_at is not None, 10, "an outstanding call")
+    wait_until(lambda: reader.is_held, 10, "an outstanding call")
     calls = reader.calls
     reading = source.reading
     assert reading.asked_at is not None

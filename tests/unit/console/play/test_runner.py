@@ -15,6 +15,9 @@ from orderstream.http_server.problems import Problem
 from orderstream.settings import Settings
 from tests.support.system import free_port
 
+RUN_SECONDS = 2.0
+"""Long enough for a first order, also on a busy machine."""
+
 
 class _WithoutPostgres:
     """The part of a console that a run needs. PostgreSQL is down."""
@@ -56,7 +59,7 @@ def test_orders_are_skipped_while_too_many_calls_are_in_flight(monkeypatch: pyte
 
     async def scenario() -> None:
         async with _silent_server() as (url, counts):
-            run = _run(url, 1)
+            run = _run(url, RUN_SECONDS)
             await run.work()
             figures = run.view().figures
             assert counts[1] == 2, "no more calls were made at the same time"
@@ -70,7 +73,7 @@ def test_a_gateway_without_an_answer_is_counted(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(gateway, "CALL_SECONDS", 0.05)
 
     async def scenario() -> None:
-        run = _run(f"http://127.0.0.1:{free_port()}", 0.5)
+        run = _run(f"http://127.0.0.1:{free_port()}", RUN_SECONDS)
         await run.work()
         view = run.view()
         assert not view.is_running
@@ -79,7 +82,7 @@ def test_a_gateway_without_an_answer_is_counted(monkeypatch: pytest.MonkeyPatch)
             ("well", "not accepted: no answer")
         ]
         async with _silent_server() as (url, _):
-            run = _run(url, 0.5)
+            run = _run(url, RUN_SECONDS)
             await run.work()
             assert [outcome.outcome for outcome in run.view().figures.outcomes] == ["not accepted: no answer"]
 
