@@ -35,6 +35,11 @@ def test_every_name_gets_its_own_port() -> None:
     assert len(set(chosen.values())) == 4
 
 
+def test_two_choices_that_no_server_uses_yet_have_no_port_in_common() -> None:
+    names = [str(number) for number in range(500)]
+    assert not set(ports.pick(names, {}).values()) & set(ports.pick(names, {}).values())
+
+
 def test_a_free_port_is_kept() -> None:
     first = ports.pick(["a", "b"], {})
     assert ports.pick(["a", "b"], first) == first

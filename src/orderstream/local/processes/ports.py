@@ -1,8 +1,8 @@
 """Picks free ports, which the local stack keeps for later runs, and names the process that holds a taken port."""
 
 import errno
+import itertools
 import os
-import random
 import socket
 from collections.abc import Iterable, Mapping
 
@@ -12,6 +12,9 @@ LOOPBACK = "127.0.0.1"
 # Systems take the ports of outgoing connections from a higher range. So a kept port is rarely taken at the next start.
 _FIRST, _LAST = 20_000, 32_000
 _TRIES = 1_000
+# The walk of each process begins anywhere and goes on where it stopped. So stacks that start at the same time, and find
+# the same ports free, rarely choose the same one.
+_walk = itertools.count(int.from_bytes(os.urandom(4)))
 
 
 def is_free(host: str, port: int) -> bool:
@@ -42,9 +45,8 @@ def pick(names: Iterable[str], kept: Mapping[str, int], avoid: Iterable[int] = (
 
 
 def _another(used: set[int]) -> int:
-    choice = random.Random(os.urandom(8))  # noqa: S311 - it only has to differ from the choice of another local stack
-    for _ in range(_TRIES):
-        port = choice.randrange(_FIRST, _LAST)
+    for step in itertools.islice(_walk, _TRIES):
+        port = _FIRST + step % (_LAST - _FIRST)
         if port not in used and is_free(LOOPBACK, port):
             return port
     raise OSError(errno.EADDRINUSE, f"no free port found between {_FIRST} and {_LAST}")
