@@ -20,6 +20,7 @@ ifneq ($(BUNDLE),)
 export REQUESTS_CA_BUNDLE ?= $(BUNDLE)
 export SSL_CERT_FILE ?= $(BUNDLE)
 export PIP_CERT ?= $(BUNDLE)
+export NODE_EXTRA_CA_CERTS ?= $(BUNDLE)
 endif
 
 # uv caches downloads below HOME. If HOME is not writable, the cache is in the virtual environment.
